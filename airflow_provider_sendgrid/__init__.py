@@ -1,0 +1,3 @@
+"""SendGrid contact exports as Airflow tasks."""
+
+__version__ = "0.1.0"
