@@ -1,0 +1,41 @@
+# Everything below sets itself up: a fresh clone needs only python3 (>= 3.10) and make.
+
+AIRFLOW ?= 3.3.1
+PYTHON ?= python3
+
+BIN := .venv/bin
+ENVIRONMENT := .venv/airflow-$(AIRFLOW).made
+
+# With it every airflow command would compile thousands of modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint demo ui clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Tests run even where a check failed, so that one run tells all; either fails the target.
+test: $(ENVIRONMENT) ## all checks and the quick tests
+	@failed=0; \
+	$(MAKE) --no-print-directory lint || { failed=1; echo "CHECKS FAILED (above); the tests follow"; }; \
+	$(BIN)/python -m pytest || failed=1; \
+	exit $$failed
+
+lint: $(ENVIRONMENT) ## style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: $(ENVIRONMENT) ## one export from SendGrid's emulator through a real Airflow into a real S3 server
+	@$(BIN)/python -m lab.demo
+
+ui: $(ENVIRONMENT) ## the same, left running to click around in
+	@$(BIN)/python -m lab.ui
+
+clean: ## remove the environments and everything the lab wrote
+	rm -rf .venv .lab
+
+$(ENVIRONMENT): pyproject.toml Makefile lab/environment.py
+	@$(PYTHON) -m lab.environment .venv --airflow $(AIRFLOW) --group dev
