@@ -1,0 +1,26 @@
+"""SendGrid's contact-export API on localhost: for tests, for trying DAGs, for rehearsing outages.
+
+    with Emulator() as sendgrid:
+        news = sendgrid.add_list("News", contacts=1_000)
+        print(sendgrid.url, sendgrid.api_key)
+
+or `python -m airflow_provider_sendgrid.emulator`. Pure standard library; knows nothing of Airflow, nor of the
+package that it tests.
+"""
+
+from __future__ import annotations
+
+from .emulator import DEFAULT_API_KEY, DEFAULT_LISTS, DEFAULT_SEGMENTS, Emulator, ExportedFile
+from .recording import RecordedRequest
+from .settings import Key, Settings
+
+__all__ = [
+    "DEFAULT_API_KEY",
+    "DEFAULT_LISTS",
+    "DEFAULT_SEGMENTS",
+    "Emulator",
+    "ExportedFile",
+    "Key",
+    "RecordedRequest",
+    "Settings",
+]

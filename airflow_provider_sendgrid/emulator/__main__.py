@@ -1,0 +1,140 @@
+"""The emulator from the command line: `python -m airflow_provider_sendgrid.emulator`.
+
+Knows options and what to print. Must not know anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from dataclasses import dataclass
+
+from .account import FAMILIES
+from .emulator import DEFAULT_API_KEY, Emulator
+from .recording import RecordedRequest
+from .settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ListOption:
+    """`NAME=COUNT[:OUTCOME]`."""
+
+    name: str
+    contacts: int
+    outcome: str = "ready"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run until interrupted."""
+    options = _parser().parse_args(arguments)
+    with _emulator(options) as emulator:
+        for each in options.list:
+            for family in FAMILIES:
+                emulator.add_list(each.name, contacts=each.contacts, family=family, outcome=each.outcome)
+        print(_greeting(emulator), flush=True)
+        _wait_for_end()
+    print("closed")
+
+
+def _emulator(options: argparse.Namespace) -> Emulator:
+    limit, window = options.rate_limit
+    return Emulator(
+        Settings(
+            ready_after=options.ready_after,
+            url_lifetime=options.url_lifetime,
+            rate_limit=limit,
+            rate_limit_window=window,
+            contacts_per_file=options.max_contacts_per_file,
+            bytes_per_second=options.max_bytes_per_second,
+            bytes_per_connection=options.max_bytes_per_connection,
+        ),
+        host=options.host,
+        port=options.port,
+        files_port=options.files_port,
+        api_key=options.api_key,
+        seed=options.seed,
+        contacts=options.contacts,
+        populate=not options.list,
+        observe=_print_request if options.verbose else lambda _: None,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_sendgrid.emulator",
+        description="SendGrid's contact-export API on this machine.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=8025, help="port of the API; 0 takes a free one")
+    add("--files-port", type=int, default=0, help="port of the file storage; 0 takes a free one")
+    add("--api-key", default=DEFAULT_API_KEY, help="the key that may do everything")
+    add("--seed", type=int, default=0, help="decides who the contacts are")
+    add("--contacts", type=int, default=0, help="at least so many contacts in the whole account")
+    add("--list", type=_list_option, action="append", default=[], metavar="NAME=COUNT[:OUTCOME]",
+        help="a list instead of the default ones; outcome: ready, failure, stuck, expired, unknown:<status>")  # fmt: skip
+    add("--ready-after", type=float, default=3.0, metavar="SECONDS", help="how long an export takes")
+    add("--url-lifetime", type=int, default=300, metavar="SECONDS", help="how long a file URL is good for")
+    add("--rate-limit", type=_rate_limit, default=(0, 60.0), metavar="LIMIT/SECONDS", help="e.g. 10/60")
+    add("--max-contacts-per-file", type=int, default=0, metavar="N", help="split exports; 0 = only by size")
+    add(
+        "--max-bytes-per-second", type=int, default=0, metavar="N", help="speed of a file connection; 0 = any"
+    )
+    add("--max-bytes-per-connection", type=int, default=0, metavar="N", help="end it after so many; 0 = any")
+    add("--verbose", action="store_true", help="print a line for each request")
+    return parser
+
+
+def _list_option(text: str) -> ListOption:
+    name, _, rest = text.rpartition("=")
+    count, _, outcome = rest.partition(":")
+    if not name or not count.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COUNT[:OUTCOME]")
+    return ListOption(name, int(count), outcome or "ready")
+
+
+def _rate_limit(text: str) -> tuple[int, float]:
+    limit, _, seconds = text.partition("/")
+    try:
+        return int(limit), float(seconds or 60)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LIMIT/SECONDS") from None
+
+
+def _greeting(emulator: Emulator) -> str:
+    lists = [
+        f"  {family:<10} {each.id!s:<36}  {each.name} ({each.contacts:,} contacts, {each.outcome})"
+        for family in FAMILIES
+        for each in emulator.lists(family)
+    ]
+    return "\n".join(
+        [
+            f"API    {emulator.url}",
+            f"files  {emulator.files_url}",
+            f"key    {emulator.api_key}",
+            f"export AIRFLOW_CONN_SENDGRID_DEFAULT='{emulator.connection_json()}'",
+            "lists",
+            *lists,
+        ]
+    )
+
+
+def _print_request(entry: RecordedRequest) -> None:
+    print(
+        f"{entry.listener:<5} {entry.status} {entry.method} {entry.path} {entry.headers.get('range', '')}",
+        flush=True,
+    )
+
+
+def _wait_for_end() -> None:
+    """Return on ctrl-C or when asked to terminate."""
+    asked = threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: asked.set())
+    asked.wait()
+
+
+if __name__ == "__main__":
+    main()

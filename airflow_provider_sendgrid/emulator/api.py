@@ -1,0 +1,230 @@
+"""SendGrid's endpoints: one table of routes, from a request to an answer.
+
+Knows who may ask what, and how SendGrid says no. Must not know sockets, files on disk or faults.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .account import Audience, Export, Family, Kind
+from .backend import DEFAULT_MAX_FILE_SIZE, Backend
+from .contacts import FileType
+from .messages import Answer, Request, errors_answer, json_answer
+from .payloads import FORMS, Origins, audience_payload, listed_payload, started_payload, status_payload
+from .settings import Key
+
+
+class RefusedError(Exception):
+    """The request gets an error for an answer."""
+
+    def __init__(self, status: int, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.answer = errors_answer(status, message, field)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way through an endpoint."""
+
+    backend: Backend
+    request: Request
+    origins: Origins
+    family: Family
+    key: Key
+    export_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint; a path without a family is open to any key."""
+
+    method: str
+    path: str
+    endpoint: Callable[[Call], Answer]
+    family: Family | None = None
+
+
+def answer_api(backend: Backend, request: Request, origins: Origins) -> Answer:
+    """Answer one request as SendGrid would."""
+    try:
+        key = _authenticate(backend, request)
+        route, export_id = _find_route(request)
+        _authorise(backend, request, key, route)
+        call = Call(backend, request, origins, route.family or "marketing", key, export_id)
+        return route.endpoint(call)
+    except RefusedError as refused:
+        return refused.answer
+
+
+def key_of(backend: Backend, request: Request) -> Key | None:
+    """Return the known key that a request carries."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    return backend.keys.get(secret.strip()) if scheme.lower() == "bearer" else None
+
+
+def _authenticate(backend: Backend, request: Request) -> Key:
+    key = key_of(backend, request)
+    if "authorization" not in request.headers:
+        raise RefusedError(401, "authorization required")
+    if key is None:
+        raise RefusedError(401, "The provided authorization grant is invalid, expired, or revoked")
+    return key
+
+
+def _find_route(request: Request) -> tuple[Route, str]:
+    matches = [(route, found) for route in ROUTES if (found := re.fullmatch(route.path, request.path))]
+    if not matches:
+        raise RefusedError(404, "not found")
+    for route, found in matches:
+        if route.method == request.method:
+            return route, found.groupdict().get("id", "")
+    raise RefusedError(405, "method not allowed")
+
+
+def _authorise(backend: Backend, request: Request, key: Key, route: Route) -> None:
+    """Refuse with the one text that SendGrid has for three different reasons."""
+    settings = backend.settings
+    subuser = request.headers.get("on-behalf-of")
+    is_known = subuser is None or subuser in settings.subusers
+    has_product = route.family is None or settings.product in ("both", route.family)
+    has_scope = route.family is None or FORMS[route.family].scope in key.scopes
+    if not (is_known and has_product and has_scope):
+        raise RefusedError(403, "access forbidden")
+
+
+def _start_export(call: Call) -> Answer:
+    body = _json_body(call.request)
+    chosen = [*_chosen(call, body, "list"), *_chosen(call, body, "segment")]
+    _check_notifications(body)
+    export = call.backend.start_export(call.family, chosen, _file_type(body), _max_file_size(body))
+    return json_answer(202, started_payload(export, call.origins))
+
+
+def _json_body(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(request.body or b"{}")
+    except ValueError:
+        raise RefusedError(400, "request body is not valid JSON") from None
+    if not isinstance(body, dict):
+        raise RefusedError(400, "request body must be an object")
+    return body
+
+
+def _chosen(call: Call, body: dict[str, Any], kind: Kind) -> list[Audience]:
+    """Return the lists or segments that the body names."""
+    field, id_type = f"{kind}_ids", FORMS[call.family].id_type
+    ids = body.get(field, [])
+    if not isinstance(ids, list) or any(type(each) is not id_type for each in ids):
+        kind_of_id = {str: "strings", int: "integers"}[id_type]
+        raise RefusedError(400, f"{field} must be an array of {kind_of_id}", field)
+    known = {each.id: each for each in call.backend.account.audiences(call.family, kind)}
+    unknown = [each for each in ids if each not in known]
+    if unknown:
+        raise RefusedError(400, f"no {kind} has the id {unknown[0]}", field)
+    return [known[each] for each in dict.fromkeys(ids)]
+
+
+def _check_notifications(body: dict[str, Any]) -> None:
+    notifications = body.get("notifications", {})
+    if not isinstance(notifications, dict) or not isinstance(notifications.get("email", False), bool):
+        raise RefusedError(400, "notifications must be an object with a boolean email", "notifications")
+
+
+def _file_type(body: dict[str, Any]) -> FileType:
+    file_type: FileType = body.get("file_type", "csv")
+    if file_type not in ("csv", "json"):
+        raise RefusedError(400, "file_type must be one of csv, json", "file_type")
+    return file_type
+
+
+def _max_file_size(body: dict[str, Any]) -> int:
+    size = body.get("max_file_size", DEFAULT_MAX_FILE_SIZE)
+    if type(size) is not int or size < 1:
+        raise RefusedError(400, "max_file_size must be a positive integer", "max_file_size")
+    return size
+
+
+def _get_export(call: Call) -> Answer:
+    export = call.backend.account.export(call.export_id)
+    if export is None or export.family != call.family:
+        raise RefusedError(404, "export not found")
+    return json_answer(200, status_payload(export, call.backend, call.origins))
+
+
+def _list_exports(call: Call) -> Answer:
+    def show(export: Export) -> dict[str, Any]:
+        return listed_payload(export, call.backend, call.origins)
+
+    exports = call.backend.account.exports(call.family)
+    return _page(call, exports, call.backend.settings.page_size, show, "result")
+
+
+def _list_marketing_lists(call: Call) -> Answer:
+    return _page(call, *_audiences(call, "list"), "result")
+
+
+def _list_marketing_segments(call: Call) -> Answer:
+    return _page(call, *_audiences(call, "segment"), "results")
+
+
+def _list_legacy_lists(call: Call) -> Answer:
+    lists, _, show = _audiences(call, "list")
+    return json_answer(200, {"lists": [show(each) for each in lists]})
+
+
+def _list_legacy_segments(call: Call) -> Answer:
+    segments, _, show = _audiences(call, "segment")
+    return json_answer(200, {"segments": [show(each) for each in segments]})
+
+
+def _audiences(call: Call, kind: Kind) -> tuple[list[Audience], int, Callable[[Audience], dict[str, Any]]]:
+    found = call.backend.account.audiences(call.family, kind)
+    return found, 100, lambda each: audience_payload(each, call.origins)
+
+
+def _page(call: Call, items: list[Any], default_size: int, show: Callable[[Any], Any], field: str) -> Answer:
+    """Return one page; the token is the id of its first item, so that new items move no page."""
+    size = _page_size(call.request.query.get("page_size", str(default_size)))
+    token = call.request.query.get("page_token", "")
+    ids = [str(each.id) for each in items]
+    if token and token not in ids:
+        raise RefusedError(400, "page_token is not valid", "page_token")
+    first = ids.index(token) if token else 0
+    links = {"prev": first - size, "self": first, "next": first + size}
+    url = f"{call.origins.api}{call.request.path}?page_size={size}&page_token="
+    metadata: dict[str, Any] = {name: url + ids[at] for name, at in links.items() if 0 <= at < len(ids)}
+    metadata.setdefault("self", url)
+    metadata["count"] = len(ids)
+    return json_answer(
+        200, {field: [show(each) for each in items[first : first + size]], "_metadata": metadata}
+    )
+
+
+def _page_size(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise RefusedError(400, "page_size must be a number from 1 to 1000", "page_size")
+    return int(text)
+
+
+def _get_scopes(call: Call) -> Answer:
+    return json_answer(200, {"scopes": sorted(call.key.scopes)})
+
+
+ROUTES: Final = (
+    Route("GET", "/v3/scopes", _get_scopes),
+    Route("POST", "/v3/marketing/contacts/exports", _start_export, "marketing"),
+    Route("GET", "/v3/marketing/contacts/exports", _list_exports, "marketing"),
+    Route("GET", "/v3/marketing/contacts/exports/(?P<id>[^/]+)", _get_export, "marketing"),
+    Route("GET", "/v3/marketing/lists", _list_marketing_lists, "marketing"),
+    Route("GET", re.escape("/v3/marketing/segments/2.0"), _list_marketing_segments, "marketing"),
+    Route("POST", "/v3/contactdb/exports", _start_export, "legacy"),
+    Route("GET", "/v3/contactdb/exports", _list_exports, "legacy"),
+    Route("GET", "/v3/contactdb/exports/(?P<id>[^/]+)", _get_export, "legacy"),
+    Route("GET", "/v3/contactdb/lists", _list_legacy_lists, "legacy"),
+    Route("GET", "/v3/contactdb/segments", _list_legacy_segments, "legacy"),
+)

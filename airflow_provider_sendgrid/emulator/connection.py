@@ -1,0 +1,181 @@
+"""One connection: requests read from it, answers sent as well or as badly as they say.
+
+Knows HTTP/1.1 on the wire. Must not know what is asked, nor why an answer is to go wrong.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import parse_headers
+from typing import BinaryIO, Final
+
+from .messages import Answer, FileSlice, Part, Request
+
+_LINE_BYTES: Final = 65_536
+_TICKS_PER_SECOND: Final = 50
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close() sends RST
+
+Count = Callable[[int], None]
+Respond = Callable[[Request], tuple[Answer, Count]]
+
+
+class ConnectionEndedError(Exception):
+    """This connection carries nothing more."""
+
+
+class Waits:
+    """What connections wait for: the end, or to be let go."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._released = threading.Event()
+
+    def hang(self) -> None:
+        """Wait until released or ended."""
+        released = self._released
+        if not self.ended.is_set():
+            released.wait()
+
+    def release(self) -> None:
+        """Let go of all that hang."""
+        released, self._released = self._released, threading.Event()
+        released.set()
+
+    def end(self) -> None:
+        """Let go of all that wait, now and later."""
+        self.ended.set()
+        self.release()
+
+
+@dataclass(slots=True)
+class Connection:
+    """One client's connection, kept alive between requests."""
+
+    socket: socket.socket
+    incoming: BinaryIO
+    respond: Respond
+    waits: Waits
+    carried: int = field(default=0)
+
+    def serve(self) -> None:
+        """Answer requests until either side has had enough."""
+        while (request := self._read()) is not None:
+            answer, count = self.respond(request)
+            self._misbehave(answer)
+            self._send(request, answer, count)
+            if request.headers.get("connection", "").lower() == "close":
+                return
+
+    def _read(self) -> Request | None:
+        line = self.incoming.readline(_LINE_BYTES).decode("latin-1")
+        if not line:
+            return None
+        words = line.split()
+        if len(words) != 3:
+            raise ConnectionEndedError
+        parsed = parse_headers(self.incoming)
+        headers = {name.lower(): value for name, value in parsed.items()}
+        if headers.get("expect", "").lower() == "100-continue":
+            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.incoming.read(int(headers.get("content-length", 0)))
+        return Request(words[0], words[1], headers, body)
+
+    def _misbehave(self, answer: Answer) -> None:
+        sending = answer.sending
+        if sending.delay_seconds:
+            self.waits.ended.wait(sending.delay_seconds)
+        if sending.hang:
+            self.waits.hang()
+            raise ConnectionEndedError
+        if sending.drop:
+            self._end(with_reset=sending.drop == "reset")
+
+    def _send(self, request: Request, answer: Answer, count: Count) -> None:
+        limit = self._limit(answer)
+        parts = () if request.method == "HEAD" else tuple(_cut(answer.body, limit))
+        self._send_parts((_head(answer), *parts), answer, count)
+        while answer.sending.endless and not self.waits.ended.is_set():
+            self._send_part(answer.sending.endless, answer, count)
+        if limit < answer.length or _is_lying(answer):
+            self._end(with_reset=answer.sending.cut_with_reset)
+
+    def _limit(self, answer: Answer) -> int:
+        """Return how many bytes of the body may go out."""
+        sending = answer.sending
+        limits = [answer.length]
+        limits += [sending.cut_after] if sending.cut_after is not None else []
+        limits += [max(0, sending.connection_bytes - self.carried)] if sending.connection_bytes else []
+        return min(limits)
+
+    def _send_parts(self, parts: tuple[Part, ...], answer: Answer, count: Count) -> None:
+        """Send head and body, together in one packet when the body is small."""
+        if all(isinstance(part, bytes) for part in parts) and not answer.sending.bytes_per_second:
+            joined = b"".join(part for part in parts if isinstance(part, bytes))
+            self.socket.sendall(joined)
+            count(len(joined) - len(parts[0]))
+            return
+        self.socket.sendall(parts[0] if isinstance(parts[0], bytes) else b"")
+        for part in parts[1:]:
+            self._send_part(part, answer, count)
+
+    def _send_part(self, part: Part, answer: Answer, count: Count) -> None:
+        speed = answer.sending.bytes_per_second
+        step = max(1, speed // _TICKS_PER_SECOND) if speed else len(part)
+        for piece in _steps(part, step):
+            sent = self._send_piece(piece)
+            self.carried += sent
+            count(sent)
+            if speed and self.waits.ended.wait(sent / speed):
+                raise ConnectionEndedError
+
+    def _send_piece(self, piece: Part) -> int:
+        if isinstance(piece, bytes):
+            self.socket.sendall(piece)
+            return len(piece)
+        with piece.path.open("rb") as file:
+            return self.socket.sendfile(file, piece.first, piece.length)
+
+    def _end(self, *, with_reset: bool) -> None:
+        if with_reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        raise ConnectionEndedError
+
+
+def _head(answer: Answer) -> bytes:
+    phrase = HTTPStatus(answer.status).phrase if answer.status in _KNOWN_STATUSES else "Unknown"
+    declared = {} if answer.sending.endless else {"Content-Length": str(answer.length)}
+    lines = [f"{name}: {value}" for name, value in {**declared, **answer.headers}.items()]
+    return "\r\n".join([f"HTTP/1.1 {answer.status} {phrase}", *lines, "", ""]).encode("latin-1")
+
+
+_KNOWN_STATUSES: Final = frozenset(status.value for status in HTTPStatus)
+
+
+def _is_lying(answer: Answer) -> bool:
+    """Tell whether the announced length is another than the body's; the connection is of no use after that."""
+    return answer.headers.get("Content-Length", str(answer.length)) != str(answer.length)
+
+
+def _cut(parts: tuple[Part, ...], limit: int) -> Iterator[Part]:
+    """Give the first bytes of a body."""
+    for part in parts:
+        if limit <= 0:
+            return
+        yield from _steps(part, limit) if len(part) <= limit else [_slice(part, 0, limit)]
+        limit -= len(part)
+
+
+def _steps(part: Part, step: int) -> Iterator[Part]:
+    for first in range(0, len(part), max(1, step)):
+        yield _slice(part, first, min(step, len(part) - first))
+
+
+def _slice(part: Part, first: int, length: int) -> Part:
+    if isinstance(part, bytes):
+        return part[first : first + length]
+    return FileSlice(part.path, part.first + first, length)

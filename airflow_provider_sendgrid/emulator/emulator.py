@@ -1,0 +1,297 @@
+"""The emulator as a Python value: `with Emulator() as sendgrid: ...`.
+
+Knows all the pieces and joins them; decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from .account import DEFAULT_MESSAGE, Account, Audience, Export, Family, Kind
+from .api import answer_api, key_of
+from .backend import DEFAULT_MAX_FILE_SIZE, Backend
+from .connection import Count
+from .contacts import FileType
+from .messages import Answer, Request
+from .payloads import Origins
+from .rate_limit import RateLimit
+from .recording import RecordedRequest, RequestLog
+from .server import Listener
+from .settings import Key, Settings
+from .spool import Spool, SpooledFile
+from .storage import answer_file
+
+DEFAULT_API_KEY: Final = f"SG.{'emulator' * 3:.22}.{'x' * 43}"
+DEFAULT_LISTS: Final = (("Newsletter", 2_000), ("Customers", 500), ("Empty list", 0), ("Broken list", 10))
+DEFAULT_SEGMENTS: Final = (("Active in the last month", 300), ("Customers in Germany", 120))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """What one file of an export truly holds."""
+
+    name: str
+    rows: int
+    plain_bytes: int
+    stored_bytes: int
+    stored: SpooledFile
+
+    def read(self) -> bytes:
+        """Return the content as meant."""
+        return b"".join(self.stored.read_plain())
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the content as meant, in chunks."""
+        return self.stored.read_plain()
+
+
+class Emulator:
+    """SendGrid's contact-export API on this machine, between `__enter__` and `__exit__`.
+
+    Args:
+        settings: How it behaves; change it later with `configure`.
+        host: The address to listen on.
+        port: The API's port; 0 takes a free one.
+        files_port: The file storage's port; 0 takes a free one.
+        api_key: The key that may do everything.
+        keys: More keys, each with its scopes.
+        seed: Decides who the contacts are, and the ids of lists.
+        contacts: At least so many contacts in the whole account.
+        populate: Whether the account starts with lists and segments (`DEFAULT_LISTS`, `DEFAULT_SEGMENTS`).
+        clock: What time it is, in seconds since the epoch; tests move it by hand.
+        observe: Called with every request as it is recorded.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        files_port: int = 0,
+        api_key: str = DEFAULT_API_KEY,
+        keys: Sequence[Key] = (),
+        seed: int = 0,
+        contacts: int = 0,
+        populate: bool = True,
+        clock: Callable[[], float] = time.time,
+        observe: Callable[[RecordedRequest], None] = lambda _: None,
+    ) -> None:
+        self.api_key = api_key
+        self._ports = (host, port, files_port)
+        self._observe = observe
+        self._log = RequestLog()
+        self._rate_limit = RateLimit(clock)
+        self._listeners: dict[str, Listener] = {}
+        self._backend = Backend(
+            account=Account(seed, contacts),
+            spool=Spool(seed),
+            keys={key.secret: key for key in (Key(api_key), *keys)},
+            settings=settings or Settings(),
+            clock=clock,
+        )
+        if populate:
+            self._populate()
+
+    def __enter__(self) -> Emulator:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> Emulator:
+        """Open both ports."""
+        host, port, files_port = self._ports
+        self._listeners["api"] = Listener(host, port, self._respond_api)
+        try:
+            self._listeners["files"] = Listener(host, files_port, self._respond_files)
+        except OSError:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Close both ports, end every connection and delete the files."""
+        while self._listeners:
+            self._listeners.popitem()[1].close()
+        self._backend.spool.close()
+
+    @property
+    def url(self) -> str:
+        """The API's origin."""
+        return self._listeners["api"].url
+
+    @property
+    def files_url(self) -> str:
+        """The file storage's origin."""
+        return self._listeners["files"].url
+
+    @property
+    def settings(self) -> Settings:
+        """How it behaves now."""
+        return self._backend.settings
+
+    def configure(self, **changes: Any) -> None:
+        """Change some of the `Settings` from now on.
+
+        Raises:
+            ValueError: for a setting that does not exist or a value that it cannot have.
+        """
+        self._backend.settings = self._backend.settings.changed(changes)
+
+    def connection_json(self, **extra: Any) -> str:
+        """Return an Airflow connection to this emulator, as `AIRFLOW_CONN_SENDGRID_DEFAULT` takes it."""
+        return json.dumps(
+            {"conn_type": "sendgrid", "host": self.url, "password": self.api_key, "extra": extra}
+        )
+
+    def add_list(
+        self,
+        name: str,
+        *,
+        contacts: int = 10,
+        family: Family = "marketing",
+        outcome: str = "ready",
+        message: str = DEFAULT_MESSAGE,
+        ready_after: float | None = None,
+    ) -> Any:
+        """Add a list with contacts of its own and return its id: a string, or an integer for `legacy`.
+
+        `outcome` is what becomes of its exports: `ready`, `failure` (with `message`), `stuck`, `expired` or
+        `unknown:<status>`. `ready_after` (seconds) is instead of the setting.
+        """
+        return self._add("list", name, contacts, family, outcome, message, ready_after)
+
+    def add_segment(
+        self,
+        name: str,
+        *,
+        contacts: int = 10,
+        family: Family = "marketing",
+        outcome: str = "ready",
+        message: str = DEFAULT_MESSAGE,
+        ready_after: float | None = None,
+    ) -> Any:
+        """Add a segment, which holds the first contacts of the account, and return its id; see `add_list`."""
+        return self._add("segment", name, contacts, family, outcome, message, ready_after)
+
+    def lists(self, family: Family = "marketing") -> list[Audience]:
+        """Return the lists of a family."""
+        return self._backend.account.audiences(family, "list")
+
+    def list_id(self, name: str, family: Family = "marketing") -> Any:
+        """Return the id of the list of this name.
+
+        Raises:
+            KeyError: when there is none.
+        """
+        return {each.name: each.id for each in self._backend.account.audiences(family, "list")}[name]
+
+    def segment_id(self, name: str, family: Family = "marketing") -> Any:
+        """Return the id of the segment of this name.
+
+        Raises:
+            KeyError: when there is none.
+        """
+        return {each.name: each.id for each in self._backend.account.audiences(family, "segment")}[name]
+
+    def start_export(
+        self,
+        list_ids: Sequence[Any] = (),
+        segment_ids: Sequence[Any] = (),
+        *,
+        family: Family = "marketing",
+        file_type: FileType = "csv",
+        max_file_size: int = DEFAULT_MAX_FILE_SIZE,
+    ) -> str:
+        """Start an export as a marketer does in SendGrid's pages, and return its id.
+
+        Raises:
+            KeyError: when there is no such list or segment.
+        """
+        chosen = [*self._chosen(family, "list", list_ids), *self._chosen(family, "segment", segment_ids)]
+        return self._backend.start_export(family, chosen, file_type, max_file_size).id
+
+    def export_files(self, export_id: str) -> list[ExportedFile]:
+        """Return what the files of an export truly hold, waiting until they are made.
+
+        Raises:
+            KeyError: when there is no such export.
+        """
+        export = self._export(export_id)
+        files = zip(self._backend.file_names(export), self._backend.files(export), strict=True)
+        return [ExportedFile(name, f.rows, f.plain_bytes, f.stored_bytes, f) for name, f in files]
+
+    def requests(self, method: str = "", path_prefix: str = "", listener: str = "") -> list[RecordedRequest]:
+        """Return the requests that came, of a method, below a path, at `api` or `files`; empty means any."""
+        return self._log.matching(method, path_prefix, listener)
+
+    def count(self, method: str = "", path_prefix: str = "", listener: str = "") -> int:
+        """Return how many such requests came."""
+        return len(self.requests(method, path_prefix, listener))
+
+    def wait_for_requests(
+        self, count: int, method: str = "", path_prefix: str = "", listener: str = "", timeout: float = 10.0
+    ) -> bool:
+        """Wait (at most `timeout` seconds) until so many such requests came; return whether they did."""
+        return self._log.wait_for(count, method, path_prefix, listener, timeout)
+
+    def leaks(self) -> list[RecordedRequest]:
+        """Return the requests that took an Authorization header to the file storage."""
+        return [each for each in self.requests(listener="files") if each.leaked]
+
+    def _populate(self) -> None:
+        for family in ("marketing", "legacy"):
+            for name, contacts in DEFAULT_LISTS:
+                outcome = "failure" if name == "Broken list" else "ready"
+                self.add_list(name, contacts=contacts, family=family, outcome=outcome)
+            for name, contacts in DEFAULT_SEGMENTS:
+                self.add_segment(name, contacts=contacts, family=family)
+
+    def _add(self, kind: Kind, name: str, contacts: int, family: Family, *fate: Any) -> Any:
+        outcome, message, ready_after = fate
+        return self._backend.account.add_audience(
+            kind,
+            name,
+            contacts=contacts,
+            family=family,
+            outcome=outcome,
+            message=message,
+            ready_after=ready_after,
+        ).id
+
+    def _chosen(self, family: Family, kind: Kind, ids: Sequence[Any]) -> list[Audience]:
+        known = {each.id: each for each in self._backend.account.audiences(family, kind)}
+        return [known[each] for each in ids]
+
+    def _export(self, export_id: str) -> Export:
+        export = self._backend.account.export(export_id)
+        if export is None:
+            raise KeyError(export_id)
+        return export
+
+    def _respond_api(self, request: Request) -> tuple[Answer, Count]:
+        backend, origins = self._backend, Origins(self.url, self.files_url)
+        key = key_of(backend, request)
+        answer = self._rate_limit.limited(backend.settings, lambda: answer_api(backend, request, origins))
+        return answer, self._record("api", request, answer, key.id if key else "")
+
+    def _respond_files(self, request: Request) -> tuple[Answer, Count]:
+        answer = answer_file(self._backend, request)
+        return answer, self._record("files", request, answer, "")
+
+    def _record(self, listener: str, request: Request, answer: Answer, key_id: str) -> Count:
+        entry = self._log.record(self._backend.clock(), listener, request, answer.status, key_id)
+        self._observe(entry)
+
+        def count(sent: int) -> None:
+            entry.bytes_sent += sent
+
+        return count

@@ -1,0 +1,138 @@
+"""The file storage: what S3 does with a signed URL, on an origin of its own.
+
+Knows signatures, ranges and S3's errors. Must not know SendGrid's API or sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final
+from xml.sax.saxutils import escape
+
+from .account import Export
+from .backend import FOLDER, Backend
+from .messages import Answer, FileSlice, Request, Sending
+from .signing import refusal
+from .spool import SpooledFile
+
+_NAME: Final = re.compile(re.escape(FOLDER) + r"/(?P<id>[0-9a-f-]{36})-(?P<number>\d{5})\.(csv|json)\.gzip")
+_STATUSES: Final = {
+    "AccessDenied": 403,
+    "SignatureDoesNotMatch": 403,
+    "InvalidArgument": 400,
+    "NoSuchKey": 404,
+    "MethodNotAllowed": 405,
+    "PreconditionFailed": 412,
+    "InvalidRange": 416,
+}
+_ENCODING_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "x-gzip": {"Content-Encoding": "x-gzip"},
+    "gzip": {"Content-Encoding": "gzip"},
+    "bare": {},
+    "plain": {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """How a file is served this time; the default is: well."""
+
+    ranges: bool = True
+    expired: bool = False
+    edition: int = 0
+
+
+class RefusedError(Exception):
+    """The storage says no, with one of its codes."""
+
+    def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        body = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message><RequestId>EMULATOR</RequestId></Error>"
+        xml = f'<?xml version="1.0" encoding="UTF-8"?>\n{body}'.encode()
+        self.answer = Answer(_STATUSES[code], {"Content-Type": "application/xml", **(headers or {})}, (xml,))
+
+
+def answer_file(backend: Backend, request: Request, treatment: Treatment | None = None) -> Answer:
+    """Answer a GET or HEAD of a file as S3 would."""
+    treatment = treatment or Treatment()
+    try:
+        _check_request(backend, request, treatment)
+        file = _find_file(backend, request.path, treatment)
+        _check_if_match(request, file)
+        return _serve(backend, request, file, treatment)
+    except RefusedError as refused:
+        return refused.answer
+
+
+def _check_request(backend: Backend, request: Request, treatment: Treatment) -> None:
+    if "authorization" in request.headers:
+        only_one = "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter or the Authorization header"
+        raise RefusedError("InvalidArgument", only_one)
+    if request.method not in ("GET", "HEAD"):
+        raise RefusedError("MethodNotAllowed", "The specified method is not allowed against this resource.")
+    refused = refusal(request.path, request.query, backend.clock())
+    if refused:
+        raise RefusedError(*refused)
+    if treatment.expired:
+        raise RefusedError("AccessDenied", "Request has expired")
+
+
+def _find_file(backend: Backend, path: str, treatment: Treatment) -> SpooledFile:
+    named = _NAME.fullmatch(path)
+    export = backend.account.export(named["id"]) if named else None
+    if named is None or export is None or _is_gone(backend, export):
+        raise RefusedError("NoSuchKey", "The specified key does not exist.")
+    return backend.files(export, treatment.edition)[int(named["number"]) - 1]
+
+
+def _is_gone(backend: Backend, export: Export) -> bool:
+    return backend.clock() >= export.expires
+
+
+def _check_if_match(request: Request, file: SpooledFile) -> None:
+    if request.headers.get("if-match", file.etag) not in (file.etag, "*"):
+        raise RefusedError(
+            "PreconditionFailed", "At least one of the pre-conditions you specified did not hold"
+        )
+
+
+def _serve(backend: Backend, request: Request, file: SpooledFile, treatment: Treatment) -> Answer:
+    settings = backend.settings
+    wants_range = settings.ranges and treatment.ranges and "range" in request.headers
+    asked = _asked_range(request, file) if wants_range else None
+    first, end = asked or (0, file.stored_bytes)
+    headers = {
+        "Content-Type": "binary/octet-stream",
+        "ETag": file.etag,
+        "Last-Modified": formatdate(file.path.stat().st_mtime, usegmt=True),
+        **({"Accept-Ranges": "bytes"} if settings.ranges else {}),
+        **_ENCODING_HEADERS[file.encoding],
+        **({"Content-Range": f"bytes {first}-{end - 1}/{file.stored_bytes}"} if asked else {}),
+    }
+    sending = Sending(
+        bytes_per_second=settings.bytes_per_second, connection_bytes=settings.bytes_per_connection
+    )
+    return Answer(206 if asked else 200, headers, (FileSlice(file.path, first, end - first),), sending)
+
+
+def _asked_range(request: Request, file: SpooledFile) -> tuple[int, int] | None:
+    """Return first and end of the range that counts, None where S3 ignores it."""
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers["range"].strip())
+    if found is None or found.groups() == ("", "") or _is_other_version(request, file):
+        return None
+    size, (first_text, last_text) = file.stored_bytes, found.groups()
+    first = int(first_text) if first_text else max(0, size - int(last_text))
+    end = min(size, int(last_text) + 1) if first_text and last_text else size
+    if first_text and last_text and int(last_text) < first:
+        return None
+    if first >= size:
+        unsatisfied = {"Content-Range": f"bytes */{size}"}
+        raise RefusedError("InvalidRange", "The requested range is not satisfiable", unsatisfied)
+    return first, end
+
+
+def _is_other_version(request: Request, file: SpooledFile) -> bool:
+    return request.headers.get("if-range", file.etag) != file.etag
