@@ -1,0 +1,1 @@
+"""Knows SendGrid's contact exports; knows neither Airflow nor clouds."""

@@ -1,0 +1,1 @@
+"""Connections turned into clients."""

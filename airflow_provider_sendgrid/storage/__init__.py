@@ -1,0 +1,1 @@
+"""Knows clouds; does not know SendGrid."""

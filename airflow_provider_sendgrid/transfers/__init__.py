@@ -1,0 +1,1 @@
+"""Tasks that bring exports to where they are needed."""

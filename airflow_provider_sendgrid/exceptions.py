@@ -1,0 +1,140 @@
+"""What can go wrong, and what you can do about it.
+
+::
+
+    SendGridError                      anything below; has ``status_code`` and ``errors``
+    ├── SendGridBadRequestError        400: SendGrid does not accept what was asked; mend the arguments
+    ├── SendGridAuthError              401: the API key is unknown; mend the connection
+    ├── SendGridPermissionError        403: scope, product or address; the message names all three
+    ├── SendGridNotFoundError          404: no such export here; mend the id, the family or the account
+    ├── SendGridRateLimitError         429: too many requests; wait ``retry_after_seconds``
+    ├── SendGridServerError            5xx, or an answer that cannot be read; try again
+    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; try again
+    ├── ExportFailedError              SendGrid says ``failure``; start another export
+    ├── ExportExpiredError             its files are gone; start another export
+    ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
+    └── DestinationConflictError       something of another export stands where this one would go
+
+They are plain exceptions, not Airflow's: a task that was resumed with ``soft_fail`` is skipped on any
+``AirflowException``, and a refused key must never look like a skip. No text of theirs holds an API key
+or a signed URL: every message goes through `redact`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_SECRETS = (
+    # An API key: SG.<22 characters>.<43 characters>; shorter ones are hidden too, they may be cut.
+    (re.compile(r"\bSG\.[\w-]{4,}(?:\.[\w-]+)?"), "SG.***"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}"), r"\1 ***"),
+    # The query of a URL carries its signature; the path names the bucket only.
+    (re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+"), r"\1?***"),
+    (re.compile(r"(?i)(https?://)[^\s/@\"'<>]+@"), r"\1***@"),
+    (re.compile(r"(?i)\b(x-amz-[a-z-]+|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),
+)
+
+
+def redact(text: str) -> str:
+    """`text` without API keys, signatures, security tokens and passwords in URLs."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class SendGridError(Exception):
+    """Anything that went wrong between us and SendGrid.
+
+    Attributes:
+        status_code: HTTP status of SendGrid's answer, None where there was none.
+        errors: SendGrid's own list of errors, each with ``message`` and, where given, ``field``,
+            ``error_id``, ``parameter`` and ``help``.
+        may_have_been_accepted: the request may have been carried out although no good answer came.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        errors: Iterable[Mapping[str, Any]] = (),
+        may_have_been_accepted: bool = False,
+    ) -> None:
+        super().__init__(redact(message))
+        self.status_code = status_code
+        self.errors = tuple(dict(error) for error in errors)
+        self.may_have_been_accepted = may_have_been_accepted
+
+    def to_event(self) -> dict[str, Any]:
+        """What a trigger's event may carry of this error: JSON values without secrets."""
+        return {
+            "type": type(self).__name__,
+            "message": str(self),
+            "status_code": self.status_code,
+            "errors": [{key: redact(str(value)) for key, value in error.items()} for error in self.errors],
+        }
+
+    @staticmethod
+    def from_event(event: Mapping[str, Any]) -> SendGridError:
+        """The error that `to_event` described, of the same class."""
+        error_class = _CLASSES.get(str(event.get("type")), SendGridError)
+        return error_class(
+            str(event.get("message") or "unknown error"),
+            status_code=event.get("status_code"),
+            errors=event.get("errors") or (),
+        )
+
+
+class SendGridBadRequestError(SendGridError):
+    """400: SendGrid does not accept what was asked."""
+
+
+class SendGridAuthError(SendGridError):
+    """401: SendGrid does not know the API key."""
+
+
+class SendGridPermissionError(SendGridError):
+    """403: the key lacks the scope, the account is on the other product, or the address is blocked."""
+
+
+class SendGridNotFoundError(SendGridError):
+    """404: SendGrid knows no such thing for this account and family."""
+
+
+class SendGridRateLimitError(SendGridError):
+    """429: too many requests.
+
+    Attributes:
+        retry_after_seconds: how long SendGrid asks to wait, None where it does not say.
+    """
+
+    retry_after_seconds: float | None = None
+
+
+class SendGridServerError(SendGridError):
+    """5xx, or an answer that is not what SendGrid's API promises."""
+
+
+class SendGridUnavailableError(SendGridError):
+    """No answer: the name, the network, TLS or a timeout."""
+
+
+class ExportFailedError(SendGridError):
+    """SendGrid says ``failure``: this export will never be ready."""
+
+
+class ExportExpiredError(SendGridError):
+    """The export's files are no longer kept: they live for 12 hours."""
+
+
+class ExportIncompleteError(SendGridError):
+    """A file or the export as a whole is not what SendGrid says it is; nothing incomplete was published."""
+
+
+class DestinationConflictError(SendGridError):
+    """What stands at the destination belongs to another export, and ``replace`` is off."""
+
+
+_CLASSES = {error_class.__name__: error_class for error_class in SendGridError.__subclasses__()}

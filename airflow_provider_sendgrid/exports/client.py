@@ -1,0 +1,294 @@
+"""Two ways to speak the protocol: requests in a worker, httpx on the event loop.
+
+Only here requests wait and go out, and only here the key is added: to requests for the API's own origin,
+never to another. Redirects are not followed (SendGrid's API knows none). What requests and httpx raise is
+turned into `SendGridUnavailableError` without their texts, for these may name URLs with a query.
+
+`requests` and `httpx` are imported by the client that needs them: a worker needs no httpx, a triggerer no
+requests, and a DAG file neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from airflow_provider_sendgrid import __version__
+from airflow_provider_sendgrid.exceptions import SendGridError, SendGridServerError, SendGridUnavailableError
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.protocol import Conversation, Reply, Request
+
+if TYPE_CHECKING:
+    import httpx
+    import requests
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# A page of a listing holds a few hundred URLs of 1 to 2 KB; more than this is no answer of SendGrid's.
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+_CHUNK_BYTES = 64 * 1024
+
+
+class SendGridClient:
+    """Speaks the protocol with requests, in a worker; use it in a ``with`` block or call `close`.
+
+    Args:
+        connection: who we are and whom we ask.
+        sleep: how to wait, in seconds.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        connection: SendGridConnection,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.connection = connection
+        self._session = new_session(connection)
+        self._sleep = sleep
+        self._clock = clock
+
+    def converse(self, conversation: Conversation[T]) -> T:
+        """Carry a conversation with SendGrid to its end and return its result."""
+        with closing(conversation):
+            try:
+                request = next(conversation)
+                while True:
+                    try:
+                        reply = self._answer(request)
+                    except SendGridError as error:
+                        request = conversation.throw(error)
+                    else:
+                        request = conversation.send(reply)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def __enter__(self) -> SendGridClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, request: Request) -> Reply:
+        import requests
+
+        _log_wait(request)
+        if request.after_seconds > 0:
+            self._sleep(request.after_seconds)
+        try:
+            with self._session.request(
+                request.method,
+                self.connection.base_url + request.target,
+                json=request.body,
+                timeout=self.connection.timeout_seconds,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = _bounded(response.iter_content(_CHUNK_BYTES), request)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status_code, headers, body, self._clock())
+        except requests.RequestException as error:
+            raise _unavailable(error, request, self.connection, _never_sent_by_requests(error)) from None
+
+
+class AsyncSendGridClient:
+    """Speaks the protocol with httpx, on an event loop; use it in an ``async with`` block or call `aclose`.
+
+    Args:
+        connection: who we are and whom we ask.
+        sleep: how to wait, in seconds.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        connection: SendGridConnection,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.connection = connection
+        self._client = _new_async_client(connection)
+        self._sleep = sleep
+        self._clock = clock
+
+    async def converse(self, conversation: Conversation[T]) -> T:
+        """Carry a conversation with SendGrid to its end and return its result."""
+        with closing(conversation):
+            try:
+                request = next(conversation)
+                while True:
+                    try:
+                        reply = await self._answer(request)
+                    except SendGridError as error:
+                        request = conversation.throw(error)
+                    else:
+                        request = conversation.send(reply)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> AsyncSendGridClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _answer(self, request: Request) -> Reply:
+        import httpx
+
+        _log_wait(request)
+        if request.after_seconds > 0:
+            await self._sleep(request.after_seconds)
+        try:
+            async with self._client.stream(
+                request.method,
+                request.target,
+                json=request.body,
+                headers={"Authorization": f"Bearer {self.connection.api_key}"},
+            ) as response:
+                body = _BoundedBody(request)
+                async for chunk in response.aiter_bytes(_CHUNK_BYTES):
+                    body.add(chunk)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status_code, headers, bytes(body.content), self._clock())
+        except httpx.HTTPError as error:
+            never_sent = isinstance(
+                error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError
+            )
+            raise _unavailable(error, request, self.connection, never_sent) from None
+
+
+def new_session(connection: SendGridConnection) -> requests.Session:
+    """A session that adds the key to requests for the API's own origin, and to no other."""
+    origin = connection.base_url
+
+    def add_key(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        parts = urlsplit(prepared.url or "")
+        if f"{parts.scheme}://{parts.netloc}" == origin:
+            prepared.headers["Authorization"] = f"Bearer {connection.api_key}"
+        return prepared
+
+    session = new_download_session(connection)
+    session.auth = add_key
+    session.headers.update(_api_headers(connection))
+    return session
+
+
+def new_download_session(connection: SendGridConnection) -> requests.Session:
+    """A session without the key, for the signed URLs of files: same proxy, same trust."""
+    import requests
+
+    def add_nothing(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        return prepared
+
+    session = requests.Session()
+    session.auth = add_nothing  # or requests would look into ~/.netrc
+    session.headers["User-Agent"] = _user_agent()
+    session.verify = connection.verify
+    if connection.proxy:
+        session.proxies = {"http": connection.proxy, "https": connection.proxy}
+        session.trust_env = False
+    elif connection.verify is not True:
+        # An environment's REQUESTS_CA_BUNDLE would win over the connection's own setting.
+        session.proxies = requests.utils.get_environ_proxies(connection.base_url)
+        session.trust_env = False
+    return session
+
+
+def _new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(
+        base_url=connection.base_url,
+        headers=_api_headers(connection) | {"User-Agent": _user_agent()},
+        timeout=connection.timeout_seconds,
+        verify=_tls(connection.verify),
+        proxy=connection.proxy,
+        follow_redirects=False,
+    )
+
+
+def _tls(verify: bool | str) -> Any:
+    if isinstance(verify, bool):
+        return verify
+    return ssl.create_default_context(cafile=verify)
+
+
+def _api_headers(connection: SendGridConnection) -> dict[str, str]:
+    headers = {"Accept": "application/json"}
+    return headers | ({"on-behalf-of": connection.on_behalf_of} if connection.on_behalf_of else {})
+
+
+def _user_agent() -> str:
+    return f"airflow-provider-sendgrid/{__version__}"
+
+
+def _log_wait(request: Request) -> None:
+    if request.after_seconds > 0:
+        log.warning("%s Trying again in %.0f s.", request.because, request.after_seconds)
+
+
+class _BoundedBody:
+    def __init__(self, request: Request) -> None:
+        self.content = bytearray()
+        self._request = request
+
+    def add(self, chunk: bytes) -> None:
+        self.content += chunk
+        if len(self.content) > MAX_ANSWER_BYTES:
+            raise SendGridServerError(
+                f"{self._request.method} {urlsplit(self._request.target).path}: the answer is larger than "
+                f"{MAX_ANSWER_BYTES} bytes; this is not an answer of SendGrid's API.",
+                may_have_been_accepted=self._request.method == "POST",
+            )
+
+
+def _bounded(chunks: Iterable[bytes], request: Request) -> bytes:
+    body = _BoundedBody(request)
+    for chunk in chunks:
+        body.add(chunk)
+    return bytes(body.content)
+
+
+def _never_sent_by_requests(error: requests.RequestException) -> bool:
+    """Whether the request surely did not reach SendGrid: no connection came about."""
+    import requests
+    from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
+        return True
+    cause = error.args[0] if error.args else None
+    return isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError)
+
+
+def _unavailable(
+    error: Exception, request: Request, connection: SendGridConnection, never_sent: bool
+) -> SendGridUnavailableError:
+    what = f"{request.method} {urlsplit(request.target).path} at {connection.base_url}"
+    kind = type(error).__name__
+    if never_sent:
+        return SendGridUnavailableError(
+            f"{what}: no connection ({kind}). Check the host, the network's rules, the proxy and its TLS."
+        )
+    return SendGridUnavailableError(
+        f"{what}: the connection broke or the answer did not come in time ({kind}, timeout "
+        f"{connection.timeout_seconds:g} s).",
+        may_have_been_accepted=request.method == "POST",
+    )

@@ -1,0 +1,142 @@
+"""Who we are and whom we ask: the key, the host, the subuser, the limits of patience.
+
+Knows what a SendGrid connection may hold. Knows neither Airflow's classes nor how a request is sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+API_HOSTS = {"global": "https://api.sendgrid.com", "eu": "https://api.eu.sendgrid.com"}
+DEFAULT_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SendGridConnection:
+    """Everything a client needs to speak to SendGrid; its repr shows no secret.
+
+    Attributes:
+        api_key: sent as ``Authorization: Bearer <api_key>`` to `base_url` and nowhere else.
+        base_url: scheme, host and port of the API, without a path.
+        on_behalf_of: user name of the subuser to act for, sent in the header ``on-behalf-of``.
+        timeout_seconds: longest wait for a connection, and for the next bytes of an answer.
+        verify: False, True, or the path of a CA bundle.
+        proxy: URL of the proxy for all requests; None follows the environment (``HTTPS_PROXY``).
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = API_HOSTS["global"]
+    on_behalf_of: str | None = None
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_fields(
+        cls,
+        *,
+        name: str,
+        password: str | None,
+        host: str | None = None,
+        port: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> SendGridConnection:
+        """Read the fields of an Airflow connection; empty and null mean absent.
+
+        Args:
+            name: the connection's id, for messages.
+            password: the API key.
+            host: a host name or a full URL; wins over the region.
+            port: port of `host`, where the URL names none.
+            extra: ``region`` (``global``, ``eu``), ``on_behalf_of``, ``timeout`` (seconds), ``verify``
+                (bool or path of a CA bundle) and ``proxy``; other keys are left alone.
+
+        Raises:
+            ValueError: something is missing or cannot be right; says what and how to mend it.
+        """
+        known = {key: value for key, value in (extra or {}).items() if value not in (None, "")}
+        return cls(
+            api_key=_api_key(name, password),
+            base_url=_base_url(name, host, port, str(known.get("region", "global"))),
+            on_behalf_of=_header_value(name, "on_behalf_of", known.get("on_behalf_of")),
+            timeout_seconds=_seconds(name, known.get("timeout", DEFAULT_TIMEOUT_SECONDS)),
+            verify=_verify(known.get("verify", True)),
+            proxy=known.get("proxy"),
+        )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the API is played on this machine, over plain HTTP."""
+        return self.base_url.startswith("http://")
+
+
+def _api_key(name: str, password: str | None) -> str:
+    key = (password or "").strip()
+    if not key:
+        raise ValueError(f"Connection {name!r} has no API key: put it into the field 'API key' (password).")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"The API key of connection {name!r} holds blanks or characters that no key has: copy it again."
+        )
+    return key
+
+
+def _base_url(name: str, host: str | None, port: int | None, region: str) -> str:
+    if region not in API_HOSTS:
+        raise ValueError(
+            f"Connection {name!r} has the region {region!r}: it must be one of {', '.join(API_HOSTS)}."
+        )
+    if not (host or "").strip():
+        return API_HOSTS[region]
+    text = str(host).strip()
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
+        raise ValueError(
+            f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}."
+        )
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError(
+            f"Connection {name!r}: the key would travel to {parts.hostname} unencrypted; use https://."
+        )
+    shown = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    number = parts.port or port
+    return f"{parts.scheme}://{shown}{f':{number}' if number else ''}"
+
+
+def _is_loopback(hostname: str) -> bool:
+    if hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return False
+
+
+def _header_value(name: str, field_name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value).strip()
+    if not text.isprintable() or not text.isascii():
+        raise ValueError(f"Connection {name!r}: {field_name} holds characters that no header can carry.")
+    return text or None
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise ValueError(
+            f"Connection {name!r}: timeout must be a number of seconds above 0 and below 3600, not {value!r}."
+        )
+    return seconds
+
+
+def _verify(value: Any) -> bool | str:
+    words: dict[str, bool] = {"true": True, "false": False}
+    return value if isinstance(value, bool) else words.get(str(value).lower(), str(value))

@@ -1,0 +1,258 @@
+"""What SendGrid says of an export: its status, its files, and the two families it may belong to.
+
+Knows the words of both APIs. Knows nothing of requests or time: `now` is always given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from typing import Any
+
+from airflow_provider_sendgrid.exceptions import redact
+
+
+class ExportFamily(str, Enum):
+    """Which of SendGrid's two products an export belongs to."""
+
+    MARKETING = "marketing"
+    LEGACY = "legacy"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyTraits:
+    """Where a family's endpoints are and what its ids are made of (source: Twilio's OpenAPI description)."""
+
+    exports_path: str
+    lists_path: str
+    segments_path: str
+    id_type: type[str] | type[int]
+    scope: str
+
+
+FAMILIES = {
+    ExportFamily.MARKETING: FamilyTraits(
+        "/v3/marketing/contacts/exports",
+        "/v3/marketing/lists",
+        "/v3/marketing/segments/2.0",
+        str,
+        "marketing.read",
+    ),
+    ExportFamily.LEGACY: FamilyTraits(
+        "/v3/contactdb/exports",
+        "/v3/contactdb/lists",
+        "/v3/contactdb/segments",
+        int,
+        "marketing_campaigns.read",
+    ),
+}
+
+PENDING, READY, FAILURE = "pending", "ready", "failure"
+
+# Each field's spellings, in both families: one page of the legacy API shows camelCase, all else snake_case.
+_SPELLINGS = {
+    "created_at": ("created_at", "createdAt"),
+    "updated_at": ("updated_at", "updatedAt"),
+    "completed_at": ("completed_at", "completedAt"),
+    "expires_at": ("expires_at", "expiresAt"),
+    "contact_count": ("contact_count", "contactCount", "recipient_count", "recipientCount"),
+    "metadata": ("_metadata", "Metadata", "metadata"),
+    "export_type": ("export_type", "exportType"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ContactExport:
+    """One export as SendGrid describes it at one moment.
+
+    Attributes:
+        id: the export's id.
+        status: ``pending``, ``ready``, ``failure``, or whatever else SendGrid says; empty if it says nothing.
+        created_at: when it was begun; like all times an aware datetime, or None.
+        updated_at: when it last changed.
+        completed_at: when it became ready or failed.
+        expires_at: when its files are deleted (12 hours after its start). Its URLs live some 300 s only.
+        urls: a signed URL for each file, once it is ready. Each is a credential to personal data.
+        message: what SendGrid says of a ``failure``.
+        contact_count: the number of contacts exported.
+        metadata: SendGrid's ``_metadata``.
+        export_type: ``contacts_export``, ``list_export`` or ``segment_export``; in listings only.
+        list_ids: ids of the lists exported, as text; in listings only.
+        segment_ids: ids of the segments exported, as text; in listings only.
+    """
+
+    id: str
+    status: str
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    completed_at: datetime | None = None
+    expires_at: datetime | None = None
+    urls: tuple[str, ...] = field(default=(), repr=False)
+    message: str | None = None
+    contact_count: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    export_type: str | None = None
+    list_ids: tuple[str, ...] = ()
+    segment_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any], *, export_id: str = "") -> ContactExport:
+        """Read SendGrid's JSON of either family in either spelling; what is missing, null or odd is absent.
+
+        Args:
+            payload: the object of a status answer, or one item of a listing.
+            export_id: the id that was asked for, where the answer names none.
+        """
+        times = {name: _time(_first(payload, name)) for name in _SPELLINGS if name.endswith("_at")}
+        metadata = _first(payload, "metadata")
+        return cls(
+            id=_text(payload.get("id")) or export_id,
+            status=_text(payload.get("status")) or "",
+            urls=_urls(payload.get("urls")),
+            message=redact(_text(payload.get("message")) or "") or None,
+            contact_count=_count(_first(payload, "contact_count")),
+            metadata=metadata if isinstance(metadata, Mapping) else {},
+            export_type=_text(_first(payload, "export_type")),
+            list_ids=_ids(payload.get("lists")),
+            segment_ids=_ids(payload.get("segments")),
+            **times,
+        )
+
+    def is_expired_at(self, now: datetime) -> bool:
+        """Whether its files are gone at `now`."""
+        return self.expires_at is not None and self.expires_at <= now
+
+    def summary(self) -> dict[str, Any]:
+        """What may go into an XCom, a log or a manifest: JSON values, no URLs."""
+        times = ("created_at", "updated_at", "completed_at", "expires_at")
+        return {
+            "id": self.id,
+            "status": self.status,
+            **{name: value.isoformat() if (value := getattr(self, name)) else None for name in times},
+            "message": self.message,
+            "contact_count": self.contact_count,
+            "file_count": len(self.urls),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSelection:
+    """What to export; neither lists nor segments means every contact.
+
+    Attributes:
+        list_ids: ids of the lists.
+        segment_ids: ids of the segments.
+        file_type: ``csv`` or ``json`` (one object per line).
+        max_file_size: largest size of a file in MB; a larger export is split. SendGrid's default is 5000.
+        notify_by_email: SendGrid mails a link to the files to the account's owner.
+    """
+
+    list_ids: Sequence[str | int] = ()
+    segment_ids: Sequence[str | int] = ()
+    file_type: str = "csv"
+    max_file_size: int | None = None
+    notify_by_email: bool = False
+
+    def to_payload(self, family: ExportFamily) -> dict[str, Any]:
+        """The body of the POST.
+
+        Raises:
+            ValueError: an argument cannot be right; says which and what it should be.
+            TypeError: ids are not a list.
+        """
+        if self.file_type not in ("csv", "json"):
+            raise ValueError(f"file_type must be 'csv' or 'json', not {self.file_type!r}.")
+        payload: dict[str, Any] = {
+            "file_type": self.file_type,
+            "notifications": {"email": bool(self.notify_by_email)},
+        }
+        for name, ids in (("list_ids", self.list_ids), ("segment_ids", self.segment_ids)):
+            if ids:
+                payload[name] = _typed_ids(name, ids, family)
+        if self.max_file_size is not None:
+            payload["max_file_size"] = _megabytes(self.max_file_size)
+        return payload
+
+
+def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"{name} must be a list of ids, not the single text {ids!r}.")
+    try:
+        return [FAMILIES[family].id_type(item) for item in ids]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} of the {family.value} family must be numbers, not {list(ids)!r}; "
+            "ids like uuids belong to family='marketing'."
+        ) from None
+
+
+def _megabytes(value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise ValueError(f"max_file_size must be a whole number of MB, 1 or more, not {value!r}.")
+    return number
+
+
+def _first(payload: Mapping[str, Any], name: str) -> Any:
+    return next((payload[key] for key in _SPELLINGS[name] if payload.get(key) is not None), None)
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _urls(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _ids(value: Any) -> tuple[str, ...]:
+    items = [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    found = (_text(item.get("ID", item.get("id"))) for item in items)
+    return tuple(text for text in found if text)
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+        return int(value) if number >= 0 and number == int(number) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+_ISO_8601 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,12}))?\s*(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE
+)
+
+
+def _time(value: Any) -> datetime | None:
+    """An ISO 8601 text (any number of decimals, UTC where no zone is named) or an epoch in seconds."""
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, tz=timezone.utc)
+        match = _ISO_8601.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None:
+            return None
+        *numbers, fraction, zone = match.groups()
+        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+        year, month, day, hour, minute, second = map(int, numbers)
+        return datetime(year, month, day, hour, minute, second, microsecond, tzinfo=_zone(zone))
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _zone(text: str | None) -> timezone:
+    if text is None or text in "Zz":
+        return timezone.utc
+    hours, minutes = int(text[1:3]), int(text[-2:])
+    offset = timedelta(hours=hours, minutes=minutes)
+    return timezone(-offset if text[0] == "-" else offset)

@@ -1,0 +1,185 @@
+"""An Airflow connection turned into a client for SendGrid's export APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+
+from airflow_provider_sendgrid._compat import BaseHook, mask_secret
+from airflow_provider_sendgrid.exceptions import SendGridError, redact
+from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
+from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
+
+if TYPE_CHECKING:
+    import requests
+
+    from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
+
+
+class SendGridHook(BaseHook):
+    """Talks to SendGrid's contact-export APIs, in a worker and on an event loop.
+
+    Both families are served: Marketing Campaigns (``/v3/marketing/contacts/exports``) and Legacy Marketing
+    Campaigns (``/v3/contactdb/exports``). Requests are repeated within bounds on 429, 5xx and network
+    failures; a start only when it surely was not accepted.
+
+    Args:
+        sendgrid_conn_id: connection of type ``sendgrid``; its password is the API key. Optional: host (a
+            host name or a full URL) and, in extra, ``region`` (``global``, ``eu``), ``on_behalf_of`` (a
+            subuser), ``timeout`` (seconds), ``verify`` (bool or path of a CA bundle), ``proxy`` (a URL).
+        family: ``"marketing"`` or ``"legacy"``.
+
+    Every method that asks SendGrid raises a subclass of
+    `airflow_provider_sendgrid.exceptions.SendGridError` that says what to do next.
+    """
+
+    conn_name_attr = "sendgrid_conn_id"
+    default_conn_name = "sendgrid_default"
+    conn_type = "sendgrid"
+    hook_name = "SendGrid"
+
+    def __init__(
+        self,
+        sendgrid_conn_id: str = default_conn_name,
+        family: ExportFamily | str = ExportFamily.MARKETING,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sendgrid_conn_id = sendgrid_conn_id
+        self.family = family
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """What the connection form shows, for Airflow before 3.2; later ones read it in `provider_info`."""
+        return dict(CONNECTION_TYPE["ui-field-behaviour"])
+
+    @cached_property
+    def connection(self) -> SendGridConnection:
+        """Who we are and whom we ask, read once; the key is masked in logs from here on."""
+        airflow_connection = self.get_connection(self.sendgrid_conn_id)
+        connection = SendGridConnection.from_fields(
+            name=self.sendgrid_conn_id,
+            password=airflow_connection.password,
+            host=airflow_connection.host,
+            port=airflow_connection.port,
+            extra=airflow_connection.extra_dejson,
+        )
+        mask_secret(connection.api_key)
+        if connection.verify is False:
+            self.log.warning(
+                "Connection %s switches the verification of TLS certificates off: anyone on the way can read "
+                "the API key and the contacts.",
+                self.sendgrid_conn_id,
+            )
+        return connection
+
+    def get_conn(self) -> requests.Session:
+        """A session for your own requests; it adds the key for the API's host only."""
+        from airflow_provider_sendgrid.exports.client import new_session
+
+        return new_session(self.connection)
+
+    def client(self) -> SendGridClient:
+        """A client that speaks the protocol, for a ``with`` block."""
+        from airflow_provider_sendgrid.exports.client import SendGridClient
+
+        return SendGridClient(self.connection)
+
+    async def aclient(self) -> AsyncSendGridClient:
+        """The same for an ``async with`` block on an event loop."""
+        from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
+
+        return AsyncSendGridClient(await self.aload_connection())
+
+    async def aload_connection(self) -> SendGridConnection:
+        """`connection`, read without blocking the event loop.
+
+        One thread does it all, from look-up to parsing the extra: on Airflow 3.0 either, done on the loop
+        or in a plain thread, ends the trigger or even the triggerer.
+        """
+        return await sync_to_async(lambda: self.connection)()
+
+    def start_export(
+        self,
+        list_ids: Sequence[str | int] = (),
+        segment_ids: Sequence[str | int] = (),
+        *,
+        file_type: str = "csv",
+        max_file_size: int | None = None,
+        notify_by_email: bool = False,
+    ) -> str:
+        """Start an export and return its id; neither lists nor segments means every contact.
+
+        Args:
+            list_ids: ids of lists.
+            segment_ids: ids of segments.
+            file_type: ``csv`` or ``json`` (one object per line).
+            max_file_size: in MB; a larger export is split into several files (SendGrid's default: 5000).
+            notify_by_email: have SendGrid mail a link to the account's owner.
+        """
+        selection = ExportSelection(list_ids, segment_ids, file_type, max_file_size, notify_by_email)
+        with self.client() as client:
+            return client.converse(protocol.start_export(self._family, selection))
+
+    def get_export(self, export_id: str) -> ContactExport:
+        """The status of one export, with freshly signed URLs once it is ready."""
+        with self.client() as client:
+            return client.converse(protocol.get_export(self._family, export_id))
+
+    def list_exports(self) -> list[ContactExport]:
+        """All exports in flight or recently completed (without counts and messages)."""
+        with self.client() as client:
+            return client.converse(protocol.list_exports(self._family))
+
+    def get_lists(self) -> list[dict[str, Any]]:
+        """All contact lists: ``id``, ``name`` and a count each."""
+        with self.client() as client:
+            return client.converse(protocol.get_lists(self._family))
+
+    def get_segments(self) -> list[dict[str, Any]]:
+        """All segments: ``id``, ``name`` and a count each."""
+        with self.client() as client:
+            return client.converse(protocol.get_segments(self._family))
+
+    def get_scopes(self) -> list[str]:
+        """What the API key may do."""
+        with self.client() as client:
+            return client.converse(protocol.get_scopes())
+
+    async def aget_export(self, export_id: str) -> ContactExport:
+        """`get_export` on an event loop."""
+        async with await self.aclient() as client:
+            return await client.converse(protocol.get_export(self._family, export_id))
+
+    async def alist_exports(self) -> list[ContactExport]:
+        """`list_exports` on an event loop."""
+        async with await self.aclient() as client:
+            return await client.converse(protocol.list_exports(self._family))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the key works and which families it may export; what to do where it does not."""
+        try:
+            with self.client() as client:
+                scopes = client.converse(protocol.get_scopes(protocol.Patience(tries=2)))
+        except (SendGridError, ValueError) as error:
+            return False, redact(str(error))
+        except Exception as error:  # noqa: BLE001 - the form must get an answer, whatever broke
+            return False, f"The connection cannot be tested: {type(error).__name__}."
+        families = [family.value for family, traits in FAMILIES.items() if traits.scope in scopes]
+        if not families:
+            needed = " or ".join(traits.scope for traits in FAMILIES.values())
+            return False, f"The API key works, but cannot export contacts: it lacks the scope {needed}."
+        return True, f"The API key works; it may export: {', '.join(families)}. Scopes: {', '.join(scopes)}."
+
+    @property
+    def _family(self) -> ExportFamily:
+        try:
+            return ExportFamily(self.family)
+        except ValueError:
+            names = " or ".join(repr(family.value) for family in ExportFamily)
+            raise ValueError(f"family must be {names}, not {self.family!r}.") from None

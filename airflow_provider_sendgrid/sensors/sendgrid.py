@@ -1,0 +1,164 @@
+"""Waits until a SendGrid export is ready, in any of Airflow's modes, with the same outcome in each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from airflow_provider_sendgrid._compat import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    Context,
+    PokeReturnValue,
+    conf,
+)
+from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFailedError, SendGridError
+from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, look_at
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, sighting_event
+
+
+class SendGridExportSensor(BaseSensorOperator):
+    """Wait until an export is ready and return its summary.
+
+    ======================  ==================================================================
+    what SendGrid says      what the task does
+    ======================  ==================================================================
+    ``ready``               succeeds; the summary (no URLs) is its XCom
+    ``pending``             waits; polls after 2 s at first, then slower, up to `poke_interval`
+    any other status        waits as for ``pending`` and names the status when time is up
+    ``failure``             fails with SendGrid's message, without another try
+    files expired           fails and says so, without another try
+    401, 403, 404, ...      fails with the reason; Airflow's retries apply
+    ======================  ==================================================================
+
+    With ``soft_fail`` a failed or expired export and a timeout skip the task; a refused key never does.
+
+    Args:
+        export_id: the id that starting the export returned.
+        family: ``"marketing"`` or ``"legacy"``.
+        sendgrid_conn_id: connection of type ``sendgrid``.
+        deferrable: wait in the triggerer, without a worker; the default is Airflow's
+            ``[operators] default_deferrable``.
+        poke_interval: longest time between two polls, in seconds.
+        timeout: longest wait in all, in seconds.
+
+    Other arguments are those of Airflow's ``BaseSensorOperator``: ``mode``, ``soft_fail``, ...
+    """
+
+    template_fields: Sequence[str] = ("export_id", "family", "sendgrid_conn_id")
+    ui_color = "#d1eefc"
+
+    def __init__(
+        self,
+        *,
+        export_id: str,
+        family: str = ExportFamily.MARKETING.value,
+        sendgrid_conn_id: str = SendGridHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poke_interval: float = 60.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        self.export_id = export_id
+        self.family = family
+        self.sendgrid_conn_id = sendgrid_conn_id
+        self.deferrable = deferrable
+        self._last_seen: Sighting | None = None
+
+    @cached_property
+    def hook(self) -> SendGridHook:
+        """The hook, made when it is first used."""
+        return SendGridHook(self.sendgrid_conn_id, self.family)
+
+    def execute(self, context: Context) -> Any:
+        """Wait."""
+        if self.deferrable:
+            return self._look_then_defer()
+        try:
+            return super().execute(context)
+        except (AirflowSensorTimeout, AirflowSkipException) as error:
+            # Airflow's text names neither the export nor its status.
+            seen = self._last_seen.describe() if self._last_seen else ""
+            raise type(error)(f"{seen} {error}".strip()) from error
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        sighting = self._look()
+        self._raise_if_hopeless(sighting.error())
+        return PokeReturnValue(sighting.outcome is Outcome.READY, sighting.export.summary())
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Turn the trigger's event into this task's end.
+
+        Raises:
+            SendGridError: the event is missing or not one of ours; nothing unknown passes as a success.
+        """
+        outcome = event.get("outcome") if isinstance(event, Mapping) else None
+        if event is None or outcome not in {*(item.value for item in Outcome), "error"}:
+            raise SendGridError(
+                f"Waiting for SendGrid export {self.export_id}: the triggerer sent an event that this "
+                "version does not know. Run scheduler, triggerer and workers with the same version of the provider."
+            )
+        if event.get("error"):
+            self._raise_if_hopeless(SendGridError.from_event(event["error"]))
+        if outcome == Outcome.READY.value:
+            self.log.info("%s It was polled %s times.", event["description"], event["polls"])
+            return dict(event["export"])
+        raise AirflowSensorTimeout(f"{event['description']} The timeout of {self.timeout:.0f} s is over.")
+
+    def _look(self) -> Sighting:
+        export = self.hook.get_export(self.export_id)
+        now = time.time()
+        polls = self._last_seen.polls + 1 if self._last_seen else 1
+        self._last_seen = look_at(export, now=now, started_at=now, polls=polls)
+        return self._last_seen
+
+    def _look_then_defer(self) -> dict[str, Any]:
+        """Defer only where one look does not decide: an export that is ready costs no detour."""
+        started_at = time.time()
+        sighting = self._look()
+        if sighting.outcome is Outcome.WAITING:
+            self.log.info("%s Deferring to the triggerer.", sighting.describe())
+            self.defer(
+                trigger=SendGridExportTrigger(
+                    export_id=self.export_id,
+                    family=self.family,
+                    sendgrid_conn_id=self.sendgrid_conn_id,
+                    poll_interval=self.poke_interval,
+                    end_time=started_at + self.timeout,
+                    start_time=started_at,
+                ),
+                method_name="execute_complete",
+            )
+        try:
+            return self.execute_complete({}, sighting_event(sighting))
+        except AirflowFailException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+
+    def _raise_if_hopeless(self, error: SendGridError | None) -> None:
+        """A dead export fails for good; any other error is raised as it is, for Airflow to try again."""
+        if isinstance(error, ExportFailedError | ExportExpiredError):
+            raise AirflowFailException(str(error)) from error
+        if error is not None:
+            raise error
+
+    def _get_next_poke_interval(
+        self, started_at: datetime | float, run_duration: Callable[[], float], *args: Any, **kwargs: Any
+    ) -> float:
+        """Airflow asks this between two pokes, in poke and in reschedule mode alike."""
+        waited = run_duration()
+        wait = PollSchedule(self.poke_interval).wait_seconds(waited)
+        if self._last_seen:
+            self._last_seen = replace(self._last_seen, waited_seconds=waited)
+            self.log.info("%s Next poll in %.1f s.", self._last_seen.describe(), wait)
+        return wait
