@@ -25,6 +25,7 @@ class Dialect:
 
     prefix: str
     health: str
+    execution_health: str | None
     components: tuple[str, ...]
     new_run: dict[str, Any]
     log_type: str
@@ -33,6 +34,7 @@ class Dialect:
 DIALECT_2 = Dialect(
     prefix="/api/v1",
     health="/api/v1/health",
+    execution_health=None,
     components=("metadatabase", "scheduler", "triggerer"),
     new_run={},
     log_type="text/plain",
@@ -40,6 +42,7 @@ DIALECT_2 = Dialect(
 DIALECT_3 = Dialect(
     prefix="/api/v2",
     health="/api/v2/monitor/health",
+    execution_health="/execution/health",
     components=("metadatabase", "scheduler", "triggerer", "dag_processor"),
     new_run={"logical_date": None},
     log_type="application/json",
@@ -107,7 +110,7 @@ class AirflowApi:
         return {name: (answer.get(name) or {}).get("status") for name in self.dialect.components}
 
     def is_healthy(self) -> bool:
-        return set(self.health().values()) == {"healthy"}
+        return set(self.health().values()) == {"healthy"} and self._takes_tasks()
 
     def unpause(self, dag_id: str) -> None:
         self.request("PATCH", f"/dags/{dag_id}", {"is_paused": False})
@@ -159,6 +162,13 @@ class AirflowApi:
     def request(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> Any:
         """Any call: `path` follows the version's prefix; JSON comes back read, other types as text."""
         return self._call(method, self.dialect.prefix + path, body, accept)
+
+    def _takes_tasks(self) -> bool:
+        """The first call of the execution API takes seconds, in which tasks would time out: it is made here."""
+        if not self.dialect.execution_health:
+            return True
+        self._call("GET", self.dialect.execution_health, authorized=False)
+        return True
 
     def _pages(self, path: str, key: str) -> Iterator[dict[str, Any]]:
         offset = 0

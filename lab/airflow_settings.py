@@ -7,32 +7,16 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from lab.ports import LOCALHOST, free_ports
+from lab.ports import LOCALHOST, free_port
 
 ADMIN = "admin"
 
 
-@dataclass(frozen=True)
-class Ports:
-    """One for each server of an Airflow; the execution API of Airflow 3 is part of the API server."""
-
-    api: int
-    worker_logs: int
-    trigger_logs: int
-
-    @classmethod
-    def free(cls) -> Ports:
-        return cls(*free_ports(3))
-
-    @property
-    def api_url(self) -> str:
-        return f"http://{LOCALHOST}:{self.api}"
-
-
-def random_key() -> str:
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+def random_key(bytes_: int = 32) -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(bytes_)).decode()
 
 
 @dataclass(frozen=True)
@@ -42,14 +26,19 @@ class Place:
     version: str
     home: Path
     dags_folder: Path
-    ports: Ports = field(default_factory=Ports.free)
+    port: int = field(default_factory=free_port)
     database_url: str | None = None
     fernet_key: str = field(default_factory=random_key, repr=False)
-    secret_key: str = field(default_factory=random_key, repr=False)
+    secret_key: str = field(default_factory=partial(random_key, 64), repr=False)
 
     @property
     def is_airflow_2(self) -> bool:
         return is_airflow_2(self.version)
+
+    @property
+    def url(self) -> str:
+        """Of the pages and the REST API, and in Airflow 3 of the execution API, which tasks talk to."""
+        return f"http://{LOCALHOST}:{self.port}"
 
     @property
     def sql_alchemy_conn(self) -> str:
@@ -70,15 +59,12 @@ def settings(place: Place) -> dict[str, str]:
 def settings_of_all(place: Place) -> dict[str, str]:
     return {
         "AIRFLOW__CORE__DAGS_FOLDER": str(place.dags_folder),
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": executor(place),
         "AIRFLOW__CORE__FERNET_KEY": place.fernet_key,
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": place.sql_alchemy_conn,
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(place.ports.trigger_logs),
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(place.ports.worker_logs),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
@@ -96,23 +82,23 @@ def settings_of_2(place: Place) -> dict[str, str]:
         "AIRFLOW__SCHEDULER__DAG_DIR_LIST_INTERVAL": "5",
         "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "10",
         "AIRFLOW__SCHEDULER__PARSING_PROCESSES": "1",
-        "AIRFLOW__WEBSERVER__BASE_URL": place.ports.api_url,
+        "AIRFLOW__WEBSERVER__BASE_URL": place.url,
         "AIRFLOW__WEBSERVER__SECRET_KEY": place.secret_key,
         "AIRFLOW__WEBSERVER__WEB_SERVER_HOST": LOCALHOST,
-        "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(place.ports.api),
+        "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(place.port),
         "AIRFLOW__WEBSERVER__WORKERS": "1",
     }
 
 
 def settings_of_3(place: Place) -> dict[str, str]:
     return {
-        "AIRFLOW__API__BASE_URL": place.ports.api_url,
+        "AIRFLOW__API__BASE_URL": place.url,
         "AIRFLOW__API__HOST": LOCALHOST,
-        "AIRFLOW__API__PORT": str(place.ports.api),
+        "AIRFLOW__API__PORT": str(place.port),
         "AIRFLOW__API__SECRET_KEY": place.secret_key,
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API_AUTH__JWT_SECRET": place.secret_key,
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{place.ports.api_url}/execution/",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{place.url}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
         "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",

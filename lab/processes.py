@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Process:
     environment: Mapping[str, str]
     log: Path
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    family: set[psutil.Process] = field(default_factory=set, init=False)
 
     def start(self) -> None:
         if self.is_running():
@@ -43,13 +44,24 @@ class Process:
     def is_running(self) -> bool:
         return self.running is not None and self.running.poll() is None
 
-    def stop(self, seconds: float = 10) -> None:
+    def stop(self, seconds: float = 15) -> None:
         """Asks first; whatever of it is left after so many seconds is killed."""
-        self._end(signal.SIGTERM, seconds)
+        self.send(signal.SIGTERM)
+        self._bury(seconds)
 
     def kill(self) -> None:
         """As if the machine had died under it."""
-        self._end(signal.SIGKILL, 5)
+        self.send(signal.SIGKILL)
+        self._bury(5)
+
+    def send(self, sign: signal.Signals) -> None:
+        """To the whole group, without waiting for the effect."""
+        if self.running is None:
+            return
+        # Airflow's children make process groups of their own: they are looked up while they have a parent.
+        self.family |= descendants(self.running.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.running.pid, sign)
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         if not self.log.exists():
@@ -58,26 +70,32 @@ class Process:
         state = "running" if self.is_running() else "not running"
         return "\n".join([f"--- {self.name} ({state}), end of {self.log}", *last, ""])
 
-    def _end(self, sign: int, seconds: float) -> None:
+    def _bury(self, seconds: float) -> None:
         if self.running is None:
             return
-        # Airflow's children make process groups of their own: they are looked up while they have a parent.
-        family = descendants(self.running.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.running.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.running.wait(seconds)
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.running.pid, signal.SIGKILL)
+        for child in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         self.running.wait()
         self.running = None
+        self.family = set()
 
 
-def descendants(pid: int) -> list[psutil.Process]:
+def stop_all(processes: Iterable[Process]) -> None:
+    """All at once, for each takes seconds to end."""
+    each = tuple(processes)
+    for process in each:
+        process.send(signal.SIGTERM)
+    for process in each:
+        process.stop()
+
+
+def descendants(pid: int) -> set[psutil.Process]:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return set(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
-        return []
+        return set()

@@ -18,11 +18,21 @@ from typing import Any
 
 from lab.airflow_api import FINAL_RUN_STATES, AirflowApi, AirflowApiError, TaskInstance
 from lab.airflow_settings import ADMIN, Place, child_environment, is_airflow_2
-from lab.processes import Process
+from lab.processes import Process, stop_all
 from lab.waiting import wait_until
 
-PARTS_OF_2 = ("webserver", "scheduler", "triggerer")
-PARTS_OF_3 = ("api-server", "scheduler", "triggerer", "dag-processor")
+# The commands that run for ever. Their log servers would listen to the whole network, and the logs are on this disk.
+PARTS_OF_2 = {
+    "webserver": (),
+    "scheduler": ("--skip-serve-logs",),
+    "triggerer": ("--skip-serve-logs",),
+}
+PARTS_OF_3 = {
+    "api-server": (),
+    "scheduler": ("--skip-serve-logs",),
+    "triggerer": ("--skip-serve-logs",),
+    "dag-processor": (),
+}
 COMMAND_SECONDS = 180
 HEALTHY_SECONDS = 180
 PARSED_SECONDS = 90
@@ -44,8 +54,8 @@ class RealAirflow:
         self.python = python
         self.place = Place(version, home.resolve(), dags_folder.resolve(), database_url=database_url)
         self.environment = child_environment(self.place, environment or {})
-        self.api = AirflowApi(self.place.ports.api_url, version)
-        self.parts = {name: self._part(name) for name in parts_of(version)}
+        self.api = AirflowApi(self.place.url, version)
+        self.parts = {name: self._part(name, arguments) for name, arguments in parts_of(version).items()}
 
     def __enter__(self) -> RealAirflow:
         return self
@@ -71,8 +81,7 @@ class RealAirflow:
             part.start()
 
     def stop(self) -> None:
-        for part in reversed(self.parts.values()):
-            part.stop()
+        stop_all(self.parts.values())
 
     def store_connections(self, connections: Mapping[str, dict[str, Any]]) -> None:
         """By a file that only we can read: command lines can be read by all on this machine."""
@@ -164,8 +173,8 @@ class RealAirflow:
     def tails(self) -> str:
         return "\n".join(part.tail() for part in self.parts.values())
 
-    def _part(self, name: str) -> Process:
-        command = [self.python, "-m", "airflow", name]
+    def _part(self, name: str, arguments: tuple[str, ...]) -> Process:
+        command = [self.python, "-m", "airflow", name, *arguments]
         return Process(name, command, self.environment, self.place.home / "processes" / f"{name}.log")
 
     def _create_admin(self) -> None:
@@ -194,8 +203,8 @@ class RealAirflow:
         return f"--- log of {task.task_id}[{task.map_index}], try {task.try_number}\n{log}"
 
 
-def parts_of(version: str) -> tuple[str, ...]:
-    """The names of Airflow's long-running commands; in Airflow 2 the scheduler parses the DAGs, too."""
+def parts_of(version: str) -> dict[str, tuple[str, ...]]:
+    """Airflow's long-running commands; in Airflow 2 the scheduler parses the DAGs, too."""
     return PARTS_OF_2 if is_airflow_2(version) else PARTS_OF_3
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lab.ports import LOCALHOST, accepts_connections, free_ports
+from lab.ports import LOCALHOST, accepts_connections, free_port
 from lab.processes import Process
 from lab.waiting import wait_until
 
@@ -64,7 +64,7 @@ class S3:
 @contextmanager
 def s3_server(bucket: str, folder: Path, python: Path = Path(sys.executable)) -> Iterator[S3]:
     """An S3 server in a process of its own, with an empty bucket in it; all is gone when it ends."""
-    (port,) = free_ports(1)
+    port = free_port()
     command = [python, "-m", "moto.server", "-H", LOCALHOST, "-p", str(port)]
     server = Process("s3", command, environment(os.environ), folder / "s3.log")
     server.start()
