@@ -110,7 +110,10 @@ class AirflowApi:
         return {name: (answer.get(name) or {}).get("status") for name in self.dialect.components}
 
     def is_healthy(self) -> bool:
-        return set(self.health().values()) == {"healthy"} and self._takes_tasks()
+        if set(self.health().values()) != {"healthy"}:
+            return False
+        self._wake_execution_api()
+        return True
 
     def unpause(self, dag_id: str) -> None:
         self.request("PATCH", f"/dags/{dag_id}", {"is_paused": False})
@@ -163,12 +166,10 @@ class AirflowApi:
         """Any call: `path` follows the version's prefix; JSON comes back read, other types as text."""
         return self._call(method, self.dialect.prefix + path, body, accept)
 
-    def _takes_tasks(self) -> bool:
-        """The first call of the execution API takes seconds, in which tasks would time out: it is made here."""
-        if not self.dialect.execution_health:
-            return True
-        self._call("GET", self.dialect.execution_health, authorized=False)
-        return True
+    def _wake_execution_api(self) -> None:
+        """Its first call takes seconds, in which the first tasks would time out: it is made before them."""
+        if self.dialect.execution_health:
+            self._call("GET", self.dialect.execution_health, authorized=False)
 
     def _pages(self, path: str, key: str) -> Iterator[dict[str, Any]]:
         offset = 0

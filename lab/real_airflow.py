@@ -21,7 +21,7 @@ from lab.airflow_settings import ADMIN, Place, child_environment, is_airflow_2
 from lab.processes import Process, stop_all
 from lab.waiting import wait_until
 
-# The commands that run for ever. Their log servers would listen to the whole network, and the logs are on this disk.
+# The commands that run for ever, without their log servers: those listen to the whole network.
 PARTS_OF_2 = {
     "webserver": (),
     "scheduler": ("--skip-serve-logs",),
