@@ -10,7 +10,9 @@ package that it tests.
 
 from __future__ import annotations
 
-from .emulator import DEFAULT_API_KEY, DEFAULT_LISTS, DEFAULT_SEGMENTS, Emulator, ExportedFile
+from .backend import ExportedFile
+from .emulator import DEFAULT_API_KEY, DEFAULT_LISTS, DEFAULT_SEGMENTS, Emulator
+from .faults import Fault
 from .recording import RecordedRequest
 from .settings import Key, Settings
 
@@ -20,6 +22,7 @@ __all__ = [
     "DEFAULT_SEGMENTS",
     "Emulator",
     "ExportedFile",
+    "Fault",
     "Key",
     "RecordedRequest",
     "Settings",

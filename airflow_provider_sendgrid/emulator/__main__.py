@@ -10,7 +10,7 @@ import signal
 import threading
 from dataclasses import dataclass
 
-from .account import FAMILIES
+from .audience import FAMILIES
 from .emulator import DEFAULT_API_KEY, Emulator
 from .recording import RecordedRequest
 from .settings import Settings
@@ -23,6 +23,9 @@ class ListOption:
     name: str
     contacts: int
     outcome: str = "ready"
+
+
+_LIST = "a list instead of the default ones; outcome: ready, failure, stuck, expired, unknown:<status>"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,8 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", default=DEFAULT_API_KEY, help="the key that may do everything")
     add("--seed", type=int, default=0, help="decides who the contacts are")
     add("--contacts", type=int, default=0, help="at least so many contacts in the whole account")
-    add("--list", type=_list_option, action="append", default=[], metavar="NAME=COUNT[:OUTCOME]",
-        help="a list instead of the default ones; outcome: ready, failure, stuck, expired, unknown:<status>")  # fmt: skip
+    add("--list", type=_list_option, action="append", default=[], metavar="NAME=COUNT[:OUTCOME]", help=_LIST)
     add("--ready-after", type=float, default=3.0, metavar="SECONDS", help="how long an export takes")
     add("--url-lifetime", type=int, default=300, metavar="SECONDS", help="how long a file URL is good for")
     add("--rate-limit", type=_rate_limit, default=(0, 60.0), metavar="LIMIT/SECONDS", help="e.g. 10/60")

@@ -5,26 +5,18 @@ Knows who may ask what, and how SendGrid says no. Must not know sockets, files o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .account import Audience, Export, Family, Kind
-from .backend import DEFAULT_MAX_FILE_SIZE, Backend
-from .contacts import FileType
-from .messages import Answer, Request, errors_answer, json_answer
+from .audience import Audience, Family, Kind
+from .backend import Backend
+from .export import Export
+from .export_request import ExportRequest, RefusedError
+from .messages import Answer, Request, json_answer
 from .payloads import FORMS, Origins, audience_payload, listed_payload, started_payload, status_payload
 from .settings import Key
-
-
-class RefusedError(Exception):
-    """The request gets an error for an answer."""
-
-    def __init__(self, status: int, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.answer = errors_answer(status, message, field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,55 +90,9 @@ def _authorise(backend: Backend, request: Request, key: Key, route: Route) -> No
 
 
 def _start_export(call: Call) -> Answer:
-    body = _json_body(call.request)
-    chosen = [*_chosen(call, body, "list"), *_chosen(call, body, "segment")]
-    _check_notifications(body)
-    export = call.backend.start_export(call.family, chosen, _file_type(body), _max_file_size(body))
+    order = ExportRequest.from_body(call.request.body, call.family, call.backend.account)
+    export = call.backend.start_export(order.family, order.audiences, order.file_type, order.max_file_size)
     return json_answer(202, started_payload(export, call.origins))
-
-
-def _json_body(request: Request) -> dict[str, Any]:
-    try:
-        body = json.loads(request.body or b"{}")
-    except ValueError:
-        raise RefusedError(400, "request body is not valid JSON") from None
-    if not isinstance(body, dict):
-        raise RefusedError(400, "request body must be an object")
-    return body
-
-
-def _chosen(call: Call, body: dict[str, Any], kind: Kind) -> list[Audience]:
-    """Return the lists or segments that the body names."""
-    field, id_type = f"{kind}_ids", FORMS[call.family].id_type
-    ids = body.get(field, [])
-    if not isinstance(ids, list) or any(type(each) is not id_type for each in ids):
-        kind_of_id = {str: "strings", int: "integers"}[id_type]
-        raise RefusedError(400, f"{field} must be an array of {kind_of_id}", field)
-    known = {each.id: each for each in call.backend.account.audiences(call.family, kind)}
-    unknown = [each for each in ids if each not in known]
-    if unknown:
-        raise RefusedError(400, f"no {kind} has the id {unknown[0]}", field)
-    return [known[each] for each in dict.fromkeys(ids)]
-
-
-def _check_notifications(body: dict[str, Any]) -> None:
-    notifications = body.get("notifications", {})
-    if not isinstance(notifications, dict) or not isinstance(notifications.get("email", False), bool):
-        raise RefusedError(400, "notifications must be an object with a boolean email", "notifications")
-
-
-def _file_type(body: dict[str, Any]) -> FileType:
-    file_type: FileType = body.get("file_type", "csv")
-    if file_type not in ("csv", "json"):
-        raise RefusedError(400, "file_type must be one of csv, json", "file_type")
-    return file_type
-
-
-def _max_file_size(body: dict[str, Any]) -> int:
-    size = body.get("max_file_size", DEFAULT_MAX_FILE_SIZE)
-    if type(size) is not int or size < 1:
-        raise RefusedError(400, "max_file_size must be a positive integer", "max_file_size")
-    return size
 
 
 def _get_export(call: Call) -> Answer:

@@ -1,18 +1,20 @@
 """The pieces behind both listeners together: account, files, keys, settings and the clock.
 
-Knows what an export's files are and where they may be fetched. Must not know how an answer is written (that is
-`payloads.py`), nor sockets.
+Knows what an export's files are and where they may be fetched. Must not know how an answer is written (that
+is `payloads.py`), nor sockets.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from .account import Account, Audience, Export, Family
+from .account import Account
+from .audience import Audience, Family
 from .contacts import FileType
+from .export import Export
 from .settings import Key, Settings
 from .signing import sign_path
 from .spool import Recipe, Spool, SpooledFile
@@ -22,6 +24,25 @@ FOLDER: Final = f"/sg-contact-exports/{USER_ID}"
 DEFAULT_MAX_FILE_SIZE: Final = 5_000
 _MB: Final = 1_000_000
 _MADE_AT_ONCE_ROWS: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """What one file of an export truly holds."""
+
+    name: str
+    rows: int
+    plain_bytes: int
+    stored_bytes: int
+    stored: SpooledFile
+
+    def read(self) -> bytes:
+        """Return the content as meant."""
+        return b"".join(self.stored.read_plain())
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the content as meant, in chunks."""
+        return self.stored.read_plain()
 
 
 @dataclass(slots=True)
@@ -71,6 +92,11 @@ class Backend:
         """Return the names of an export's files in order, as in their URLs."""
         count = len(self.files(export))
         return [f"{export.id}-{n:05}.{export.file_type}.gzip" for n in range(1, count + 1)]
+
+    def exported_files(self, export: Export) -> list[ExportedFile]:
+        """Return what each file of an export truly holds."""
+        named = zip(self.file_names(export), self.files(export), strict=True)
+        return [ExportedFile(name, f.rows, f.plain_bytes, f.stored_bytes, f) for name, f in named]
 
     def signed_urls(self, export: Export, files_url: str) -> list[str]:
         """Return the URL of every file, signed now."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import parse_headers
 from typing import BinaryIO, Final
 
-from .messages import Answer, FileSlice, Part, Request
+from .messages import Answer, Part, Request, first_bytes, steps
 
 _LINE_BYTES: Final = 65_536
 _TICKS_PER_SECOND: Final = 50
@@ -97,7 +97,7 @@ class Connection:
 
     def _send(self, request: Request, answer: Answer, count: Count) -> None:
         limit = self._limit(answer)
-        parts = () if request.method == "HEAD" else tuple(_cut(answer.body, limit))
+        parts = () if request.method == "HEAD" else tuple(first_bytes(answer.body, limit))
         self._send_parts((_head(answer), *parts), answer, count)
         while answer.sending.endless and not self.waits.ended.is_set():
             self._send_part(answer.sending.endless, answer, count)
@@ -126,7 +126,7 @@ class Connection:
     def _send_part(self, part: Part, answer: Answer, count: Count) -> None:
         speed = answer.sending.bytes_per_second
         step = max(1, speed // _TICKS_PER_SECOND) if speed else len(part)
-        for piece in _steps(part, step):
+        for piece in steps(part, step):
             sent = self._send_piece(piece)
             self.carried += sent
             count(sent)
@@ -157,25 +157,5 @@ _KNOWN_STATUSES: Final = frozenset(status.value for status in HTTPStatus)
 
 
 def _is_lying(answer: Answer) -> bool:
-    """Tell whether the announced length is another than the body's; the connection is of no use after that."""
+    """Tell whether the announced length is not the body's; the connection is of no use then."""
     return answer.headers.get("Content-Length", str(answer.length)) != str(answer.length)
-
-
-def _cut(parts: tuple[Part, ...], limit: int) -> Iterator[Part]:
-    """Give the first bytes of a body."""
-    for part in parts:
-        if limit <= 0:
-            return
-        yield from _steps(part, limit) if len(part) <= limit else [_slice(part, 0, limit)]
-        limit -= len(part)
-
-
-def _steps(part: Part, step: int) -> Iterator[Part]:
-    for first in range(0, len(part), max(1, step)):
-        yield _slice(part, first, min(step, len(part) - first))
-
-
-def _slice(part: Part, first: int, length: int) -> Part:
-    if isinstance(part, bytes):
-        return part[first : first + length]
-    return FileSlice(part.path, part.first + first, length)

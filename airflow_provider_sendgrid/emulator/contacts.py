@@ -20,8 +20,8 @@ FileType = Literal["csv", "json"]
 
 STANDARD_FIELDS: Final = (
     "EMAIL", "FIRST_NAME", "LAST_NAME", "ADDRESS_LINE_1", "ADDRESS_LINE_2", "CITY", "STATE_PROVINCE_REGION",
-    "POSTAL_CODE", "COUNTRY", "ALTERNATE_EMAILS", "PHONE_NUMBER", "WHATSAPP", "LINE", "FACEBOOK", "UNIQUE_NAME",
-    "CREATED_AT", "UPDATED_AT", "CONTACT_ID",
+    "POSTAL_CODE", "COUNTRY", "ALTERNATE_EMAILS", "PHONE_NUMBER", "WHATSAPP", "LINE", "FACEBOOK",
+    "UNIQUE_NAME", "CREATED_AT", "UPDATED_AT", "CONTACT_ID",
 )  # fmt: skip
 CUSTOM_FIELDS: Final = ("FAVOURITE_COLOUR", "LOYALTY_POINTS", "LAST_PURCHASE", "NOTES")
 LATER_FIELDS: Final = ("PHONE_NUMBER_ID", "EXTERNAL_ID", "ANONYMOUS_ID")
@@ -30,16 +30,16 @@ HEADER: Final = (",".join(f'"{field}"' for field in FIELDS) + "\n").encode()
 
 _POOL: Final = 2_003  # a prime: no list of values below is as long as a divisor of it
 _FIRST_NAMES: Final = (
-    "Ada", "Jürgen", "Zoë", "Nuño", "Łukasz", "美咲", "Søren", "Anne-Marie", "Björk", "Иван", "Grace", "O'Brien",
-    "null", "Mary Ann", "Émile", "宇航", "Fatima", "",
+    "Ada", "Jürgen", "Zoë", "Nuño", "Łukasz", "美咲", "Søren", "Anne-Marie", "Björk", "Иван", "Grace",
+    "O'Brien", "null", "Mary Ann", "Émile", "宇航", "Fatima", "",
 )  # fmt: skip
 _LAST_NAMES: Final = (
-    "Lovelace", "Müller", "Na", "NA", "Nguyễn", "佐藤", "d'Arc", "Smith, Jr.", 'The "Boss"', "Ångström", "García",
-    "Hopper", "Null", "", "Öztürk", "van der Berg", "Петров", "Kowalska", "Lee",
+    "Lovelace", "Müller", "Na", "NA", "Nguyễn", "佐藤", "d'Arc", "Smith, Jr.", 'The "Boss"', "Ångström",
+    "García", "Hopper", "Null", "", "Öztürk", "van der Berg", "Петров", "Kowalska", "Lee",
 )  # fmt: skip
 _STREETS: Final = (
-    "1 Main Street", "Große Straße 7", "221B Baker Street, London", 'Haus "Sonne", 2. Stock', "", "Rua do Sol 100%",
-    "12 Rue de l'Église\nBâtiment B",
+    "1 Main Street", "Große Straße 7", "221B Baker Street, London", 'Haus "Sonne", 2. Stock', "",
+    "Rua do Sol 100%", "12 Rue de l'Église\nBâtiment B",
 )  # fmt: skip
 _CITIES: Final = (
     ("Berlin", "BE", "10115", "Germany"),
@@ -68,7 +68,7 @@ class ContactBook:
     seed: int = 0
 
     def rows(self, file_type: FileType, first: int, count: int) -> bytes:
-        """Return the rows of `count` contacts from number `first`, each ended by a line feed, without header."""
+        """Return the rows of `count` contacts from number `first`, each ended by a line feed; no header."""
         pool = _pool(self.seed, file_type)
         start = first % _POOL
         block = "".join(pool[(start + i) % _POOL] for i in range(count))

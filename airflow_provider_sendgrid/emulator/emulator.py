@@ -7,47 +7,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
-from .account import DEFAULT_MESSAGE, Account, Audience, Export, Family, Kind
-from .api import answer_api, key_of
-from .backend import DEFAULT_MAX_FILE_SIZE, Backend
-from .connection import Count
+from .account import Account
+from .admin import Admin
+from .audience import DEFAULT_MESSAGE, FAMILIES, Audience, Family, Kind, NewAudience
+from .backend import DEFAULT_MAX_FILE_SIZE, Backend, ExportedFile
+from .connection import Waits
 from .contacts import FileType
-from .messages import Answer, Request
+from .export import Export
+from .faults import Fault, FaultList
 from .payloads import Origins
 from .rate_limit import RateLimit
 from .recording import RecordedRequest, RequestLog
 from .server import Listener
+from .service import Service
 from .settings import Key, Settings
-from .spool import Spool, SpooledFile
-from .storage import answer_file
+from .spool import Spool
 
 DEFAULT_API_KEY: Final = f"SG.{'emulator' * 3:.22}.{'x' * 43}"
 DEFAULT_LISTS: Final = (("Newsletter", 2_000), ("Customers", 500), ("Empty list", 0), ("Broken list", 10))
 DEFAULT_SEGMENTS: Final = (("Active in the last month", 300), ("Customers in Germany", 120))
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedFile:
-    """What one file of an export truly holds."""
-
-    name: str
-    rows: int
-    plain_bytes: int
-    stored_bytes: int
-    stored: SpooledFile
-
-    def read(self) -> bytes:
-        """Return the content as meant."""
-        return b"".join(self.stored.read_plain())
-
-    def chunks(self) -> Iterator[bytes]:
-        """Give the content as meant, in chunks."""
-        return self.stored.read_plain()
 
 
 class Emulator:
@@ -84,9 +66,7 @@ class Emulator:
     ) -> None:
         self.api_key = api_key
         self._ports = (host, port, files_port)
-        self._observe = observe
         self._log = RequestLog()
-        self._rate_limit = RateLimit(clock)
         self._listeners: dict[str, Listener] = {}
         self._backend = Backend(
             account=Account(seed, contacts),
@@ -95,6 +75,8 @@ class Emulator:
             settings=settings or Settings(),
             clock=clock,
         )
+        admin = Admin(self._backend, self._log, FaultList(clock), Waits())
+        self._service = Service(admin, RateLimit(clock), observe, Origins("", ""))
         if populate:
             self._populate()
 
@@ -109,12 +91,14 @@ class Emulator:
     def start(self) -> Emulator:
         """Open both ports."""
         host, port, files_port = self._ports
-        self._listeners["api"] = Listener(host, port, self._respond_api)
+        service, waits = self._service, self._service.admin.waits
         try:
-            self._listeners["files"] = Listener(host, files_port, self._respond_files)
+            self._listeners["files"] = Listener(host, files_port, service.answer_files, waits)
+            self._listeners["api"] = Listener(host, port, service.answer_api, waits)
         except OSError:
             self.close()
             raise
+        service.own = Origins(self.url, self.files_url)
         return self
 
     def close(self) -> None:
@@ -167,7 +151,8 @@ class Emulator:
         `outcome` is what becomes of its exports: `ready`, `failure` (with `message`), `stuck`, `expired` or
         `unknown:<status>`. `ready_after` (seconds) is instead of the setting.
         """
-        return self._add("list", name, contacts, family, outcome, message, ready_after)
+        new = NewAudience(name, contacts, family, outcome, message, ready_after)
+        return self._backend.account.add_audience("list", new).id
 
     def add_segment(
         self,
@@ -180,7 +165,8 @@ class Emulator:
         ready_after: float | None = None,
     ) -> Any:
         """Add a segment, which holds the first contacts of the account, and return its id; see `add_list`."""
-        return self._add("segment", name, contacts, family, outcome, message, ready_after)
+        new = NewAudience(name, contacts, family, outcome, message, ready_after)
+        return self._backend.account.add_audience("segment", new).id
 
     def lists(self, family: Family = "marketing") -> list[Audience]:
         """Return the lists of a family."""
@@ -225,9 +211,7 @@ class Emulator:
         Raises:
             KeyError: when there is no such export.
         """
-        export = self._export(export_id)
-        files = zip(self._backend.file_names(export), self._backend.files(export), strict=True)
-        return [ExportedFile(name, f.rows, f.plain_bytes, f.stored_bytes, f) for name, f in files]
+        return self._backend.exported_files(self._export(export_id))
 
     def requests(self, method: str = "", path_prefix: str = "", listener: str = "") -> list[RecordedRequest]:
         """Return the requests that came, of a method, below a path, at `api` or `files`; empty means any."""
@@ -247,25 +231,21 @@ class Emulator:
         """Return the requests that took an Authorization header to the file storage."""
         return [each for each in self.requests(listener="files") if each.leaked]
 
+    def inject(self, *faults: Fault) -> None:
+        """Let things go wrong from now on; their requests are counted from now."""
+        self._service.admin.faults.add(*faults)
+
+    def clear_faults(self) -> None:
+        """Remove every fault and let go of every answer that hangs."""
+        self._service.admin.clear_faults()
+
     def _populate(self) -> None:
-        for family in ("marketing", "legacy"):
+        for family in FAMILIES:
             for name, contacts in DEFAULT_LISTS:
                 outcome = "failure" if name == "Broken list" else "ready"
                 self.add_list(name, contacts=contacts, family=family, outcome=outcome)
             for name, contacts in DEFAULT_SEGMENTS:
                 self.add_segment(name, contacts=contacts, family=family)
-
-    def _add(self, kind: Kind, name: str, contacts: int, family: Family, *fate: Any) -> Any:
-        outcome, message, ready_after = fate
-        return self._backend.account.add_audience(
-            kind,
-            name,
-            contacts=contacts,
-            family=family,
-            outcome=outcome,
-            message=message,
-            ready_after=ready_after,
-        ).id
 
     def _chosen(self, family: Family, kind: Kind, ids: Sequence[Any]) -> list[Audience]:
         known = {each.id: each for each in self._backend.account.audiences(family, kind)}
@@ -276,22 +256,3 @@ class Emulator:
         if export is None:
             raise KeyError(export_id)
         return export
-
-    def _respond_api(self, request: Request) -> tuple[Answer, Count]:
-        backend, origins = self._backend, Origins(self.url, self.files_url)
-        key = key_of(backend, request)
-        answer = self._rate_limit.limited(backend.settings, lambda: answer_api(backend, request, origins))
-        return answer, self._record("api", request, answer, key.id if key else "")
-
-    def _respond_files(self, request: Request) -> tuple[Answer, Count]:
-        answer = answer_file(self._backend, request)
-        return answer, self._record("files", request, answer, "")
-
-    def _record(self, listener: str, request: Request, answer: Answer, key_id: str) -> Count:
-        entry = self._log.record(self._backend.clock(), listener, request, answer.status, key_id)
-        self._observe(entry)
-
-        def count(sent: int) -> None:
-            entry.bytes_sent += sent
-
-        return count

@@ -6,7 +6,7 @@ Knows HTTP's shapes. Must not know sockets or SendGrid.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,6 @@ class Request:
     target: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    base_url: str = ""
 
     @property
     def path(self) -> str:
@@ -102,3 +101,24 @@ def errors_answer(status: int, message: str, field_name: str | None = None) -> A
     if field_name is not None or status != 400:
         error["field"] = field_name
     return json_answer(status, {"errors": [error]})
+
+
+def first_bytes(parts: tuple[Part, ...], limit: int) -> Iterator[Part]:
+    """Give the first `limit` bytes of a body."""
+    for part in parts:
+        if limit <= 0:
+            return
+        yield part if len(part) <= limit else _sliced(part, 0, limit)
+        limit -= len(part)
+
+
+def steps(part: Part, step: int) -> Iterator[Part]:
+    """Give a part in pieces of `step` bytes."""
+    for first in range(0, len(part), max(1, step)):
+        yield _sliced(part, first, min(step, len(part) - first))
+
+
+def _sliced(part: Part, first: int, length: int) -> Part:
+    if isinstance(part, bytes):
+        return part[first : first + length]
+    return FileSlice(part.path, part.first + first, length)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from .account import Audience, Export, Family
+from .audience import Audience, Family
 from .backend import USER_ID, Backend
+from .export import Export
 
 Payload = dict[str, Any]
 

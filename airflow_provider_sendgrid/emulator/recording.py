@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from .messages import Request
 
@@ -79,8 +79,3 @@ class RequestLog:
         """Forget every request."""
         with self._changed:
             self._entries.clear()
-
-
-def entry_payload(entry: RecordedRequest) -> dict[str, Any]:
-    """Return a recorded request as JSON."""
-    return asdict(entry)

@@ -16,11 +16,11 @@ from .connection import Connection, ConnectionEndedError, Respond, Waits
 class Listener:
     """A port that is open from construction to `close`."""
 
-    def __init__(self, host: str, port: int, respond: Respond) -> None:
+    def __init__(self, host: str, port: int, respond: Respond, waits: Waits) -> None:
         self._socket = socket.create_server((host, port), backlog=256)
         self.host, self.port = self._socket.getsockname()[:2]
         self.respond = respond
-        self.waits = Waits()
+        self.waits = waits
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._acceptor = threading.Thread(target=self._accept, name=f"emulator-{self.port}", daemon=True)

@@ -5,8 +5,11 @@ Knows names, defaults and what is allowed. Must not know who reads which setting
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+
+from .checked import replace_checked
 
 _CHOICES: Final = {
     "product": ("both", "marketing", "legacy"),
@@ -45,13 +48,13 @@ class Settings:
     optional_fields: str = "omit"
     """Fields without a value: `omit` leaves them out, `null` sends them as null."""
     encoding: str = "x-gzip"
-    """How files are kept: gzipped and announced as `x-gzip` or `gzip`, gzipped unannounced (`bare`), `plain`."""
+    """How files are kept: gzipped, announced as `x-gzip` or `gzip` or not at all (`bare`), or `plain`."""
     empty_encoding: str = "x-gzip"
     """The same for a file that holds no contact."""
     repeat_header: bool = True
     """Whether each further CSV file of an export repeats the header row."""
     contacts_per_file: int = 0
-    """At most so many contacts in a file, so that a small export has several; 0 = only max_file_size splits."""
+    """At most so many contacts in a file, so that a small export has several; 0 = only by max_file_size."""
     ranges: bool = True
     """Whether the file storage honours `Range`; without, it always answers 200 with everything."""
     bytes_per_second: int = 0
@@ -64,38 +67,17 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
-    def changed(self, changes: dict[str, Any]) -> Settings:
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
         """Return these settings with some replaced.
 
         Raises:
             ValueError: for a name that does not exist, or a value of the wrong type or outside its choices.
         """
-        for name, value in changes.items():
-            if name not in _KINDS:
-                raise ValueError(f"there is no setting {name!r}; there are {', '.join(_KINDS)}")
-            if not _is_a(value, _KINDS[name]):
-                raise ValueError(f"{name} must be {_KINDS[name]}, not {value!r}")
-        frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()}
-        return replace(self, **frozen)
+        return replace_checked(self, changes)
 
     def as_json(self) -> dict[str, Any]:
         """Return name and value of every setting."""
         return asdict(self)
-
-
-_KINDS: Final = {each.name: str(each.type) for each in fields(Settings)}
-_TYPES: Final[dict[str, tuple[type, ...]]] = {
-    "float": (int, float),
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-    "tuple[str, ...]": (list, tuple),
-}
-
-
-def _is_a(value: object, kind: str) -> bool:
-    """Tell whether a value that may have come as JSON fits a field; true and false are no numbers."""
-    return isinstance(value, _TYPES[kind]) and (isinstance(value, bool) == (kind == "bool"))
 
 
 @dataclass(frozen=True, slots=True)

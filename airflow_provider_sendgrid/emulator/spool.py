@@ -65,8 +65,8 @@ class SpooledFile:
 
     def read_plain(self) -> Iterator[bytes]:
         """Give the content as meant, in chunks."""
-        opened = self.path.open("rb") if self.encoding == "plain" else gzip.open(self.path, "rb")
-        with opened as file:
+        open_file = open if self.encoding == "plain" else gzip.open
+        with open_file(self.path, "rb") as file:
             while chunk := file.read(_READ_BYTES):
                 yield chunk
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Final
 from xml.sax.saxutils import escape
 
-from .account import Export
 from .backend import FOLDER, Backend
+from .export import Export
 from .messages import Answer, FileSlice, Request, Sending
 from .signing import refusal
 from .spool import SpooledFile
@@ -43,6 +43,8 @@ class Treatment:
     ranges: bool = True
     expired: bool = False
     edition: int = 0
+    visible_bytes: int | None = None
+    """The file ends here, as if it had been stored so."""
 
 
 class RefusedError(Exception):
@@ -50,9 +52,14 @@ class RefusedError(Exception):
 
     def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        body = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message><RequestId>EMULATOR</RequestId></Error>"
-        xml = f'<?xml version="1.0" encoding="UTF-8"?>\n{body}'.encode()
-        self.answer = Answer(_STATUSES[code], {"Content-Type": "application/xml", **(headers or {})}, (xml,))
+        self.answer = error_answer(_STATUSES[code], message, code).with_headers(headers or {})
+
+
+def error_answer(status: int, message: str, code: str = "InternalError") -> Answer:
+    """Return S3's error body."""
+    told = f"<Code>{code}</Code><Message>{escape(message)}</Message><RequestId>EMULATOR</RequestId>"
+    xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{told}</Error>'.encode()
+    return Answer(status, {"Content-Type": "application/xml"}, (xml,))
 
 
 def answer_file(backend: Backend, request: Request, treatment: Treatment | None = None) -> Answer:
@@ -69,8 +76,11 @@ def answer_file(backend: Backend, request: Request, treatment: Treatment | None 
 
 def _check_request(backend: Backend, request: Request, treatment: Treatment) -> None:
     if "authorization" in request.headers:
-        only_one = "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter or the Authorization header"
-        raise RefusedError("InvalidArgument", only_one)
+        raise RefusedError(
+            "InvalidArgument",
+            "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query"
+            " string parameter or the Authorization header should be specified",
+        )
     if request.method not in ("GET", "HEAD"):
         raise RefusedError("MethodNotAllowed", "The specified method is not allowed against this resource.")
     refused = refusal(request.path, request.query, backend.clock())
@@ -85,7 +95,16 @@ def _find_file(backend: Backend, path: str, treatment: Treatment) -> SpooledFile
     export = backend.account.export(named["id"]) if named else None
     if named is None or export is None or _is_gone(backend, export):
         raise RefusedError("NoSuchKey", "The specified key does not exist.")
-    return backend.files(export, treatment.edition)[int(named["number"]) - 1]
+    files = backend.files(export, treatment.edition)
+    number = int(named["number"])
+    if not 1 <= number <= len(files):
+        raise RefusedError("NoSuchKey", "The specified key does not exist.")
+    return _shortened(files[number - 1], treatment.visible_bytes)
+
+
+def _shortened(file: SpooledFile, visible_bytes: int | None) -> SpooledFile:
+    size = file.stored_bytes if visible_bytes is None else min(visible_bytes, file.stored_bytes)
+    return replace(file, stored_bytes=size)
 
 
 def _is_gone(backend: Backend, export: Export) -> bool:

@@ -1,0 +1,169 @@
+"""What each kind of fault does to an answer, or instead of it.
+
+Knows answers and how they are sent. Must not know which requests a fault strikes (that is `faults.py`).
+
+| kind | what happens | fields |
+|---|---|---|
+| `refuse`, `reset` | the connection is closed, or reset, and nothing is carried out | |
+| `hang` | no answer until faults are cleared | |
+| `delay` | carried out, answered late | `seconds` |
+| `status` | an error (default 500) | `status`, `message`, `retry_after`, `rate_limit_reset`, `seconds` |
+| `html` | a page of HTML instead (default 200) | `status` |
+| `redirect` | elsewhere (default 302) | `location`, `status` |
+| `endless` | JSON that never ends | |
+| `lost` | carried out, then the connection is closed, or reset, without an answer | `with_reset` |
+| `empty`, `broken_json` | carried out, nothing or half of the answer, of honest length | |
+| `cut` | the connection ends after some bytes of the body (default: half) | `at`, `with_reset` |
+| `trickle` | slow | `bytes_per_second` |
+| `wrong_length` | Content-Length is off by `at` (default 1,000) | `at` |
+| `wrong_range` | Content-Range is off by `at` (default 1) | `at` |
+| `corrupt` | the byte at offset `at` of the file (default 0) is inverted | `at` |
+| `truncate` | the file itself has only its first `at` bytes (default 0), honestly | `at` |
+| `changed` | the file is another one: content and ETag | |
+| `expire` | the URL has expired | |
+| `no_ranges` | Range is ignored: 200 with everything | |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from .messages import Answer, FileSlice, Part, errors_answer, first_bytes
+from .storage import Treatment, error_answer
+
+if TYPE_CHECKING:
+    from .faults import Fault
+
+Instead = Callable[["Fault", str, float], Answer]
+Treat = Callable[[Treatment, "Fault"], Treatment]
+Change = Callable[[Answer, "Fault"], Answer]
+
+
+def answer_instead(due: list[Fault], listener: str, now: float) -> Answer | None:
+    """Return what the first fault that lets nothing be carried out answers, if there is one."""
+    for fault in due:
+        if fault.kind in _INSTEAD:
+            return _INSTEAD[fault.kind](fault, listener, now)
+    return None
+
+
+def treatment_of(due: list[Fault]) -> Treatment:
+    """Return how a file is to be served."""
+    treatment = Treatment()
+    for fault in due:
+        if fault.kind in _TREATMENTS:
+            treatment = _TREATMENTS[fault.kind](treatment, fault)
+    return treatment
+
+
+def spoil(answer: Answer, due: list[Fault]) -> Answer:
+    """Return an answer with everything done to it."""
+    for fault in due:
+        if fault.kind in _CHANGES:
+            answer = _CHANGES[fault.kind](answer, fault)
+    return answer
+
+
+def _sending(answer: Answer, **changes: Any) -> Answer:
+    return replace(answer, sending=replace(answer.sending, **changes))
+
+
+def _fail(fault: Fault, listener: str, now: float) -> Answer:
+    status = fault.status or 500
+    resets = {"epoch": now + fault.seconds, "seconds": fault.seconds}
+    headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
+    if fault.rate_limit_reset:
+        headers["X-RateLimit-Reset"] = str(int(resets[fault.rate_limit_reset]))
+    make = {"api": errors_answer, "files": error_answer}[listener]
+    return make(status, fault.message).with_headers(headers)
+
+
+def _show_page(fault: Fault, _listener: str, _now: float) -> Answer:
+    page = b"<!DOCTYPE html><html><body><h1>We'll be back soon</h1></body></html>"
+    return Answer(fault.status or 200, {"Content-Type": "text/html; charset=utf-8"}, (page,))
+
+
+def _redirect(fault: Fault, _listener: str, _now: float) -> Answer:
+    return Answer(fault.status or 302, {"Location": fault.location})
+
+
+def _never_end(_fault: Fault, _listener: str, _now: float) -> Answer:
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    return _sending(Answer(200, headers, (b'{"result": [',)), endless=b'{"id": "again and again"}, ' * 2_000)
+
+
+def _half(answer: Answer, fault: Fault) -> int:
+    return answer.length // 2 if fault.at is None else fault.at
+
+
+def _mislabel_range(answer: Answer, fault: Fault) -> Answer:
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
+    if found is None:
+        return answer
+    first, last, size = (int(text) for text in found.groups())
+    off = 1 if fault.at is None else fault.at
+    return answer.with_headers({"Content-Range": f"bytes {first + off}-{last + off}/{size}"})
+
+
+def _mislabel_length(answer: Answer, fault: Fault) -> Answer:
+    off = 1_000 if fault.at is None else fault.at
+    return answer.with_headers({"Content-Length": str(max(0, answer.length + off))})
+
+
+def _corrupt(answer: Answer, fault: Fault) -> Answer:
+    return replace(
+        answer, body=tuple(part for each in answer.body for part in _inverted(each, fault.at or 0))
+    )
+
+
+def _inverted(part: Part, at: int) -> Iterator[Part]:
+    """Give a part with the byte at that offset, in the file or in the bytes, turned over."""
+    if isinstance(part, bytes):
+        yield bytes(byte ^ 0xFF if i == at else byte for i, byte in enumerate(part))
+        return
+    end = part.first + part.length
+    if not part.first <= at < end:
+        yield part
+        return
+    with part.path.open("rb") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+    yield FileSlice(part.path, part.first, at - part.first)
+    yield bytes([byte ^ 0xFF])
+    yield FileSlice(part.path, at + 1, end - at - 1)
+
+
+_INSTEAD: Final[Mapping[str, Instead]] = {
+    "refuse": lambda *_: _sending(Answer(0), drop="close"),
+    "reset": lambda *_: _sending(Answer(0), drop="reset"),
+    "hang": lambda *_: _sending(Answer(0), hang=True),
+    "status": _fail,
+    "html": _show_page,
+    "redirect": _redirect,
+    "endless": _never_end,
+}
+_TREATMENTS: Final[Mapping[str, Treat]] = {
+    "truncate": lambda treatment, fault: replace(treatment, visible_bytes=fault.at or 0),
+    "changed": lambda treatment, _: replace(treatment, edition=1),
+    "expire": lambda treatment, _: replace(treatment, expired=True),
+    "no_ranges": lambda treatment, _: replace(treatment, ranges=False),
+}
+_CHANGES: Final[Mapping[str, Change]] = {
+    "delay": lambda answer, fault: _sending(answer, delay_seconds=fault.seconds),
+    "lost": lambda answer, fault: _sending(answer, drop="reset" if fault.with_reset else "close"),
+    "empty": lambda answer, _: replace(answer, body=()),
+    "broken_json": lambda answer, _: replace(
+        answer, body=tuple(first_bytes(answer.body, answer.length // 2))
+    ),
+    "cut": lambda answer, fault: _sending(
+        answer, cut_after=_half(answer, fault), cut_with_reset=fault.with_reset
+    ),
+    "trickle": lambda answer, fault: _sending(answer, bytes_per_second=fault.bytes_per_second),
+    "wrong_length": _mislabel_length,
+    "wrong_range": _mislabel_range,
+    "corrupt": _corrupt,
+}
+KINDS: Final = (*_INSTEAD, *_TREATMENTS, *_CHANGES)
