@@ -109,15 +109,17 @@ def settings_of_3(place: Place) -> dict[str, str]:
     }
 
 
-def child_environment(place: Place, extra: Mapping[str, str]) -> dict[str, str]:
+def child_environment(place: Place, python: Path, extra: Mapping[str, str]) -> dict[str, str]:
     """What Airflow's processes are started with: this shell's variables, but for its own Airflow's."""
+    # Airflow 2 looks for its own command on PATH when it starts a task.
+    path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     inherited = {name: value for name, value in os.environ.items() if not is_private_to_the_shell(name)}
-    return {**inherited, **without_proxies_at_home(), **settings(place), **extra}
+    return {**inherited, "PATH": path, **without_proxies_at_home(), **settings(place), **extra}
 
 
 def is_private_to_the_shell(name: str) -> bool:
     """Connections come from the database alone, so that what is shown works with a database; the key, too."""
-    return name.startswith(("AIRFLOW_", "AIRFLOW__")) or name in {
+    return name.startswith("AIRFLOW_") or name in {
         "PYTHONDONTWRITEBYTECODE",
         "PYTHONPATH",
         "SENDGRID_API_KEY",

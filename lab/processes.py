@@ -44,6 +44,10 @@ class Process:
     def is_running(self) -> bool:
         return self.running is not None and self.running.poll() is None
 
+    def has_died(self) -> bool:
+        """Whether it ended by itself: not when it was stopped or killed from here."""
+        return self.running is not None and self.running.poll() is not None
+
     def stop(self, seconds: float = 15) -> None:
         """Asks first; whatever of it is left after so many seconds is killed."""
         self.send(signal.SIGTERM)
@@ -83,6 +87,15 @@ class Process:
         self.running.wait()
         self.running = None
         self.family = set()
+
+
+def end_on_sigterm() -> None:
+    """Has SIGTERM end this program as ctrl-C does: through every `with` block that holds processes."""
+
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def stop_all(processes: Iterable[Process]) -> None:

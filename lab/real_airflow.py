@@ -53,7 +53,7 @@ class RealAirflow:
         version = airflow_version(python)
         self.python = python
         self.place = Place(version, home.resolve(), dags_folder.resolve(), database_url=database_url)
-        self.environment = child_environment(self.place, environment or {})
+        self.environment = child_environment(self.place, python, environment or {})
         self.api = AirflowApi(self.place.url, version)
         self.parts = {name: self._part(name, arguments) for name, arguments in parts_of(version).items()}
 
@@ -95,7 +95,7 @@ class RealAirflow:
 
     def wait_until_healthy(self) -> None:
         def healthy() -> bool:
-            self._check_parts_run()
+            self._check_parts()
             return self.api.is_healthy()
 
         wait_until("Airflow healthy", healthy, seconds=HEALTHY_SECONDS, evidence=self._why_unhealthy)
@@ -117,6 +117,7 @@ class RealAirflow:
         """The run's final state."""
 
         def final_state() -> str | None:
+            self._check_parts()
             state = self.api.run_state(dag_id, run_id)
             return state if state in FINAL_RUN_STATES else None
 
@@ -133,6 +134,7 @@ class RealAirflow:
         """The first instance of the task that is in the state."""
 
         def found() -> TaskInstance | None:
+            self._check_parts()
             return next(
                 (
                     task
@@ -181,9 +183,9 @@ class RealAirflow:
         person = ["--firstname", "A", "--lastname", "B", "--email", "admin@example.com", "--role", "Admin"]
         self.airflow("users", "create", "--username", ADMIN, "--password", ADMIN, *person)
 
-    def _check_parts_run(self) -> None:
+    def _check_parts(self) -> None:
         for part in self.parts.values():
-            if not part.is_running():
+            if part.has_died():
                 raise RuntimeError(f"Airflow's {part.name} has ended\n{part.tail()}")
 
     def _check_imports(self) -> None:
