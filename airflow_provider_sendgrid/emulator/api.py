@@ -152,7 +152,7 @@ def _page(call: Call, items: list[Any], default_size: int, show: Callable[[Any],
 
 
 def _page_size(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 1000:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 1000:
         raise RefusedError(400, "page_size must be a number from 1 to 1000", "page_size")
     return int(text)
 

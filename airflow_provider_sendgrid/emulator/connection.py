@@ -82,8 +82,10 @@ class Connection:
         headers = {name.lower(): value for name, value in parsed.items()}
         if headers.get("expect", "").lower() == "100-continue":
             self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.incoming.read(int(headers.get("content-length", 0)))
-        return Request(words[0], words[1], headers, body)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or "transfer-encoding" in headers:
+            raise ConnectionEndedError
+        return Request(words[0], words[1], headers, self.incoming.read(int(length)))
 
     def _misbehave(self, answer: Answer) -> None:
         sending = answer.sending
@@ -101,7 +103,8 @@ class Connection:
         self._send_parts((_head(answer), *parts), answer, count)
         while answer.sending.endless and not self.waits.ended.is_set():
             self._send_part(answer.sending.endless, answer, count)
-        if limit < answer.length or _is_lying(answer):
+        is_worn_out = 0 < answer.sending.connection_bytes <= self.carried
+        if limit < answer.length or is_worn_out or _is_lying(answer):
             self._end(with_reset=answer.sending.cut_with_reset)
 
     def _limit(self, answer: Answer) -> int:

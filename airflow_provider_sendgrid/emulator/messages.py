@@ -6,11 +6,14 @@ Knows HTTP's shapes. Must not know sockets or SendGrid.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+_ORIGIN: Final = re.compile(r"https?://[^/]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,13 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The path without the query."""
-        return urlsplit(self.target).path
+        """The path without the query; and without an origin, which a client sends to a proxy."""
+        return _ORIGIN.sub("", self.target.partition("?")[0])
 
     @property
     def query(self) -> dict[str, str]:
         """The query's parameters; of a repeated one, the last."""
-        parsed = parse_qs(urlsplit(self.target).query, keep_blank_values=True)
+        parsed = parse_qs(self.target.partition("?")[2], keep_blank_values=True)
         return {name: values[-1] for name, values in parsed.items()}
 
 
@@ -92,7 +95,7 @@ _JSON: Final = {"Content-Type": "application/json"}
 
 def json_answer(status: int, payload: Any) -> Answer:
     """Return a JSON answer."""
-    return Answer(status, _JSON, (json.dumps(payload, ensure_ascii=False).encode(),))
+    return Answer(status, _JSON, (json.dumps(payload, ensure_ascii=False).encode(errors="replace"),))
 
 
 def errors_answer(status: int, message: str, field_name: str | None = None) -> Answer:

@@ -37,7 +37,7 @@ def refusal(path: str, query: Mapping[str, str], now: float) -> tuple[str, str] 
     unsigned = {name: value for name, value in query.items() if name != _SIGNATURE}
     if _SIGNATURE not in query:
         return "AccessDenied", "Access Denied"
-    if not hmac.compare_digest(_signature(path, unsigned), query[_SIGNATURE]):
+    if not hmac.compare_digest(_signature(path, unsigned).encode(), query[_SIGNATURE].encode()):
         return (
             "SignatureDoesNotMatch",
             "The request signature we calculated does not match the signature you provided.",

@@ -1,0 +1,71 @@
+"""The command line: what it prints is what you copy, and ctrl-C ends it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from airflow_provider_sendgrid.emulator.__main__ import main
+
+COMMAND = [sys.executable, "-u", "-m", "airflow_provider_sendgrid.emulator", "--port", "0"]
+
+
+def test_it_runs_until_interrupted(client_of):
+    """The printed connection works; each request is a line; ctrl-C ends cleanly."""
+    arguments = ["--list", "News=30", "--list", "Odd=5:stuck", "--rate-limit", "50/60", "--verbose"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        printed = []
+        while not any(line.lstrip().startswith("legacy") and "Odd" in line for line in printed):
+            printed.append(running.stdout.readline())
+            assert printed[-1], running.stderr.read()
+        connection = connection_in(printed)
+        client = client_of(None)
+        reply = client_lists(client, connection)
+        running.send_signal(signal.SIGINT)
+        rest, errors = running.communicate(timeout=10)
+    assert [each["name"] for each in reply.json["result"]] == ["News", "Odd"]
+    assert reply.headers["X-RateLimit-Limit"] == "50"
+    assert any(reply.json["result"][0]["id"] in line for line in printed)
+    assert "api   200 GET /v3/marketing/lists" in rest
+    assert (running.returncode, errors) == (0, "")
+
+
+def connection_in(printed):
+    [line] = [line for line in printed if "AIRFLOW_CONN_SENDGRID_DEFAULT=" in line]
+    return json.loads(shlex.split(line)[1].partition("=")[2])
+
+
+def client_lists(client, connection):
+    headers = {"Authorization": f"Bearer {connection['password']}"}
+    client.emulator = type("Running", (), {"api_key": connection["password"], "url": connection["host"]})
+    return client.ask("GET", "/v3/marketing/lists", **headers)
+
+
+@pytest.mark.parametrize("wrong", [["--list", "News"], ["--list", "News=many"], ["--rate-limit", "often"]])
+def test_a_wrong_option_is_explained(capsys, wrong):
+    with pytest.raises(SystemExit):
+        main(wrong)
+    assert wrong[1] in capsys.readouterr().err
+
+
+def test_help_tells_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for option in (
+        "--port",
+        "--files-port",
+        "--host",
+        "--contacts",
+        "--list",
+        "--ready-after",
+        "--url-lifetime",
+    ):
+        assert option in told

@@ -1,0 +1,175 @@
+"""The file storage answers as S3 does."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from airflow_provider_sendgrid.emulator.contacts import HEADER
+
+ENCODINGS = [("x-gzip", "x-gzip", True), ("gzip", "gzip", True), ("bare", None, True), ("plain", None, False)]
+
+
+def s3_error(reply):
+    return reply.status, reply.body.decode().partition("<Message>")[2].partition("</Message>")[0]
+
+
+def test_a_file_is_what_was_exported(emulator, client):
+    """Named as SendGrid's are, under the export's id."""
+    url = client.list_url()
+    [export] = client.ask("GET", "/v3/marketing/contacts/exports").json["result"]
+    [truth] = emulator.export_files(export["id"])
+    reply = client.fetch(url)
+    assert (reply.status, reply.content) == (200, truth.read())
+    assert urlsplit(url).path.endswith(f"/{truth.name}")
+    assert truth.name == f"{export['id']}-00001.csv.gzip"
+
+
+@pytest.mark.parametrize(("encoding", "header", "is_gzipped"), ENCODINGS)
+def test_the_encoding_is_stored_and_told_as_set(emulator, client, encoding, header, is_gzipped):
+    """The name says gzip whatever the bytes are."""
+    emulator.configure(encoding=encoding)
+    reply = client.fetch(client.list_url())
+    assert reply.headers.get("Content-Encoding") == header
+    assert reply.body.startswith(b"\x1f\x8b") is is_gzipped
+    assert reply.content.startswith(HEADER)
+
+
+def test_an_empty_export_may_come_as_plain_text(emulator, client):
+    emulator.configure(empty_encoding="plain")
+    reply = client.fetch(client.list_url("Empty list"))
+    assert (reply.body, reply.headers.get("Content-Encoding")) == (HEADER, None)
+
+
+def test_an_answer_tells_length_version_and_that_ranges_work(client):
+    reply = client.fetch(client.list_url())
+    assert reply.headers["Content-Length"] == str(len(reply.body))
+    assert reply.headers["ETag"].startswith('"')
+    assert reply.headers["Accept-Ranges"] == "bytes"
+
+
+def test_head_tells_the_same_without_a_body(client):
+    url = client.list_url()
+    head, got = client.fetch(url, "HEAD"), client.fetch(url)
+    assert head.body == b""
+    assert head.headers == got.headers
+
+
+def test_an_export_of_several_files_has_a_url_for_each(emulator, client):
+    emulator.configure(contacts_per_file=200)
+    urls = client.urls(list_ids=[emulator.list_id("Customers")], file_type="json")
+    assert [client.fetch(url).content.count(b"\n") for url in urls] == [200, 200, 100]
+
+
+# --- ranges
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-19", 10, 19),
+        ("bytes=100-", 100, -1),
+        ("bytes=-7", -7, -1),
+        ("bytes=5-999999999", 5, -1),
+    ],
+)
+def test_a_range_is_answered_exactly(client, asked, first, last):
+    url = client.list_url()
+    whole = client.fetch(url).body
+    size = len(whole)
+    first, last = first % size, last % size
+    part = client.fetch(url, range=asked)
+    assert (part.status, part.body) == (206, whole[first : last + 1])
+    assert part.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
+    assert part.headers["Content-Length"] == str(last + 1 - first)
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-2", "bytes=-", "bytes=0-1,4-5", "lines=0-1", "nonsense"])
+def test_a_range_that_makes_no_sense_is_ignored(client, asked):
+    assert client.fetch(client.list_url(), range=asked).status == 200
+
+
+def test_a_range_beyond_the_end_is_416(client):
+    url = client.list_url()
+    size = len(client.fetch(url).body)
+    reply = client.fetch(url, range=f"bytes={size}-")
+    assert s3_error(reply) == (416, "The requested range is not satisfiable")
+    assert reply.headers["Content-Range"] == f"bytes */{size}"
+
+
+def test_a_range_of_another_version_gets_everything(client):
+    """`If-Range` guards a resumed download."""
+    url = client.list_url()
+    etag = client.fetch(url, "HEAD").headers["ETag"]
+    assert client.fetch(url, range="bytes=5-", if_range=etag).status == 206
+    assert client.fetch(url, range="bytes=5-", if_range='"another"').status == 200
+
+
+def test_another_version_can_be_refused(client):
+    """`If-Match` does so."""
+    url = client.list_url()
+    etag = client.fetch(url, "HEAD").headers["ETag"]
+    assert client.fetch(url, if_match=etag).status == 200
+    assert client.fetch(url, if_match='"another"').status == 412
+
+
+def test_storage_without_ranges_always_sends_everything(emulator, client):
+    emulator.configure(ranges=False)
+    reply = client.fetch(client.list_url(), range="bytes=5-9")
+    assert reply.status == 200
+    assert "Accept-Ranges" not in reply.headers
+
+
+# --- refusals
+
+
+def test_a_url_ends_and_a_new_one_works(emulator, client, clock):
+    """Five minutes, by default; the status signs anew."""
+    status = client.start(list_ids=[emulator.list_id("Customers")])
+    [old] = client.ask("GET", status).json["urls"]
+    clock.advance(300)
+    assert s3_error(client.fetch(old)) == (403, "Request has expired")
+    [new] = client.ask("GET", status).json["urls"]
+    assert client.fetch(new).status == 200
+
+
+def test_the_lifetime_of_a_url_is_a_setting(emulator, client, clock):
+    emulator.configure(url_lifetime=10)
+    url = client.list_url()
+    clock.advance(10)
+    assert client.fetch(url).status == 403
+
+
+def test_a_file_is_gone_after_twelve_hours(emulator, client, clock):
+    status = client.start(list_ids=[emulator.list_id("Customers")])
+    clock.advance(12 * 3600)
+    [url] = client.ask("GET", status).json["urls"]
+    assert s3_error(client.fetch(url)) == (404, "The specified key does not exist.")
+
+
+def test_an_expired_export_has_urls_that_lead_nowhere(emulator, client):
+    gone = emulator.add_list("Gone", outcome="expired")
+    status = client.ask("GET", client.start(list_ids=[gone])).json
+    assert status["expires_at"] < status["created_at"]
+    assert client.fetch(status["urls"][0]).status == 404
+
+
+def test_a_key_sent_here_is_refused_and_remembered(emulator, client):
+    """The SendGrid key is for SendGrid."""
+    url = client.list_url()
+    assert emulator.leaks() == []
+    assert client.fetch(url, authorization=f"Bearer {emulator.api_key}").status == 400
+    assert [(leak.listener, leak.status) for leak in emulator.leaks()] == [("files", 400)]
+
+
+def test_a_changed_url_is_refused(client):
+    url = client.list_url()
+    assert client.fetch(url.replace("00001.csv", "00002.csv")).status == 403
+    assert client.fetch(url.partition("?")[0]).status == 403
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "POST"])
+def test_files_are_only_read(client, method):
+    assert client.fetch(client.list_url(), method).status == 405
