@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -27,7 +27,7 @@ class Dialect:
     health: str
     execution_health: str | None
     components: tuple[str, ...]
-    new_run: dict[str, Any]
+    needs_logical_date: bool
     log_type: str
 
 
@@ -36,7 +36,7 @@ DIALECT_2 = Dialect(
     health="/api/v1/health",
     execution_health=None,
     components=("metadatabase", "scheduler", "triggerer"),
-    new_run={},
+    needs_logical_date=False,
     log_type="text/plain",
 )
 DIALECT_3 = Dialect(
@@ -44,7 +44,7 @@ DIALECT_3 = Dialect(
     health="/api/v2/monitor/health",
     execution_health="/execution/health",
     components=("metadatabase", "scheduler", "triggerer", "dag_processor"),
-    new_run={"logical_date": None},
+    needs_logical_date=True,
     log_type="application/json",
 )
 
@@ -128,8 +128,10 @@ class AirflowApi:
         return True
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
-        """Starts a run and returns its id."""
-        body = {**self.dialect.new_run, "conf": conf or {}}
+        """Starts a run and returns its id. It has a logical date, as runs have that the pages start."""
+        body: dict[str, Any] = {"conf": conf or {}}
+        if self.dialect.needs_logical_date:
+            body["logical_date"] = datetime.now(timezone.utc).isoformat()
         run_id: str = self.request("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"]
         return run_id
 

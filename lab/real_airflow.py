@@ -88,7 +88,7 @@ class RealAirflow:
         path = self.place.home / "connections.json"
         path.touch(mode=0o600)
         try:
-            path.write_text(json.dumps(connections))
+            path.write_text(json.dumps({name: importable(each) for name, each in connections.items()}))
             self.airflow("connections", "import", "--overwrite", str(path))
         finally:
             path.unlink()
@@ -203,6 +203,11 @@ class RealAirflow:
         except AirflowApiError as error:
             log = str(error)
         return f"--- log of {task.task_id}[{task.map_index}], try {task.try_number}\n{log}"
+
+
+def importable(connection: Mapping[str, Any]) -> dict[str, Any]:
+    """`airflow connections import` fails on an extra that is an empty object."""
+    return {**connection, "extra": json.dumps(connection.get("extra") or {})}
 
 
 def parts_of(version: str) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,130 @@
+"""`make demo`: one export of contacts from SendGrid into S3 by a real Airflow, told as it happens.
+
+Everything runs on this machine: SendGrid's emulator, an S3 server, and all of Airflow's processes. With
+SENDGRID_API_KEY, SENDGRID_EXPORT_BUCKET and AWS credentials in the environment, the real services are used.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from lab.airflow_api import FINAL_RUN_STATES, TaskInstance
+from lab.delivery import Delivery
+from lab.processes import end_on_sigterm
+from lab.stage import EXAMPLE_DAGS, Say, Stage, lab_folder, stage, teller
+from lab.waiting import wait_until
+
+DAG_ID = "sendgrid_contacts_to_s3"
+DAG_FILE = EXAMPLE_DAGS / f"{DAG_ID}.py"
+SENSOR = "wait_for_export"
+LAST_TASK = "store"
+EMULATED_RUN_SECONDS = 120
+REAL_RUN_SECONDS = 6 * 3600
+ROWS_SHOWN = 3
+ROW_CHARACTERS_SHOWN = 150
+
+
+def main() -> None:
+    end_on_sigterm()
+    say = teller()
+    try:
+        with lab_folder("demo") as folder, stage(folder, say, folder_with_one_dag(folder)) as on_stage:
+            play(on_stage, say)
+        say("done")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; all that was started has been ended")
+    except (RuntimeError, TimeoutError) as error:
+        sys.exit(f"FAILED: {error}")
+
+
+def folder_with_one_dag(folder: Path) -> Path:
+    """The demo's DAG alone: other examples need not be parsed for it."""
+    dags_folder = folder / "dags"
+    dags_folder.mkdir()
+    (dags_folder / DAG_FILE.name).symlink_to(DAG_FILE)
+    return dags_folder
+
+
+def play(on_stage: Stage, say: Say) -> None:
+    """One run of the DAG, and what it left behind."""
+    airflow = on_stage.airflow
+    run_id = airflow.trigger(DAG_ID)
+    say(f"{DAG_ID} started over the REST API: {run_id}")
+    states_seen = follow(on_stage, run_id, say)
+    if airflow.api.run_state(DAG_ID, run_id) != "success":
+        raise RuntimeError(f"the run failed\n{airflow.account_of(DAG_ID, run_id)}")
+    if not on_stage.is_real and (SENSOR, "deferred") not in states_seen:
+        raise RuntimeError(f"{SENSOR} was not seen waiting in the triggerer: {states_seen}")
+    show_tasks(airflow.api.task_instances(DAG_ID, run_id))
+    show_delivery(on_stage, run_id)
+
+
+def follow(on_stage: Stage, run_id: str, say: Say) -> list[tuple[str, str]]:
+    """Tells each change of a task's state until the run is over; returns them."""
+    api = on_stage.airflow.api
+    seen: list[tuple[str, str]] = []
+
+    def tell_until_over() -> bool:
+        is_over = api.run_state(DAG_ID, run_id) in FINAL_RUN_STATES
+        for task in sorted(api.task_instances(DAG_ID, run_id), key=start_order):
+            if task.state and (task.task_id, task.state) not in seen:
+                seen.append((task.task_id, task.state))
+                say(f"  {task.task_id:<16} {in_words(task.state)}")
+        return is_over
+
+    wait_until(
+        f"the run of {DAG_ID} over",
+        tell_until_over,
+        seconds=REAL_RUN_SECONDS if on_stage.is_real else EMULATED_RUN_SECONDS,
+        evidence=lambda: on_stage.airflow.account_of(DAG_ID, run_id),
+    )
+    return seen
+
+
+def start_order(task: TaskInstance) -> tuple[bool, str]:
+    return (task.start is None, str(task.start))
+
+
+def in_words(state: str) -> str:
+    return "deferred: waits in the triggerer, no worker is held" if state == "deferred" else state
+
+
+def show_tasks(tasks: list[TaskInstance]) -> None:
+    print("\nTasks")
+    for task in sorted(tasks, key=start_order):
+        print(f"  {task.task_id:<16} {task.state:<8} try {task.try_number} {task.seconds or 0:6.1f} s")
+
+
+def show_delivery(on_stage: Stage, run_id: str) -> None:
+    api = on_stage.airflow.api
+    delivery = Delivery(on_stage.s3, api.xcom(DAG_ID, run_id, LAST_TASK))
+    print(f"\nObjects in the bucket {on_stage.s3.bucket}")
+    for key, size_bytes in delivery.sizes().items():
+        print(f"  {size_bytes:>12,} bytes  {key}")
+    if not on_stage.is_real:
+        show_rows(delivery)
+    print("\nManifest")
+    print(json.dumps(delivery.manifest(), indent=2))
+    check_count(delivery.contacts(), on_stage, run_id)
+
+
+def show_rows(delivery: Delivery) -> None:
+    print(f"\nFirst lines of {delivery.keys[0]}")
+    for line in delivery.first_lines(1 + ROWS_SHOWN):
+        print(f"  {line[:ROW_CHARACTERS_SHOWN]}")
+
+
+def check_count(delivered: int, on_stage: Stage, run_id: str) -> None:
+    """Counts with other code than the package's, against what the emulator really exported."""
+    export_id = on_stage.airflow.api.xcom(DAG_ID, run_id, "start_export")
+    exported = on_stage.sendgrid.exported_contacts(export_id)
+    if exported is not None and exported != delivered:
+        raise RuntimeError(f"{exported:,} contacts exported, {delivered:,} delivered")
+    print(f"\nCounted again in the bucket: {delivered:,} contacts", end="")
+    print("" if exported is None else ", exactly those that were exported", flush=True)
+
+
+if __name__ == "__main__":
+    main()

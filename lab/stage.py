@@ -1,0 +1,106 @@
+"""SendGrid, S3 and Airflow, connected: what the demo plays on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.environment import REPOSITORY
+from lab.real_airflow import RealAirflow
+from lab.s3 import S3, s3_server
+from lab.sendgrid import SendGrid, emulated_sendgrid, real_sendgrid
+
+EXAMPLE_DAGS = REPOSITORY / "example_dags"
+LAB_FOLDER = REPOSITORY / ".lab"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All is up and connected."""
+
+    sendgrid: SendGrid
+    s3: S3
+    airflow: RealAirflow
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is SendGrid's and Amazon's own service that was connected."""
+        return self.sendgrid.emulator is None
+
+
+def teller() -> Say:
+    """Prints lines, each with the seconds since now."""
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {line}", flush=True)
+
+    return say
+
+
+@contextmanager
+def lab_folder(name: str) -> Iterator[Path]:
+    """A folder that is removed at the end, unless an error leaves something to look for in it."""
+    LAB_FOLDER.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=LAB_FOLDER))
+    try:
+        yield folder
+    except Exception:
+        print(f"All logs are kept in {folder}", file=sys.stderr)
+        raise
+    except BaseException:  # ctrl-C, or a wrong environment
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def stage(
+    folder: Path, say: Say, dags_folder: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[Stage]:
+    """Starts everything and ends everything; `settings` are more environment variables for Airflow."""
+    with ExitStack() as stack:
+        sendgrid, s3 = connect_services(stack, folder, say)
+        environment = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **(settings or {})}
+        airflow = stack.enter_context(
+            RealAirflow(Path(sys.executable), folder / "airflow", dags_folder, environment=environment)
+        )
+        raise_curtain(airflow, {"sendgrid_default": sendgrid.connection, "aws_default": s3.connection}, say)
+        yield Stage(sendgrid, s3, airflow)
+        say("ending all that was started")
+
+
+def connect_services(stack: ExitStack, folder: Path, say: Say) -> tuple[SendGrid, S3]:
+    """The real services where the environment names them, else their stand-ins on this machine."""
+    api_key, bucket = os.environ.get("SENDGRID_API_KEY"), os.environ.get("SENDGRID_EXPORT_BUCKET")
+    if bool(api_key) != bool(bucket):
+        sys.exit("Set both SENDGRID_API_KEY and SENDGRID_EXPORT_BUCKET for the real services, or neither")
+    if api_key and bucket:
+        say(f"the real SendGrid, with your key; the real S3, bucket {bucket}")
+        return real_sendgrid(api_key), S3(bucket)
+    sendgrid = stack.enter_context(emulated_sendgrid())
+    say(f"SendGrid's emulator at {sendgrid.connection['host']}, with made-up contacts")
+    s3 = stack.enter_context(s3_server("lake", folder))
+    say(f"an S3 server at {s3.endpoint}, with an empty bucket: {s3.bucket}")
+    return sendgrid, s3
+
+
+def raise_curtain(airflow: RealAirflow, connections: Mapping[str, dict], say: Say) -> None:
+    """What RealAirflow.up does, told step by step."""
+    say(f"Airflow {airflow.place.version}: making its database")
+    airflow.migrate()
+    say(f"starting {', '.join(airflow.parts)}")
+    airflow.start()
+    airflow.store_connections(connections)
+    say(f"connections stored: {', '.join(connections)}")
+    airflow.wait_until_healthy()
+    say(f"Airflow is ready at {airflow.place.url}")
