@@ -137,4 +137,15 @@ class DestinationConflictError(SendGridError):
     """What stands at the destination belongs to another export, and ``replace`` is off."""
 
 
+# What a further try cannot help: somebody has to mend the connection or the arguments, or start anew.
+HOPELESS_ERRORS = (
+    SendGridBadRequestError,
+    SendGridAuthError,
+    SendGridPermissionError,
+    SendGridNotFoundError,
+    ExportFailedError,
+    ExportExpiredError,
+    DestinationConflictError,
+)
+
 _CLASSES = {error_class.__name__: error_class for error_class in SendGridError.__subclasses__()}

@@ -87,21 +87,15 @@ def _api_key(name: str, password: str | None) -> str:
 
 def _base_url(name: str, host: str | None, port: int | None, region: str) -> str:
     if region not in API_HOSTS:
-        raise ValueError(
-            f"Connection {name!r} has the region {region!r}: it must be one of {', '.join(API_HOSTS)}."
-        )
+        raise ValueError(f"Connection {name!r} has the region {region!r}: it must be one of {', '.join(API_HOSTS)}.")
     if not (host or "").strip():
         return API_HOSTS[region]
     text = str(host).strip()
     parts = urlsplit(text if "://" in text else f"https://{text}")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
-        raise ValueError(
-            f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}."
-        )
+        raise ValueError(f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}.")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise ValueError(
-            f"Connection {name!r}: the key would travel to {parts.hostname} unencrypted; use https://."
-        )
+        raise ValueError(f"Connection {name!r}: the key would travel to {parts.hostname} unencrypted; use https://.")
     shown = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     number = parts.port or port
     return f"{parts.scheme}://{shown}{f':{number}' if number else ''}"

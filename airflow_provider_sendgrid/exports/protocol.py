@@ -122,9 +122,7 @@ def get_export(
     return ContactExport.from_payload(payload, export_id=export_id)
 
 
-def list_exports(
-    family: ExportFamily, patience: Patience = DEFAULT_PATIENCE
-) -> Conversation[list[ContactExport]]:
+def list_exports(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[ContactExport]]:
     """All exports in flight or recently completed, page by page; without counts and messages.
 
     Source: "Get All Existing Exports".
@@ -133,18 +131,14 @@ def list_exports(
     return [ContactExport.from_payload(item) for item in (yield from pages)]
 
 
-def get_lists(
-    family: ExportFamily, patience: Patience = DEFAULT_PATIENCE
-) -> Conversation[list[dict[str, Any]]]:
+def get_lists(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[dict[str, Any]]]:
     """All contact lists, as SendGrid describes them: ``id``, ``name`` and a count."""
     query = "?page_size=1000" if family is ExportFamily.MARKETING else ""
     path = FAMILIES[family].lists_path + query
     return (yield from _all_pages(path, f"{family.value} lists", patience))
 
 
-def get_segments(
-    family: ExportFamily, patience: Patience = DEFAULT_PATIENCE
-) -> Conversation[list[dict[str, Any]]]:
+def get_segments(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[dict[str, Any]]]:
     """All segments, as SendGrid describes them: ``id``, ``name`` and a count."""
     return (yield from _all_pages(FAMILIES[family].segments_path, f"{family.value} segments", patience))
 

@@ -50,11 +50,7 @@ class Sighting:
         """One sentence for a person: which export, its status, how long it was waited for."""
         export = self.export
         status = f"{export.status!r}" if export.status else "without a status"
-        known = (
-            ""
-            if export.status in (PENDING, READY, FAILURE)
-            else " (a status that this provider does not know)"
-        )
+        known = "" if export.status in (PENDING, READY, FAILURE) else " (a status that this provider does not know)"
         files = ", but without files" if export.status == READY and self.outcome is Outcome.WAITING else ""
         return f"SendGrid export {export.id} is {status}{known}{files} after {self.waited_seconds:.0f} s."
 

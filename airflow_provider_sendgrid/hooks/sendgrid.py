@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
 from airflow_provider_sendgrid._compat import BaseHook, mask_secret
+from airflow_provider_sendgrid.delivery import Source
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
@@ -103,6 +107,28 @@ class SendGridHook(BaseHook):
         or in a plain thread, ends the trigger or even the triggerer.
         """
         return await sync_to_async(lambda: self.connection)()
+
+    @contextmanager
+    def source(self, export_id: str) -> Iterator[Source]:
+        """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`."""
+        from airflow_provider_sendgrid.exports.client import new_download_session
+
+        connection = self.connection
+        with self.client() as client, new_download_session(connection) as session:
+            urls = SignedUrls(
+                lambda: client.converse(protocol.get_export(self._family, export_id)),
+                allow_http=connection.is_local,
+            )
+            yield Source(
+                urls,
+                lambda index, name: FileDownload(
+                    lambda refused: urls.url(index, refused=refused),
+                    session,
+                    name=name,
+                    checked=urls.checked,
+                    timeout_seconds=connection.timeout_seconds,
+                ),
+            )
 
     def start_export(
         self,

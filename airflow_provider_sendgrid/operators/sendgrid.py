@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context
-from airflow_provider_sendgrid.exceptions import (
-    SendGridAuthError,
-    SendGridBadRequestError,
-    SendGridNotFoundError,
-    SendGridPermissionError,
-)
+from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
-
-# What a further try cannot help: somebody has to mend the connection or the arguments.
-HOPELESS = (SendGridBadRequestError, SendGridAuthError, SendGridPermissionError, SendGridNotFoundError)
 
 
 class SendGridExportContactsOperator(BaseOperator):
@@ -80,7 +72,7 @@ class SendGridExportContactsOperator(BaseOperator):
                 max_file_size=self.max_file_size,
                 notify_by_email=self.notify_by_email,
             )
-        except HOPELESS as error:
+        except HOPELESS_ERRORS as error:
             raise AirflowFailException(str(error)) from error
         self.log.info("SendGrid accepted the export; its id is %s.", export_id)
         return export_id

@@ -105,7 +105,7 @@ class SendGridExportSensor(BaseSensorOperator):
         if event is None or outcome not in {*(item.value for item in Outcome), "error"}:
             raise SendGridError(
                 f"Waiting for SendGrid export {self.export_id}: the triggerer sent an event that this "
-                "version does not know. Run scheduler, triggerer and workers with the same version of the provider."
+                "version does not know. Run scheduler, triggerer and workers with one version of the provider."
             )
         if event.get("error"):
             self._raise_if_hopeless(SendGridError.from_event(event["error"]))

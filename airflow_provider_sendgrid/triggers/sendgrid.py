@@ -38,7 +38,7 @@ class SendGridExportTrigger(BaseTrigger):
         end_time: float | None = None,
         start_time: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.export_id = export_id
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id

@@ -1,0 +1,352 @@
+"""One file of an export, by ranges, resumed where it broke, whole or not at all.
+
+Knows ranges, ETags and how a storage refuses. Knows no key (the session given adds none), no cloud and no
+file format: bytes come out as they were sent. A fresh URL is asked for upstream, by a function.
+
+What is pinned on the first answer, length and ETag, every later answer must confirm. Only tries in a row that
+brought next to nothing are counted: a connection that breaks every few MB is resumed as often as it takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridError
+
+if TYPE_CHECKING:
+    import requests
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_SKIP_BYTES = 256 * 1024
+_MAX_REDIRECTS = 3
+
+
+class FileChangedError(ExportIncompleteError):
+    """The file is no longer the one whose first bytes were read: it must be fetched anew from its start."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadLimits:
+    """When to give up.
+
+    Attributes:
+        tries: tries in a row that may bring less than `progress_bytes` each.
+        progress_bytes: what a try must bring to count as progress.
+        first_wait_seconds: wait after a try that brought too little; doubles with each in a row.
+        longest_wait_seconds: the longest such wait.
+        stall_seconds: a connection that brings less than `stall_bytes` in this time is given up.
+        stall_bytes: see `stall_seconds`.
+        jitter: answers numbers from 0 to 1; spreads the waits.
+    """
+
+    tries: int = 6
+    progress_bytes: int = 1024 * 1024
+    first_wait_seconds: float = 0.5
+    longest_wait_seconds: float = 30.0
+    stall_seconds: float = 60.0
+    stall_bytes: int = 64 * 1024
+    jitter: Callable[[], float] = random.random
+
+    def wait_seconds(self, failures: int) -> float:
+        """How long to wait after `failures` tries in a row that brought too little."""
+        full = min(self.first_wait_seconds * 2.0 ** (failures - 1), self.longest_wait_seconds)
+        return full * (0.5 + self.jitter() / 2)
+
+
+DEFAULT_LIMITS = DownloadLimits()
+
+
+class FileDownload:
+    """What is known of one file, and how to ask for any range of it; safe to share among threads.
+
+    Args:
+        url: answers a URL for this file; is given the one that was refused, or None.
+        session: sends the requests, without the key.
+        name: the file in words, for messages: ``export 6f… file 2 of 3``.
+        checked: answers the URL it is given if it may be used, and raises otherwise; asked for redirects.
+        timeout_seconds: longest wait for a connection, and for the next bytes.
+        limits: when to give up.
+        sleep: how to wait, in seconds.
+        clock: seconds, from any moment on.
+
+    Attributes:
+        length: of the file as it is stored at SendGrid, in bytes; -1 before `open`.
+        etag: the storage's ETag of it, or None.
+        path: the path of its URL, which ends in the file's name.
+        connections: how many were opened for it so far.
+        fetched_bytes: received so far, those included that were fetched twice.
+    """
+
+    def __init__(
+        self,
+        url: Callable[[str | None], str],
+        session: requests.Session,
+        *,
+        name: str,
+        checked: Callable[[str], str],
+        timeout_seconds: float = 30.0,
+        limits: DownloadLimits = DEFAULT_LIMITS,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.limits = limits
+        self.sleep = sleep
+        self.clock = clock
+        self.length = -1
+        self.etag: str | None = None
+        self.path = ""
+        self.connections = 0
+        self.fetched_bytes = 0
+        self._url = url
+        self._session = session
+        self._checked = checked
+        self._timeout_seconds = timeout_seconds
+
+    def open(self) -> RangeReader:
+        """Ask for the whole file; from here on `length`, `etag` and `path` are known.
+
+        Raises:
+            ExportExpiredError: the file is no longer kept.
+            ExportIncompleteError: nothing could be had of it; the text tells the whole story.
+        """
+        return RangeReader(self, 0, None).open()
+
+    def range(self, start: int, end: int) -> RangeReader:
+        """A reader of the bytes from `start` up to but not including `end`."""
+        return RangeReader(self, start, end)
+
+    def connect(self, start: int, end: int | None, refused: str | None) -> tuple[requests.Response, int]:
+        """Ask for a range once; answer the response, and how many of its first bytes are to be skipped."""
+        import requests
+
+        headers = {"Accept-Encoding": "identity"}
+        if start > 0 or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        url = self._url(refused)
+        self.connections += 1
+        try:
+            response = self._follow(url, headers)
+        except requests.RequestException as error:
+            raise TryAgain(f"no connection ({type(error).__name__})") from None
+        try:
+            self._check_status(response.status_code, url)
+            first = self._pin_or_compare(response, start, end)
+        except BaseException:
+            response.close()
+            raise
+        return response, start - first
+
+    def _follow(self, url: str, headers: dict[str, str]) -> requests.Response:
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._session.get(
+                url, headers=headers, stream=True, allow_redirects=False, timeout=self._timeout_seconds
+            )
+            if not response.is_redirect:
+                return response
+            response.close()
+            url = self._checked(urljoin(url, response.headers["Location"]))
+        raise TryAgain(f"more than {_MAX_REDIRECTS} redirects")
+
+    def _check_status(self, status: int, url: str) -> None:
+        if status in (200, 206):
+            return
+        if status == 416:
+            raise self._changed("it is shorter than it was")
+        if status in (400, 401, 403, 404, 410):
+            raise TryAgain(f"the storage refused the URL ({status})", refused=url)
+        raise TryAgain(f"the storage answered {status}")
+
+    def _pin_or_compare(self, response: requests.Response, start: int, end: int | None) -> int:
+        """Where the answer's bytes begin; every answer must speak of the same file and range."""
+        first, last, length = _extent(response, self.name)
+        etag = response.headers.get("ETag")
+        if self.length < 0:
+            self.length, self.etag, self.path = length, etag, urlsplit(response.url).path
+        if length != self.length:
+            raise self._changed(f"it is {length} bytes long now, it was {self.length}")
+        if etag != self.etag:
+            raise self._changed("its ETag is another")
+        wanted = (start, length if end is None else end)
+        if response.status_code == 206 and (first, last) != wanted:
+            raise TryAgain(f"the storage sent bytes {first} to {last} instead of {wanted[0]} to {wanted[1]}")
+        return first
+
+    def _changed(self, how: str) -> FileChangedError:
+        return FileChangedError(f"{self.name}: the file changed while it was read: {how}.")
+
+
+class RangeReader:
+    """The bytes of one range of a file, in order, over as many connections as it takes.
+
+    Attributes:
+        position: of the next byte, in the file.
+        end: of the range, not included; None while the file's length is not known.
+    """
+
+    def __init__(self, download: FileDownload, start: int, end: int | None) -> None:
+        self.position = start
+        self.end = end
+        self._download = download
+        self._response: requests.Response | None = None
+        self._refused: str | None = None
+        self._connected_at = start
+        self._failures = 0
+        self._causes: list[str] = []
+        self._stall_mark = (0.0, 0)
+
+    def __enter__(self) -> RangeReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> RangeReader:
+        """Connect now rather than at the first read."""
+        self._persist(self._connect)
+        return self
+
+    def close(self) -> None:
+        """Give the connection up."""
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read further bytes into `buffer`, as they were sent; answer how many, 0 at the end of the range.
+
+        Raises:
+            ExportIncompleteError: the range could not be had whole; the text tells the whole story.
+            ExportExpiredError: the file is no longer kept.
+            FileChangedError: it is not the file any more whose first bytes were read.
+        """
+        if self.position == self.end or not buffer:
+            return 0
+        count = self._persist(lambda: self._read_once(buffer))
+        self.position += count
+        if self.position == self.end:
+            self.close()
+        return count
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        while True:
+            try:
+                return attempt()
+            except TryAgain as error:
+                self.close()
+                self._count_failure(error)
+                wait = self._download.limits.wait_seconds(self._failures)
+                log.warning("%s: %s; going on in %.1f s.", self._download.name, self._causes[-1], wait)
+                self._download.sleep(wait)
+
+    def _count_failure(self, error: TryAgain) -> None:
+        progressed = self.position - self._connected_at >= self._download.limits.progress_bytes
+        self._failures = 1 if progressed else self._failures + 1
+        self._connected_at = self.position
+        self._refused = error.refused or self._refused
+        self._causes = [*self._causes[-4:], f"{error} at {self._at()}"]
+        if self._failures >= self._download.limits.tries:
+            raise self._given_up() from None
+
+    def _connect(self) -> requests.Response:
+        response, skip = self._download.connect(self.position, self.end, self._refused)
+        self._response, self._refused = response, None
+        self.end = self._download.length if self.end is None else self.end
+        self._connected_at = self.position
+        self._stall_mark = (self._download.clock(), 0)
+        if skip > 0:
+            self._skip(response, skip)
+        return response
+
+    def _skip(self, response: requests.Response, count: int) -> None:
+        log.warning("%s: the storage knows no ranges, %s bytes are read again.", self._download.name, count)
+        while count > 0:
+            count -= len(self._receive(response, min(count, _SKIP_BYTES)))
+
+    def _read_once(self, buffer: memoryview) -> int:
+        response = self._response or self._connect()
+        if self.position == self.end:
+            return 0
+        chunk = self._receive(response, min(len(buffer), (self.end or 0) - self.position))
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def _receive(self, response: requests.Response, size: int) -> bytes:
+        from urllib3.exceptions import HTTPError
+
+        try:
+            chunk: bytes = response.raw.read1(size, decode_content=False)
+        except (HTTPError, OSError) as error:
+            raise TryAgain(f"the connection broke ({type(error).__name__})") from None
+        if not chunk:
+            raise TryAgain("the connection ended early")
+        self._download.fetched_bytes += len(chunk)
+        self._check_stall(len(chunk))
+        return chunk
+
+    def _check_stall(self, count: int) -> None:
+        """Leave a connection that brings next to nothing; what it brought counts."""
+        limits, now = self._download.limits, self._download.clock()
+        since, received = self._stall_mark
+        received += count
+        self._stall_mark = (now, 0) if received >= limits.stall_bytes else (since, received)
+        if now - since > limits.stall_seconds and received < limits.stall_bytes:
+            raise TryAgain("the connection slowed to a trickle")
+
+    def _at(self) -> str:
+        if self._download.length < 0:
+            return "its start"
+        return f"{self.position} of {self._download.length} bytes"
+
+    def _given_up(self) -> SendGridError:
+        causes = "; ".join(self._causes)
+        text = f"{self._download.name}: {self._failures} tries in a row brought nothing: {causes}."
+        if self._refused is not None and self._download.length < 0:
+            return ExportExpiredError(
+                f"{text} Freshly signed URLs are refused too: it is no longer kept. Start another export."
+            )
+        return ExportIncompleteError(f"{text} Nothing of this file was published; run the task again.")
+
+
+class TryAgain(Exception):  # noqa: N818 - what one try tells the next, never seen outside
+    """This try brought no further; another may.
+
+    Attributes:
+        refused: the URL that the storage refused, where it was the URL's fault.
+    """
+
+    def __init__(self, cause: str, *, refused: str | None = None) -> None:
+        super().__init__(cause)
+        self.refused = refused
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.IGNORECASE | re.ASCII)
+
+
+def _extent(response: requests.Response, name: str) -> tuple[int, int, int]:
+    """Where the answer's bytes begin and end (not included), and how long the whole file is."""
+    text = response.headers.get("Content-Length", "")
+    count = int(text) if re.fullmatch(r"\d{1,19}", text, re.ASCII) else None
+    if response.status_code == 200:
+        if count is None:
+            raise ExportIncompleteError(
+                f"{name}: the storage does not say how long the file is, so nobody could tell whether it is "
+                "whole; nothing was stored. Is there a proxy in between that changes answers?"
+            )
+        return 0, count, count
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    if match is None:
+        raise TryAgain("the storage sent a range without saying which")
+    first, last, total = map(int, match.groups())
+    if count is not None and count != last - first + 1:
+        raise TryAgain(f"the storage sent {count} bytes as the range {first} to {last}")
+    return first, last + 1, total

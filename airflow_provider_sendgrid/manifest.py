@@ -1,0 +1,85 @@
+"""The proof of a delivery: what was stored, counted and hashed, written last.
+
+Its form is the one that Redshift's ``COPY ... MANIFEST`` reads and its ``UNLOAD ... MANIFEST VERBOSE`` writes:
+``entries`` with ``url``, ``mandatory`` and ``meta`` (``content_length``, ``record_count``), and the totals in
+``meta``. Ours are added: the SHA-256 of each object and the summary of the export.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MANIFEST_NAME = "_manifest.json"
+_AUTHOR = "airflow-provider-sendgrid"
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredFile:
+    """One file of an export as it was stored.
+
+    Attributes:
+        name: of the object, below the prefix.
+        uri: its full address.
+        size: stored bytes.
+        rows: contacts in it, a header not counted; None where they were not counted.
+        sha256: of the stored bytes, in hexadecimal.
+    """
+
+    name: str
+    uri: str
+    size: int
+    rows: int | None
+    sha256: str
+
+
+def manifest_content(files: Sequence[DeliveredFile], export_summary: Mapping[str, Any]) -> bytes:
+    """The manifest of one delivery, as JSON."""
+    manifest = {
+        "entries": [
+            {"url": file.uri, "mandatory": True, "meta": {**_meta([file]), "sha256": file.sha256}} for file in files
+        ],
+        "meta": _meta(files),
+        "author": {"name": _AUTHOR},
+        "sendgrid_export": dict(export_summary),
+    }
+    return json.dumps(manifest, indent=2, ensure_ascii=False).encode()
+
+
+def _meta(files: Sequence[DeliveredFile]) -> dict[str, int]:
+    meta = {"content_length": sum(file.size for file in files)}
+    rows = [file.rows for file in files if file.rows is not None]
+    return meta | ({"record_count": sum(rows)} if len(rows) == len(files) else {})
+
+
+@dataclass(frozen=True, slots=True)
+class KnownManifest:
+    """What an existing manifest says.
+
+    Attributes:
+        export_id: of the export that it is the proof of; empty where the file is not one of ours.
+        uris: of the objects that it names.
+    """
+
+    export_id: str
+    uris: tuple[str, ...]
+
+    @classmethod
+    def from_content(cls, content: bytes) -> KnownManifest:
+        """Read a manifest of ours, of this or an earlier version, or anything else that stands in its place."""
+        try:
+            payload = json.loads(content)
+        except (ValueError, RecursionError):
+            payload = None
+        if not isinstance(payload, dict):
+            return cls("", ())
+        export = payload.get("sendgrid_export")
+        entries = payload.get("entries")
+        urls = [entry.get("url") for entry in (entries if isinstance(entries, list) else []) if isinstance(entry, dict)]
+        export_id = export.get("id") if isinstance(export, dict) else None
+        return cls(
+            export_id if isinstance(export_id, str) else "",
+            tuple(url for url in urls if isinstance(url, str)),
+        )

@@ -1,0 +1,110 @@
+"""Amazon S3, and what speaks its protocol: parts and objects in S3's words and limits.
+
+The client is boto3's, made by Airflow's S3Hook; nothing of boto3 is imported here. Each part and each small
+object carries its CRC32, which S3 checks before it takes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_sendgrid.storage.multipart import ObjectInfo, crc32
+
+_MAX_READ_BYTES = 64 * 1024 * 1024
+
+
+class S3Storage:
+    """The objects of one bucket below one prefix.
+
+    Args:
+        client: boto3's client for S3; shared by all threads.
+        bucket: name of the bucket.
+        prefix: what all names begin with, ``path/to/`` or empty.
+        extra_args: further arguments of S3's calls, such as ``ACL``, ``StorageClass``, ``Tagging``,
+            ``ServerSideEncryption`` and ``SSEKMSKeyId``; each call gets those that it knows.
+    """
+
+    def __init__(self, client: Any, bucket: str, prefix: str, extra_args: Mapping[str, Any] | None = None) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = prefix
+        self._extra_args = dict(extra_args or {})
+
+    def uri(self, name: str) -> str:
+        """The object's ``s3://`` URI."""
+        return f"s3://{self._bucket}/{self._prefix}{name}"
+
+    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo) -> None:
+        """Store a small object at once."""
+        checksum = _base64_crc32(crc32(content))
+        self.call("put_object", name, **self._described(info), Body=content, ChecksumCRC32=checksum)
+
+    def begin(self, name: str, info: ObjectInfo) -> S3Upload:
+        """Start a multipart upload."""
+        answer = self.call("create_multipart_upload", name, **self._described(info), ChecksumAlgorithm="CRC32")
+        return S3Upload(self, name, answer["UploadId"])
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a small object, None where there is none."""
+        try:
+            answer = self.call("get_object", name)
+        except self._client.exceptions.NoSuchKey:
+            return None
+        with answer["Body"] as body:
+            return bytes(body.read(_MAX_READ_BYTES))
+
+    def delete(self, name: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+        self.call("delete_object", name)
+
+    def call(self, method: str, name: str, **arguments: Any) -> Any:
+        """Call one of boto3's methods about an object, with those of the extra arguments that it knows."""
+        operation = self._client.meta.method_to_api_mapping[method]
+        known = self._client.meta.service_model.operation_model(operation).input_shape.members
+        extra = {key: value for key, value in self._extra_args.items() if key in known}
+        return getattr(self._client, method)(
+            **{**extra, **arguments, "Bucket": self._bucket, "Key": self._prefix + name}
+        )
+
+    def _described(self, info: ObjectInfo) -> dict[str, Any]:
+        return {
+            "ContentType": self._extra_args.get("ContentType", info.content_type),
+            "Metadata": {**self._extra_args.get("Metadata", {}), **info.metadata},
+        }
+
+
+class S3Upload:
+    """A multipart upload."""
+
+    def __init__(self, storage: S3Storage, name: str, upload_id: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._upload_id = upload_id
+        self._parts: dict[int, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def write_part(self, number: int, part: bytearray, crc32: int) -> None:
+        """Store part `number` (from 1); S3 refuses it where its CRC32 is not `crc32`."""
+        checksum = _base64_crc32(crc32)
+        answer = self._call("upload_part", PartNumber=number, Body=part, ChecksumCRC32=checksum)
+        with self._lock:
+            self._parts[number] = {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
+
+    def complete(self) -> None:
+        """Publish the object."""
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        self._call("abort_multipart_upload")
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        return self._storage.call(method, self._name, UploadId=self._upload_id, **arguments)
+
+
+def _base64_crc32(checksum: int) -> str:
+    return base64.b64encode(checksum.to_bytes(4, "big")).decode()
