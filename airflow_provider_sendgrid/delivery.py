@@ -293,8 +293,8 @@ def _transfer(plan: _Plan, reader: RangeReader, writer: PartWriter, counting: _C
     """Move every byte of the file, changed where it is stored differently from how it came."""
     if plan.passes_through:
         writer.write(plan.head)
-        while count := reader.readinto(writer.room()):
-            writer.advance(count)
+        while not reader.is_done:
+            writer.advance(reader.readinto(writer.room()))
         return
     pieces = _pieces(plan.head, reader)
     if plan.came_gzip:

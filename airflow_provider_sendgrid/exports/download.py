@@ -210,6 +210,11 @@ class RangeReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every byte of the range was read."""
+        return self.position == self.end
+
     def open(self) -> RangeReader:
         """Connect now rather than at the first read."""
         self._persist(self._connect)
@@ -229,11 +234,11 @@ class RangeReader:
             ExportExpiredError: the file is no longer kept.
             FileChangedError: it is not the file any more whose first bytes were read.
         """
-        if self.position == self.end or not buffer:
+        if self.is_done or not buffer:
             return 0
         count = self._persist(lambda: self._read_once(buffer))
         self.position += count
-        if self.position == self.end:
+        if self.is_done:
             self.close()
         return count
 
@@ -274,7 +279,7 @@ class RangeReader:
 
     def _read_once(self, buffer: memoryview) -> int:
         response = self._response or self._connect()
-        if self.position == self.end:
+        if self.is_done:
             return 0
         chunk = self._receive(response, min(len(buffer), (self.end or 0) - self.position))
         buffer[: len(chunk)] = chunk

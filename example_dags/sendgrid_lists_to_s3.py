@@ -1,0 +1,55 @@
+"""One export per contact list: as many mapped tasks as the account has lists, whatever they are tonight.
+
+Each export has a prefix and a manifest of its own. Needs the connections `sendgrid_default` (the API key as
+password) and `aws_default`, and the name of a bucket in the environment variable SENDGRID_EXPORT_BUCKET.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+
+try:
+    from airflow.sdk import DAG, task
+except ImportError:  # Airflow 2
+    from airflow import DAG
+    from airflow.decorators import task
+
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
+from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+
+BUCKET = os.environ.get("SENDGRID_EXPORT_BUCKET", "lake")
+
+with DAG(
+    dag_id="sendgrid_lists_to_s3",
+    doc_md=__doc__,
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
+    tags=["sendgrid", "example"],
+):
+
+    @task
+    def find_lists() -> list[list[str]]:
+        """One `list_ids` for each list that has contacts."""
+        return [[item["id"]] for item in SendGridHook().get_lists() if item["contact_count"]]
+
+    @task
+    def destination(export_id: str) -> str:
+        """A prefix of its own for each export."""
+        return f"s3://{BUCKET}/sendgrid/lists/export={export_id}/"
+
+    start = SendGridExportContactsOperator.partial(task_id="start_export", max_active_tis_per_dag=4).expand(
+        list_ids=find_lists()
+    )
+    wait = SendGridExportSensor.partial(
+        task_id="wait_for_export", deferrable=True, timeout=timedelta(hours=2).total_seconds()
+    ).expand(export_id=start.output)
+    prefixes = destination.expand(export_id=start.output)
+    store = SendGridToS3Operator.partial(task_id="store").expand_kwargs(
+        start.output.zip(prefixes).map(lambda pair: {"export_id": pair[0], "s3_key_prefix": pair[1]})
+    )
+    wait >> store
