@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseHook, BaseOperator, BaseSensorOperator, Context, PokeReturnValue
+    from airflow.sdk import BaseHook, BaseOperator, BaseSensorOperator, Context, PokeReturnValue, XComArg
     from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
     from airflow.sdk.log import mask_secret
 else:
     try:
-        from airflow.sdk import BaseOperator, BaseSensorOperator, Context, PokeReturnValue
+        from airflow.sdk import BaseOperator, BaseSensorOperator, Context, PokeReturnValue, XComArg
     except ImportError:
-        from airflow.models import BaseOperator
+        from airflow.models import BaseOperator, XComArg
         from airflow.sensors.base import BaseSensorOperator, PokeReturnValue
         from airflow.utils.context import Context
     try:
@@ -45,6 +45,7 @@ __all__ = [
     "Context",
     "PokeReturnValue",
     "TriggerEvent",
+    "XComArg",
     "conf",
     "mask_secret",
 ]

@@ -1,7 +1,8 @@
-"""One export per contact list: as many mapped tasks as the account has lists, whatever they are tonight.
+"""One export per contact list: a mapped group of tasks for each list that the account has tonight.
 
-Each export has a prefix and a manifest of its own. Needs the connections `sendgrid_default` (the API key as
-password) and `aws_default`, and the name of a bucket in the environment variable SENDGRID_EXPORT_BUCKET.
+Each export has a prefix and a manifest of its own, and one that fails holds up no other. Needs the connections
+`sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in the environment variable
+SENDGRID_EXPORT_BUCKET.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import os
 from datetime import datetime, timedelta
 
 try:
-    from airflow.sdk import DAG, task
+    from airflow.sdk import DAG, task, task_group
 except ImportError:  # Airflow 2
     from airflow import DAG
-    from airflow.decorators import task
+    from airflow.decorators import task, task_group
 
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
@@ -42,14 +43,17 @@ with DAG(
         """A prefix of its own for each export."""
         return f"s3://{BUCKET}/sendgrid/lists/export={export_id}/"
 
-    start = SendGridExportContactsOperator.partial(task_id="start_export", max_active_tis_per_dag=4).expand(
-        list_ids=find_lists()
-    )
-    wait = SendGridExportSensor.partial(
-        task_id="wait_for_export", deferrable=True, timeout=timedelta(hours=2).total_seconds()
-    ).expand(export_id=start.output)
-    prefixes = destination.expand(export_id=start.output)
-    store = SendGridToS3Operator.partial(task_id="store").expand_kwargs(
-        start.output.zip(prefixes).map(lambda pair: {"export_id": pair[0], "s3_key_prefix": pair[1]})
-    )
-    wait >> store
+    @task_group
+    def export_list(list_ids: list[str]) -> None:
+        """Start, wait for and store the export of one list."""
+        start = SendGridExportContactsOperator(task_id="start_export", list_ids=list_ids)
+        wait = SendGridExportSensor(
+            task_id="wait_for_export",
+            export_id=start.output,
+            deferrable=True,
+            timeout=timedelta(hours=2).total_seconds(),
+        )
+        store = SendGridToS3Operator(task_id="store", export_id=start.output, s3_key_prefix=destination(start.output))
+        wait >> store
+
+    export_list.expand(list_ids=find_lists())

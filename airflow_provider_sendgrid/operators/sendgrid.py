@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context
+from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -43,8 +43,8 @@ class SendGridExportContactsOperator(BaseOperator):
     def __init__(
         self,
         *,
-        list_ids: Sequence[str | int] | None = None,
-        segment_ids: Sequence[str | int] | None = None,
+        list_ids: Sequence[str | int] | XComArg | None = None,
+        segment_ids: Sequence[str | int] | XComArg | None = None,
         file_type: str = "csv",
         max_file_size: int | None = None,
         notify_by_email: bool = False,
@@ -53,8 +53,9 @@ class SendGridExportContactsOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.list_ids = list_ids
-        self.segment_ids = segment_ids
+        # Airflow renders templates and XComs before these are used.
+        self.list_ids: Sequence[str | int] | None = list_ids  # type: ignore[assignment]
+        self.segment_ids: Sequence[str | int] | None = segment_ids  # type: ignore[assignment]
         self.file_type = file_type
         self.max_file_size = max_file_size
         self.notify_by_email = notify_by_email

@@ -16,6 +16,7 @@ from airflow_provider_sendgrid._compat import (
     BaseSensorOperator,
     Context,
     PokeReturnValue,
+    XComArg,
     conf,
 )
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFailedError, SendGridError
@@ -59,7 +60,7 @@ class SendGridExportSensor(BaseSensorOperator):
     def __init__(
         self,
         *,
-        export_id: str,
+        export_id: str | XComArg,
         family: str = ExportFamily.MARKETING.value,
         sendgrid_conn_id: str = SendGridHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -67,7 +68,7 @@ class SendGridExportSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
-        self.export_id = export_id
+        self.export_id: str = export_id  # type: ignore[assignment]  # rendered before it is used
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
         self.deferrable = deferrable

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context
+from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.delivery import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
 from airflow_provider_sendgrid.exports.export import ExportFamily
@@ -64,9 +64,9 @@ class SendGridToS3Operator(BaseOperator):
     def __init__(
         self,
         *,
-        export_id: str,
-        s3_key_prefix: str,
-        s3_bucket: str | None = None,
+        export_id: str | XComArg,
+        s3_key_prefix: str | XComArg,
+        s3_bucket: str | XComArg | None = None,
         aws_conn_id: str | None = "aws_default",
         replace: bool = False,
         encrypt: bool = False,
@@ -83,9 +83,10 @@ class SendGridToS3Operator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.export_id = export_id
-        self.s3_bucket = s3_bucket
-        self.s3_key_prefix = s3_key_prefix
+        # Airflow renders templates and XComs before these are used.
+        self.export_id: str = export_id  # type: ignore[assignment]
+        self.s3_bucket: str | None = s3_bucket  # type: ignore[assignment]
+        self.s3_key_prefix: str = s3_key_prefix  # type: ignore[assignment]
         self.aws_conn_id = aws_conn_id
         self.replace = replace
         self.encrypt = encrypt
