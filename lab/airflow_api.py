@@ -6,7 +6,7 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -115,6 +115,20 @@ class AirflowApi:
         self._wake_execution_api()
         return True
 
+    def store_connection(self, connection_id: str, connection: Mapping[str, Any]) -> None:
+        """Into the metadata database, encrypted there; a stored one of this id is replaced.
+
+        Not by the command line, which all on this machine can read, and not by an environment variable, with
+        which the triggerer would never have to ask for it.
+        """
+        body = {"connection_id": connection_id, **connection, "extra": json.dumps(connection.get("extra") or {})}
+        try:
+            self.request("POST", "/connections", body)
+        except AirflowApiError as error:
+            if error.status != 409:
+                raise
+            self.request("PATCH", f"/connections/{connection_id}", body)
+
     def unpause(self, dag_id: str) -> None:
         self.request("PATCH", f"/dags/{dag_id}", {"is_paused": False})
 
@@ -144,16 +158,12 @@ class AirflowApi:
         rows = self._pages(f"{run_path(dag_id, run_id)}/taskInstances", "task_instances")
         return [TaskInstance.from_payload(row) for row in rows]
 
-    def xcom(
-        self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value"
-    ) -> Any:
+    def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
         path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
         asked = urlencode({"map_index": map_index, "stringify": "false"})
         return native(self.request("GET", f"{path}?{asked}")["value"])
 
-    def task_log(
-        self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
-    ) -> str:
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}"
         asked = urlencode({"map_index": map_index, "full_content": "true"})
         answer = self.request("GET", f"{path}?{asked}", accept=self.dialect.log_type)

@@ -25,9 +25,7 @@ from lab.pythons import answer_of, python_for, runs, version_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PINNED_NEARBY = REPOSITORY.parent / "shared" / "constraints"
-PINNED_BY_AIRFLOW = (
-    "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
-)
+PINNED_BY_AIRFLOW = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 DOWNLOAD_TIMEOUT_SECONDS = 8
 
 
@@ -57,9 +55,7 @@ def make(wish: Wish) -> None:
     say(f"Making {wish.folder} with Airflow {wish.airflow} (once; again when pyproject.toml changes)")
     for old in wish.folder.glob("*.made"):
         old.unlink()
-    python = create_venv(
-        wish.folder, python_for(wish.airflow) if wish.choose_python else Path(sys.executable)
-    )
+    python = create_venv(wish.folder, python_for(wish.airflow) if wish.choose_python else Path(sys.executable))
     pins = constraints(wish.airflow, version_of(python), wish.folder)
     install_uv(python)
     install(python, wish, pins)
@@ -165,24 +161,14 @@ def wish_from_command_line() -> Wish:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--airflow", required=True, metavar="VERSION")
-    parser.add_argument(
-        "--group", default="dev", choices=["dev", "test"], help="dependency group in pyproject.toml"
-    )
-    parser.add_argument(
-        "--choose-python", action="store_true", help="the Python usual for that Airflow version"
-    )
-    parser.add_argument(
-        "--with", action="append", default=[], metavar="REQUIREMENT", dest="extra_requirements"
-    )
+    parser.add_argument("--group", default="dev", choices=["dev", "test"], help="dependency group in pyproject.toml")
+    parser.add_argument("--choose-python", action="store_true", help="the Python usual for that Airflow version")
+    parser.add_argument("--with", action="append", default=[], metavar="REQUIREMENT", dest="extra_requirements")
     given = parser.parse_args()
-    return Wish(
-        given.folder, given.airflow, given.group, given.choose_python, tuple(given.extra_requirements)
-    )
+    return Wish(given.folder, given.airflow, given.group, given.choose_python, tuple(given.extra_requirements))
 
 
 if __name__ == "__main__":
     if sys.version_info < (3, 10):  # noqa: UP036 - the system's python3 may be any
-        sys.exit(
-            f"Python 3.10 or newer is needed; {sys.executable} is older. Try: make PYTHON=python3.12 ..."
-        )
+        sys.exit(f"Python 3.10 or newer is needed; {sys.executable} is older. Try: make PYTHON=python3.12 ...")
     make(wish_from_command_line())

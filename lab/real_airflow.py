@@ -10,7 +10,6 @@ with RealAirflow(python, home, dags_folder) as airflow:
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,8 +66,9 @@ class RealAirflow:
         """From nothing to healthy; connections are kept in the metadata database."""
         self.migrate()
         self.start()
-        self.store_connections(connections)
         self.wait_until_healthy()
+        for connection_id, connection in connections.items():
+            self.api.store_connection(connection_id, connection)
 
     def migrate(self) -> None:
         self.place.home.mkdir(parents=True, exist_ok=True)
@@ -82,16 +82,6 @@ class RealAirflow:
 
     def stop(self) -> None:
         stop_all(self.parts.values())
-
-    def store_connections(self, connections: Mapping[str, dict[str, Any]]) -> None:
-        """By a file that only we can read: command lines can be read by all on this machine."""
-        path = self.place.home / "connections.json"
-        path.touch(mode=0o600)
-        try:
-            path.write_text(json.dumps({name: importable(each) for name, each in connections.items()}))
-            self.airflow("connections", "import", "--overwrite", str(path))
-        finally:
-            path.unlink()
 
     def wait_until_healthy(self) -> None:
         def healthy() -> bool:
@@ -128,9 +118,7 @@ class RealAirflow:
             evidence=lambda: self.account_of(dag_id, run_id),
         )
 
-    def wait_for_task(
-        self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 120
-    ) -> TaskInstance:
+    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 120) -> TaskInstance:
         """The first instance of the task that is in the state."""
 
         def found() -> TaskInstance | None:
@@ -203,11 +191,6 @@ class RealAirflow:
         except AirflowApiError as error:
             log = str(error)
         return f"--- log of {task.task_id}[{task.map_index}], try {task.try_number}\n{log}"
-
-
-def importable(connection: Mapping[str, Any]) -> dict[str, Any]:
-    """`airflow connections import` fails on an extra that is an empty object."""
-    return {**connection, "extra": json.dumps(connection.get("extra") or {})}
 
 
 def parts_of(version: str) -> dict[str, tuple[str, ...]]:

@@ -64,9 +64,7 @@ def lab_folder(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def stage(
-    folder: Path, say: Say, dags_folder: Path, settings: Mapping[str, str] | None = None
-) -> Iterator[Stage]:
+def stage(folder: Path, say: Say, dags_folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Stage]:
     """Starts everything and ends everything; `settings` are more environment variables for Airflow."""
     with ExitStack() as stack:
         sendgrid, s3 = connect_services(stack, folder, say)
@@ -100,7 +98,8 @@ def raise_curtain(airflow: RealAirflow, connections: Mapping[str, dict], say: Sa
     airflow.migrate()
     say(f"starting {', '.join(airflow.parts)}")
     airflow.start()
-    airflow.store_connections(connections)
-    say(f"connections stored: {', '.join(connections)}")
     airflow.wait_until_healthy()
     say(f"Airflow is ready at {airflow.place.url}")
+    for connection_id, connection in connections.items():
+        airflow.api.store_connection(connection_id, connection)
+    say(f"connections stored in Airflow's database: {', '.join(connections)}")
