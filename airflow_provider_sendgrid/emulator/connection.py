@@ -18,6 +18,7 @@ from .messages import Answer, Part, Request, first_bytes, steps
 
 _LINE_BYTES: Final = 65_536
 _TICKS_PER_SECOND: Final = 50
+_PIECE_BYTES: Final = 1 << 20
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close() sends RST
 
 Count = Callable[[int], None]
@@ -100,7 +101,7 @@ class Connection:
     def _send(self, request: Request, answer: Answer, count: Count) -> None:
         limit = self._limit(answer)
         parts = () if request.method == "HEAD" else tuple(first_bytes(answer.body, limit))
-        self._send_parts((_head(answer), *parts), answer, count)
+        self._send_parts(_head(answer), parts, answer, count)
         while answer.sending.endless and not self.waits.ended.is_set():
             self._send_part(answer.sending.endless, answer, count)
         is_worn_out = 0 < answer.sending.connection_bytes <= self.carried
@@ -115,33 +116,41 @@ class Connection:
         limits += [max(0, sending.connection_bytes - self.carried)] if sending.connection_bytes else []
         return min(limits)
 
-    def _send_parts(self, parts: tuple[Part, ...], answer: Answer, count: Count) -> None:
-        """Send head and body, together in one packet when the body is small."""
-        if all(isinstance(part, bytes) for part in parts) and not answer.sending.bytes_per_second:
-            joined = b"".join(part for part in parts if isinstance(part, bytes))
-            self.socket.sendall(joined)
-            count(len(joined) - len(parts[0]))
+    def _send_parts(self, head: bytes, parts: tuple[Part, ...], answer: Answer, count: Count) -> None:
+        """Send head and body, together in one packet when the body is in memory."""
+        texts = [part for part in parts if isinstance(part, bytes)]
+        if len(texts) == len(parts) and not answer.sending.bytes_per_second:
+            self._tally(sum(map(len, texts)), count)
+            self.socket.sendall(b"".join([head, *texts]))
             return
-        self.socket.sendall(parts[0] if isinstance(parts[0], bytes) else b"")
-        for part in parts[1:]:
+        self.socket.sendall(head)
+        for part in parts:
             self._send_part(part, answer, count)
 
     def _send_part(self, part: Part, answer: Answer, count: Count) -> None:
         speed = answer.sending.bytes_per_second
-        step = max(1, speed // _TICKS_PER_SECOND) if speed else len(part)
-        for piece in steps(part, step):
-            sent = self._send_piece(piece)
-            self.carried += sent
-            count(sent)
-            if speed and self.waits.ended.wait(sent / speed):
+        for piece in steps(part, max(1, speed // _TICKS_PER_SECOND) if speed else _PIECE_BYTES):
+            self._tally(len(piece), count)
+            self._send_piece(piece, count)
+            if speed and self.waits.ended.wait(len(piece) / speed):
                 raise ConnectionEndedError
 
-    def _send_piece(self, piece: Part) -> int:
+    def _send_piece(self, piece: Part, count: Count) -> None:
         if isinstance(piece, bytes):
             self.socket.sendall(piece)
-            return len(piece)
+            return
         with piece.path.open("rb") as file:
-            return self.socket.sendfile(file, piece.first, piece.length)
+            try:
+                self.socket.sendfile(file, piece.first, piece.length)
+            except OSError:
+                sent = max(0, file.tell() - piece.first)
+                self._tally(sent - piece.length, count)
+                raise
+
+    def _tally(self, sent: int, count: Count) -> None:
+        """Count bytes before they go: whoever has read the last one may ask at once."""
+        self.carried += sent
+        count(sent)
 
     def _end(self, *, with_reset: bool) -> None:
         if with_reset:
