@@ -10,7 +10,7 @@ ENVIRONMENT := .venv/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo ui clean
+.PHONY: help test lint style types contracts demo ui clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,14 +18,20 @@ help: ## print this list
 # Tests run even where a check failed, so that one run tells all; either fails the target.
 test: $(ENVIRONMENT) ## all checks and the quick tests
 	@failed=0; \
-	$(MAKE) --no-print-directory lint || { failed=1; echo "CHECKS FAILED (above); the tests follow"; }; \
+	$(MAKE) --no-print-directory --keep-going lint || { failed=1; echo "CHECKS FAILED (above); the tests follow"; }; \
 	$(BIN)/python -m pytest || failed=1; \
 	exit $$failed
 
-lint: $(ENVIRONMENT) ## style, types and import contracts
+lint: style types contracts ## style, types and import contracts
+
+style: $(ENVIRONMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(ENVIRONMENT)
 	$(BIN)/mypy
+
+contracts: $(ENVIRONMENT)
 	$(BIN)/lint-imports
 
 demo: $(ENVIRONMENT) ## one export from SendGrid's emulator through a real Airflow into a real S3 server

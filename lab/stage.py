@@ -20,6 +20,9 @@ from lab.sendgrid import SendGrid, emulated_sendgrid, real_sendgrid
 EXAMPLE_DAGS = REPOSITORY / "example_dags"
 LAB_FOLDER = REPOSITORY / ".lab"
 
+# Only what is asked for runs: unpaused, a DAG with a schedule would start an export of its own at once.
+NO_SCHEDULES = {"AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
+
 Say = Callable[[str], None]
 
 
@@ -68,7 +71,7 @@ def stage(folder: Path, say: Say, dags_folder: Path, settings: Mapping[str, str]
     """Starts everything and ends everything; `settings` are more environment variables for Airflow."""
     with ExitStack() as stack:
         sendgrid, s3 = connect_services(stack, folder, say)
-        environment = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **(settings or {})}
+        environment = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **NO_SCHEDULES, **(settings or {})}
         airflow = stack.enter_context(
             RealAirflow(Path(sys.executable), folder / "airflow", dags_folder, environment=environment)
         )
