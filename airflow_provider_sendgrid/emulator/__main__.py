@@ -8,22 +8,11 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
-from dataclasses import dataclass
 
-from .audience import FAMILIES
+from .audience import FAMILIES, NewAudience
 from .emulator import DEFAULT_API_KEY, Emulator
 from .recording import RecordedRequest
 from .settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class ListOption:
-    """`NAME=COUNT[:OUTCOME]`."""
-
-    name: str
-    contacts: int
-    outcome: str = "ready"
-
 
 _LIST = "a list instead of the default ones; outcome: ready, failure, stuck, expired, unknown:<status>"
 
@@ -81,20 +70,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--url-lifetime", type=int, default=300, metavar="SECONDS", help="how long a file URL is good for")
     add("--rate-limit", type=_rate_limit, default=(0, 60.0), metavar="LIMIT/SECONDS", help="e.g. 10/60")
     add("--max-contacts-per-file", type=int, default=0, metavar="N", help="split exports; 0 = only by size")
-    add(
-        "--max-bytes-per-second", type=int, default=0, metavar="N", help="speed of a file connection; 0 = any"
-    )
+    add("--max-bytes-per-second", type=int, default=0, metavar="N", help="speed of a file connection; 0 = any")
     add("--max-bytes-per-connection", type=int, default=0, metavar="N", help="end it after so many; 0 = any")
     add("--verbose", action="store_true", help="print a line for each request")
     return parser
 
 
-def _list_option(text: str) -> ListOption:
+def _list_option(text: str) -> NewAudience:
     name, _, rest = text.rpartition("=")
     count, _, outcome = rest.partition(":")
-    if not name or not count.isdigit():
+    if not name or not count.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COUNT[:OUTCOME]")
-    return ListOption(name, int(count), outcome or "ready")
+    try:
+        return NewAudience(name, int(count), outcome=outcome or "ready")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def _rate_limit(text: str) -> tuple[int, float]:

@@ -21,7 +21,6 @@ from typing import Any, Final
 from .audience import FAMILIES, Kind, NewAudience
 from .backend import Backend
 from .checked import replace_checked
-from .connection import Waits
 from .export import Export
 from .export_request import ExportRequest, RefusedError, json_object
 from .faults import Fault, FaultList
@@ -39,12 +38,6 @@ class Admin:
     backend: Backend
     log: RequestLog
     faults: FaultList
-    waits: Waits
-
-    def clear_faults(self) -> None:
-        """Remove every fault and let go of what hangs."""
-        self.faults.clear()
-        self.waits.release()
 
 
 def answer_admin(admin: Admin, request: Request) -> Answer:
@@ -97,7 +90,7 @@ def _add_fault(admin: Admin, request: Request) -> Answer:
 
 
 def _clear_faults(admin: Admin, request: Request) -> Answer:
-    admin.clear_faults()
+    admin.faults.clear()
     return _show_faults(admin, request)
 
 
@@ -116,8 +109,7 @@ def _show_state(admin: Admin, _: Request) -> Answer:
     account = admin.backend.account
     kinds: tuple[Kind, ...] = ("list", "segment")
     state: dict[str, Any] = {
-        f"{kind}s": [asdict(each) for family in FAMILIES for each in account.audiences(family, kind)]
-        for kind in kinds
+        f"{kind}s": [asdict(each) for family in FAMILIES for each in account.audiences(family, kind)] for kind in kinds
     }
     state["exports"] = [_export_payload(each, admin.backend) for each in account.exports()]
     return json_answer(200, state)

@@ -146,9 +146,7 @@ def _page(call: Call, items: list[Any], default_size: int, show: Callable[[Any],
     metadata: dict[str, Any] = {name: url + ids[at] for name, at in links.items() if 0 <= at < len(ids)}
     metadata.setdefault("self", url)
     metadata["count"] = len(ids)
-    return json_answer(
-        200, {field: [show(each) for each in items[first : first + size]], "_metadata": metadata}
-    )
+    return json_answer(200, {field: [show(each) for each in items[first : first + size]], "_metadata": metadata})
 
 
 def _page_size(text: str) -> int:

@@ -29,30 +29,6 @@ class ConnectionEndedError(Exception):
     """This connection carries nothing more."""
 
 
-class Waits:
-    """What connections wait for: the end, or to be let go."""
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-        self._released = threading.Event()
-
-    def hang(self) -> None:
-        """Wait until released or ended."""
-        released = self._released
-        if not self.ended.is_set():
-            released.wait()
-
-    def release(self) -> None:
-        """Let go of all that hang."""
-        released, self._released = self._released, threading.Event()
-        released.set()
-
-    def end(self) -> None:
-        """Let go of all that wait, now and later."""
-        self.ended.set()
-        self.release()
-
-
 @dataclass(slots=True)
 class Connection:
     """One client's connection, kept alive between requests."""
@@ -60,7 +36,8 @@ class Connection:
     socket: socket.socket
     incoming: BinaryIO
     respond: Respond
-    waits: Waits
+    ended: threading.Event
+    """Set when the listener closes."""
     carried: int = field(default=0)
 
     def serve(self) -> None:
@@ -91,9 +68,9 @@ class Connection:
     def _misbehave(self, answer: Answer) -> None:
         sending = answer.sending
         if sending.delay_seconds:
-            self.waits.ended.wait(sending.delay_seconds)
-        if sending.hang:
-            self.waits.hang()
+            self.ended.wait(sending.delay_seconds)
+        if sending.hang_until is not None:
+            sending.hang_until.wait()
             raise ConnectionEndedError
         if sending.drop:
             self._end(with_reset=sending.drop == "reset")
@@ -102,7 +79,7 @@ class Connection:
         limit = self._limit(answer)
         parts = () if request.method == "HEAD" else tuple(first_bytes(answer.body, limit))
         self._send_parts(_head(answer), parts, answer, count)
-        while answer.sending.endless and not self.waits.ended.is_set():
+        while answer.sending.endless and not self.ended.is_set():
             self._send_part(answer.sending.endless, answer, count)
         is_worn_out = 0 < answer.sending.connection_bytes <= self.carried
         if limit < answer.length or is_worn_out or _is_lying(answer):
@@ -132,7 +109,7 @@ class Connection:
         for piece in steps(part, max(1, speed // _TICKS_PER_SECOND) if speed else _PIECE_BYTES):
             self._tally(len(piece), count)
             self._send_piece(piece, count)
-            if speed and self.waits.ended.wait(len(piece) / speed):
+            if speed and self.ended.wait(len(piece) / speed):
                 raise ConnectionEndedError
 
     def _send_piece(self, piece: Part, count: Count) -> None:

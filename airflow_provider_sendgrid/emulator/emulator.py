@@ -15,7 +15,6 @@ from .account import Account
 from .admin import Admin
 from .audience import DEFAULT_MESSAGE, FAMILIES, Audience, Family, Kind, NewAudience
 from .backend import DEFAULT_MAX_FILE_SIZE, Backend, ExportedFile
-from .connection import Waits
 from .contacts import FileType
 from .export import Export
 from .faults import Fault, FaultList
@@ -75,7 +74,7 @@ class Emulator:
             settings=settings or Settings(),
             clock=clock,
         )
-        admin = Admin(self._backend, self._log, FaultList(clock), Waits())
+        admin = Admin(self._backend, self._log, FaultList(clock))
         self._service = Service(admin, RateLimit(clock), observe, Origins("", ""))
         if populate:
             self._populate()
@@ -91,18 +90,18 @@ class Emulator:
     def start(self) -> Emulator:
         """Open both ports."""
         host, port, files_port = self._ports
-        service, waits = self._service, self._service.admin.waits
         try:
-            self._listeners["files"] = Listener(host, files_port, service.answer_files, waits)
-            self._listeners["api"] = Listener(host, port, service.answer_api, waits)
+            self._listeners["files"] = Listener(host, files_port, self._service.answer_files)
+            self._listeners["api"] = Listener(host, port, self._service.answer_api)
         except OSError:
             self.close()
             raise
-        service.own = Origins(self.url, self.files_url)
+        self._service.own = Origins(self.url, self.files_url)
         return self
 
     def close(self) -> None:
         """Close both ports, end every connection and delete the files."""
+        self.clear_faults()
         while self._listeners:
             self._listeners.popitem()[1].close()
         self._backend.spool.close()
@@ -132,9 +131,7 @@ class Emulator:
 
     def connection_json(self, **extra: Any) -> str:
         """Return an Airflow connection to this emulator, as `AIRFLOW_CONN_SENDGRID_DEFAULT` takes it."""
-        return json.dumps(
-            {"conn_type": "sendgrid", "host": self.url, "password": self.api_key, "extra": extra}
-        )
+        return json.dumps({"conn_type": "sendgrid", "host": self.url, "password": self.api_key, "extra": extra})
 
     def add_list(
         self,
@@ -237,7 +234,7 @@ class Emulator:
 
     def clear_faults(self) -> None:
         """Remove every fault and let go of every answer that hangs."""
-        self._service.admin.clear_faults()
+        self._service.admin.faults.clear()
 
     def _populate(self) -> None:
         for family in FAMILIES:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .checked import replace_checked
 from .messages import Answer, Request
-from .spoiling import KINDS, answer_instead, spoil, treatment_of
+from .spoiling import KINDS, Moment, answer_instead, spoil, treatment_of
 from .storage import Treatment
 
 
@@ -85,6 +85,7 @@ class FaultList:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._asked: list[tuple[Fault, list[int]]] = []
+        self._released = threading.Event()
         self._lock = threading.Lock()
 
     def add(self, *faults: Fault) -> None:
@@ -93,9 +94,11 @@ class FaultList:
             self._asked += [(fault, [0]) for fault in faults]
 
     def clear(self) -> None:
-        """Remove all."""
+        """Remove all, and let go of every answer that hangs."""
         with self._lock:
             self._asked.clear()
+            self._released.set()
+            self._released = threading.Event()
 
     def all(self) -> list[Fault]:
         """Return those installed."""
@@ -104,15 +107,16 @@ class FaultList:
 
     def spoiled(self, listener: str, request: Request, respond: Callable[[Treatment], Answer]) -> Answer:
         """Answer a request with everything that is due to go wrong with it."""
-        due = self._due(listener, request)
-        instead = answer_instead(due, listener, self._clock())
+        due, released = self._due(listener, request)
+        instead = answer_instead(due, Moment(listener, self._clock(), released))
         return spoil(instead or respond(treatment_of(due)), due)
 
-    def _due(self, listener: str, request: Request) -> list[Fault]:
+    def _due(self, listener: str, request: Request) -> tuple[list[Fault], threading.Event]:
+        """Return what is due, and what whoever hangs is to wait for: both of before or both of after `clear`."""
         with self._lock:
             due = []
             for fault, asked in self._asked:
                 if fault.fits(listener, request):
                     asked[0] += 1
                     due += [fault] if fault.is_due(asked[0]) else []
-        return due
+            return due, self._released

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,8 +58,8 @@ class Sending:
     """How an answer goes out when something is meant to go wrong; the default is: as it should."""
 
     delay_seconds: float = 0.0
-    hang: bool = False
-    """Wait for ever (until faults are cleared) instead of answering."""
+    hang_until: threading.Event | None = None
+    """Wait for this, then close the connection instead of answering."""
     drop: str = ""
     """`close` or `reset` the connection instead of answering."""
     cut_after: int | None = None

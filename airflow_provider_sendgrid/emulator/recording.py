@@ -45,9 +45,7 @@ class RequestLog:
         self._entries: deque[RecordedRequest] = deque(maxlen=_KEPT)
         self._changed = threading.Condition()
 
-    def record(
-        self, time: float, listener: str, request: Request, status: int, key_id: str
-    ) -> RecordedRequest:
+    def record(self, time: float, listener: str, request: Request, status: int, key_id: str) -> RecordedRequest:
         """Keep a request, before its answer goes out."""
         noted = {name: request.headers[name] for name in _NOTED_HEADERS if name in request.headers}
         leaked = listener == "files" and "authorization" in request.headers
@@ -63,17 +61,13 @@ class RequestLog:
             return [
                 each
                 for each in self._entries
-                if method in ("", each.method)
-                and each.path.startswith(path_prefix)
-                and listener in ("", each.listener)
+                if method in ("", each.method) and each.path.startswith(path_prefix) and listener in ("", each.listener)
             ]
 
     def wait_for(self, count: int, method: str, path_prefix: str, listener: str, timeout: float) -> bool:
         """Wait until so many requests have come; return whether they have."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: len(self.matching(method, path_prefix, listener)) >= count, timeout
-            )
+            return self._changed.wait_for(lambda: len(self.matching(method, path_prefix, listener)) >= count, timeout)
 
     def clear(self) -> None:
         """Forget every request."""

@@ -10,17 +10,17 @@ import socket
 import threading
 from http.client import HTTPException
 
-from .connection import Connection, ConnectionEndedError, Respond, Waits
+from .connection import Connection, ConnectionEndedError, Respond
 
 
 class Listener:
     """A port that is open from construction to `close`."""
 
-    def __init__(self, host: str, port: int, respond: Respond, waits: Waits) -> None:
+    def __init__(self, host: str, port: int, respond: Respond) -> None:
         self._socket = socket.create_server((host, port), backlog=256)
         self.host, self.port = self._socket.getsockname()[:2]
         self.respond = respond
-        self.waits = waits
+        self._ended = threading.Event()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._acceptor = threading.Thread(target=self._accept, name=f"emulator-{self.port}", daemon=True)
@@ -33,7 +33,7 @@ class Listener:
 
     def close(self) -> None:
         """End every connection and wait for its thread."""
-        self.waits.end()
+        self._ended.set()
         address = ("127.0.0.1", self.port) if self.host == "0.0.0.0" else (self.host, self.port)  # noqa: S104
         with contextlib.suppress(OSError):
             socket.create_connection(address, timeout=1).close()  # wakes accept()
@@ -53,7 +53,7 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 continue
-            if self.waits.ended.is_set():
+            if self._ended.is_set():
                 connection.close()
                 return
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
@@ -65,7 +65,7 @@ class Listener:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with connection.makefile("rb") as incoming:
-                Connection(connection, incoming, self.respond, self.waits).serve()
+                Connection(connection, incoming, self.respond, self._ended).serve()
         except (OSError, ConnectionEndedError, HTTPException):
             pass
         finally:

@@ -37,9 +37,7 @@ class Service:
         def respond() -> Answer:
             return answer_api(backend, request, origins)
 
-        answer = self.admin.faults.spoiled(
-            "api", request, lambda _: self.rate_limit.limited(backend.settings, respond)
-        )
+        answer = self.admin.faults.spoiled("api", request, lambda _: self.rate_limit.limited(backend.settings, respond))
         key = key_of(backend, request)
         return answer, self._record("api", request, answer, key.id if key else "")
 

@@ -27,8 +27,9 @@ Knows answers and how they are sent. Must not know which requests a fault strike
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from .messages import Answer, FileSlice, Part, errors_answer, first_bytes
@@ -37,16 +38,26 @@ from .storage import Treatment, error_answer
 if TYPE_CHECKING:
     from .faults import Fault
 
-Instead = Callable[["Fault", str, float], Answer]
+Instead = Callable[["Fault", "Moment"], Answer]
 Treat = Callable[[Treatment, "Fault"], Treatment]
 Change = Callable[[Answer, "Fault"], Answer]
 
 
-def answer_instead(due: list[Fault], listener: str, now: float) -> Answer | None:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When and where a fault strikes."""
+
+    listener: str
+    now: float
+    released: threading.Event
+    """Set when faults are cleared."""
+
+
+def answer_instead(due: list[Fault], moment: Moment) -> Answer | None:
     """Return what the first fault that lets nothing be carried out answers, if there is one."""
     for fault in due:
         if fault.kind in _INSTEAD:
-            return _INSTEAD[fault.kind](fault, listener, now)
+            return _INSTEAD[fault.kind](fault, moment)
     return None
 
 
@@ -71,26 +82,26 @@ def _sending(answer: Answer, **changes: Any) -> Answer:
     return replace(answer, sending=replace(answer.sending, **changes))
 
 
-def _fail(fault: Fault, listener: str, now: float) -> Answer:
+def _fail(fault: Fault, moment: Moment) -> Answer:
     status = fault.status or 500
-    resets = {"epoch": now + fault.seconds, "seconds": fault.seconds}
+    resets = {"epoch": moment.now + fault.seconds, "seconds": fault.seconds}
     headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
     if fault.rate_limit_reset:
         headers["X-RateLimit-Reset"] = str(int(resets[fault.rate_limit_reset]))
-    make = {"api": errors_answer, "files": error_answer}[listener]
+    make = {"api": errors_answer, "files": error_answer}[moment.listener]
     return make(status, fault.message).with_headers(headers)
 
 
-def _show_page(fault: Fault, _listener: str, _now: float) -> Answer:
+def _show_page(fault: Fault, _moment: Moment) -> Answer:
     page = b"<!DOCTYPE html><html><body><h1>We'll be back soon</h1></body></html>"
     return Answer(fault.status or 200, {"Content-Type": "text/html; charset=utf-8"}, (page,))
 
 
-def _redirect(fault: Fault, _listener: str, _now: float) -> Answer:
+def _redirect(fault: Fault, _moment: Moment) -> Answer:
     return Answer(fault.status or 302, {"Location": fault.location})
 
 
-def _never_end(_fault: Fault, _listener: str, _now: float) -> Answer:
+def _never_end(_fault: Fault, _moment: Moment) -> Answer:
     headers = {"Content-Type": "application/json", "Connection": "close"}
     return _sending(Answer(200, headers, (b'{"result": [',)), endless=b'{"id": "again and again"}, ' * 2_000)
 
@@ -114,9 +125,7 @@ def _mislabel_length(answer: Answer, fault: Fault) -> Answer:
 
 
 def _corrupt(answer: Answer, fault: Fault) -> Answer:
-    return replace(
-        answer, body=tuple(part for each in answer.body for part in _inverted(each, fault.at or 0))
-    )
+    return replace(answer, body=tuple(part for each in answer.body for part in _inverted(each, fault.at or 0)))
 
 
 def _inverted(part: Part, at: int) -> Iterator[Part]:
@@ -139,7 +148,7 @@ def _inverted(part: Part, at: int) -> Iterator[Part]:
 _INSTEAD: Final[Mapping[str, Instead]] = {
     "refuse": lambda *_: _sending(Answer(0), drop="close"),
     "reset": lambda *_: _sending(Answer(0), drop="reset"),
-    "hang": lambda *_: _sending(Answer(0), hang=True),
+    "hang": lambda _, moment: _sending(Answer(0), hang_until=moment.released),
     "status": _fail,
     "html": _show_page,
     "redirect": _redirect,
@@ -155,12 +164,8 @@ _CHANGES: Final[Mapping[str, Change]] = {
     "delay": lambda answer, fault: _sending(answer, delay_seconds=fault.seconds),
     "lost": lambda answer, fault: _sending(answer, drop="reset" if fault.with_reset else "close"),
     "empty": lambda answer, _: replace(answer, body=()),
-    "broken_json": lambda answer, _: replace(
-        answer, body=tuple(first_bytes(answer.body, answer.length // 2))
-    ),
-    "cut": lambda answer, fault: _sending(
-        answer, cut_after=_half(answer, fault), cut_with_reset=fault.with_reset
-    ),
+    "broken_json": lambda answer, _: replace(answer, body=tuple(first_bytes(answer.body, answer.length // 2))),
+    "cut": lambda answer, fault: _sending(answer, cut_after=_half(answer, fault), cut_with_reset=fault.with_reset),
     "trickle": lambda answer, fault: _sending(answer, bytes_per_second=fault.bytes_per_second),
     "wrong_length": _mislabel_length,
     "wrong_range": _mislabel_range,

@@ -92,9 +92,7 @@ class Spool:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="sendgrid-emulator-"))
             if recipe not in self._known:
-                self._known[recipe] = self._worker.submit(
-                    self._make, recipe, self._folder / f"{len(self._known):05}"
-                )
+                self._known[recipe] = self._worker.submit(self._make, recipe, self._folder / f"{len(self._known):05}")
             return self._known[recipe]
 
     def close(self) -> None:

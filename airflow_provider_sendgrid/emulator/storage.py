@@ -113,9 +113,7 @@ def _is_gone(backend: Backend, export: Export) -> bool:
 
 def _check_if_match(request: Request, file: SpooledFile) -> None:
     if request.headers.get("if-match", file.etag) not in (file.etag, "*"):
-        raise RefusedError(
-            "PreconditionFailed", "At least one of the pre-conditions you specified did not hold"
-        )
+        raise RefusedError("PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
 
 
 def _serve(backend: Backend, request: Request, file: SpooledFile, treatment: Treatment) -> Answer:
@@ -131,9 +129,7 @@ def _serve(backend: Backend, request: Request, file: SpooledFile, treatment: Tre
         **_ENCODING_HEADERS[file.encoding],
         **({"Content-Range": f"bytes {first}-{end - 1}/{file.stored_bytes}"} if asked else {}),
     }
-    sending = Sending(
-        bytes_per_second=settings.bytes_per_second, connection_bytes=settings.bytes_per_connection
-    )
+    sending = Sending(bytes_per_second=settings.bytes_per_second, connection_bytes=settings.bytes_per_connection)
     return Answer(206 if asked else 200, headers, (FileSlice(file.path, first, end - first),), sending)
 
 

@@ -44,9 +44,7 @@ class Reply:
         return gzip.decompress(self.body) if self.body[:2] == b"\x1f\x8b" else self.body
 
 
-def request(
-    url: str, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None
-) -> Reply:
+def request(url: str, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None) -> Reply:
     """Send one request on a connection of its own."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)

@@ -34,9 +34,7 @@ def test_settings_can_be_changed(emulator, client):
 
 
 def test_faults_can_be_installed_and_cleared(client):
-    assert (
-        admin(client, "POST", "faults", {"kind": "status", "status": 503}).json["faults"][0]["status"] == 503
-    )
+    assert admin(client, "POST", "faults", {"kind": "status", "status": 503}).json["faults"][0]["status"] == 503
     assert client.ask("GET", "/v3/scopes").status == 503
     assert admin(client, "DELETE", "faults").json == {"faults": []}
     assert client.ask("GET", "/v3/scopes").status == 200

@@ -39,9 +39,7 @@ def schema_of(method, path, status):
 
 def fits(template, path):
     wanted, given = template.split("/"), path.split("/")
-    return len(wanted) == len(given) and all(
-        w == g or w.startswith("{") for w, g in zip(wanted, given, strict=True)
-    )
+    return len(wanted) == len(given) and all(w == g or w.startswith("{") for w, g in zip(wanted, given, strict=True))
 
 
 def resolved(document, value):
@@ -98,9 +96,7 @@ def test_a_whole_export_is_as_published(emulator, client, clock, check, path, fa
         check("GET", path, client.ask("GET", path))
 
 
-@pytest.mark.parametrize(
-    "path", ["/v3/scopes", "/v3/marketing/lists", "/v3/contactdb/lists", "/v3/contactdb/segments"]
-)
+@pytest.mark.parametrize("path", ["/v3/scopes", "/v3/marketing/lists", "/v3/contactdb/lists", "/v3/contactdb/segments"])
 def test_what_helps_to_start_an_export_is_as_published(client, check, path):
     assert check("GET", path, client.ask("GET", path)).status == 200
 

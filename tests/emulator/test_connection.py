@@ -80,6 +80,17 @@ def test_a_connection_may_carry_only_so_many_bytes(emulator, client):
     assert cuts == len(whole) // 10_000
 
 
+def test_a_worn_out_connection_is_closed_at_once(emulator, client):
+    """Not when the next request is on its way."""
+    url = urlsplit(client.list_url())
+    emulator.configure(bytes_per_connection=100)
+    line = f"GET {url.path}?{url.query} HTTP/1.1\r\nRange: bytes=0-99\r\n\r\n".encode()
+    with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
+        connection.sendall(line)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert len(answer.partition(b"\r\n\r\n")[2]) == 100
+
+
 def test_a_connection_may_be_slow(emulator, client):
     url = client.list_url()
     emulator.configure(bytes_per_second=100_000)

@@ -101,9 +101,7 @@ def test_many_clients_are_served_at_once(client):
     url = client.list_url("Newsletter")
     whole = client.fetch(url).body
     got: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda: got.append(client.fetch(url).body == whole)) for _ in range(20)
-    ]
+    threads = [threading.Thread(target=lambda: got.append(client.fetch(url).body == whole)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.emulator import Emulator, Fault
 from airflow_provider_sendgrid.emulator.spoiling import KINDS
 
 EXPORTS = "/v3/marketing/contacts/exports"
@@ -66,9 +66,7 @@ def test_faults_add_up(emulator, client):
     assert (reply.status, len(reply.body)) == (200, 50)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"kind": "bad luck"}, {}, {"kind": "cut", "at": "5"}, {"kind": "cut", "byte": 5}]
-)
+@pytest.mark.parametrize("wrong", [{"kind": "bad luck"}, {}, {"kind": "cut", "at": "5"}, {"kind": "cut", "byte": 5}])
 def test_a_fault_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=r"there is no|must be"):
         Fault.from_payload(wrong)
@@ -128,6 +126,18 @@ def test_a_hanging_request_hangs_until_released(emulator, client):
     assert statuses(client, 1) == [200]
 
 
+def test_closing_lets_go_of_what_hangs():
+    """A test that fails half way must not hang for ever."""
+    with Emulator() as emulator:
+        emulator.inject(Fault("hang"))
+        parts = urlsplit(emulator.url)
+        waiting = socket.create_connection((parts.hostname, parts.port), timeout=10)
+        waiting.sendall(b"GET /v3/scopes HTTP/1.1\r\n\r\n")
+        assert emulator.wait_for_requests(1)
+    assert waiting.recv(1) == b""
+    waiting.close()
+
+
 def test_a_delayed_answer_comes(emulator, client):
     emulator.inject(Fault("delay", seconds=0.01))
     assert statuses(client, 1) == [200]
@@ -138,9 +148,7 @@ def test_a_delayed_answer_comes(emulator, client):
 
 @pytest.mark.parametrize(("meaning", "reset"), [("epoch", "1700000030"), ("seconds", "30"), ("", None)])
 def test_429_may_mean_its_reset_either_way(emulator, client, meaning, reset):
-    emulator.inject(
-        Fault("status", status=429, seconds=30, rate_limit_reset=meaning, message="too many requests")
-    )
+    emulator.inject(Fault("status", status=429, seconds=30, rate_limit_reset=meaning, message="too many requests"))
     reply = client.ask("GET", SCOPES)
     assert (reply.status, reply.headers.get("X-RateLimit-Reset")) == (429, reset)
     assert reply.json["errors"][0]["message"] == "too many requests"
@@ -248,6 +256,12 @@ def test_one_byte_may_be_wrong(emulator, client, asked):
     differing = [first + i for i, (a, b) in enumerate(zip(right.body, wrong.body, strict=True)) if a != b]
     assert differing == ([] if asked == "bytes=0-99" else [700])
     assert wrong.headers == right.headers
+
+
+def test_one_byte_of_an_api_answer_may_be_wrong(emulator, client):
+    right = client.ask("GET", SCOPES).body
+    emulator.inject(Fault("corrupt", at=3))
+    assert client.ask("GET", SCOPES).body == right[:3] + bytes([right[3] ^ 0xFF]) + right[4:]
 
 
 def test_a_file_may_change_between_two_requests(emulator, client):

@@ -18,9 +18,7 @@ COMMAND = [sys.executable, "-u", "-m", "airflow_provider_sendgrid.emulator", "--
 def test_it_runs_until_interrupted(client_of):
     """The printed connection works; each request is a line; ctrl-C ends cleanly."""
     arguments = ["--list", "News=30", "--list", "Odd=5:stuck", "--rate-limit", "50/60", "--verbose"]
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         printed = []
         while not any(line.lstrip().startswith("legacy") and "Odd" in line for line in printed):
             printed.append(running.stdout.readline())
@@ -48,7 +46,9 @@ def client_lists(client, connection):
     return client.ask("GET", "/v3/marketing/lists", **headers)
 
 
-@pytest.mark.parametrize("wrong", [["--list", "News"], ["--list", "News=many"], ["--rate-limit", "often"]])
+@pytest.mark.parametrize(
+    "wrong", [["--list", "News"], ["--list", "News=many"], ["--list", "News=5:failed"], ["--rate-limit", "often"]]
+)
 def test_a_wrong_option_is_explained(capsys, wrong):
     with pytest.raises(SystemExit):
         main(wrong)
