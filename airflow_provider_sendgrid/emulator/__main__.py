@@ -20,12 +20,13 @@ _LIST = "a list instead of the default ones; outcome: ready, failure, stuck, exp
 def main(arguments: list[str] | None = None) -> None:
     """Run until interrupted."""
     options = _parser().parse_args(arguments)
+    ending = _ending()
     with _emulator(options) as emulator:
         for each in options.list:
             for family in FAMILIES:
                 emulator.add_list(each.name, contacts=each.contacts, family=family, outcome=each.outcome)
         print(_greeting(emulator), flush=True)
-        _wait_for_end()
+        ending.wait()
     print("closed")
 
 
@@ -120,12 +121,12 @@ def _print_request(entry: RecordedRequest) -> None:
     )
 
 
-def _wait_for_end() -> None:
-    """Return on ctrl-C or when asked to terminate."""
+def _ending() -> threading.Event:
+    """Return what ctrl-C, or being asked to terminate, sets."""
     asked = threading.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: asked.set())
-    asked.wait()
+    return asked
 
 
 if __name__ == "__main__":
