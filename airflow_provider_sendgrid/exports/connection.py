@@ -6,13 +6,19 @@ Knows what a SendGrid connection may hold. Knows neither Airflow's classes nor h
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 API_HOSTS = {"global": "https://api.sendgrid.com", "eu": "https://api.eu.sendgrid.com"}
 DEFAULT_TIMEOUT_SECONDS = 30.0
+
+# No user, no query; a path is let pass and left out.
+_URL = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[^?#]*)?")
+_PORTS = {"http": 80, "https": 443}
+# As JSON, a form and a URI spell them.
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class SendGridConnection:
             on_behalf_of=_header_value(name, "on_behalf_of", known.get("on_behalf_of")),
             timeout_seconds=_seconds(name, known.get("timeout", DEFAULT_TIMEOUT_SECONDS)),
             verify=_verify(known.get("verify", True)),
-            proxy=known.get("proxy"),
+            proxy=_proxy(name, known.get("proxy")),
         )
 
     @property
@@ -88,17 +94,17 @@ def _api_key(name: str, password: str | None) -> str:
 def _base_url(name: str, host: str | None, port: int | None, region: str) -> str:
     if region not in API_HOSTS:
         raise ValueError(f"Connection {name!r} has the region {region!r}: it must be one of {', '.join(API_HOSTS)}.")
-    if not (host or "").strip():
+    text = (host or "").strip()
+    if not text:
         return API_HOSTS[region]
-    text = str(host).strip()
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
+    match = _URL.fullmatch(text.lower() if "://" in text else f"https://{text.lower()}")
+    number = int(match["port"] or port or 0) if match else 0
+    if match is None or number > 65535:
         raise ValueError(f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}.")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise ValueError(f"Connection {name!r}: the key would travel to {parts.hostname} unencrypted; use https://.")
-    shown = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    number = parts.port or port
-    return f"{parts.scheme}://{shown}{f':{number}' if number else ''}"
+    if match["scheme"] == "http" and not _is_loopback(match["host"].strip("[]")):
+        raise ValueError(f"Connection {name!r}: the key would travel to {match['host']} unencrypted; use https://.")
+    is_implied = number in (0, _PORTS[match["scheme"]])
+    return f"{match['scheme']}://{match['host']}{'' if is_implied else f':{number}'}"
 
 
 def _is_loopback(hostname: str) -> bool:
@@ -132,5 +138,11 @@ def _seconds(name: str, value: Any) -> float:
 
 
 def _verify(value: Any) -> bool | str:
-    words: dict[str, bool] = {"true": True, "false": False}
-    return value if isinstance(value, bool) else words.get(str(value).lower(), str(value))
+    return value if isinstance(value, bool) else _BOOLEANS.get(str(value).lower(), str(value))
+
+
+def _proxy(name: str, value: Any) -> str | None:
+    # Requests would take a bare host name, httpx would not: what works in a worker must work when deferred.
+    if value is not None and not re.match(r"(?i)(https?|socks5h?)://[^/]", str(value)):
+        raise ValueError(f"Connection {name!r}: proxy must be a URL such as http://proxy.example:3128.")
+    return None if value is None else str(value)
