@@ -1,0 +1,92 @@
+"""What an import costs: Airflow parses DAG files again and again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOORS = [
+    "airflow_provider_sendgrid.hooks.sendgrid",
+    "airflow_provider_sendgrid.operators.sendgrid",
+    "airflow_provider_sendgrid.sensors.sendgrid",
+    "airflow_provider_sendgrid.triggers.sendgrid",
+    "airflow_provider_sendgrid.transfers.sendgrid_to_s3",
+]
+COSTLY = {"boto3", "botocore", "requests", "httpx", "isal", "openlineage", "jsonschema", "moto"}
+
+# What any DAG file imports is in the DAG processor's memory anyway; then a fresh process for each door.
+IMPORTER = """
+import json, os, sys
+try:
+    import airflow.sdk, airflow.sdk.bases.sensor
+except ImportError:
+    import airflow, airflow.models, airflow.sensors.base
+import airflow.configuration, airflow.triggers.base
+before = set(sys.modules)
+for door in sys.argv[1:]:
+    if os.fork() == 0:
+        __import__(door)
+        print("added=" + json.dumps([door, sorted(set(sys.modules) - before)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def run(code, *arguments):
+    """What a fresh process says of what it imported."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = [line.removeprefix("added=") for line in done.stdout.splitlines() if line.startswith("added=")]
+    assert told, done.stderr
+    return [json.loads(line) for line in told]
+
+
+def modules_after(module):
+    return run(f"import json, sys, {module}\nprint('added=' + json.dumps(sorted(sys.modules)))")[0]
+
+
+def packages(modules):
+    return {name.partition(".")[0] for name in modules}
+
+
+@pytest.fixture(scope="module")
+def added_by():
+    return dict(run(IMPORTER, *DOORS))
+
+
+def test_every_door_is_looked_at():
+    """A file that is added beside the doors needs a line here."""
+    package = Path(__file__).parents[1] / "airflow_provider_sendgrid"
+    kinds = ("hooks", "operators", "sensors", "triggers", "transfers")
+    files = [path for kind in kinds for path in (package / kind).glob("*.py") if path.stem != "__init__"]
+
+    assert sorted(DOORS) == sorted(f"{package.name}.{path.parent.name}.{path.stem}" for path in files)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_imports_neither_cloud_nor_http_client(door, added_by):
+    """Only what Airflow itself had imported before may be there."""
+    assert door in added_by[door]
+    assert set() == packages(added_by[door]) & COSTLY
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_does_not_import_the_emulator(door, added_by):
+    assert [] == [name for name in added_by[door] if name.startswith("airflow_provider_sendgrid.emulator")]
+
+
+def test_the_metadata_imports_nothing():
+    """Every Airflow process reads it at its start."""
+    imported = packages(modules_after("airflow_provider_sendgrid.provider_info"))
+
+    assert "airflow_provider_sendgrid" in imported
+    assert set() == imported & (COSTLY | {"airflow", "asyncio", "logging"})
+
+
+def test_the_emulators_fixture_does_not_import_airflow():
+    """It is loaded before a user's conftest can say where AIRFLOW_HOME is."""
+    assert "airflow" not in packages(modules_after("airflow_provider_sendgrid.emulator.pytest_plugin"))

@@ -1,0 +1,74 @@
+"""What users install: the package alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def builder():
+    """The command that builds a wheel, with what is at hand."""
+    if find_spec("hatchling"):
+        return [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
+    uv = Path(sys.executable).with_name("uv")
+    found = str(uv) if uv.exists() else shutil.which("uv")
+    return [found, "build", "--quiet", "--wheel", "--out-dir"] if found else None
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy, so that the repository stays as it is."""
+    command = builder()
+    if command is None:
+        pytest.skip("neither hatchling nor uv is installed: no wheel can be built")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in ("airflow_provider_sendgrid", "example_dags", "tests", "lab"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run([*command, str(folder)], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [built] = folder.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_the_package_alone(wheel):
+    """Nothing of tests, examples or lab lands in site-packages."""
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+
+    [metadata] = {top for top in tops if top.endswith(".dist-info")}
+    assert {"airflow_provider_sendgrid", metadata} == tops
+
+
+def test_the_wheel_holds_all_of_the_package(wheel):
+    package = REPOSITORY / "airflow_provider_sendgrid"
+    files = {str(path.relative_to(REPOSITORY)) for path in package.rglob("*") if path.is_file()}
+
+    expected = {name for name in files if "__pycache__" not in name}
+
+    assert expected == {name for name in wheel.namelist() if name.startswith("airflow_provider_sendgrid/")}
+
+
+def test_the_wheel_says_that_it_is_typed(wheel):
+    assert "airflow_provider_sendgrid/py.typed" in wheel.namelist()
+
+
+def test_the_wheel_names_its_entry_point_license_and_python(wheel):
+    [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    [entries] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+
+    told = wheel.read(metadata).decode()
+
+    assert "Name: airflow-provider-sendgrid\n" in told
+    assert "License-Expression: Apache-2.0\n" in told
+    assert "Requires-Python: >=3.10\n" in told
+    assert "[apache_airflow_provider]" in wheel.read(entries).decode()
