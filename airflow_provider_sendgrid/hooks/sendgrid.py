@@ -59,8 +59,12 @@ class SendGridHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """What the connection form shows, for Airflow before 3.2; later ones read it in `provider_info`."""
-        return dict(CONNECTION_TYPE["ui-field-behaviour"])
+        """What the connection form shows, for Airflow before 3.2; later ones read it in `provider_info`.
+
+        The metadata spells its names with hyphens, this method with underscores.
+        """
+        form = CONNECTION_TYPE["ui-field-behaviour"]
+        return {name.replace("-", "_"): value for name, value in form.items()}
 
     @cached_property
     def connection(self) -> SendGridConnection:
