@@ -121,7 +121,8 @@ class AirflowApi:
         Not by the command line, which all on this machine can read, and not by an environment variable, with
         which the triggerer would never have to ask for it.
         """
-        body = {"connection_id": connection_id, **connection, "extra": json.dumps(connection.get("extra") or {})}
+        extra = connection.get("extra")
+        body = {"connection_id": connection_id, **connection, "extra": json.dumps(extra) if extra else None}
         try:
             self.request("POST", "/connections", body)
         except AirflowApiError as error:

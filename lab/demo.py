@@ -23,6 +23,7 @@ LAST_TASK = "store"
 EMULATED_RUN_SECONDS = 120
 REAL_RUN_SECONDS = 6 * 3600
 ROWS_SHOWN = 3
+ERROR_LINES_SHOWN = 5
 ROW_CHARACTERS_SHOWN = 150
 
 
@@ -72,6 +73,7 @@ def follow(on_stage: Stage, run_id: str, say: Say) -> list[tuple[str, str]]:
             if task.state and (task.task_id, task.state) not in seen:
                 seen.append((task.task_id, task.state))
                 say(f"  {task.task_id:<16} {in_words(task.state)}")
+                tell_errors(on_stage, run_id, task)
         return is_over
 
     wait_until(
@@ -81,6 +83,15 @@ def follow(on_stage: Stage, run_id: str, say: Say) -> list[tuple[str, str]]:
         evidence=lambda: on_stage.airflow.account_of(DAG_ID, run_id),
     )
     return seen
+
+
+def tell_errors(on_stage: Stage, run_id: str, task: TaskInstance) -> None:
+    """At once, for Airflow may try again for minutes before the run fails."""
+    if task.state not in {"up_for_retry", "failed"}:
+        return
+    log = on_stage.airflow.api.task_log(DAG_ID, run_id, task.task_id, task.try_number, task.map_index)
+    for line in [line for line in log.splitlines() if "error" in line.lower()][:ERROR_LINES_SHOWN]:
+        print(f"            {line}")
 
 
 def start_order(task: TaskInstance) -> tuple[bool, str]:

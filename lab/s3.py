@@ -18,8 +18,8 @@ from lab.waiting import wait_until
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-LOGIN = "test"
-PASSWORD = "test"
+LOGIN = "made-up-login"
+PASSWORD = "made-up-password"
 REGION = "us-east-1"
 
 
