@@ -1,39 +1,53 @@
 """The story of a delivery: every file of one export fetched, checked, stored, written down.
 
-The only file that knows both SendGrid's exports and a storage. For each file: ask for it, look at its first
-bytes, stream it, through gunzip or gzip where what is stored differs from what came, count its rows on the
-way, and publish it when its length and checksums agree. When all are there, their rows must agree with
+The only file that knows both SendGrid's exports and a storage. For each file that is not stored yet: ask for it, look
+at its first bytes, stream it, through gunzip or gzip where what is stored differs from what came, count its rows on
+the way, and publish it when its length and checksums agree. When all are there, their rows must agree with
 SendGrid's count. The manifest comes last: where it stands, the export is whole.
+
+A file that is whole stays when a later one fails, so that a task tried again fetches only what is missing. What was
+found out about it lies beside it: in its metadata, or, where that had to be sent before the last byte was known, in a
+receipt below ``_receipts/`` that goes when the manifest comes.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import DestinationConflictError, ExportIncompleteError
 from airflow_provider_sendgrid.exports.download import FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.gunzip import Gunzip, Gzip, is_gzip
 from airflow_provider_sendgrid.exports.rows import RecordCount, record_counter
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.exports.watch import Outcome, look_at
-from airflow_provider_sendgrid.manifest import MANIFEST_NAME, DeliveredFile, KnownManifest, manifest_content
+from airflow_provider_sendgrid.manifest import (
+    MANIFEST_NAME,
+    DeliveredFile,
+    FileFacts,
+    KnownManifest,
+    manifest_content,
+)
+from airflow_provider_sendgrid.progress import FileProgress, Progress
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, Storage
 
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 256 * 1024
 _FETCHES_OF_A_CHANGING_FILE = 3
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-\d{5,}-of-\d{5,}\.(csv|json)(\.gz)?")
+_EXPORT_ID_KEY = "sendgrid-export-id"
+_SAFE_ID = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9_-])*")
+_OBJECT_NAME = re.compile(_SAFE_ID.pattern + r"-\d{5,}-of-\d{5,}\.(csv|json)(\.gz)?")
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/x-ndjson",
@@ -49,7 +63,8 @@ class DeliveryOptions:
     Attributes:
         compression: ``gzip`` stores gzip whatever came, ``none`` stores plain.
         part_bytes: size of a part on its way, 5 MiB or more.
-        max_concurrency: parts on their way at once; memory is about this many times `part_bytes`.
+        max_concurrency: parts on their way at once; memory is about this many times `part_bytes`. Also how many
+            connections one large file, and how many small files, may use at once.
         verify_row_count: count the rows and compare them with SendGrid's count.
         write_manifest: write the manifest when all is done.
         replace: take the place of what an earlier manifest at this prefix names.
@@ -72,8 +87,8 @@ class DeliveryOptions:
             raise ValueError(f"compression must be 'gzip' or 'none', not {self.compression!r}.")
         if not 5 * MIB <= self.part_bytes <= 1024 * MIB:
             raise ValueError(f"part_size must be from 5 MiB to 1 GiB, in bytes, not {self.part_bytes!r}.")
-        if self.max_concurrency < 1:
-            raise ValueError(f"max_concurrency must be 1 or more, not {self.max_concurrency!r}.")
+        if not 1 <= self.max_concurrency <= 64:
+            raise ValueError(f"max_concurrency must be from 1 to 64, not {self.max_concurrency!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,7 @@ class Source:
 
     Attributes:
         urls: the signed URLs of its files, and the export itself.
-        open_file: prepares the download of file `index` (from 0), called as ``open_file(index, name)``.
+        open_file: prepares the download of a file: ``open_file(index, name)``, the index from 0.
     """
 
     urls: SignedUrls
@@ -94,14 +109,20 @@ class Delivery:
     """What was delivered.
 
     Attributes:
-        files: all files of the export, in SendGrid's order.
+        files: those that this delivery was about, in SendGrid's order.
         export: as SendGrid described it before the first file.
         manifest_uri: of the manifest, None where none was written.
+        fetched_bytes: received from SendGrid's storage this time.
+        seconds: that it took.
+        connections: opened to SendGrid's storage.
     """
 
     files: tuple[DeliveredFile, ...]
     export: ContactExport
     manifest_uri: str | None
+    fetched_bytes: int
+    seconds: float
+    connections: int
 
     @property
     def rows(self) -> int | None:
@@ -110,15 +131,27 @@ class Delivery:
         return sum(counts) if len(counts) == len(self.files) else None
 
     def describe(self) -> str:
-        """One sentence for a person: what was delivered, and where the proof stands."""
+        """One line for a person: what was delivered, what it cost, where the proof stands."""
         rows = "rows not counted" if self.rows is None else f"{self.rows} rows"
         size = sum(file.size for file in self.files)
-        proof = f"; manifest {self.manifest_uri}" if self.manifest_uri else ""
-        return f"Delivered SendGrid export {self.export.id}: {len(self.files)} files, {rows}, {size} bytes{proof}."
+        proof = f" Manifest: {self.manifest_uri}." if self.manifest_uri else ""
+        return (
+            f"Delivered SendGrid export {self.export.id}: {len(self.files)} files, {rows}, {size} bytes stored; "
+            f"{self.fetched_bytes} bytes fetched over {self.connections} connections in {self.seconds:.1f} s.{proof}"
+        )
 
 
-def deliver_export(source: Source, storage: Storage, options: DeliveryOptions) -> Delivery:
+def deliver_export(
+    source: Source, storage: Storage, options: DeliveryOptions, file_index: int | None = None
+) -> Delivery:
     """Bring every file of a ready export into a storage, then write the manifest.
+
+    Args:
+        source: where the files come from.
+        storage: where they go.
+        options: how.
+        file_index: only this file (from 0), and no manifest: for tasks that share an export. A delivery of all files
+            afterwards finds them stored, compares the rows and writes the manifest.
 
     Raises:
         ExportFailedError: SendGrid says ``failure``.
@@ -128,22 +161,22 @@ def deliver_export(source: Source, storage: Storage, options: DeliveryOptions) -
         SendGridError: SendGrid could not be asked.
     """
     export = _ready_export(source.urls.export())
+    indexes = _indexes(export, file_index)
     before = _known_manifest(storage, export, options)
-    stored = _store_all(source, storage, options, export)
-    try:
-        files = _counted(stored, storage)
-        if options.verify_row_count:
-            _verify_rows(files, export)
-    except BaseException:
-        for file in stored:
-            storage.delete(file.name)
-        raise
-    if not options.write_manifest:
-        return Delivery(files, export, None)
-    info = ObjectInfo("application/json", {"sendgrid-export-id": export.id})
-    storage.put(MANIFEST_NAME, manifest_content(files, export.summary()), info)
-    _delete_replaced(before, files, storage)
-    return Delivery(files, export, storage.uri(MANIFEST_NAME))
+    job = _Job(source, storage, options, export, indexes)
+    stored = job.store_all()
+    files = _with_rows(stored, storage, options)
+    manifest_uri = None
+    if file_index is None:
+        try:
+            _verify_rows(files, export, options)
+        except ExportIncompleteError:
+            _delete_all(stored, storage)
+            raise
+        if options.write_manifest:
+            manifest_uri = _write_manifest(files, export, before, storage)
+        _delete_receipts(stored, storage)
+    return Delivery(files, export, manifest_uri, job.progress.fetched_bytes, job.progress.seconds, job.connections)
 
 
 # Before the first byte
@@ -159,9 +192,18 @@ def _ready_export(export: ContactExport) -> ContactExport:
             f"SendGrid export {export.id} is not ready to be delivered: its status is {export.status!r}, with "
             f"{len(export.urls)} files. Wait for it with a SendGridExportSensor before this task."
         )
-    if not _SAFE_ID.fullmatch(export.id) or ".." in export.id:
+    if len(export.id) > 200 or not _SAFE_ID.fullmatch(export.id):
         raise ValueError(f"export_id {export.id!r} cannot be part of an object's name; is it really an export's?")
     return export
+
+
+def _indexes(export: ContactExport, file_index: int | None) -> Sequence[int]:
+    count = len(export.urls)
+    if file_index is None:
+        return range(count)
+    if not 0 <= file_index < count:
+        raise ValueError(f"file_index {file_index} of SendGrid export {export.id}: it has files 0 to {count - 1}.")
+    return [file_index]
 
 
 def _known_manifest(storage: Storage, export: ContactExport, options: DeliveryOptions) -> KnownManifest | None:
@@ -169,10 +211,10 @@ def _known_manifest(storage: Storage, export: ContactExport, options: DeliveryOp
         return None
     known = KnownManifest.from_content(content)
     if known.export_id != export.id and not options.replace:
-        owner = f"export {known.export_id}" if known.export_id else "something that is not ours"
+        owner = f"the manifest of export {known.export_id}" if known.export_id else "not a manifest of ours"
         raise DestinationConflictError(
-            f"SendGrid export {export.id}: {storage.uri(MANIFEST_NAME)} is the manifest of {owner}; nothing was "
-            "downloaded or changed. Choose another prefix, or set replace=True to put this export in its place."
+            f"SendGrid export {export.id}: {storage.uri(MANIFEST_NAME)} stands there already and is {owner}; nothing "
+            "was downloaded or changed. Choose another prefix, or set replace=True to put this export in its place."
         )
     return known
 
@@ -183,65 +225,173 @@ def _known_manifest(storage: Storage, export: ContactExport, options: DeliveryOp
 @dataclass(frozen=True, slots=True)
 class _StoredFile:
     name: str
-    size: int
-    sha256: str
-    count: RecordCount | None
+    facts: FileFacts
+    has_receipt: bool
 
 
-def _store_all(source: Source, storage: Storage, options: DeliveryOptions, export: ContactExport) -> list[_StoredFile]:
-    buffers = PartBuffers(options.max_concurrency * options.part_bytes)
-    total = len(export.urls)
-    with ThreadPoolExecutor(options.max_concurrency, thread_name_prefix="sendgrid-upload") as uploads:
-        job = _Job(export, storage, options, buffers, uploads)
-        names = [f"SendGrid export {export.id} file {index + 1} of {total}" for index in range(total)]
-        return [job.store(partial(source.open_file, index, name), index) for index, name in enumerate(names)]
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
-    """What the files of one delivery share."""
+    """What the files of one delivery share, and how each is stored."""
 
-    export: ContactExport
-    storage: Storage
-    options: DeliveryOptions
-    buffers: PartBuffers
-    uploads: Executor
+    def __init__(
+        self,
+        source: Source,
+        storage: Storage,
+        options: DeliveryOptions,
+        export: ContactExport,
+        indexes: Sequence[int],
+    ) -> None:
+        self.progress = Progress(len(export.urls))
+        self.connections = 0
+        self._source = source
+        self._storage = storage
+        self._options = options
+        self._export = export
+        self._buffers = PartBuffers(options.max_concurrency * options.part_bytes)
+        self._indexes = indexes
+        self._turns = _Turns(indexes)
+        self._downloads: dict[int, FileDownload] = {}
+        self._is_stopped = False
 
-    def store(self, open_file: Callable[[], FileDownload], index: int) -> _StoredFile:
-        """Fetch one file whole and publish it; anew from its start where it changes on the way."""
-        for _ in range(_FETCHES_OF_A_CHANGING_FILE - 1):
+    def store_all(self) -> list[_StoredFile]:
+        """Store files, several small ones at once and large ones one after the other."""
+        most = self._options.max_concurrency
+        with (
+            ThreadPoolExecutor(most, thread_name_prefix="sendgrid-upload") as uploads,
+            ThreadPoolExecutor(min(most, max(len(self._indexes), 1)), thread_name_prefix="sendgrid-file") as threads,
+        ):
+            files = [threads.submit(self._store, index, uploads) for index in self._indexes]
             try:
-                return self._store_once(open_file(), index)
+                wait(files, return_when=FIRST_EXCEPTION)
+                for file in files:
+                    if file.done():
+                        file.result()
+                return [file.result() for file in files]
+            except BaseException:
+                self._stop()
+                threads.shutdown(cancel_futures=True)
+                raise
+
+    def _stop(self) -> None:
+        self._is_stopped = True
+        self._turns.stop()
+        for download in list(self._downloads.values()):
+            download.stop()
+
+    def _store(self, index: int, uploads: Executor) -> _StoredFile:
+        stored = self._store_unless_stored(index, uploads)
+        self._turns.finish(index)
+        return stored
+
+    def _store_unless_stored(self, index: int, uploads: Executor) -> _StoredFile:
+        """Store one file, unless it is; anew from its start where it changes on the way."""
+        if (stored := self._already_stored(index)) is not None:
+            log.info("%s is stored already, as %s.", self._title(index), stored.name)
+            return stored
+        for fetches_left in reversed(range(_FETCHES_OF_A_CHANGING_FILE)):
+            try:
+                return self._fetch_and_store(index, uploads)
             except FileChangedError as error:
+                if not fetches_left:
+                    raise
                 log.warning("%s It is fetched anew from its start.", error)
-        return self._store_once(open_file(), index)
+        raise RuntimeError("a loop that returns or raises has ended")
 
-    def _store_once(self, download: FileDownload, index: int) -> _StoredFile:
-        started = time.monotonic()
+    def _already_stored(self, index: int) -> _StoredFile | None:
+        """What an earlier try, or another task, stored of this export: whole, for only what is whole is published."""
+        is_json = ".json" in urlsplit(self._export.urls[index]).path
+        name = self._name(index, _ending("json" if is_json else "csv", self._options.compression == "gzip"))
+        info = self._storage.head(name)
+        if info is None or info.metadata.get(_EXPORT_ID_KEY) != self._export.id:
+            return None
+        in_metadata = FileFacts.from_metadata(info.metadata)
+        facts = in_metadata or _read_receipt(self._storage, name)
+        if facts is None or facts.size != info.size or (facts.records is None and self._options.verify_row_count):
+            return None
+        return _StoredFile(name, facts, has_receipt=in_metadata is None)
+
+    def _fetch_and_store(self, index: int, uploads: Executor) -> _StoredFile:
+        download = self._download(index)
         with download.open() as reader:
-            plan = _Plan.of(_read_head(reader), download.path, self.options)
-            name = f"{self.export.id}-{index + 1:05d}-of-{len(self.export.urls):05d}{plan.ending}"
-            with closing(_Counting(plan, self.options)) as counting:
-                writer = self._writer(name, plan, download, counting)
-                with _published(writer):
-                    _transfer(plan, reader, writer, counting)
-                    writer.finish()
-                    count = counting.finish()
-        _log_stored(download, writer, time.monotonic() - started)
-        return _StoredFile(name, writer.size, writer.sha256, count)
+            if download.length <= self._options.part_bytes:
+                return self._transfer(index, download, reader, uploads)
+        self._turns.wait_for(index)
+        with download.open() as reader:
+            return self._transfer(index, download, reader, uploads)
 
-    def _writer(self, name: str, plan: _Plan, download: FileDownload, counting: _Counting) -> PartWriter:
-        metadata = {"sendgrid-export-id": self.export.id, "sendgrid-etag": (download.etag or "").strip('"')}
+    def _download(self, index: int) -> FileDownload:
+        download = self._source.open_file(index, self._title(index))
+        self._downloads[index] = download
+        if self._is_stopped:
+            download.stop()
+        return download
+
+    def _transfer(self, index: int, download: FileDownload, reader: RangeReader, uploads: Executor) -> _StoredFile:
+        progress = self.progress.file(index, download.length)
+        plan = _Plan.of(_read_head(reader), download.path, self._options)
+        name = self._name(index, plan.ending)
+        if abandoned := self._storage.abort_uploads(name):
+            log.info("%s: %s uploads that an earlier try left open were ended.", name, abandoned)
+        with closing(_Counting(plan, self._options)) as counting:
+            writer = self._writer(name, plan, download, counting, uploads)
+            with _nothing_left_behind(writer):
+                _move(plan, download, reader, writer, counting, progress, self._options.max_concurrency)
+                writer.finish()
+                facts = _facts(writer, counting.finish())
+                has_receipt = not writer.is_small
+                writer.complete(facts.to_metadata())
+        if has_receipt:
+            _write_receipt(self._storage, name, facts)
+        self.connections += download.connections
+        self._downloads.pop(index)
+        _log_stored(download, name, facts, progress)
+        return _StoredFile(name, facts, has_receipt)
+
+    def _writer(
+        self, name: str, plan: _Plan, download: FileDownload, counting: _Counting, uploads: Executor
+    ) -> PartWriter:
+        metadata = {_EXPORT_ID_KEY: self._export.id, "sendgrid-etag": (download.etag or "").strip('"')}
         return PartWriter(
-            self.storage,
+            self._storage,
             name,
             ObjectInfo(plan.content_type, metadata),
-            buffers=self.buffers,
-            executor=self.uploads,
-            part_bytes=self.options.part_bytes,
+            buffers=self._buffers,
+            executor=uploads,
+            part_bytes=self._options.part_bytes,
             expected_bytes=download.length if plan.passes_through else None,
             tap=counting.tap if plan.passes_through else None,
         )
+
+    def _title(self, index: int) -> str:
+        return f"SendGrid export {self._export.id} file {index + 1} of {len(self._export.urls)}"
+
+    def _name(self, index: int, ending: str) -> str:
+        return f"{self._export.id}-{index + 1:05d}-of-{len(self._export.urls):05d}{ending}"
+
+
+class _Turns:
+    """Large files go one at a time, in order: a task that is killed has whole files behind it."""
+
+    def __init__(self, indexes: Sequence[int]) -> None:
+        self._unfinished = set(indexes)
+        self._is_stopped = False
+        self._changed = threading.Condition()
+
+    def wait_for(self, index: int) -> None:
+        """Wait until every earlier file is finished, or until all are stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or min(self._unfinished) == index)
+
+    def finish(self, index: int) -> None:
+        """Say that a file is stored."""
+        with self._changed:
+            self._unfinished.discard(index)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let all who wait go on, to find out that it was stopped."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +413,7 @@ class _Plan:
     @classmethod
     def of(cls, head: bytes, path: str, options: DeliveryOptions) -> _Plan:
         came_gzip = is_gzip(head)
-        plain = b"".join(Gunzip().feed(memoryview(head))) if came_gzip else head
+        plain = next(Gunzip().feed(memoryview(head)), b"") if came_gzip else head
         is_json = plain.lstrip()[:1] == b"{" or (not plain and ".json" in path)
         return cls(head, "json" if is_json else "csv", came_gzip, options.compression == "gzip")
 
@@ -273,11 +423,15 @@ class _Plan:
 
     @property
     def ending(self) -> str:
-        return f".{self.file_type}{'.gz' if self.wants_gzip else ''}"
+        return _ending(self.file_type, self.wants_gzip)
 
     @property
     def content_type(self) -> str:
         return _CONTENT_TYPES[self.ending]
+
+
+def _ending(file_type: str, is_compressed: bool) -> str:
+    return f".{file_type}.gz" if is_compressed else f".{file_type}"
 
 
 def _read_head(reader: RangeReader) -> bytes:
@@ -289,58 +443,54 @@ def _read_head(reader: RangeReader) -> bytes:
     return bytes(buffer[:filled])
 
 
-def _transfer(plan: _Plan, reader: RangeReader, writer: PartWriter, counting: _Counting) -> None:
-    """Move every byte of the file, changed where it is stored differently from how it came."""
+def _move(
+    plan: _Plan,
+    download: FileDownload,
+    reader: RangeReader,
+    writer: PartWriter,
+    counting: _Counting,
+    progress: FileProgress,
+    max_connections: int,
+) -> None:
+    """Move every byte of the file; through gunzip or gzip over one connection, for there the CPU is the bound."""
+    progress.advance(len(plan.head))
     if plan.passes_through:
         writer.write(plan.head)
-        while not reader.is_done:
-            writer.advance(reader.readinto(writer.room()))
+        for part in fetch_parts(download, reader, writer.take, max_connections):
+            progress.advance(len(part.room))
+            writer.send(part)
         return
-    pieces = _pieces(plan.head, reader)
+    for chunk in _recoded(plan, _pieces(plan.head, reader, progress), counting):
+        writer.write(chunk)
+
+
+def _pieces(head: bytes, reader: RangeReader, progress: FileProgress) -> Iterator[memoryview]:
+    yield memoryview(head)
+    buffer = memoryview(bytearray(_PIECE_BYTES))
+    while count := reader.readinto(buffer):
+        progress.advance(count)
+        yield buffer[:count]
+
+
+def _recoded(plan: _Plan, pieces: Iterator[memoryview], counting: _Counting) -> Iterator[bytes]:
+    """The bytes to store, with the plain ones counted on the way."""
     if plan.came_gzip:
         gunzip = Gunzip()
         for piece in pieces:
             for plain in gunzip.feed(piece):
                 counting.count(plain)
-                writer.write(plain)
+                yield plain
         gunzip.close()
-    else:
-        gzip = Gzip()
-        for piece in pieces:
-            counting.count(bytes(piece))
-            for compressed in gzip.feed(piece):
-                writer.write(compressed)
-        writer.write(gzip.close())
-
-
-def _pieces(head: bytes, reader: RangeReader) -> Iterator[memoryview]:
-    yield memoryview(head)
-    buffer = memoryview(bytearray(_PIECE_BYTES))
-    while count := reader.readinto(buffer):
-        yield buffer[:count]
-
-
-@contextmanager
-def _published(writer: PartWriter) -> Iterator[None]:
-    """Publish what was written in the block, or leave nothing behind."""
-    try:
-        yield
-        writer.complete()
-    except BaseException:
-        try:
-            writer.abort()
-        except Exception as error:  # noqa: BLE001 - what went wrong first is what must be told
-            log.error(
-                "The upload of %s could not be aborted (%s): a rule of the bucket that aborts incomplete "
-                "multipart uploads removes what is left of it.",
-                writer.name,
-                type(error).__name__,
-            )
-        raise
+        return
+    gzip = Gzip()
+    for piece in pieces:
+        counting.count(bytes(piece))
+        yield from gzip.feed(piece)
+    yield gzip.close()
 
 
 class _Counting:
-    """Counts a file's rows: parts that pass through on a thread of its own, while the next ones arrive."""
+    """Counts a file's rows: of parts that pass through on a thread of its own, while the next ones arrive."""
 
     def __init__(self, plan: _Plan, options: DeliveryOptions) -> None:
         self._counter = record_counter(plan.file_type) if options.verify_row_count else None
@@ -376,39 +526,102 @@ class _Counting:
             self.count(plain)
 
 
-def _log_stored(download: FileDownload, writer: PartWriter, seconds: float) -> None:
+@contextmanager
+def _nothing_left_behind(writer: PartWriter) -> Iterator[None]:
+    """Abort the upload on every way out but the right one."""
+    try:
+        yield
+    except BaseException:
+        try:
+            writer.abort()
+        except Exception as error:  # noqa: BLE001 - what went wrong first is what must be told
+            log.error(
+                "The upload of %s could not be aborted (%s): the next try ends it, or a rule of the bucket that aborts "
+                "incomplete multipart uploads.",
+                writer.name,
+                type(error).__name__,
+            )
+        raise
+
+
+def _facts(writer: PartWriter, count: RecordCount | None) -> FileFacts:
+    if count is None:
+        return FileFacts(writer.size, writer.sha256)
+    return FileFacts(writer.size, writer.sha256, count.records, count.first_record_sha256)
+
+
+def _log_stored(download: FileDownload, name: str, facts: FileFacts, progress: FileProgress) -> None:
+    seconds = progress.seconds
     log.info(
-        "%s: stored %s, %.1f MiB from %.1f MiB, in %.1f s (%.0f MB/s, %s connections).",
+        "%s: stored as %s, %s bytes from %s, %s records, in %.1f s (%.0f MB/s) over %s connections.",
         download.name,
-        writer.name,
-        writer.size / MIB,
-        download.length / MIB,
+        name,
+        facts.size,
+        download.length,
+        "uncounted" if facts.records is None else facts.records,
         seconds,
         download.length / 1e6 / max(seconds, 1e-3),
         download.connections,
     )
 
 
+# Receipts
+
+
+def _receipt_name(name: str) -> str:
+    return f"_receipts/{name}.json"
+
+
+def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
+    content = json.dumps(facts.to_metadata()).encode()
+    storage.put(_receipt_name(name), content, ObjectInfo("application/json", {}))
+
+
+def _read_receipt(storage: Storage, name: str) -> FileFacts | None:
+    try:
+        receipt = json.loads(storage.read(_receipt_name(name)) or b"null")
+    except ValueError:
+        return None
+    return FileFacts.from_metadata(receipt) if isinstance(receipt, dict) else None
+
+
+def _delete_receipts(stored: Sequence[_StoredFile], storage: Storage) -> None:
+    for file in stored:
+        if file.has_receipt:
+            storage.delete(_receipt_name(file.name))
+
+
+def _delete_all(stored: Sequence[_StoredFile], storage: Storage) -> None:
+    _delete_receipts(stored, storage)
+    for file in stored:
+        storage.delete(file.name)
+
+
 # After the last byte
 
 
-def _counted(stored: Sequence[_StoredFile], storage: Storage) -> tuple[DeliveredFile, ...]:
+def _with_rows(stored: Sequence[_StoredFile], storage: Storage, options: DeliveryOptions) -> tuple[DeliveredFile, ...]:
     """The files with their rows: the first record of the first CSV file is the header of all."""
-    first = stored[0].count if stored else None
-    header = first.first_record_sha256 if first else ""
+    header = stored[0].facts.first_record_sha256 if stored else ""
     return tuple(
         DeliveredFile(
             file.name,
             storage.uri(file.name),
-            file.size,
-            file.count.rows(header) if file.count else None,
-            file.sha256,
+            file.facts.size,
+            _rows(file.facts, header) if options.verify_row_count else None,
+            file.facts.sha256,
         )
         for file in stored
     )
 
 
-def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport) -> None:
+def _rows(facts: FileFacts, header: str) -> int | None:
+    return None if facts.records is None else RecordCount(facts.records, facts.first_record_sha256).rows(header)
+
+
+def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport, options: DeliveryOptions) -> None:
+    if not options.verify_row_count:
+        return
     rows = sum(file.rows or 0 for file in files)
     if export.contact_count is None:
         log.warning("SendGrid names no count for export %s; its %s rows cannot be compared.", export.id, rows)
@@ -420,12 +633,15 @@ def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport) -> None:
         )
 
 
-def _delete_replaced(before: KnownManifest | None, files: Sequence[DeliveredFile], storage: Storage) -> None:
-    """Remove the objects that only the manifest before names, and nothing that is not ours."""
+def _write_manifest(
+    files: Sequence[DeliveredFile], export: ContactExport, before: KnownManifest | None, storage: Storage
+) -> str:
+    info = ObjectInfo("application/json", {_EXPORT_ID_KEY: export.id})
+    storage.put(MANIFEST_NAME, manifest_content(files, export.summary()), info)
     kept = {file.uri for file in files}
-    prefix = storage.uri("")
     for uri in before.uris if before else ():
-        name = uri.removeprefix(prefix)
-        if uri.startswith(prefix) and uri not in kept and _OBJECT_NAME.fullmatch(name):
+        name = uri.removeprefix(storage.uri(""))
+        if uri not in kept and name != uri and _OBJECT_NAME.fullmatch(name):
             log.info("Deleting %s, which this export replaces.", uri)
             storage.delete(name)
+    return storage.uri(MANIFEST_NAME)

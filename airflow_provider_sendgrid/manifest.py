@@ -17,6 +17,44 @@ _AUTHOR = "airflow-provider-sendgrid"
 
 
 @dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What was found out about one stored file; it lies beside the file until the manifest says it all.
+
+    Attributes:
+        size: stored bytes.
+        sha256: of the stored bytes, in hexadecimal.
+        records: counted, a header included; None where they were not counted.
+        first_record_sha256: of the first record, empty where there is none.
+    """
+
+    size: int
+    sha256: str
+    records: int | None = None
+    first_record_sha256: str = ""
+
+    def to_metadata(self) -> dict[str, str]:
+        """The same as short texts, fit for an object's metadata."""
+        facts = {"size": str(self.size), "sha256": self.sha256}
+        if self.records is not None:
+            facts |= {"records": str(self.records), "first-record-sha256": self.first_record_sha256}
+        return facts
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> FileFacts | None:
+        """Read them again; None where they are not there or not whole."""
+        try:
+            records = metadata.get("records")
+            return cls(
+                int(metadata["size"]),
+                str(metadata["sha256"]),
+                None if records is None else int(records),
+                str(metadata.get("first-record-sha256") or ""),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveredFile:
     """One file of an export as it was stored.
 

@@ -111,6 +111,20 @@ class FileDownload:
         self._session = session
         self._checked = checked
         self._timeout_seconds = timeout_seconds
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Have all readers of this file give up at their next byte or try; safe from any thread."""
+        self._is_stopped = True
+
+    def raise_if_stopped(self) -> None:
+        """Asked by readers.
+
+        Raises:
+            ExportIncompleteError: the download was stopped.
+        """
+        if self._is_stopped:
+            raise ExportIncompleteError(f"{self.name}: the download was stopped; run the task again.")
 
     def open(self) -> RangeReader:
         """Ask for the whole file; from here on `length`, `etag` and `path` are known.
@@ -217,6 +231,7 @@ class RangeReader:
 
     def open(self) -> RangeReader:
         """Connect now rather than at the first read."""
+        self._download.raise_if_stopped()
         self._persist(self._connect)
         return self
 
@@ -236,11 +251,24 @@ class RangeReader:
         """
         if self.is_done or not buffer:
             return 0
+        self._download.raise_if_stopped()
         count = self._persist(lambda: self._read_once(buffer))
         self.position += count
         if self.is_done:
             self.close()
         return count
+
+    def fill(self, buffer: memoryview) -> None:
+        """Read as many further bytes as `buffer` holds; raises what `readinto` raises.
+
+        Raises:
+            ValueError: the range ends before.
+        """
+        filled = 0
+        while filled < len(buffer):
+            if not (count := self.readinto(buffer[filled:])):
+                raise ValueError(f"{self._download.name}: asked for more bytes than the range holds")
+            filled += count
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         while True:
@@ -252,6 +280,7 @@ class RangeReader:
                 wait = self._download.limits.wait_seconds(self._failures)
                 log.warning("%s: %s; going on in %.1f s.", self._download.name, self._causes[-1], wait)
                 self._download.sleep(wait)
+                self._download.raise_if_stopped()
 
     def _count_failure(self, error: TryAgain) -> None:
         progressed = self.position - self._connected_at >= self._download.limits.progress_bytes

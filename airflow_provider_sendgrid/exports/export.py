@@ -6,7 +6,7 @@ Knows the words of both APIs. Knows nothing of requests or time: `now` is always
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from enum import Enum
@@ -170,29 +170,34 @@ class ExportSelection:
             "notifications": {"email": bool(self.notify_by_email)},
         }
         for name, ids in (("list_ids", self.list_ids), ("segment_ids", self.segment_ids)):
-            if ids:
-                payload[name] = _typed_ids(name, ids, family)
+            if typed := _typed_ids(name, ids, family):
+                payload[name] = typed
         if self.max_file_size is not None:
             payload["max_file_size"] = _megabytes(self.max_file_size)
         return payload
 
 
 def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
-    if isinstance(ids, str | bytes):
-        raise TypeError(f"{name} must be a list of ids, not the single text {ids!r}.")
+    # An empty text, as a template may render to, must not be taken for "every contact".
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable | None):
+        raise TypeError(f"{name} must be a list of ids, not {ids!r}.")
+    given, id_type = list(ids or ()), FAMILIES[family].id_type
+    odd = [item for item in given if not _text(item) or not str(item).strip()]
+    if odd:
+        raise ValueError(f"{name} must hold ids, texts or numbers, not {odd[0]!r}.")
     try:
-        return [FAMILIES[family].id_type(item) for item in ids]
-    except (TypeError, ValueError):
+        return [id_type(item) for item in given]
+    except ValueError:
         raise ValueError(
-            f"{name} of the {family.value} family must be numbers, not {list(ids)!r}; "
+            f"{name} of the {family.value} family must be numbers, not {given!r}; "
             "ids like uuids belong to family='marketing'."
         ) from None
 
 
 def _megabytes(value: Any) -> int:
     try:
-        number = int(value)
-    except (TypeError, ValueError):
+        number = int(str(value))  # by way of text, for 1.5 and True are no sizes
+    except ValueError:
         number = 0
     if number < 1:
         raise ValueError(f"max_file_size must be a whole number of MB, 1 or more, not {value!r}.")
@@ -208,9 +213,9 @@ def _text(value: Any) -> str | None:
 
 
 def _urls(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+    """One for each file; what is no text becomes an empty one, so that no file is left out in silence."""
+    items = value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
+    return tuple(item if isinstance(item, str) else "" for item in items)
 
 
 def _ids(value: Any) -> tuple[str, ...]:
@@ -224,7 +229,8 @@ def _count(value: Any) -> int | None:
         return None
     try:
         number = float(value)
-        return int(value) if number >= 0 and number == int(number) else None
+        whole = value if isinstance(value, int) else int(number)
+        return whole if number >= 0 and number == int(number) else None
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -235,6 +241,12 @@ _ISO_8601 = re.compile(
 
 
 def _time(value: Any) -> datetime | None:
+    """A time that was ever set: the zeros of Go and of Unix, years 1 and 1970, are none."""
+    time = _any_time(value)
+    return time if time is not None and time.year > 1970 else None
+
+
+def _any_time(value: Any) -> datetime | None:
     """An ISO 8601 text (any number of decimals, UTC where no zone is named) or an epoch in seconds."""
     try:
         if isinstance(value, int | float) and not isinstance(value, bool):

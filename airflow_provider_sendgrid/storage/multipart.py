@@ -38,6 +38,19 @@ class ObjectInfo:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class StoredInfo:
+    """What is known of a stored object.
+
+    Attributes:
+        size: in bytes.
+        metadata: see `ObjectInfo`.
+    """
+
+    size: int
+    metadata: Mapping[str, str]
+
+
 class Upload(Protocol):
     """An object on its way: invisible until `complete`, gone without a trace after `abort`."""
 
@@ -66,6 +79,12 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes | None:
         """The content of a small object, None where there is none."""
 
+    def head(self, name: str) -> StoredInfo | None:
+        """What is known of an object without reading it, None where there is none."""
+
+    def abort_uploads(self, name: str) -> int:
+        """End the uploads of an object that a killed worker left open; answer how many there were."""
+
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens where there is none."""
 
@@ -91,70 +110,95 @@ class PartBuffers:
         self._free: list[bytearray] = []
         self._changed = threading.Condition()
 
-    def take(self, size: int) -> bytearray:
-        """A buffer of `size` bytes; waits until there is room for it."""
+    def take(self, size: int, *, wait: bool = True) -> Part | None:
+        """An empty part for `size` bytes; where there is no room for it, wait, or answer None."""
         with self._changed:
-            self._changed.wait_for(lambda: self._used_bytes == 0 or self._used_bytes + size <= self._limit_bytes)
+            if not wait and not self._has_room(size):
+                return None
+            self._changed.wait_for(lambda: self._has_room(size))
             self._used_bytes += size
-            for index, buffer in enumerate(self._free):
-                if len(buffer) == size:
-                    return self._free.pop(index)
-            free_bytes = sum(map(len, self._free))
-            if self._free and self._used_bytes + free_bytes > self._limit_bytes:
-                self._free.clear()
-        return bytearray(size)
+            return Part(self, self._recycled(size))
 
     def give(self, buffer: bytearray) -> None:
-        """Return a buffer that was taken."""
+        """Return a part's buffer; the part sees to it."""
         with self._changed:
             self._used_bytes -= len(buffer)
             self._free.append(buffer)
             self._changed.notify_all()
 
+    def _has_room(self, size: int) -> bool:
+        return self._used_bytes == 0 or self._used_bytes + size <= self._limit_bytes
 
-class _Part:
-    """A filled buffer that returns to its pool when the last of its users is done with it."""
+    def _recycled(self, size: int) -> bytearray:
+        for index, buffer in enumerate(self._free):
+            if len(buffer) == size:
+                return self._free.pop(index)
+        while self._free and self._used_bytes + sum(map(len, self._free)) > self._limit_bytes:
+            self._free.pop(0)
+        return bytearray(size)
 
-    def __init__(self, buffers: PartBuffers, size: int) -> None:
-        self.buffer = buffers.take(size)
-        self.size = size
+
+class Part:
+    """A buffer on its way; it returns to where it came from when the last of its users has released it.
+
+    Attributes:
+        filled: how many of its bytes are set.
+    """
+
+    def __init__(self, buffers: PartBuffers, buffer: bytearray) -> None:
         self.filled = 0
+        self._buffer = buffer
         self._buffers = buffers
         self._users = 1
         self._lock = threading.Lock()
 
+    @property
+    def room(self) -> memoryview:
+        """The bytes that are not set yet."""
+        return memoryview(self._buffer)[self.filled :]
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes that are set."""
+        return memoryview(self._buffer)[: self.filled]
+
+    @property
     def content(self) -> bytearray:
-        """The bytes put there; a copy only where the buffer is not full, as in a last part."""
-        return self.buffer if self.filled == self.size else self.buffer[: self.filled]
+        """The same; a copy only where the buffer is not full, as in a last part."""
+        return self._buffer if self.filled == len(self._buffer) else self._buffer[: self.filled]
 
     def hold(self) -> None:
+        """Say that there is one more user."""
         with self._lock:
             self._users += 1
 
     def release(self, _: object = None) -> None:
+        """Say that one user is done."""
         with self._lock:
             self._users -= 1
             is_free = self._users == 0
         if is_free:
-            self._buffers.give(self.buffer)
+            self._buffers.give(self._buffer)
 
 
 class PartWriter:
-    """Writes one object from a stream: fill `room`, `advance`, at the end `finish`, then `complete` or `abort`.
+    """Writes one object from a stream: bytes, or parts that somebody else fills, in order.
+
+    `write` bytes, or `take` parts and `send` them filled; at the end `finish`, then `complete`; or `abort` at any time.
 
     Args:
         storage: where to.
         name: of the object.
-        info: what the object carries; a small one also carries its ``sha256``.
+        info: what the object carries.
         buffers: memory for the parts.
         executor: its threads upload the parts.
         part_bytes: size of a part, see `part_size`.
         expected_bytes: how long the object will be, where that is known: small ones need small buffers.
-        tap: is given each filled part; answers a future that is done when it needs the part no more, or None.
+        tap: is given each part's bytes; answers a future that is done when it needs them no more, or None.
 
     Attributes:
         name: of the object.
-        size: bytes written so far.
+        size: bytes sent so far.
     """
 
     def __init__(
@@ -179,111 +223,142 @@ class PartWriter:
         self._expected_bytes = expected_bytes
         self._tap = tap
         self._digest = hashlib.sha256()
-        self._part: _Part | None = None
+        self._taken_parts = self._taken_bytes = 0
+        self._open_part: Part | None = None
+        self._last_part: Part | None = None
         self._upload: Upload | None = None
+        self._sent_parts = 0
         self._pending: list[Future[None]] = []
-        self._parts = 0
 
     @property
     def sha256(self) -> str:
-        """Of all bytes of the object; known once it is complete."""
+        """Of all bytes of the object; known after `finish`."""
         return self._digest.hexdigest()
 
-    def room(self) -> memoryview:
-        """Where the next bytes go; never empty. Say how many were put there with `advance`."""
-        if self._part is not None and self._part.filled == self._part.size:
-            self._send_part(self._part)
-            self._part = None
-        if self._part is None:
-            self._raise_failure()
-            self._part = _Part(self._buffers, self._next_part_size())
-        return memoryview(self._part.buffer)[self._part.filled :]
-
-    def advance(self, count: int) -> None:
-        """Say that `count` bytes were put into `room`."""
-        if self._part is not None:
-            self._part.filled += count
-        self.size += count
+    @property
+    def is_small(self) -> bool:
+        """Whether the object is stored at once by `complete`, and carries the metadata given there."""
+        return self._upload is None
 
     def write(self, chunk: bytes) -> None:
-        """Copy `chunk` into `room`, and on."""
+        """Copy `chunk` into parts, and send those that are full."""
         rest = memoryview(chunk)
         while rest:
-            room = self.room()
-            count = min(len(room), len(rest))
-            room[:count] = rest[:count]
-            self.advance(count)
+            if self._open_part is None:
+                self._open_part = self._take_new(wait=True)
+            part = self._open_part
+            if part is None:
+                raise RuntimeError("no part although waited for")
+            count = min(len(part.room), len(rest))
+            part.room[:count] = rest[:count]
+            part.filled += count
             rest = rest[count:]
+            if not part.room:
+                self._open_part = None
+                self._send_filled(part)
+
+    def take(self, wait: bool = True) -> Part | None:
+        """The next part to fill: what is left of the one that `write` began, or a new one.
+
+        None where there is no memory for it and `wait` is off.
+        """
+        part, self._open_part = self._open_part, None
+        return part or self._take_new(wait=wait)
+
+    def send(self, part: Part) -> None:
+        """Send a part whose room was filled; in the order in which they were taken."""
+        part.filled += len(part.room)
+        self._send_filled(part)
 
     def finish(self) -> None:
-        """Say that this was all; afterwards all parts were sent and all taps are done, nothing is published."""
-        part = self._part
-        if part is not None and self._upload is None:
-            self._digest_and_tap(part)
-        elif part is not None and part.filled:
-            self._send_part(part)
-            self._part = None
+        """Say that this was all; then every part was sent and every tap is done, but nothing is published.
+
+        Raises:
+            Exception: what went wrong with a part or a tap.
+        """
+        part, self._open_part = self._open_part, None
+        if part is not None:
+            self._send_filled(part)
+        if self._upload is not None:
+            self._submit_last()
         for pending in self._pending:
             pending.result()
 
-    def complete(self) -> None:
-        """Publish the object, after `finish`; a small one is stored only now, at once."""
+    def complete(self, metadata: Mapping[str, str]) -> None:
+        """Publish the object, after `finish`; a small one is stored only now, at once, and carries `metadata` too."""
         if self._upload is not None:
             self._upload.complete()
             self._upload = None
             return
-        content = self._part.content() if self._part is not None else b""
-        metadata = {**self._info.metadata, "sha256": self.sha256}
-        self._storage.put(self.name, content, ObjectInfo(self._info.content_type, metadata))
-        self._release_part()
+        content = self._last_part.content if self._last_part is not None else bytearray()
+        info = ObjectInfo(self._info.content_type, {**self._info.metadata, **metadata})
+        self._storage.put(self.name, content, info)
+        self._release(self._last_part)
+        self._last_part = None
 
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `complete`."""
         for pending in self._pending:
             pending.cancel()
         wait(self._pending)
-        self._release_part()
+        self._release(self._open_part)
+        self._release(self._last_part)
+        self._open_part = self._last_part = None
         if self._upload is not None:
             self._upload.abort()
             self._upload = None
 
-    def _release_part(self) -> None:
-        if self._part is not None:
-            self._part.release()
-            self._part = None
-
-    def _next_part_size(self) -> int:
-        size = part_size(self._parts + 1, self._part_bytes)
+    def _take_new(self, *, wait: bool) -> Part | None:
+        self._submit_last()
+        self._raise_failure()
+        size = part_size(self._taken_parts + 1, self._part_bytes)
         if self._expected_bytes is not None:
-            size = min(size, max(1, self._expected_bytes - self.size))
-        return size
+            size = min(size, max(1, self._expected_bytes - self._taken_bytes))
+        if (part := self._buffers.take(size, wait=wait)) is not None:
+            self._taken_parts += 1
+            self._taken_bytes += size
+        return part
 
-    def _send_part(self, part: _Part) -> None:
+    def _send_filled(self, part: Part) -> None:
+        """Keep a part back until another follows: an object of one part needs no multipart upload."""
+        self._submit_last()
+        self.size += part.filled
+        self._digest_and_tap(part)
+        self._last_part = part
+
+    def _submit_last(self) -> None:
+        part, self._last_part = self._last_part, None
+        if part is None:
+            return
         if self._upload is None:
             self._upload = self._storage.begin(self.name, self._info)
-        self._parts += 1
-        self._digest_and_tap(part)
-        upload = self._executor.submit(self._write_part, self._upload, self._parts, part)
-        upload.add_done_callback(part.release)
-        self._pending.append(upload)
+        self._sent_parts += 1
+        sent = self._executor.submit(_write_part, self._upload, self._sent_parts, part)
+        sent.add_done_callback(part.release)
+        self._pending.append(sent)
 
-    def _write_part(self, upload: Upload, number: int, part: _Part) -> None:
-        content = part.content()
-        upload.write_part(number, content, crc32(content))
-
-    def _digest_and_tap(self, part: _Part) -> None:
-        filled = memoryview(part.buffer)[: part.filled]
-        if self._tap is not None and (tapped := self._tap(filled)) is not None:
+    def _digest_and_tap(self, part: Part) -> None:
+        if self._tap is not None and (tapped := self._tap(part.view)) is not None:
             part.hold()
             tapped.add_done_callback(part.release)
             self._pending.append(tapped)
-        self._digest.update(filled)
+        self._digest.update(part.view)
 
     def _raise_failure(self) -> None:
         self._pending = [pending for pending in self._pending if not pending.done() or pending.exception()]
         for pending in self._pending:
             if pending.done():
                 pending.result()
+
+    @staticmethod
+    def _release(part: Part | None) -> None:
+        if part is not None:
+            part.release()
+
+
+def _write_part(upload: Upload, number: int, part: Part) -> None:
+    content = part.content
+    upload.write_part(number, content, crc32(content))
 
 
 def _fastest_crc32() -> Any:

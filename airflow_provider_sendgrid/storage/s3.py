@@ -7,11 +7,14 @@ object carries its CRC32, which S3 checks before it takes them.
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo, crc32
+
+log = logging.getLogger(__name__)
 
 _MAX_READ_BYTES = 64 * 1024 * 1024
 
@@ -55,6 +58,38 @@ class S3Storage:
             return None
         with answer["Body"] as body:
             return bytes(body.read(_MAX_READ_BYTES))
+
+    def head(self, name: str) -> StoredInfo | None:
+        """What is known of an object without reading it, None where there is none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self.call("head_object", name)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
+                return None
+            raise
+        return StoredInfo(answer["ContentLength"], answer.get("Metadata") or {})
+
+    def abort_uploads(self, name: str) -> int:
+        """End the multipart uploads of an object that a killed worker left open; answer how many there were.
+
+        Without the permission ``s3:ListBucketMultipartUploads`` it does nothing but say so.
+        """
+        from botocore.exceptions import ClientError
+
+        key = self._prefix + name
+        try:
+            answer = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+        except ClientError as error:
+            log.info(
+                "Left-over uploads of %s cannot be looked for (%s).", key, error.response.get("Error", {}).get("Code")
+            )
+            return 0
+        left_over = [upload["UploadId"] for upload in answer.get("Uploads", []) if upload["Key"] == key]
+        for upload_id in left_over:
+            S3Upload(self, name, upload_id).abort()
+        return len(left_over)
 
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens where there is none."""

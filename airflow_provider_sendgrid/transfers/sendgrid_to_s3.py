@@ -42,6 +42,8 @@ class SendGridToS3Operator(BaseOperator):
         max_concurrency: parts on their way at once.
         verify_row_count: count the rows and compare them with SendGrid's count.
         write_manifest: write the manifest.
+        file_index: deliver this file alone (from 0), and no manifest: for mapped tasks that share an export. A task
+            without it, after them, finds their files stored, compares the rows and writes the manifest.
         family: ``"marketing"`` or ``"legacy"``.
         sendgrid_conn_id: connection of type ``sendgrid``.
 
@@ -55,6 +57,7 @@ class SendGridToS3Operator(BaseOperator):
         "s3_key_prefix",
         "aws_conn_id",
         "extra_args",
+        "file_index",
         "family",
         "sendgrid_conn_id",
     )
@@ -78,6 +81,7 @@ class SendGridToS3Operator(BaseOperator):
         max_concurrency: int = _DEFAULTS.max_concurrency,
         verify_row_count: bool = _DEFAULTS.verify_row_count,
         write_manifest: bool = _DEFAULTS.write_manifest,
+        file_index: int | XComArg | None = None,
         family: str = ExportFamily.MARKETING.value,
         sendgrid_conn_id: str = SendGridHook.default_conn_name,
         **kwargs: Any,
@@ -98,6 +102,7 @@ class SendGridToS3Operator(BaseOperator):
         self.max_concurrency = max_concurrency
         self.verify_row_count = verify_row_count
         self.write_manifest = write_manifest
+        self.file_index: int | str | None = file_index  # type: ignore[assignment]
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
 
@@ -111,10 +116,11 @@ class SendGridToS3Operator(BaseOperator):
             write_manifest=self.write_manifest,
             replace=self.replace,
         )
+        file_index = None if self.file_index is None else int(self.file_index)
         hook = SendGridHook(self.sendgrid_conn_id, self.family)
         try:
             with hook.source(self.export_id) as source:
-                delivery = deliver_export(source, self._storage(), options)
+                delivery = deliver_export(source, self._storage(), options, file_index)
         except HOPELESS_ERRORS as error:
             raise AirflowFailException(str(error)) from error
         self.log.info("%s", delivery.describe())
@@ -122,6 +128,7 @@ class SendGridToS3Operator(BaseOperator):
 
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+        from botocore.config import Config
 
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
@@ -130,7 +137,10 @@ class SendGridToS3Operator(BaseOperator):
             extra_args.setdefault("ServerSideEncryption", "AES256")
         if self.acl_policy:
             extra_args["ACL"] = self.acl_policy
-        return S3Storage(hook.get_conn(), bucket, prefix, extra_args)
+        # boto3 keeps 10 connections by default: with more threads than that it would open some for each call anew.
+        pool = Config(max_pool_connections=max(10, 2 * self.max_concurrency))
+        client = hook.get_client_type(config=hook.config.merge(pool))
+        return S3Storage(client, bucket, prefix, extra_args)
 
     def _bucket_and_prefix(self, bucket_of_connection: str | None) -> tuple[str, str]:
         """Take bucket and prefix apart.

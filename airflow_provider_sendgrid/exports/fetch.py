@@ -1,0 +1,115 @@
+"""The parts of one file, in order; over several connections where the link, not the CPU, is the bound.
+
+One connection is enough on a fast link, where the CPU is the bound. A single stream from S3 brings some 50 to 90 MB/s
+and leaves the CPU idle: then more connections are opened, twice as many after each part, as long as the process uses
+less than `BUSY` of one core.
+
+Knows ranges and the size of buffers. What a buffer is for, and when it may be used again, is its owner's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from airflow_provider_sendgrid.exports.download import FileDownload, RangeReader
+
+BUSY = 0.7
+
+
+class Part(Protocol):
+    """A buffer to be filled."""
+
+    @property
+    def room(self) -> memoryview:
+        """Where the bytes go."""
+
+    def release(self) -> None:
+        """Give it up."""
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """How to tell whether the CPU is the bound.
+
+    Attributes:
+        wall: seconds.
+        cpu: seconds of CPU time that this process has used.
+    """
+
+    wall: Callable[[], float] = time.monotonic
+    cpu: Callable[[], float] = time.process_time
+
+
+def fetch_parts(
+    download: FileDownload,
+    reader: RangeReader,
+    take: Callable[[bool], P | None],
+    max_connections: int,
+    clocks: Clocks | None = None,
+) -> Iterator[P]:
+    """The rest of a file as filled parts, in order; whoever gets a part sees to its release.
+
+    Args:
+        download: the file.
+        reader: of the whole file; what was read from it already is not read again.
+        take: answers the next part to fill, none larger than what is left of the file; ``take(False)`` answers None
+            rather than to wait for a free one.
+        max_connections: at once.
+        clocks: to tell whether the CPU is the bound.
+    """
+    pace = _Pace(max_connections, clocks or Clocks())
+    position = reader.position
+    underway: deque[tuple[P, Future[None]]] = deque()
+    with ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as threads:
+        try:
+            while position < download.length or underway:
+                while position < download.length and len(underway) < pace.connections:
+                    if (part := take(not underway)) is None:
+                        break
+                    room = part.room
+                    underway.append((part, threads.submit(_fill, room, download, reader, position)))
+                    position += len(room)
+                underway[0][1].result()
+                pace.part_arrived()
+                yield underway.popleft()[0]
+        except BaseException:
+            download.stop()
+            raise
+        finally:
+            threads.shutdown(cancel_futures=True)
+            reader.close()
+            for part, _ in underway:
+                part.release()
+
+
+def _fill(room: memoryview, download: FileDownload, reader: RangeReader, position: int) -> None:
+    """Fill a part: from the open stream where that goes on here, else from a range of its own."""
+    if reader.position == position:
+        reader.fill(room)
+        return
+    with download.range(position, position + len(room)) as ranged:
+        ranged.fill(room)
+
+
+class _Pace:
+    """How many connections are worth it by now."""
+
+    def __init__(self, most: int, clocks: Clocks) -> None:
+        self.connections = 1
+        self._most = most
+        self._clocks = clocks
+        self._since = (clocks.wall(), clocks.cpu())
+
+    def part_arrived(self) -> None:
+        wall, cpu = self._clocks.wall(), self._clocks.cpu()
+        if cpu - self._since[1] < BUSY * (wall - self._since[0]):
+            self.connections = min(self.connections * 2, self._most)
+        self._since = (wall, cpu)
