@@ -1,0 +1,386 @@
+"""What SendGrid says of an export is read in every spelling; what we say of it holds no URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_sendgrid.exports.export import (
+    FAMILIES,
+    ContactExport,
+    ExportFamily,
+    ExportSelection,
+)
+
+OPENAPI = Path(__file__).parents[3] / "shared" / "openapi"
+DESCRIPTIONS = {
+    ExportFamily.MARKETING: "tsg_mc_contacts_v3.json",
+    ExportFamily.LEGACY: "tsg_lmc_contactdb_v3.json",
+}
+BOTH_FAMILIES = pytest.mark.parametrize("family", list(ExportFamily))
+SIGNED_URL = "https://exports.s3.amazonaws.com/contacts-1.csv.gzip?X-Amz-Signature=5ecret"
+UTC = timezone.utc
+
+
+def status_page(spelling, count_field="contact_count"):
+    """A status answer with every field of the documented pages."""
+    page = {
+        "id": "6f0a2c5e",
+        "status": "ready",
+        "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:04:06Z",
+        "completed_at": "2026-01-02T03:04:07Z",
+        "expires_at": "2026-01-02T15:04:05Z",
+        "urls": [SIGNED_URL, SIGNED_URL.replace("-1", "-2")],
+        "message": "a word",
+        "_metadata": {"self": "https://api.sendgrid.com/v3/…", "count": 1},
+        count_field: 70,
+    }
+    return {spelling.get(name, name): value for name, value in page.items()}
+
+
+SNAKE_CASE: dict[str, str] = {}
+# As one of Twilio's pages for the legacy status shows it.
+CAMEL_CASE = {
+    "created_at": "createdAt",
+    "updated_at": "updatedAt",
+    "completed_at": "completedAt",
+    "expires_at": "expiresAt",
+    "recipient_count": "recipientCount",
+    "contact_count": "contactCount",
+    "_metadata": "Metadata",
+}
+OPTIONAL = ("completed_at", "urls", "message", "_metadata", "contact_count")
+
+
+# --- read
+
+
+@pytest.mark.parametrize("spelling", [SNAKE_CASE, CAMEL_CASE])
+@pytest.mark.parametrize("count_field", ["contact_count", "recipient_count"])
+def test_every_documented_field_is_read_in_both_spellings(spelling, count_field):
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert ContactExport.from_payload(status_page(spelling, count_field)) == ContactExport(
+        id="6f0a2c5e",
+        status="ready",
+        created_at=at,
+        updated_at=at + timedelta(seconds=1),
+        completed_at=at + timedelta(seconds=2),
+        expires_at=at + timedelta(hours=12),
+        urls=(SIGNED_URL, SIGNED_URL.replace("-1", "-2")),
+        message="a word",
+        contact_count=70,
+        metadata={"self": "https://api.sendgrid.com/v3/…", "count": 1},
+    )
+
+
+def test_an_item_of_a_listing_names_what_was_exported():
+    """Listings spell ids as `ID`; the legacy ones are numbers."""
+    item = {
+        "id": "6f0a2c5e",
+        "status": "pending",
+        "user_id": "1",
+        "export_type": "list_export",
+        "lists": [{"ID": "ca1d", "Name": "News"}, {"id": 7}, {"Name": "nameless"}, "odd", {"ID": None}],
+        "segments": [{"ID": 8, "Name": "Active"}],
+    }
+    export = ContactExport.from_payload(item)
+    assert export.export_type == "list_export"
+    assert export.list_ids == ("ca1d", "7")
+    assert export.segment_ids == ("8",)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("nothing", [{}, {"null": None}])
+def test_an_optional_field_may_be_missing_or_null(name, nothing):
+    page = {key: value for key, value in status_page(SNAKE_CASE).items() if key != name}
+    page |= dict.fromkeys((name for _ in nothing), None)
+    export = ContactExport.from_payload(page)
+    absent = {"urls": (), "_metadata": {}}.get(name)
+    assert getattr(export, name.removeprefix("_")) == absent
+    assert export.id == "6f0a2c5e"
+
+
+def test_a_null_in_one_spelling_does_not_hide_the_other():
+    export = ContactExport.from_payload({"contact_count": None, "recipientCount": 3})
+    assert export.contact_count == 3
+
+
+def test_an_answer_that_names_no_id_is_about_the_one_asked_for():
+    assert ContactExport.from_payload({"status": "ready"}, export_id="asked").id == "asked"
+    assert ContactExport.from_payload({"id": "told"}, export_id="asked").id == "told"
+
+
+def test_an_empty_answer_has_no_status():
+    """Which no one takes for a success."""
+    assert ContactExport.from_payload({}) == ContactExport(id="", status="")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(status_page(SNAKE_CASE) | {"lists": 0, "segments": 0}, JSON)))
+def test_no_odd_answer_breaks_the_reading(payload):
+    """Whatever comes is read, and its summary is JSON."""
+    export = ContactExport.from_payload(payload)
+    json.dumps(export.summary(), allow_nan=False)
+    export.is_expired_at(datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (0, 0),
+        (70, 70),
+        ("70", 70),
+        (70.0, 70),
+        ("70.0", 70),
+        (10**12, 10**12),
+        (-1, None),
+        (1.5, None),
+        ("many", None),
+        (True, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ([70], None),
+    ],
+)
+def test_a_count_is_a_whole_number_or_absent(value, count):
+    assert ContactExport.from_payload({"contact_count": value}).contact_count == count
+
+
+@pytest.mark.parametrize(
+    ("value", "urls"),
+    [
+        ([], ()),
+        ("", ()),
+        (SIGNED_URL, (SIGNED_URL,)),
+        ({"0": SIGNED_URL}, ()),
+        (7, ()),
+        ([SIGNED_URL, None, 7], (SIGNED_URL, "", "")),
+    ],
+)
+def test_no_file_is_left_out_in_silence(value, urls):
+    """An odd item keeps its place: its file can then be missed instead of forgotten."""
+    assert ContactExport.from_payload({"urls": value}).urls == urls
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02t03:04:05z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        (" 2026-01-02 03:04:05 Z ", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05+00:00", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05+05:30", datetime(2026, 1, 1, 21, 34, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05-0800", datetime(2026, 1, 2, 11, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.5Z", datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.123456789Z", datetime(2026, 1, 2, 3, 4, 5, 123_456, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.000001+01:00", datetime(2026, 1, 2, 2, 4, 5, 1, tzinfo=UTC)),
+        (1_767_323_045, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        (1_767_323_045.5, datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_read_in_every_form(text, moment):
+    """Aware, and UTC where no zone is named."""
+    read = ContactExport.from_payload({"created_at": text}).created_at
+    assert read == moment
+    assert read.tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "",
+        "soon",
+        "2026-01-02",
+        "2026-13-02T03:04:05Z",
+        "2026-02-30T03:04:05Z",
+        "2026-01-02T25:04:05Z",
+        "2026-01-02T03:04:05+99:00",
+        "2026-01-02T03:04:05Zulu",
+        "0001-01-01T00:00:00Z",
+        "1970-01-01T00:00:00Z",
+        0,
+        True,
+        [],
+        {},
+        float("nan"),
+        1e300,
+    ],
+)
+def test_a_time_that_cannot_be_is_absent(garbage):
+    """So is the zero of Go and of Unix: a time that was never set, not an export that expired long ago."""
+    assert ContactExport.from_payload({"expires_at": garbage}).expires_at is None
+
+
+# --- told
+
+
+def test_expired_is_what_has_reached_its_time():
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    export = ContactExport("6f0a2c5e", "ready", expires_at=at)
+    expired = [export.is_expired_at(at + timedelta(seconds=offset)) for offset in (-1, 0, 1)]
+    assert expired == [False, True, True]
+    assert ContactExport("6f0a2c5e", "ready").is_expired_at(at) is False
+
+
+def test_a_summary_is_json_and_names_no_url():
+    """It goes into XComs, logs and manifests."""
+    summary = ContactExport.from_payload(status_page(SNAKE_CASE) | {"message": f"see {SIGNED_URL}"}).summary()
+    assert summary == {
+        "id": "6f0a2c5e",
+        "status": "ready",
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "updated_at": "2026-01-02T03:04:06+00:00",
+        "completed_at": "2026-01-02T03:04:07+00:00",
+        "expires_at": "2026-01-02T15:04:05+00:00",
+        "message": "see https://exports.s3.amazonaws.com/contacts-1.csv.gzip?***",
+        "contact_count": 70,
+        "file_count": 2,
+    }
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_summary_of_nothing_is_json_too():
+    assert json.loads(json.dumps(ContactExport("6f0a2c5e", "pending").summary()))["file_count"] == 0
+
+
+def test_a_repr_shows_no_url():
+    """Reprs end up in logs; a signed URL is a credential to personal data."""
+    shown = repr(ContactExport.from_payload(status_page(SNAKE_CASE)))
+    assert "6f0a2c5e" in shown
+    assert "http" not in shown
+
+
+def test_an_export_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ContactExport("6f0a2c5e", "ready").status = "failure"
+
+
+# --- asked for
+
+
+def test_every_contact_is_asked_for_by_naming_neither_lists_nor_segments():
+    assert ExportSelection().to_payload(ExportFamily.MARKETING) == {
+        "file_type": "csv",
+        "notifications": {"email": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "given_ids", "sent_ids"),
+    [
+        (ExportFamily.MARKETING, ["ca1d", "ca1e"], ["ca1d", "ca1e"]),
+        (ExportFamily.MARKETING, (7,), ["7"]),
+        (ExportFamily.LEGACY, [7, 8], [7, 8]),
+        (ExportFamily.LEGACY, ["7", " 8 "], [7, 8]),
+    ],
+)
+@pytest.mark.parametrize("name", ["list_ids", "segment_ids"])
+def test_ids_are_sent_as_the_family_spells_them(family, given_ids, sent_ids, name):
+    """Templates always render to text."""
+    assert ExportSelection(**{name: given_ids}).to_payload(family)[name] == sent_ids
+
+
+@BOTH_FAMILIES
+def test_every_option_is_sent(family):
+    selection = ExportSelection(
+        list_ids=[1], segment_ids=[2], file_type="json", max_file_size=100, notify_by_email=True
+    )
+    one, two = (FAMILIES[family].id_type(each) for each in (1, 2))
+    assert selection.to_payload(family) == {
+        "list_ids": [one],
+        "segment_ids": [two],
+        "file_type": "json",
+        "max_file_size": 100,
+        "notifications": {"email": True},
+    }
+
+
+@pytest.mark.parametrize("name", ["list_ids", "segment_ids"])
+@pytest.mark.parametrize("ids", ["ca1d", "", b"", b"7", 7, 0])
+@BOTH_FAMILIES
+def test_ids_that_are_no_list_are_refused(family, name, ids):
+    """Above all the empty text that a template may render to: it must not mean every contact."""
+    with pytest.raises(TypeError, match=rf"{name} must be a list of ids"):
+        ExportSelection(**{name: ids}).to_payload(family)
+
+
+@pytest.mark.parametrize("odd", ["", "  ", None, 1.5, True, ["ca1d"]])
+@BOTH_FAMILIES
+def test_an_id_that_is_none_is_refused(family, odd):
+    """SendGrid might ignore it and export every contact, or another list's."""
+    with pytest.raises(ValueError, match="list_ids"):
+        ExportSelection(list_ids=[odd]).to_payload(family)
+
+
+def test_an_id_of_the_other_family_is_refused_by_its_name():
+    with pytest.raises(ValueError, match=r"list_ids of the legacy family must be numbers.*family='marketing'"):
+        ExportSelection(list_ids=["ca1d"]).to_payload(ExportFamily.LEGACY)
+
+
+@pytest.mark.parametrize("file_type", ["CSV", "xlsx", "", None])
+def test_another_file_type_is_refused(file_type):
+    with pytest.raises(ValueError, match="file_type must be 'csv' or 'json'"):
+        ExportSelection(file_type=file_type).to_payload(ExportFamily.MARKETING)
+
+
+def test_a_size_may_be_text():
+    """Templates always render to text."""
+    payload = ExportSelection(max_file_size="100").to_payload(ExportFamily.MARKETING)
+    assert payload["max_file_size"] == 100
+
+
+@pytest.mark.parametrize("size", [0, -1, "big", 1.5, float("inf"), float("nan"), True, [100]])
+def test_a_size_that_is_no_whole_number_of_megabytes_is_refused(size):
+    with pytest.raises(ValueError, match=r"max_file_size must be a whole number of MB"):
+        ExportSelection(max_file_size=size).to_payload(ExportFamily.MARKETING)
+
+
+# --- as published
+
+
+def body_schema(family):
+    """The schema of the POST's body in Twilio's OpenAPI description."""
+    document = json.loads((OPENAPI / DESCRIPTIONS[family]).read_text())
+    body = document["paths"][FAMILIES[family].exports_path]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]
+    return schema | {"components": document["components"], "additionalProperties": False}
+
+
+@BOTH_FAMILIES
+@pytest.mark.parametrize(
+    "selection",
+    [
+        ExportSelection(),
+        ExportSelection(list_ids=["1"], segment_ids=[2]),
+        ExportSelection(file_type="json", max_file_size=1, notify_by_email=True),
+    ],
+)
+def test_what_is_sent_is_as_published(family, selection):
+    jsonschema = pytest.importorskip("jsonschema")
+    if not OPENAPI.exists():
+        pytest.skip("the published OpenAPI descriptions are not beside this checkout")
+    jsonschema.Draft202012Validator(body_schema(family)).validate(selection.to_payload(family))
+
+
+@BOTH_FAMILIES
+def test_endpoints_are_as_published(family):
+    if not OPENAPI.exists():
+        pytest.skip("the published OpenAPI descriptions are not beside this checkout")
+    paths = json.loads((OPENAPI / DESCRIPTIONS[family]).read_text())["paths"]
+    traits = FAMILIES[family]
+    assert set(paths[traits.exports_path]) >= {"get", "post"}
+    assert "get" in paths[traits.exports_path + "/{id}"]
