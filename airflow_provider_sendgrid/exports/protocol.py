@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
@@ -26,7 +27,6 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridPermissionError,
     SendGridRateLimitError,
     SendGridServerError,
-    SendGridUnavailableError,
 )
 from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
 
@@ -97,6 +97,10 @@ class Patience:
 DEFAULT_PATIENCE = Patience()
 
 _MAX_PAGES = 1000
+# An answer's errors go into logs and events: so many, and so many characters of each text.
+_MAX_ERRORS = 20
+_MAX_ERROR_CHARACTERS = 400
+_GRACE_TRIES = 3
 
 
 # What can be asked
@@ -112,10 +116,10 @@ def get_export(
 
     Raises:
         SendGridError: the export's status could not be had; the subclass says why.
-        ValueError: `export_id` is empty.
+        ValueError: `export_id` cannot be one: it is empty, or dots that a client would resolve in the path.
     """
-    if not export_id or not export_id.strip():
-        raise ValueError("export_id is empty: it must be the id that starting an export returned.")
+    if (export_id or "").strip() in ("", ".", ".."):
+        raise ValueError(f"export_id {export_id!r} is none: it must be the id that starting an export returned.")
     target = f"{FAMILIES[family].exports_path}/{quote(export_id, safe='')}"
     what = f"status of {family.value} export {export_id}"
     payload = yield from _ask_json(Request("GET", target), what, patience, also_retried=(404,))
@@ -196,18 +200,18 @@ def _wait_before_retry(
     error: SendGridError, tried: int, patience: Patience, also_retried: tuple[int, ...]
 ) -> float | None:
     """Seconds to wait before the next try, None where there must be none."""
-    transient = isinstance(error, SendGridRateLimitError | SendGridServerError | SendGridUnavailableError)
-    if tried >= patience.tries or error.may_have_been_accepted:
+    status = error.status_code or 0
+    is_refused = 400 <= status < 500 and status not in (429, *also_retried)
+    tries = min(patience.tries, _GRACE_TRIES) if status in also_retried else patience.tries
+    if is_refused or error.may_have_been_accepted or tried >= tries:
         return None
-    if error.status_code in also_retried:
-        return patience.wait_seconds(tried) if tried < 3 else None
-    if not transient:
-        return None
+    wait = patience.wait_seconds(tried)
     asked = error.retry_after_seconds if isinstance(error, SendGridRateLimitError) else None
     if asked is None:
-        return patience.wait_seconds(tried)
-    # A little later than asked and not all at once: others wait for the same moment.
-    wait = asked + patience.jitter() * min(1.0 + asked / 10, 5.0)
+        return wait
+    # A little later than asked and not all at once: others wait for the same moment. Never sooner than of our
+    # own accord: a moment that seems past may be still to come, our clock may be ahead of SendGrid's.
+    wait = max(wait, asked + patience.jitter() * min(1.0 + asked / 10, 5.0))
     return wait if asked <= patience.longest_wait_seconds else None
 
 
@@ -224,7 +228,7 @@ def _all_pages(target: str, what: str, patience: Patience) -> Conversation[list[
         following = _next_target(payload)
         if following is None:
             return found
-        if urlsplit(following).path != path:
+        if following.partition("?")[0] != path:
             raise SendGridServerError(f"{what}: the next page is not one of the same list; nothing was read.")
         target = following
     raise SendGridServerError(f"{what}: its pages go round in a circle.")
@@ -239,11 +243,15 @@ def _items(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
 
 
 def _next_target(payload: Mapping[str, Any]) -> str | None:
-    metadata = payload.get("_metadata")
+    """Path and query of the next page, empty where its URL cannot be read, None where there is none."""
+    metadata = payload.get("_metadata") or payload.get("Metadata")
     following = metadata.get("next") if isinstance(metadata, Mapping) else None
     if not isinstance(following, str) or not following:
         return None
-    parts = urlsplit(following)
+    try:
+        parts = urlsplit(following)
+    except ValueError:
+        return ""
     return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
 
@@ -301,7 +309,7 @@ def error_of(reply: Reply, what: str, *, may_have_been_accepted: bool = False) -
         f"{what}: SendGrid answered {status} ({said}). {next_step}",
         status_code=status,
         errors=errors,
-        may_have_been_accepted=may_have_been_accepted and status >= 500,
+        may_have_been_accepted=may_have_been_accepted and not 400 <= status < 500,
     )
     if isinstance(error, SendGridRateLimitError):
         error.retry_after_seconds = rate_limit_wait_seconds(reply)
@@ -315,11 +323,18 @@ def _errors(body: bytes) -> list[dict[str, Any]]:
         return []
     errors = payload.get("errors") if isinstance(payload, dict) else None
     found = [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
-    return [{key: value for key, value in error.items() if value is not None} for error in found]
+    return [
+        {key: _bounded(value) for key, value in error.items() if value is not None} for error in found[:_MAX_ERRORS]
+    ]
+
+
+def _bounded(value: Any) -> Any:
+    text = str(value)
+    return value if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"
 
 
 def _said(error: Mapping[str, Any]) -> str:
-    message = str(error.get("message", "no message"))[:500]
+    message = error.get("message", "no message")
     place = error.get("field") or error.get("parameter")
     return f"{place}: {message}" if place else message
 
@@ -334,7 +349,9 @@ def rate_limit_wait_seconds(reply: Reply) -> float | None:
     if number is not None:
         return number
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - reply.received_at)
+        date = parsedate_to_datetime(retry_after)
+        # HTTP's dates are UTC, those too that name no zone.
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - reply.received_at)
     except (ValueError, TypeError, OverflowError):
         pass
     reset = _number(reply.headers.get("x-ratelimit-reset", ""))
