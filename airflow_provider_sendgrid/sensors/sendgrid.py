@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -82,13 +83,13 @@ class SendGridExportSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait."""
         if self.deferrable:
-            return self._look_then_defer()
+            with self._skipping():
+                return self._look_then_defer()
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException) as error:
             # Airflow's text names neither the export nor its status.
-            seen = self._last_seen.describe() if self._last_seen else ""
-            raise type(error)(f"{seen} {error}".strip()) from error
+            raise type(error)(f"{error.__cause__ or self._last_status()} {error}") from error
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
@@ -102,18 +103,38 @@ class SendGridExportSensor(BaseSensorOperator):
         Raises:
             SendGridError: the event is missing or not one of ours; nothing unknown passes as a success.
         """
-        outcome = event.get("outcome") if isinstance(event, Mapping) else None
-        if event is None or outcome not in {*(item.value for item in Outcome), "error"}:
-            raise SendGridError(
-                f"Waiting for SendGrid export {self.export_id}: the triggerer sent an event that this "
-                "version does not know. Run scheduler, triggerer and workers with one version of the provider."
-            )
-        if event.get("error"):
-            self._raise_if_hopeless(SendGridError.from_event(event["error"]))
-        if outcome == Outcome.READY.value:
-            self.log.info("%s It was polled %s times.", event["description"], event["polls"])
-            return dict(event["export"])
-        raise AirflowSensorTimeout(f"{event['description']} The timeout of {self.timeout:.0f} s is over.")
+        with self._skipping():
+            return self._end_of(event if isinstance(event, Mapping) else {})
+
+    def _end_of(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        outcome, error, export = (event.get(name) for name in ("outcome", "error", "export"))
+        if isinstance(error, Mapping) and error:
+            self._raise_if_hopeless(SendGridError.from_event(error))
+        seen = event.get("description") or f"SendGrid export {self.export_id} is not ready."
+        if outcome == Outcome.READY.value and isinstance(export, Mapping):
+            self.log.info("%s It was polled %s times.", seen, event.get("polls"))
+            return dict(export)
+        if outcome == Outcome.TIMEOUT.value:
+            raise AirflowSensorTimeout(f"{seen} The timeout of {self.timeout:.0f} s is over.")
+        raise SendGridError(
+            f"Waiting for SendGrid export {self.export_id}: the triggerer sent an event that this "
+            "version does not know. Run scheduler, triggerer and workers with one version of the provider."
+        )
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Turn errors into skips as Airflow does it for a poke, and with the reason."""
+        try:
+            yield
+        except Exception as error:
+            is_soft = isinstance(error, AirflowFailException | AirflowSensorTimeout)
+            if self.never_fail or (self.soft_fail and is_soft):
+                raise AirflowSkipException(str(error)) from error
+            raise
+
+    def _last_status(self) -> str:
+        seen = self._last_seen
+        return f"SendGrid export {self.export_id} was {seen.export.status!r} when last seen." if seen else ""
 
     def _look(self) -> Sighting:
         export = self.hook.get_export(self.export_id)
@@ -139,12 +160,7 @@ class SendGridExportSensor(BaseSensorOperator):
                 ),
                 method_name="execute_complete",
             )
-        try:
-            return self.execute_complete({}, sighting_event(sighting))
-        except AirflowFailException as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
+        return self._end_of(sighting_event(sighting))
 
     def _raise_if_hopeless(self, error: SendGridError | None) -> None:
         """A dead export fails for good; any other error is raised as it is, for Airflow to try again."""
