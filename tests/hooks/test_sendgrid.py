@@ -1,0 +1,305 @@
+"""The hook: an Airflow connection turned into a client."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Emulator, Fault, Key
+from airflow_provider_sendgrid.exceptions import (
+    SendGridAuthError,
+    SendGridBadRequestError,
+    SendGridError,
+    SendGridNotFoundError,
+    SendGridPermissionError,
+    SendGridUnavailableError,
+)
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+
+FAMILIES = ("marketing", "legacy")
+EXPORTS = {"marketing": "/v3/marketing/contacts/exports", "legacy": "/v3/contactdb/exports"}
+WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
+READS_LEGACY = Key("SG.readslegacy.secretsecret", frozenset({"marketing_campaigns.read", "user.scopes.read"}))
+READS_NOTHING = Key("SG.readsnothing.secretsecret", frozenset({"user.scopes.read", "mail.send"}))
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """Set the connection `sendgrid_default`."""
+
+    def to(url, password, **extra):
+        connection = {"conn_type": "sendgrid", "host": url, "password": password, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(connection))
+
+    return to
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+# What it asks SendGrid
+
+
+def test_an_export_is_started_and_found_again(sendgrid_emulator, family):
+    """Its id leads to its status, its files and its count."""
+    hook = SendGridHook(family=family)
+
+    export_id = hook.start_export([sendgrid_emulator.list_id("Customers", family)])
+    export = hook.get_export(export_id)
+
+    assert (export_id, "ready", 500, 1) == (export.id, export.status, export.contact_count, len(export.urls))
+    assert {EXPORTS[family]} == {request.path for request in sendgrid_emulator.requests("POST")}
+
+
+def test_an_export_without_lists_holds_every_contact(sendgrid_emulator, family):
+    hook = SendGridHook(family=family)
+    everybody = sum(each.contacts for each in sendgrid_emulator.lists(family))
+
+    export = hook.get_export(hook.start_export())
+
+    assert export.contact_count >= everybody
+
+
+def test_segments_file_type_and_size_reach_sendgrid(sendgrid_emulator, family):
+    """Seen at the files: JSON of the segment's contacts."""
+    hook = SendGridHook(family=family)
+    segment = sendgrid_emulator.segment_id("Customers in Germany", family)
+
+    export_id = hook.start_export(segment_ids=[segment], file_type="json", max_file_size=1, notify_by_email=True)
+
+    [file] = sendgrid_emulator.export_files(export_id)
+    assert (120, True) == (file.rows, file.name.endswith(".json.gzip"))
+
+
+def test_ids_of_the_legacy_family_may_be_texts(sendgrid_emulator):
+    """Templates and mapped tasks bring numbers as texts."""
+    list_id = str(sendgrid_emulator.list_id("Customers", "legacy"))
+    hook = SendGridHook(family="legacy")
+
+    assert 500 == hook.get_export(hook.start_export([list_id])).contact_count
+
+
+def test_listings_hold_every_page(sendgrid_emulator, family):
+    sendgrid_emulator.configure(page_size=2)
+    hook = SendGridHook(family=family)
+    started = {hook.start_export([sendgrid_emulator.list_id("Customers", family)]) for _ in range(5)}
+
+    assert started == {export.id for export in hook.list_exports()}
+
+
+def test_lists_segments_and_scopes_are_told(sendgrid_emulator, family):
+    hook = SendGridHook(family=family)
+
+    assert {each.name for each in sendgrid_emulator.lists(family)} == {item["name"] for item in hook.get_lists()}
+    assert {"Active in the last month", "Customers in Germany"} == {item["name"] for item in hook.get_segments()}
+    assert {"marketing.read", "marketing_campaigns.read", "user.scopes.read"} == set(hook.get_scopes())
+
+
+@pytest.mark.asyncio
+async def test_the_event_loop_gets_the_same_answers(sendgrid_emulator, family):
+    """aget_export and alist_exports are get_export and list_exports."""
+    export_id = sendgrid_emulator.start_export(family=family)
+    hook = SendGridHook(family=family)
+
+    export = await hook.aget_export(export_id)
+    listed = await hook.alist_exports()
+
+    assert (export_id, "ready") == (export.id, export.status)
+    assert [export_id] == [item.id for item in listed]
+
+
+def test_the_subuser_of_the_connection_is_named_in_every_request(sendgrid_emulator, connect):
+    sendgrid_emulator.configure(subusers=("branch",))
+    connect(sendgrid_emulator.url, sendgrid_emulator.api_key, on_behalf_of="branch")
+
+    SendGridHook().get_lists()
+
+    assert {"branch"} == {request.headers["on-behalf-of"] for request in sendgrid_emulator.requests()}
+
+
+def test_an_unknown_family_is_refused_before_anything_is_asked(sendgrid_emulator):
+    """The constructor takes it, for it may still be a template."""
+    hook = SendGridHook(family="{{ params.family }}")
+
+    with pytest.raises(ValueError, match=r"family must be 'marketing' or 'legacy', not '\{\{ params.family \}\}'"):
+        hook.get_lists()
+    assert 0 == sendgrid_emulator.count()
+
+
+def test_the_constructor_reads_no_connection():
+    """DAG files may build hooks; there is no such connection."""
+    assert "nowhere" == SendGridHook("nowhere").sendgrid_conn_id
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("status", "error_class"),
+    [
+        (400, SendGridBadRequestError),
+        (401, SendGridAuthError),
+        (403, SendGridPermissionError),
+        (404, SendGridNotFoundError),
+    ],
+)
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("no_waiting")
+async def test_each_refusal_is_an_error_of_its_own(sendgrid_emulator, status, error_class, is_async):
+    sendgrid_emulator.inject(Fault("status", status=status, message="as the test wants it"))
+
+    with pytest.raises(error_class, match="as the test wants it") as caught:
+        await SendGridHook().aget_export("an-id") if is_async else SendGridHook().get_export("an-id")
+
+    assert status == caught.value.status_code
+    assert "as the test wants it" == caught.value.errors[0]["message"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("no_waiting")
+async def test_a_passing_outage_is_waited_out(sendgrid_emulator, is_async):
+    """429, 500 and a connection that breaks: the fourth try succeeds."""
+    export_id = sendgrid_emulator.start_export()
+    sendgrid_emulator.inject(
+        Fault("status", nth=1, status=429, retry_after=1), Fault("status", nth=2), Fault("lost", nth=3)
+    )
+    hook = SendGridHook()
+
+    export = await hook.aget_export(export_id) if is_async else hook.get_export(export_id)
+
+    assert "ready" == export.status
+    assert 4 == sendgrid_emulator.count("GET")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_start_whose_answer_was_lost_is_not_repeated(sendgrid_emulator):
+    """It may have been accepted; a second export would cost and confuse."""
+    sendgrid_emulator.inject(Fault("lost", method="POST"))
+
+    with pytest.raises(SendGridUnavailableError) as caught:
+        SendGridHook().start_export()
+
+    assert caught.value.may_have_been_accepted
+    assert 1 == sendgrid_emulator.count("POST")
+
+
+@pytest.mark.parametrize("password", [None, "", "  ", "two words"])
+def test_a_connection_without_a_key_says_what_to_put_where(sendgrid_emulator, connect, password):
+    connect(sendgrid_emulator.url, password)
+
+    with pytest.raises(ValueError, match=r"(?=.*sendgrid_default)(?=.*API key)"):
+        SendGridHook().get_lists()
+
+
+# Where the key goes
+
+
+def test_the_key_goes_to_the_apis_host_only(sendgrid_emulator):
+    """get_conn is for users' own requests: to the API with the key, elsewhere without."""
+    with SendGridHook().get_conn() as session:
+        answer = session.get(f"{sendgrid_emulator.url}/v3/scopes")
+        session.get(f"{sendgrid_emulator.files_url}/sg-contact-exports/x")
+
+    assert 200 == answer.status_code
+    assert 1 == sendgrid_emulator.count(listener="files")
+    assert [] == sendgrid_emulator.leaks()
+
+
+def test_the_key_is_masked_in_logs_once_it_was_read(sendgrid_emulator, airflow_version):
+    hook = SendGridHook()
+
+    assert sendgrid_emulator.api_key == hook.connection.api_key
+
+    assert "the key is ***" == airflow_version.redact(f"the key is {sendgrid_emulator.api_key}")
+
+
+def test_no_error_tells_the_key(sendgrid_emulator, connect, output_of_all_logs):
+    """Not even one of which SendGrid repeats the key."""
+    connect(sendgrid_emulator.url, WRONG_KEY)
+    sendgrid_emulator.inject(Fault("status", status=401, message=f"unknown key {WRONG_KEY}"))
+
+    with pytest.raises(SendGridAuthError) as caught:
+        SendGridHook().get_lists()
+
+    assert "never-seen-before" not in f"{caught.value!r} {caught.value} {output_of_all_logs()}"
+
+
+def test_switching_tls_verification_off_is_said_in_the_log(sendgrid_emulator, connect, output_of_all_logs):
+    connect(sendgrid_emulator.url, sendgrid_emulator.api_key, verify=False)
+
+    assert SendGridHook().connection.verify is False
+
+    assert "switches the verification of TLS certificates off" in output_of_all_logs()
+
+
+# The button of the connection form
+
+
+def test_the_button_tells_what_the_key_may_export(sendgrid_emulator):
+    works, text = SendGridHook().test_connection()
+
+    assert works
+    assert "marketing, legacy" in text
+    assert sendgrid_emulator.api_key not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (READS_LEGACY.secret, (True, "it may export: legacy.")),
+        (READS_NOTHING.secret, (False, "it lacks the scope marketing.read or marketing_campaigns.read")),
+        (WRONG_KEY, (False, "SendGrid answered 401")),
+        ("", (False, "has no API key")),
+    ],
+)
+def test_the_button_tells_what_is_wrong_with_the_key(connect, key, expected):
+    with Emulator(keys=[READS_LEGACY, READS_NOTHING]) as emulator:
+        connect(emulator.url, key)
+        works, text = SendGridHook().test_connection()
+
+    assert expected[0] is works
+    assert expected[1] in text
+    assert key == "" or key not in text
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_the_button_answers_where_nobody_listens(connect):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    connect(f"http://127.0.0.1:{port}", WRONG_KEY)
+
+    works, text = SendGridHook().test_connection()
+
+    assert works is False
+    assert "Check the host" in text
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_the_button_answers_where_something_else_listens(sendgrid_emulator):
+    sendgrid_emulator.inject(Fault("html"))
+
+    works, text = SendGridHook().test_connection()
+
+    assert works is False
+    assert "not a JSON object" in text
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_the_button_answers_without_a_connection():
+    works, text = SendGridHook().test_connection()
+
+    assert works is False
+    assert "The connection cannot be tested" in text
+
+
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_every_error_is_one_of_the_tree():
+    """Users name SendGridError in retry policies and catch all that SendGrid does."""
+    with pytest.raises(SendGridError):
+        SendGridHook().start_export(["no-such-list"])

@@ -1,0 +1,363 @@
+"""The sensor: whatever the mode, the same outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from importlib import import_module
+
+import pytest
+
+from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError, SendGridServerError
+from airflow_provider_sendgrid.exports.watch import wait_for_export
+from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+
+WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
+STATUS = "/v3/marketing/contacts/exports/"
+
+
+class Wait:
+    """One sensor, run as Airflow runs it in a mode: until it ends, over every detour."""
+
+    def __init__(self, mode, airflow_version, **arguments):
+        self.mode = mode
+        self.airflow_version = airflow_version
+        self.arguments = arguments
+        self.between = lambda: None
+        self.detours = 0
+        self.told = []
+
+    def run(self):
+        return getattr(self, f"_{self.mode}")()
+
+    def sensor(self):
+        mode = "reschedule" if self.mode == "reschedule" else "poke"
+        times = {"poke_interval": 0.01, "timeout": 60}
+        deferrable = self.mode == "deferrable"
+        return SendGridExportSensor(
+            task_id="wait", **{"mode": mode, "deferrable": deferrable, **times, **self.arguments}
+        )
+
+    def _poke(self):
+        return self.sensor().execute({})
+
+    def _reschedule(self):
+        """Every try is a sensor of its own, in a worker of its own."""
+        while True:
+            try:
+                return self.sensor().execute(self.airflow_version.reschedule_context())
+            except self.airflow_version.exceptions().AirflowRescheduleException:
+                self.detours += 1
+
+    def _deferrable(self):
+        try:
+            return self.sensor().execute({})
+        except self.airflow_version.exceptions().TaskDeferred as caught:
+            deferred = caught
+        self.detours += 1
+        self.between()
+        path, arguments = deferred.trigger.serialize()
+        arguments = json.loads(json.dumps(arguments))
+        module, _, name = path.rpartition(".")
+        event = json.loads(json.dumps(asyncio.run(only_event(getattr(import_module(module), name)(**arguments)))))
+        self.told = [arguments, event]
+        return self.sensor().resume_execution(deferred.method_name, {"event": event}, {})
+
+
+async def only_event(trigger):
+    [event] = [event async for event in trigger.run()]
+    return event.payload
+
+
+@pytest.fixture(params=["poke", "reschedule", "deferrable"])
+def mode(request):
+    return request.param
+
+
+@pytest.fixture
+def wait_in(airflow_version, request):
+    def make(mode, **arguments):
+        if mode == "reschedule" and airflow_version.number < (3, 0):
+            request.getfixturevalue("airflow_database")
+        return Wait(mode, airflow_version, **arguments)
+
+    return make
+
+
+def chain(error):
+    """What a task's log shows of an error: its text and those of its causes."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+# The table: what SendGrid says, and what comes of it without and with soft_fail.
+
+READY = {"status": "ready", "contact_count": 10, "file_count": 1}
+OUTCOMES = {
+    "ready": (READY, READY),
+    "failure": ((AirflowFailException, "the list is broken"), (AirflowSkipException, "the list is broken")),
+    "timeout": ((AirflowSensorTimeout, "'pending'"), (AirflowSkipException, "'pending'")),
+    "expired": ((AirflowFailException, "expired at"), (AirflowSkipException, "expired at")),
+    "unknown status": ((AirflowSensorTimeout, "'simmering'"), (AirflowSkipException, "'simmering'")),
+    "401": ((SendGridAuthError, "answered 401"), (SendGridAuthError, "answered 401")),
+}
+LISTS = {
+    "ready": {"outcome": "ready"},
+    "failure": {"outcome": "failure", "message": "the list is broken"},
+    "timeout": {"outcome": "stuck"},
+    "expired": {"outcome": "expired"},
+    "unknown status": {"outcome": "unknown:simmering", "ready_after": 0},
+    "401": {"outcome": "ready"},
+}
+
+
+MODES = ("poke", "reschedule", "deferrable")
+TABLE = [(mode, said) for mode in MODES for said in OUTCOMES]
+TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in ("timeout", "unknown status")]
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize(("how", "said"), TABLE)
+def test_the_outcome_is_the_same_in_every_mode(
+    ticking_emulator, monkeypatch, output_of_all_logs, wait_in, how, said, soft_fail
+):
+    """A failed export is not tried again, soft_fail skips what is over, and never hides a refused key."""
+    mode = how.partition(" ")[0]
+    at_first_look = how == "deferrable at first look"
+    traits = dict(LISTS[said])
+    if at_first_look or mode != "deferrable":
+        traits["ready_after"] = 0
+    elif said == "expired":
+        # Pending when the task looked, and gone before the triggerer did, a day later.
+        traits["outcome"] = "ready"
+        monkeypatch.setitem(wait_for_export.__kwdefaults__, "clock", lambda: time.time() + 24 * 3600)
+    export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
+    wait = wait_in(mode, export_id=export_id, soft_fail=soft_fail)
+    if said in ("timeout", "unknown status"):
+        wait.arguments["timeout"] = 0
+
+    def break_key():
+        connection = {"conn_type": "sendgrid", "host": ticking_emulator.url, "password": WRONG_KEY}
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(connection))
+
+    if said == "401" and mode == "deferrable" and not at_first_look:
+        wait.between = break_key
+    elif said == "401":
+        break_key()
+
+    expected = OUTCOMES[said][soft_fail]
+    if isinstance(expected, dict):
+        summary = wait.run()
+        assert {"id": export_id, **expected} == {name: summary[name] for name in ("id", *expected)}
+        assert summary == json.loads(json.dumps(summary))
+        assert "http" not in json.dumps(summary)
+    else:
+        error_class, text = expected
+        with pytest.raises((AirflowFailException, AirflowSensorTimeout, AirflowSkipException, SendGridError)) as caught:
+            wait.run()
+        assert error_class is type(caught.value)
+        assert text in chain(caught.value)
+
+    assert (mode == "deferrable" and not at_first_look) == (wait.detours == 1)
+    logged = output_of_all_logs() + json.dumps(wait.told)
+    for secret in (ticking_emulator.api_key, WRONG_KEY, "X-Amz", ticking_emulator.files_url):
+        assert secret not in logged
+    assert "http" not in json.dumps(wait.told)
+
+
+# The way there
+
+
+def test_a_pending_export_is_waited_for(ticking_emulator, wait_in, mode):
+    """Once around in each mode: slept, rescheduled or deferred."""
+    wait = wait_in(mode, export_id=ticking_emulator.start_export())
+
+    assert "ready" == wait.run()["status"]
+    assert int(mode != "poke") == wait.detours
+    assert 2 <= ticking_emulator.count("GET", STATUS) <= 3
+
+
+def test_every_poll_logs_state_time_waited_and_next_poll(ticking_emulator, output_of_all_logs, wait_in, mode):
+    wait_in(mode, export_id=ticking_emulator.start_export()).run()
+
+    polls = [line for line in output_of_all_logs().splitlines() if "is 'pending' after 0 s" in line]
+    assert polls
+    assert any("Next poll in 0.0 s" in line or "Deferring" in line for line in polls)
+
+
+def test_a_timeout_names_export_status_and_limit(sendgrid_emulator, wait_in, mode):
+    """And says nothing about time that is not so."""
+    slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
+    export_id = sendgrid_emulator.start_export([slow])
+
+    with pytest.raises(AirflowSensorTimeout) as caught:
+        wait_in(mode, export_id=export_id, timeout=0).run()
+
+    assert export_id in str(caught.value)
+    assert "'pending'" in str(caught.value)
+
+
+def test_a_poking_sensors_timeout_does_not_tell_a_wrong_time(sendgrid_emulator, wait_in):
+    """The look that ended it began just now; the wait did not."""
+    slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
+
+    with pytest.raises(AirflowSensorTimeout) as caught:
+        wait_in("poke", export_id=sendgrid_emulator.start_export([slow]), timeout=0.05).run()
+
+    assert sendgrid_emulator.count("GET", STATUS) > 1
+    assert "after 0 s" not in str(caught.value)
+
+
+def test_the_first_look_of_a_deferrable_sensor_may_be_the_last(sendgrid_emulator, wait_in):
+    """An export that is ready costs no detour through the triggerer."""
+    wait = wait_in("deferrable", export_id=sendgrid_emulator.start_export())
+
+    assert "ready" == wait.run()["status"]
+    assert (0, 1) == (wait.detours, sendgrid_emulator.count("GET", STATUS))
+
+
+def test_the_triggers_end_is_the_sensors_timeout(ticking_emulator, airflow_version):
+    """Absolute, so that a triggerer that starts anew does not move it."""
+    sensor = SendGridExportSensor(
+        task_id="wait", export_id=ticking_emulator.start_export(), deferrable=True, timeout=7200, poke_interval=45
+    )
+    before = time.time()
+
+    with pytest.raises(airflow_version.exceptions().TaskDeferred) as caught:
+        sensor.execute({})
+
+    arguments = caught.value.trigger.serialize()[1]
+    assert before <= arguments["start_time"] <= time.time()
+    assert 7200 == arguments["end_time"] - arguments["start_time"]
+    assert 45 == arguments["poll_interval"]
+    assert "execute_complete" == caught.value.method_name
+
+
+@pytest.mark.parametrize("family", ["marketing", "legacy"])
+def test_both_families_are_waited_for(sendgrid_emulator, wait_in, mode, family):
+    export_id = sendgrid_emulator.start_export(family=family)
+
+    summary = wait_in(mode, export_id=export_id, family=family).run()
+
+    assert (export_id, "ready") == (summary["id"], summary["status"])
+
+
+def test_an_empty_export_is_ready(sendgrid_emulator, wait_in, mode):
+    empty = sendgrid_emulator.list_id("Empty list")
+
+    summary = wait_in(mode, export_id=sendgrid_emulator.start_export([empty])).run()
+
+    assert ("ready", 0) == (summary["status"], summary["contact_count"])
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_an_outage_fails_so_that_airflow_tries_again(sendgrid_emulator, wait_in, mode):
+    """Not as a timeout and not as a skip, whatever soft_fail says."""
+    export_id = sendgrid_emulator.start_export()
+    sendgrid_emulator.inject(Fault("status", method="GET"))
+
+    with pytest.raises(SendGridServerError):
+        wait_in(mode, export_id=export_id, soft_fail=True).run()
+
+
+# Airflow's other ways to end a sensor
+
+
+@pytest.mark.parametrize("said", ["failure", "401", "500"])
+@pytest.mark.parametrize("how", ["poke", "reschedule", "deferrable", "deferrable at first look"])
+@pytest.mark.usefixtures("no_waiting")
+def test_never_fail_skips_whatever_happens(ticking_emulator, wait_in, how, said):
+    """Whoever sets it asked for that, also of a refused key; in every mode."""
+    mode = how.partition(" ")[0]
+    ready_after = 5 if how == "deferrable" else 0
+    broken = ticking_emulator.add_list("Broken", outcome="failure", ready_after=ready_after)
+    export_id = ticking_emulator.start_export([broken])
+    wait = wait_in(mode, export_id=export_id, never_fail=True)
+
+    def break_api():
+        if said != "failure":
+            ticking_emulator.inject(Fault("status", method="GET", status=int(said)))
+
+    if how == "deferrable":
+        wait.between = break_api
+    else:
+        break_api()
+
+    with pytest.raises(AirflowSkipException):
+        wait.run()
+    assert int(how == "deferrable") == wait.detours
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        {},
+        "ready",
+        {"outcome": "waiting"},
+        {"outcome": "success"},
+        {"outcome": "error"},
+        {"outcome": "error", "error": None},
+        {"outcome": "ready"},
+        {"status": "ready", "export": {}},
+        {"outcome": "failure"},
+        {"outcome": "failure", "error": {}},
+        {"outcome": ["ready"]},
+        {"outcome": "timeout"},
+    ],
+)
+def test_an_event_that_is_not_ours_is_never_a_success(event):
+    """Scheduler, triggerer and workers may run different versions for a while."""
+    sensor = SendGridExportSensor(task_id="wait", export_id="an-id", deferrable=True)
+
+    with pytest.raises((SendGridError, AirflowSensorTimeout, AirflowFailException)) as caught:
+        sensor.execute_complete({}, event)
+
+    assert "an-id" in str(caught.value)
+
+
+def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator):
+    """The constructor takes them as they are."""
+    sensor = SendGridExportSensor(
+        task_id="wait",
+        export_id="{{ export }}",
+        family="{{ family }}",
+        sendgrid_conn_id="sendgrid_{{ which }}",
+        deferrable=False,
+    )
+
+    sensor.render_template_fields(
+        {"export": sendgrid_emulator.start_export(family="legacy"), "family": "legacy", "which": "default"}
+    )
+
+    assert "ready" == sensor.execute({})["status"]
+
+
+def test_airflows_setting_decides_whether_it_defers():
+    """`[operators] default_deferrable`, off by Airflow's default."""
+    assert SendGridExportSensor(task_id="wait", export_id="an-id").deferrable is False
+
+
+def test_a_reschedule_comes_at_the_pace_of_the_polls(ticking_emulator, airflow_version, request):
+    """Two seconds at first, not the whole poke_interval; and a tenth to either side."""
+    if airflow_version.number < (3, 0):
+        request.getfixturevalue("airflow_database")
+    sensor = SendGridExportSensor(
+        task_id="wait",
+        export_id=ticking_emulator.start_export(),
+        mode="reschedule",
+        poke_interval=300,
+        deferrable=False,
+    )
+    before = time.time()
+
+    with pytest.raises(airflow_version.exceptions().AirflowRescheduleException) as caught:
+        sensor.execute(airflow_version.reschedule_context())
+
+    assert before + 1.8 <= caught.value.reschedule_date.timestamp() <= time.time() + 2.2

@@ -1,0 +1,167 @@
+"""The trigger that waits for an export on the triggerer's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from importlib import import_module
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger
+
+pytestmark = pytest.mark.asyncio
+STATUS = "/v3/marketing/contacts/exports/"
+
+
+def trigger_for(export_id, **arguments):
+    return SendGridExportTrigger(export_id, **{"poll_interval": 0.01, **arguments})
+
+
+async def events_of(trigger):
+    """All that it fires, as JSON: Airflow stores an event so."""
+    return [json.loads(json.dumps(event.payload)) async for event in trigger.run()]
+
+
+async def test_it_fires_one_event_when_the_export_is_ready(ticking_emulator):
+    export_id = ticking_emulator.start_export()
+
+    [event] = await events_of(trigger_for(export_id))
+
+    assert ("ready", 2, None) == (event["outcome"], event["polls"], event["error"])
+    assert (export_id, "ready", 1) == tuple(event["export"][name] for name in ("id", "status", "file_count"))
+
+
+async def test_it_comes_back_from_the_database_as_it_was():
+    """The path leads to its class, and all its arguments are there."""
+    trigger = SendGridExportTrigger(
+        export_id="an-id",
+        family="legacy",
+        sendgrid_conn_id="another",
+        poll_interval=7.5,
+        end_time=1_800_000_000.0,
+        start_time=1_700_000_000.0,
+    )
+
+    path, arguments = trigger.serialize()
+    module, _, name = path.rpartition(".")
+    again = getattr(import_module(module), name)(**json.loads(json.dumps(arguments)))
+
+    assert "airflow_provider_sendgrid.triggers.sendgrid.SendGridExportTrigger" == path
+    assert trigger.serialize() == again.serialize()
+    assert {"an-id", "legacy", "another", 7.5, 1_800_000_000.0, 1_700_000_000.0} == set(arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected_class", "expected_text"),
+    [
+        ("failure", "ExportFailedError", "the list is broken"),
+        ("expired", "ExportExpiredError", "expired at"),
+    ],
+)
+async def test_an_export_that_will_never_be_ready_ends_the_wait(
+    sendgrid_emulator, outcome, expected_class, expected_text
+):
+    lost = sendgrid_emulator.add_list("Lost", outcome=outcome, message="the list is broken")
+
+    [event] = await events_of(trigger_for(sendgrid_emulator.start_export([lost])))
+
+    assert outcome == event["outcome"]
+    assert expected_class == event["error"]["type"]
+    assert expected_text in event["error"]["message"]
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("stuck", "pending"), ("unknown:simmering", "simmering")])
+async def test_an_end_time_in_the_past_ends_the_wait_after_one_look(sendgrid_emulator, outcome, status):
+    """The triggerer may have been down when time was up: the export may be ready all the same."""
+    slow = sendgrid_emulator.add_list("Slow", outcome=outcome)
+
+    [event] = await events_of(trigger_for(sendgrid_emulator.start_export([slow]), end_time=time.time() - 60))
+
+    assert ("timeout", 1) == (event["outcome"], event["polls"])
+    assert repr(status) in event["description"]
+
+
+async def test_the_time_waited_counts_from_the_start_of_the_task(sendgrid_emulator):
+    """Not from that of the trigger, which may be started again and again."""
+    slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
+    now = time.time()
+
+    [event] = await events_of(
+        trigger_for(sendgrid_emulator.start_export([slow]), start_time=now - 3600, end_time=now - 1)
+    )
+
+    assert 3600 <= event["waited_seconds"] < 3660
+    assert "after 3600 s" in event["description"]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(401, "SendGridAuthError"), (403, "SendGridPermissionError"), (400, "SendGridBad")]
+)
+async def test_a_refusal_ends_the_wait_with_its_class_and_status(sendgrid_emulator, status, expected):
+    sendgrid_emulator.inject(Fault("status", status=status, message="no"))
+
+    [event] = await events_of(trigger_for("an-id"))
+
+    assert "error" == event["outcome"]
+    assert event["error"]["type"].startswith(expected)
+    assert status == event["error"]["status_code"]
+
+
+@pytest.mark.usefixtures("no_waiting")
+async def test_a_passing_outage_does_not_end_the_wait(sendgrid_emulator):
+    export_id = sendgrid_emulator.start_export()
+    sendgrid_emulator.inject(Fault("status", first=2), Fault("lost", nth=3))
+
+    [event] = await events_of(trigger_for(export_id))
+
+    assert "ready" == event["outcome"]
+
+
+@pytest.mark.parametrize("connection", ["{}", '{"conn_type": "sendgrid", "password": ""}'])
+async def test_a_connection_that_cannot_be_used_is_an_event_not_a_dead_trigger(monkeypatch, connection):
+    """Else the task would learn nothing but that its trigger failed."""
+    monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", connection)
+
+    [event] = await events_of(trigger_for("an-id"))
+
+    assert ("error", "SendGridError") == (event["outcome"], event["error"]["type"])
+    assert "has no API key" in event["error"]["message"]
+
+
+async def test_neither_key_nor_url_stands_in_event_arguments_or_logs(ticking_emulator, output_of_all_logs):
+    """Airflow logs events whole and stores them unencrypted."""
+    trigger = trigger_for(ticking_emulator.start_export())
+
+    told = json.dumps([await events_of(trigger), trigger.serialize()])
+
+    logged = output_of_all_logs()
+    assert "Next poll in" in logged
+    for secret in (ticking_emulator.api_key, "X-Amz", ticking_emulator.files_url):
+        assert secret not in told + logged
+    assert "http" not in told
+
+
+async def test_a_cancelled_wait_fires_nothing(sendgrid_emulator):
+    """The triggerer cancels when the task was cleared or the triggerer ends."""
+    slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
+    trigger = trigger_for(sendgrid_emulator.start_export([slow]), poll_interval=3600)
+    waiting = asyncio.ensure_future(events_of(trigger))
+    await asyncio.to_thread(sendgrid_emulator.wait_for_requests, 1, "GET", STATUS)
+
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_many_waits_share_one_loop_without_blocking_it(ticking_emulator):
+    export_ids = [ticking_emulator.start_export() for _ in range(20)]
+
+    fired = await asyncio.gather(*(events_of(trigger_for(export_id)) for export_id in export_ids))
+
+    assert [("ready", export_id) for export_id in export_ids] == [
+        (event["outcome"], event["export"]["id"]) for [event] in fired
+    ]
