@@ -23,7 +23,7 @@ LAST_TASK = "store"
 EMULATED_RUN_SECONDS = 120
 REAL_RUN_SECONDS = 6 * 3600
 ROWS_SHOWN = 3
-ERROR_LINES_SHOWN = 5
+ERROR_LINES_SHOWN = 3
 ROW_CHARACTERS_SHOWN = 150
 
 
@@ -90,7 +90,7 @@ def tell_errors(on_stage: Stage, run_id: str, task: TaskInstance) -> None:
     if task.state not in {"up_for_retry", "failed"}:
         return
     log = on_stage.airflow.api.task_log(DAG_ID, run_id, task.task_id, task.try_number, task.map_index)
-    for line in [line for line in log.splitlines() if "error" in line.lower()][:ERROR_LINES_SHOWN]:
+    for line in [line for line in log.splitlines() if "error" in line.lower()][-ERROR_LINES_SHOWN:]:
         print(f"            {line}")
 
 
