@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exceptions import SendGridError, SendGridServerError, SendGridUnavailableError
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.protocol import Conversation, Reply, Request
+from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
 
 if TYPE_CHECKING:
     import httpx
@@ -53,6 +53,7 @@ class SendGridClient:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.connection = connection
+        self.rate_limit = RateLimit()
         self._session = new_session(connection)
         self._sleep = sleep
         self._clock = clock
@@ -85,9 +86,8 @@ class SendGridClient:
     def _answer(self, request: Request) -> Reply:
         import requests
 
-        _log_wait(request)
-        if request.after_seconds > 0:
-            self._sleep(request.after_seconds)
+        if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
+            self._sleep(wait)
         try:
             with self._session.request(
                 request.method,
@@ -99,9 +99,11 @@ class SendGridClient:
             ) as response:
                 body = _bounded(response.iter_content(_CHUNK_BYTES), request)
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return Reply(response.status_code, headers, body, self._clock())
+                reply = Reply(response.status_code, headers, body, self._clock())
         except requests.RequestException as error:
             raise _unavailable(error, request, self.connection, _never_sent_by_requests(error)) from None
+        self.rate_limit.note(reply)
+        return reply
 
 
 class AsyncSendGridClient:
@@ -111,6 +113,10 @@ class AsyncSendGridClient:
         connection: who we are and whom we ask.
         sleep: how to wait, in seconds.
         clock: seconds since the epoch.
+
+    Attributes:
+        rate_limit: what SendGrid said of its limit last.
+        requests_sent: so far.
     """
 
     def __init__(
@@ -121,6 +127,8 @@ class AsyncSendGridClient:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.connection = connection
+        self.rate_limit = RateLimit()
+        self.requests_sent = 0
         self._client = _new_async_client(connection)
         self._sleep = sleep
         self._clock = clock
@@ -153,41 +161,49 @@ class AsyncSendGridClient:
     async def _answer(self, request: Request) -> Reply:
         import httpx
 
-        _log_wait(request)
-        if request.after_seconds > 0:
-            await self._sleep(request.after_seconds)
+        if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
+            await self._sleep(wait)
+        self.requests_sent += 1
         try:
             async with self._client.stream(
                 request.method,
                 request.target,
                 json=request.body,
-                headers={"Authorization": f"Bearer {self.connection.api_key}"},
+                headers=_own_headers(self.connection),
             ) as response:
                 body = _BoundedBody(request)
                 async for chunk in response.aiter_bytes(_CHUNK_BYTES):
                     body.add(chunk)
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return Reply(response.status_code, headers, bytes(body.content), self._clock())
+                reply = Reply(response.status_code, headers, bytes(body.content), self._clock())
         except httpx.HTTPError as error:
             never_sent = isinstance(
                 error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError
             )
             raise _unavailable(error, request, self.connection, never_sent) from None
+        self.rate_limit.note(reply)
+        return reply
 
 
 def new_session(connection: SendGridConnection) -> requests.Session:
-    """A session that adds the key to requests for the API's own origin, and to no other."""
-    origin = connection.base_url
+    """A session that adds the key and the subuser to requests for the API's own origin, and to no other."""
+    own_headers = _own_headers(connection)
 
-    def add_key(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+    def add_own(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
         parts = urlsplit(prepared.url or "")
-        if f"{parts.scheme}://{parts.netloc}" == origin:
-            prepared.headers["Authorization"] = f"Bearer {connection.api_key}"
+        if f"{parts.scheme}://{parts.netloc}" == connection.base_url:
+            prepared.headers.update(own_headers)
         return prepared
 
+    def add_own_after_redirect(prepared: requests.PreparedRequest, _: requests.Response) -> None:
+        for name in own_headers:
+            prepared.headers.pop(name, None)
+        add_own(prepared)
+
     session = new_download_session(connection)
-    session.auth = add_key
-    session.headers.update(_api_headers(connection))
+    session.auth = add_own
+    session.rebuild_auth = add_own_after_redirect  # type: ignore[method-assign]  # or requests asks ~/.netrc
+    session.headers["Accept"] = "application/json"
     return session
 
 
@@ -217,7 +233,7 @@ def _new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
 
     return httpx.AsyncClient(
         base_url=connection.base_url,
-        headers=_api_headers(connection) | {"User-Agent": _user_agent()},
+        headers={"Accept": "application/json", "User-Agent": _user_agent()},
         timeout=connection.timeout_seconds,
         verify=_tls(connection.verify),
         proxy=connection.proxy,
@@ -231,8 +247,8 @@ def _tls(verify: bool | str) -> Any:
     return ssl.create_default_context(cafile=verify)
 
 
-def _api_headers(connection: SendGridConnection) -> dict[str, str]:
-    headers = {"Accept": "application/json"}
+def _own_headers(connection: SendGridConnection) -> dict[str, str]:
+    headers = {"Authorization": f"Bearer {connection.api_key}"}
     return headers | ({"on-behalf-of": connection.on_behalf_of} if connection.on_behalf_of else {})
 
 
@@ -240,9 +256,14 @@ def _user_agent() -> str:
     return f"airflow-provider-sendgrid/{__version__}"
 
 
-def _log_wait(request: Request) -> None:
-    if request.after_seconds > 0:
+def _wait_seconds(request: Request, rate_limit: RateLimit, now: float) -> float:
+    """How long to wait before a request, said in the log: for another try, or for a slot in the rate limit."""
+    for_slot = rate_limit.wait_seconds(now)
+    if request.after_seconds >= for_slot > 0 or for_slot == 0 < request.after_seconds:
         log.warning("%s Trying again in %.0f s.", request.because, request.after_seconds)
+    elif for_slot > 0:
+        log.info("SendGrid's rate limit leaves no request; waiting %.0f s for the next window.", for_slot)
+    return max(request.after_seconds, for_slot)
 
 
 class _BoundedBody:
@@ -275,7 +296,9 @@ def _never_sent_by_requests(error: requests.RequestException) -> bool:
     if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
         return True
     cause = error.args[0] if error.args else None
-    return isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError)
+    reason = cause.reason if isinstance(cause, MaxRetryError) else None
+    is_distrusted = any(isinstance(each, ssl.SSLCertVerificationError) for each in getattr(reason, "args", ()))
+    return isinstance(reason, NewConnectionError) or is_distrusted
 
 
 def _unavailable(

@@ -1,0 +1,610 @@
+"""Both clients speak the protocol alike, over real connections, and give the key to nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import socket
+import ssl
+import threading
+import traceback
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Emulator, Fault, Key, Settings
+from airflow_provider_sendgrid.exceptions import (
+    SendGridAuthError,
+    SendGridBadRequestError,
+    SendGridError,
+    SendGridNotFoundError,
+    SendGridPermissionError,
+    SendGridRateLimitError,
+    SendGridServerError,
+    SendGridUnavailableError,
+)
+from airflow_provider_sendgrid.exports import client as client_module
+from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.client import (
+    AsyncSendGridClient,
+    SendGridClient,
+    new_download_session,
+    new_session,
+)
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.protocol import Patience, Request
+
+MARKETING = ExportFamily.MARKETING
+EXPORTS = "/v3/marketing/contacts/exports"
+CALM = Patience(tries=3, jitter=lambda: 0.0)
+NOW = 1_767_323_045.0
+
+
+@dataclass
+class Speaker:
+    """One client after another of one kind, each for a single conversation."""
+
+    kind: str
+    connection: SendGridConnection
+    slept: list[float] = field(default_factory=list)
+
+    def converse(self, conversation) -> Any:
+        if self.kind == "requests":
+            with SendGridClient(self.connection, sleep=self.slept.append, clock=lambda: NOW) as client:
+                return client.converse(conversation)
+        return asyncio.run(self._aconverse(conversation))
+
+    async def _aconverse(self, conversation) -> Any:
+        async def sleep(seconds):
+            self.slept.append(seconds)
+
+        async with AsyncSendGridClient(self.connection, sleep=sleep, clock=lambda: NOW) as client:
+            return await client.converse(conversation)
+
+    def ask(self, request=None):
+        """One request, and its reply as it is."""
+
+        def conversation():
+            return (yield request or Request("GET", "/v3/scopes"))
+
+        return self.converse(conversation())
+
+    def get_export(self, export_id="6f0a2c5e", patience=CALM):
+        return self.converse(protocol.get_export(MARKETING, export_id, patience))
+
+    def start_export(self, patience=CALM, **selection):
+        return self.converse(protocol.start_export(MARKETING, ExportSelection(**selection), patience))
+
+
+@pytest.fixture
+def emulator():
+    with Emulator(clock=lambda: NOW) as running:
+        yield running
+
+
+@pytest.fixture(params=["requests", "httpx"])
+def speaker(request, emulator):
+    """The client under test, with a connection to the emulator and waits that are noted, not waited."""
+    return Speaker(request.param, SendGridConnection(emulator.api_key, emulator.url, timeout_seconds=10.0))
+
+
+def changed(speaker, **changes):
+    return replace(speaker, connection=replace(speaker.connection, **changes))
+
+
+def story(error):
+    """All that a log could show of an error."""
+    return "\n".join([str(error), repr(error), *traceback.format_exception(error)])
+
+
+# --- what goes well
+
+
+def test_an_export_is_started_and_found_ready(speaker, emulator):
+    export_id = speaker.start_export(list_ids=[emulator.list_id("Customers")])
+    export = speaker.get_export(export_id)
+    assert (export.id, export.status, export.contact_count, len(export.urls)) == (export_id, "ready", 500, 1)
+    assert speaker.slept == []
+
+
+@pytest.mark.parametrize("spelling", ["snake_case", "camelCase"])
+def test_the_legacy_family_is_served_too(speaker, emulator, spelling):
+    emulator.configure(spelling=spelling)
+    selection = ExportSelection(list_ids=[emulator.list_id("Customers", "legacy")])
+    export_id = speaker.converse(protocol.start_export(ExportFamily.LEGACY, selection, CALM))
+    export = speaker.converse(protocol.get_export(ExportFamily.LEGACY, export_id, CALM))
+    assert (export.status, export.contact_count) == ("ready", 500)
+
+
+def test_listings_are_read_to_their_last_page(speaker, emulator):
+    emulator.configure(page_size=2)
+    started = {emulator.start_export() for _ in range(5)}
+    exports = speaker.converse(protocol.list_exports(MARKETING, CALM))
+    assert {export.id for export in exports} == started
+    assert emulator.count("GET", EXPORTS) == 3
+
+
+def test_lists_segments_and_scopes_are_read(speaker, emulator):
+    lists = speaker.converse(protocol.get_lists(MARKETING, CALM))
+    segments = speaker.converse(protocol.get_segments(MARKETING, CALM))
+    scopes = speaker.converse(protocol.get_scopes(CALM))
+    assert {each["id"] for each in lists} == {each.id for each in emulator.lists()}
+    assert emulator.segment_id("Active in the last month") in {each["id"] for each in segments}
+    assert "marketing.read" in scopes
+
+
+def test_an_answer_is_given_whole(speaker):
+    """Names of headers in lower case, the body as meant, and when it came."""
+    reply = speaker.ask()
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("application/json")
+    assert reply.body.startswith(b'{"scopes":')
+    assert reply.received_at == NOW
+
+
+@pytest.mark.parametrize("export_id", ["../lists", "a/../../x", "?x=y", "a b"])
+def test_an_id_reaches_sendgrid_as_one_step_of_the_path(speaker, emulator, export_id):
+    with pytest.raises(SendGridNotFoundError):
+        speaker.get_export(export_id, replace(CALM, tries=1))
+    [request] = emulator.requests()
+    assert request.path.startswith(EXPORTS + "/")
+    assert request.path.count("/") == EXPORTS.count("/") + 1
+
+
+def test_sendgrid_is_told_who_asks(speaker, emulator):
+    speaker.ask()
+    [request] = emulator.requests()
+    assert request.headers["user-agent"].startswith("airflow-provider-sendgrid/")
+    assert "on-behalf-of" not in request.headers
+
+
+def test_a_subuser_is_acted_for(speaker, emulator):
+    emulator.configure(subusers=("subuser",))
+    changed(speaker, on_behalf_of="subuser").ask()
+    [request] = emulator.requests()
+    assert request.headers["on-behalf-of"] == "subuser"
+
+
+# --- refusals
+
+
+def test_an_unknown_key_is_refused(speaker):
+    with pytest.raises(SendGridAuthError, match="grant is invalid"):
+        changed(speaker, api_key="SG.unknown.key").get_export()
+
+
+@pytest.mark.parametrize(
+    ("settings", "api_key", "subuser"),
+    [({}, "SG.scopeless.key", None), ({"product": "legacy"}, None, None), ({}, None, "stranger")],
+)
+def test_a_forbidden_access_names_its_causes(request, speaker, settings, api_key, subuser):
+    del request
+    keys = [Key("SG.scopeless.key", frozenset())]
+    with Emulator(Settings(**settings), keys=keys) as emulator:
+        elsewhere = changed(speaker, base_url=emulator.url, api_key=api_key or emulator.api_key, on_behalf_of=subuser)
+        with pytest.raises(SendGridPermissionError, match=r"access forbidden.*scope.*product.*IP Access"):
+            elsewhere.get_export()
+
+
+def test_wrong_arguments_are_told_with_their_field(speaker):
+    with pytest.raises(SendGridBadRequestError, match=r"list_ids: no list has the id") as caught:
+        speaker.start_export(list_ids=["00000000-0000-0000-0000-000000000000"])
+    assert caught.value.errors[0]["field"] == "list_ids"
+
+
+def test_an_unknown_export_is_asked_for_during_its_grace(speaker, emulator):
+    with pytest.raises(SendGridNotFoundError, match="export not found"):
+        speaker.get_export("unknown")
+    assert emulator.count("GET", EXPORTS) == 3
+    assert speaker.slept == [0.5, 1.0]
+
+
+# --- hiccups
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=500),
+        Fault("status", status=503),
+        Fault("html", status=200),
+        Fault("html", status=502),
+        Fault("broken_json"),
+        Fault("empty"),
+        Fault("cut"),
+        Fault("cut", with_reset=True),
+        Fault("refuse"),
+        Fault("reset"),
+        Fault("lost"),
+        Fault("redirect", location="/v3/scopes"),
+    ],
+    ids=lambda fault: f"{fault.kind}{fault.status or ''}{'-reset' * fault.with_reset}",
+)
+def test_a_question_outlives_two_hiccups(speaker, emulator, caplog, fault):
+    """Then it is answered, and the log says why it took longer."""
+    export_id = emulator.start_export()
+    emulator.inject(replace(fault, first=2, path=f"{EXPORTS}/*"))
+    assert speaker.get_export(export_id).status == "ready"
+    assert speaker.slept == [0.5, 1.0]
+    assert len([each for each in caplog.messages if "Trying again" in each]) == 2
+
+
+@pytest.mark.parametrize("kind", ["refuse", "reset", "lost", "cut"])
+def test_a_question_that_is_never_answered_ends_in_time(speaker, emulator, kind):
+    emulator.inject(Fault(kind))
+    with pytest.raises(SendGridUnavailableError, match="the connection broke"):
+        speaker.get_export()
+    assert emulator.count() == CALM.tries
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(speaker, emulator):
+    emulator.inject(Fault("hang"))
+    with pytest.raises(SendGridUnavailableError, match=r"did not come in time.*timeout 0\.05 s"):
+        changed(speaker, timeout_seconds=0.05).get_export()
+    assert emulator.count() == CALM.tries
+
+
+@pytest.fixture
+def nobody():
+    """A URL where nobody listens, and nobody will: the port stays taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_where_nobody_listens_the_connection_is_to_be_checked(speaker, nobody):
+    with pytest.raises(SendGridUnavailableError, match=r"no connection .*Check the host") as caught:
+        changed(speaker, base_url=nobody).get_export()
+    assert caught.value.may_have_been_accepted is False
+    assert nobody in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["html", "broken_json", "empty"])
+def test_what_is_no_answer_of_sendgrids_is_never_a_success(speaker, emulator, kind):
+    emulator.inject(Fault(kind))
+    with pytest.raises(SendGridServerError, match="not a JSON object"):
+        speaker.converse(protocol.get_scopes(CALM))
+
+
+@pytest.mark.parametrize("kind", ["html", "endless"])
+def test_an_answer_without_end_is_given_up(speaker, emulator, monkeypatch, kind):
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 50)
+    emulator.inject(Fault(kind))
+    with pytest.raises(SendGridServerError, match=r"GET /v3/scopes: the answer is larger than 50 bytes"):
+        speaker.converse(protocol.get_scopes(CALM))
+
+
+def test_an_answer_of_just_the_bound_is_read(speaker, monkeypatch):
+    size = len(speaker.ask().body)
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", size)
+    assert len(speaker.ask().body) == size
+
+
+def test_redirects_are_not_followed(speaker, emulator):
+    """SendGrid's API knows none; another host would get the key."""
+    emulator.inject(Fault("redirect", path="/v3/scopes", location=f"{emulator.files_url}/stolen"))
+    assert speaker.ask().status_code == 302
+    assert emulator.count(listener="files") == 0
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("reset", ["epoch", "seconds"])
+def test_a_limit_is_waited_out_in_both_meanings(speaker, emulator, reset):
+    export_id = emulator.start_export()
+    emulator.inject(Fault("status", status=429, rate_limit_reset=reset, seconds=18, first=1))
+    assert speaker.get_export(export_id).status == "ready"
+    assert speaker.slept == [18.0]
+
+
+def test_a_limit_may_say_when_to_come_back(speaker, emulator):
+    export_id = emulator.start_export()
+    emulator.inject(Fault("status", status=429, retry_after=7, rate_limit_reset="seconds", seconds=18, first=1))
+    assert speaker.get_export(export_id).status == "ready"
+    assert speaker.slept == [7.0]
+
+
+def test_a_limit_that_lasts_too_long_is_told(speaker, emulator):
+    emulator.inject(Fault("status", status=429, message="too many requests", retry_after=3600))
+    with pytest.raises(SendGridRateLimitError, match="too many requests") as caught:
+        speaker.get_export()
+    assert caught.value.retry_after_seconds == 3600
+    assert emulator.count() == 1
+
+
+# --- starting once
+
+
+@pytest.mark.parametrize("fault", [Fault("lost"), Fault("lost", with_reset=True), Fault("cut"), Fault("broken_json")])
+def test_a_start_whose_answer_is_lost_is_not_repeated(speaker, emulator, fault):
+    """It was accepted: a second POST would start a second export."""
+    emulator.inject(replace(fault, method="POST"))
+    with pytest.raises(SendGridError) as caught:
+        speaker.start_export()
+    assert caught.value.may_have_been_accepted is True
+    assert emulator.count("POST") == 1
+    emulator.clear_faults()
+    assert len(speaker.converse(protocol.list_exports(MARKETING, CALM))) == 1
+
+
+@pytest.mark.parametrize("kind", ["hang", "reset", "endless", "redirect"])
+def test_a_start_without_a_good_answer_is_not_repeated(speaker, emulator, monkeypatch, kind):
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+    emulator.inject(Fault(kind, location="/v3/scopes"))
+    with pytest.raises(SendGridError) as caught:
+        changed(speaker, timeout_seconds=0.2).start_export()
+    assert caught.value.may_have_been_accepted is True
+    assert emulator.count() == 1
+
+
+def test_a_start_that_never_left_is_tried_again(speaker, nobody):
+    with pytest.raises(SendGridUnavailableError) as caught:
+        changed(speaker, base_url=nobody).start_export()
+    assert caught.value.may_have_been_accepted is False
+    assert speaker.slept == [0.5, 1.0]
+
+
+def test_a_start_that_was_limited_is_tried_again(speaker, emulator):
+    emulator.inject(Fault("status", status=429, retry_after=2, first=1))
+    assert speaker.start_export()
+    assert emulator.count("POST") == 2
+    assert speaker.slept == [2.0]
+
+
+# --- secrets
+
+FAULTS = [
+    Fault("status", status=500, message="the key was {key}"),
+    Fault("status", status=400, message="see https://x.example/a?X-Amz-Signature={key}"),
+    Fault("refuse"),
+    Fault("html"),
+    Fault("redirect", location="https://x.example/"),
+    Fault("endless"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}{fault.status or ''}")
+def test_no_failure_tells_the_key(speaker, emulator, caplog, monkeypatch, fault):
+    """Neither its text, nor its traceback, nor the log."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+    key = emulator.api_key
+    emulator.inject(replace(fault, message=fault.message.format(key=key), location=fault.location.format(key=key)))
+    with pytest.raises(SendGridError) as caught:
+        speaker.get_export()
+    assert key not in story(caught.value)
+    assert key not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["refuse", "hang", "html", "endless"])
+def test_no_failure_tells_a_query(speaker, emulator, caplog, monkeypatch, kind):
+    """The queries of SendGrid's pages may hold tokens; httpx and requests tell whole URLs."""
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+    emulator.inject(Fault(kind))
+    with pytest.raises(SendGridError) as caught:
+        changed(speaker, timeout_seconds=0.05).converse(protocol.get_lists(MARKETING, CALM))
+    assert "page_size" not in story(caught.value)
+    assert "page_size" not in "".join(
+        each.getMessage() for each in caplog.records if each.name == client_module.__name__
+    )
+
+
+def test_no_repr_tells_the_key(emulator):
+    connection = SendGridConnection(emulator.api_key, emulator.url)
+    with SendGridClient(connection) as client, new_session(connection) as session:
+        for shown in (client, session, vars(client), session.auth):
+            assert emulator.api_key not in repr(shown)
+
+
+@pytest.fixture
+def netrc(tmp_path, monkeypatch):
+    """A ~/.netrc with a password for this machine."""
+    path = tmp_path / ".netrc"
+    path.write_text("machine 127.0.0.1 login someone password netrc-secret\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("netrc")
+def test_the_key_is_sent_whatever_netrc_says(speaker):
+    assert speaker.ask().status_code == 200
+
+
+@pytest.mark.usefixtures("netrc")
+def test_the_file_storage_gets_nothing_of_netrc(emulator):
+    """S3 refuses a request with two kinds of signature, and the password is not ours to give."""
+    [url] = emulator_urls(emulator)
+    with new_download_session(SendGridConnection(emulator.api_key, emulator.url)) as session:
+        assert session.get(url, timeout=10).status_code == 200
+    assert emulator.leaks() == []
+
+
+def emulator_urls(emulator):
+    connection = SendGridConnection(emulator.api_key, emulator.url)
+    with SendGridClient(connection) as client:
+        return client.converse(protocol.get_export(MARKETING, emulator.start_export(), CALM)).urls
+
+
+def test_a_users_own_session_adds_the_key_for_the_api_alone(emulator):
+    """`SendGridHook.get_conn` hands it out."""
+    connection = SendGridConnection(emulator.api_key, emulator.url, on_behalf_of="subuser")
+    emulator.configure(subusers=("subuser",))
+    [url] = emulator_urls(emulator)
+    with new_session(connection) as session:
+        assert session.get(f"{emulator.url}/v3/scopes", timeout=10).status_code == 200
+        assert session.get(url, timeout=10).status_code == 200
+        session.get(f"{emulator.files_url}/v3/scopes", timeout=10)
+        another_name = emulator.url.replace("127.0.0.1", "localhost")
+        assert session.get(f"{another_name}/v3/scopes", timeout=10).status_code == 401
+        decorated = emulator.url.replace("//", "//api.sendgrid.com@")
+        assert session.get(f"{decorated}/v3/scopes", timeout=10).status_code == 401
+    assert emulator.leaks() == []
+
+
+@pytest.mark.usefixtures("netrc")
+def test_a_users_own_session_takes_nothing_along_to_another_origin(emulator):
+    """Neither the key, nor what requests finds in ~/.netrc, nor whom it acts for."""
+    connection = SendGridConnection(emulator.api_key, emulator.url, on_behalf_of="subuser")
+    emulator.inject(Fault("redirect", path="/v3/scopes", location=f"{emulator.files_url}/elsewhere"))
+    with new_session(connection) as session:
+        session.get(f"{emulator.url}/v3/scopes", timeout=10)
+    [arrived] = emulator.requests(listener="files")
+    assert arrived.path == "/elsewhere"
+    assert arrived.leaked is False
+    assert "on-behalf-of" not in arrived.headers
+
+
+# --- settings of the connection
+
+
+def test_a_connections_own_trust_wins_over_the_environments(monkeypatch, tmp_path):
+    """Or switching the verification off would not, where REQUESTS_CA_BUNDLE is set."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "environments.pem"))
+    for verify in (False, str(tmp_path / "own.pem")):
+        with new_session(SendGridConnection("SG.key", verify=verify)) as session:
+            settings = session.merge_environment_settings("https://api.sendgrid.com", {}, None, None, None)
+        assert settings["verify"] == verify
+
+
+def test_the_environments_proxy_holds_though_the_trust_is_the_connections(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.delenv("https_proxy", raising=False)
+    with new_session(SendGridConnection("SG.key", verify=False)) as session:
+        assert session.proxies["https"] == "http://proxy.example:3128"
+
+
+def test_a_connections_proxy_is_asked_instead_of_sendgrid(speaker, emulator):
+    """The emulator plays a proxy for plain HTTP: it sees the request meant for somebody else."""
+    elsewhere = changed(speaker, base_url="http://api.example", proxy=emulator.url)
+    elsewhere.ask()
+    assert emulator.count() == 1
+
+
+def test_a_proxy_that_is_not_there_is_told_without_its_password(speaker, nobody, caplog):
+    caplog.set_level(logging.DEBUG, logger="airflow_provider_sendgrid")
+    proxy = nobody.replace("//", "//user:p4ssw0rd@")
+    with pytest.raises(SendGridUnavailableError, match="no connection") as caught:
+        changed(speaker, base_url="http://api.example", proxy=proxy).start_export()
+    assert caught.value.may_have_been_accepted is False
+    assert "p4ssw0rd" not in story(caught.value)
+    assert "p4ssw0rd" not in caplog.text
+
+
+# --- TLS
+
+
+class Scopes(BaseHTTPRequestHandler):
+    """The one answer of a host that speaks TLS, which the emulator does not."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "14")
+        self.end_headers()
+        self.wfile.write(b'{"scopes": []}')
+
+    def log_message(self, *_):
+        """Keep quiet."""
+
+
+class Quiet(ThreadingHTTPServer):
+    """Ends connections whose handshake failed without a word."""
+
+    def handle_error(self, *_):
+        """The client tells."""
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for this machine that nobody trusts yet, with its key, in one file."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "own.pem"
+    encodings = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path.write_bytes(key.private_bytes(*encodings) + signed.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture(scope="module")
+def encrypted(certificate):
+    """The URL of a host with that certificate."""
+    server = Quiet(("127.0.0.1", 0), Scopes)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"https://localhost:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_host_with_an_unknown_certificate_gets_nothing(speaker, encrypted):
+    """And what was not sent was not accepted."""
+    with pytest.raises(SendGridUnavailableError, match=r"no connection .*TLS") as caught:
+        changed(speaker, base_url=encrypted).start_export()
+    assert caught.value.may_have_been_accepted is False
+
+
+def test_a_connection_may_trust_a_certificate_of_its_own(speaker, encrypted, certificate):
+    trusting = changed(speaker, base_url=encrypted, verify=str(certificate))
+    assert trusting.converse(protocol.get_scopes(CALM)) == []
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_a_connection_may_trust_anybody(speaker, encrypted):
+    assert changed(speaker, base_url=encrypted, verify=False).converse(protocol.get_scopes(CALM)) == []
+
+
+# --- conversations
+
+
+@pytest.mark.parametrize("kind", ["requests", "httpx"])
+def test_a_conversation_that_asks_nothing_costs_nothing(kind):
+    def conversation():
+        yield from ()
+        return "done"
+
+    assert Speaker(kind, SendGridConnection("SG.key")).converse(conversation()) == "done"
+
+
+def test_a_conversation_is_closed_where_it_breaks_off(speaker):
+    closed = []
+
+    def conversation():
+        try:
+            yield Request("GET", "/v3/scopes")
+            raise KeyError("a mistake")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(KeyError):
+        speaker.converse(conversation())
+    assert closed == [True]
+
+
+def test_both_clients_have_the_same_door():
+    """What one offers, the other does too."""
+    doors = [inspect.signature(each).parameters for each in (SendGridClient, AsyncSendGridClient)]
+    assert list(doors[0]) == list(doors[1])
+    assert doors[0]["sleep"].kind is doors[1]["sleep"].kind is inspect.Parameter.KEYWORD_ONLY
