@@ -360,6 +360,31 @@ def rate_limit_wait_seconds(reply: Reply) -> float | None:
     return reset
 
 
+class RateLimit:
+    """What SendGrid said of its limit last, so that nobody has to be refused to learn of it."""
+
+    def __init__(self) -> None:
+        self._remaining: float | None = None
+        self._resets_at = 0.0
+
+    def note(self, reply: Reply) -> None:
+        """Remember an answer's ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``, where it has them."""
+        self._remaining = _number(reply.headers.get("x-ratelimit-remaining", ""))
+        self._resets_at = reply.received_at + (rate_limit_wait_seconds(reply) or 0.0)
+
+    def wait_seconds(self, now: float) -> float:
+        """How long to wait before the next request; 0 where one is left, or where SendGrid never said."""
+        if self._remaining is None or self._remaining >= 1:
+            return 0.0
+        return min(max(0.0, self._resets_at - now), DEFAULT_PATIENCE.longest_wait_seconds)
+
+    def spare(self, now: float) -> float:
+        """Requests that are left in this window; infinite where SendGrid never said."""
+        if self._remaining is None or now >= self._resets_at:
+            return float("inf")
+        return self._remaining
+
+
 def _number(text: str) -> float | None:
     try:
         number = float(text)

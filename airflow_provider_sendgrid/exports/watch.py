@@ -5,19 +5,14 @@ Knows how long to wait between polls and which status ends the wait. Knows no cl
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import random
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFailedError, SendGridError
 from airflow_provider_sendgrid.exports.export import FAILURE, PENDING, READY, ContactExport
-
-log = logging.getLogger(__name__)
 
 
 class Outcome(str, Enum):
@@ -107,37 +102,3 @@ def look_at(export: ContactExport, *, now: float, started_at: float, polls: int)
     """A sighting of `export` at `now`; times are seconds since the epoch."""
     outcome = judge(export, datetime.fromtimestamp(now, tz=timezone.utc))
     return Sighting(export, outcome, polls, max(0.0, now - started_at))
-
-
-async def wait_for_export(
-    ask: Callable[[], Awaitable[ContactExport]],
-    schedule: PollSchedule,
-    *,
-    started_at: float,
-    end_time: float,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    clock: Callable[[], float] = time.time,
-) -> Sighting:
-    """Ask until the export is ready, has failed, has expired, or `end_time` has passed.
-
-    Args:
-        ask: how to get the export's status.
-        schedule: how long to wait between two polls.
-        started_at: when the wait began, in seconds since the epoch.
-        end_time: when to stop waiting, likewise; SendGrid is asked at least once.
-        sleep: how to wait, in seconds.
-        clock: seconds since the epoch.
-    """
-    polls = 0
-    while True:
-        export = await ask()
-        polls += 1
-        now = clock()
-        sighting = look_at(export, now=now, started_at=started_at, polls=polls)
-        if sighting.outcome is not Outcome.WAITING:
-            return sighting
-        if now >= end_time:
-            return replace(sighting, outcome=Outcome.TIMEOUT)
-        wait = min(schedule.wait_seconds(sighting.waited_seconds), max(0.0, end_time - now))
-        log.info("%s Next poll in %.1f s.", sighting.describe(), wait)
-        await sleep(wait)

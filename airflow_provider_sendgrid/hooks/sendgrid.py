@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import requests
 
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
+    from airflow_provider_sendgrid.exports.shared_watch import SharedWatch
 
 
 class SendGridHook(BaseHook):
@@ -103,6 +104,17 @@ class SendGridHook(BaseHook):
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 
         return AsyncSendGridClient(await self.aload_connection())
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[SharedWatch]:
+        """One poll for all who wait for exports of this connection and family on this event loop."""
+        from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
+        from airflow_provider_sendgrid.exports.shared_watch import shared_watch
+
+        connection = await self.aload_connection()
+        key = (self.sendgrid_conn_id, connection)
+        async with shared_watch(key, self._family, lambda: AsyncSendGridClient(connection)) as watch:
+            yield watch
 
     async def aload_connection(self) -> SendGridConnection:
         """`connection`, read without blocking the event loop.

@@ -8,9 +8,8 @@ from typing import Any
 
 from airflow_provider_sendgrid._compat import BaseTrigger, TriggerEvent
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
-from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.export import ExportFamily
-from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting, wait_for_export
+from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
 
@@ -65,11 +64,9 @@ class SendGridExportTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def _wait(self) -> Sighting:
-        hook = SendGridHook(self.sendgrid_conn_id, self.family)
-        async with await hook.aclient() as client:
-            family = ExportFamily(self.family)
-            return await wait_for_export(
-                lambda: client.converse(protocol.get_export(family, self.export_id)),
+        async with SendGridHook(self.sendgrid_conn_id, self.family).watch() as watch:
+            return await watch.wait(
+                self.export_id,
                 PollSchedule(self.poll_interval),
                 started_at=time.time() if self.start_time is None else self.start_time,
                 end_time=float("inf") if self.end_time is None else self.end_time,
