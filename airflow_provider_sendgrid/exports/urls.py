@@ -72,14 +72,13 @@ class SignedUrls:
         """`url`, if contacts may be fetched from it.
 
         Raises:
-            SendGridServerError: it is not https.
+            SendGridServerError: it is not https, or no URL at all.
         """
-        parts = urlsplit(url)
-        if parts.scheme == "https" or (parts.scheme == "http" and self._allow_http):
+        origin = _origin(url)
+        if origin.startswith("https://") or (origin.startswith("http://") and self._allow_http):
             return url
         raise SendGridServerError(
-            f"The export's files are offered by {parts.scheme}://{parts.hostname}, which is not encrypted; "
-            "nothing was fetched from there."
+            f"A file of the export is offered by {origin or 'what is no URL'}, not encrypted; nothing was fetched."
         )
 
     def _fresh_export(self) -> ContactExport:
@@ -91,3 +90,12 @@ class SignedUrls:
         self._export = self._get_export()
         self._asked_at = self._clock()
         return self._export
+
+
+def _origin(url: str) -> str:
+    """Scheme and host of `url`, which may be shown; empty where it has none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return f"{parts.scheme}://{parts.hostname}" if parts.scheme and parts.hostname else ""

@@ -1,0 +1,135 @@
+"""Signed URLs are fresh, encrypted, and renewed once for all who were refused."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridError, SendGridServerError
+from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+
+
+class SendGrid:
+    """Signs the URLs of so many files anew with each answer."""
+
+    def __init__(self, files=2, scheme="https"):
+        self.files = files
+        self.scheme = scheme
+        self.answers = 0
+        self.now = 0.0
+
+    def get_export(self):
+        self.answers += 1
+        urls = tuple(f"{self.scheme}://files.example/{n}?X-Amz-Signature={self.answers}" for n in range(self.files))
+        return ContactExport("6f0a2c5e", "ready", urls=urls)
+
+    def urls(self, **options):
+        return SignedUrls(self.get_export, clock=lambda: self.now, max_age_seconds=30.0, **options)
+
+
+@pytest.fixture
+def sendgrid():
+    return SendGrid()
+
+
+def test_nothing_is_asked_before_a_url_is_needed(sendgrid):
+    sendgrid.urls()
+    assert sendgrid.answers == 0
+
+
+def test_one_answer_serves_all_files_that_are_begun_with_it(sendgrid):
+    urls = sendgrid.urls()
+    assert urls.export().id == "6f0a2c5e"
+    assert urls.url(0) == "https://files.example/0?X-Amz-Signature=1"
+    assert urls.url(1) == "https://files.example/1?X-Amz-Signature=1"
+    assert sendgrid.answers == 1
+
+
+@pytest.mark.parametrize(("age", "answers"), [(0.0, 1), (30.0, 1), (30.1, 2), (300.0, 2)])
+def test_an_aged_url_begins_no_file(sendgrid, age, answers):
+    """It lives about 300 s, and a file may take long."""
+    urls = sendgrid.urls()
+    urls.url(0)
+    sendgrid.now += age
+    assert urls.url(1) == f"https://files.example/1?X-Amz-Signature={answers}"
+    urls.export()
+    assert sendgrid.answers == answers
+    assert urls.renewals == 0
+
+
+def test_a_refused_url_is_renewed(sendgrid):
+    urls = sendgrid.urls()
+    refused = urls.url(0)
+    assert urls.url(0, refused=refused) == "https://files.example/0?X-Amz-Signature=2"
+    assert urls.renewals == 1
+
+
+def test_a_url_that_was_renewed_for_another_is_not_renewed_again(sendgrid):
+    urls = sendgrid.urls()
+    refused = urls.url(0), urls.url(1)
+    renewed = [urls.url(index, refused=refused[index]) for index in (0, 1)]
+    assert renewed == [f"https://files.example/{index}?X-Amz-Signature=2" for index in (0, 1)]
+    assert (urls.renewals, sendgrid.answers) == (1, 2)
+
+
+def test_many_threads_that_are_refused_at_once_renew_once(sendgrid):
+    """Each renewal is a request, and ten of them are SendGrid's limit."""
+    urls = sendgrid.urls()
+    refused, threads = urls.url(0), 8
+    together = threading.Barrier(threads)
+
+    def renew(_):
+        together.wait(timeout=10)
+        return urls.url(0, refused=refused)
+
+    with ThreadPoolExecutor(threads) as pool:
+        renewed = set(pool.map(renew, range(threads)))
+    assert renewed == {"https://files.example/0?X-Amz-Signature=2"}
+    assert (urls.renewals, sendgrid.answers) == (1, 2)
+
+
+def test_a_file_that_is_gone_is_told_by_number(sendgrid):
+    urls = sendgrid.urls()
+    refused = urls.url(1)
+    sendgrid.files = 1
+    with pytest.raises(ExportIncompleteError, match="export 6f0a2c5e now has 1 files; file 2 is gone"):
+        urls.url(1, refused=refused)
+
+
+def test_what_asking_raises_is_passed_on_and_asked_anew_next_time(sendgrid):
+    answers = iter([SendGridError("it broke")])
+
+    def get_export():
+        for error in answers:
+            raise error
+        return sendgrid.get_export()
+
+    urls = SignedUrls(get_export)
+    with pytest.raises(SendGridError, match="it broke"):
+        urls.url(0)
+    assert urls.url(0) == "https://files.example/0?X-Amz-Signature=1"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://files.example/1?s=5ecret", "ftp://f/1", "file:///etc/passwd", "https://[5ecret", "/1"]
+)
+def test_contacts_are_fetched_encrypted_or_not_at_all(sendgrid, url):
+    """What is no URL is refused too, without being told: it may be most of one."""
+    with pytest.raises(SendGridServerError, match="nothing was fetched") as caught:
+        sendgrid.urls().checked(url)
+    assert "5ecret" not in str(caught.value)
+
+
+def test_an_unencrypted_url_is_refused_before_it_is_handed_out():
+    with pytest.raises(SendGridServerError, match="not encrypted"):
+        SendGrid(scheme="http").urls().url(0)
+
+
+def test_an_emulator_on_this_machine_may_serve_plain_http():
+    urls = SendGrid(scheme="http").urls(allow_http=True)
+    assert urls.url(0).startswith("http://")
+    with pytest.raises(SendGridServerError):
+        urls.checked("ftp://files.example/1")
