@@ -79,7 +79,7 @@ class CsvCounter:
 
     def _keep_first_record(self, plain: bytes) -> None:
         """Collect bytes up to the first line feed outside quotes; give up on a record without end."""
-        known = (self._first_record or b"") + plain[:_MAX_FIRST_RECORD_BYTES]
+        known = (self._first_record or b"") + plain[: _MAX_FIRST_RECORD_BYTES + 1]
         end = known.find(b"\n")
         while end >= 0 and known.count(b'"', 0, end) % 2:
             end = known.find(b"\n", end + 1)

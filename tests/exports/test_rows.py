@@ -1,0 +1,148 @@
+"""Contacts are counted as the csv module reads them, in pieces cut anywhere."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_sendgrid.exports.rows import CsvCounter, JsonCounter, RecordCount, record_counter
+
+HEADER = ["EMAIL", "FIRST_NAME", "CONTACT_ID"]
+# What confuses those who take a line for a row, and then anything.
+VALUES = st.text(st.sampled_from('",\n\r a\\\tä') | st.characters(exclude_categories=["Cs"]), max_size=12)
+ROWS = st.lists(st.lists(VALUES, min_size=3, max_size=3), max_size=8)
+BORDERS = st.lists(st.integers(0, 500))
+
+
+def csv_bytes(rows, *, quoted=lambda _: True, line_end="\n"):
+    """A CSV file; by SendGrid's habit (`quoted=bool`) empty values are not quoted, all others are."""
+    cells = ([f'"{each.replace(chr(34), chr(34) * 2)}"' if quoted(each) else each for each in row] for row in rows)
+    return "".join(",".join(row) + line_end for row in cells).encode()
+
+
+def read_by_csv(content):
+    return list(csv.reader(io.StringIO(content.decode(), newline="")))
+
+
+def cut(data, borders):
+    ends = sorted({border % (len(data) + 1) for border in borders} | {len(data)})
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def count(counter, pieces):
+    for piece in pieces:
+        counter.feed(piece)
+    return counter.finish()
+
+
+def header_of(content):
+    """The digest of a file's first record."""
+    return count(CsvCounter(), [content]).first_record_sha256
+
+
+# --- CSV
+
+
+@given(ROWS, BORDERS, st.sampled_from(["\n", "\r\n"]), st.sampled_from([bool, lambda _: True]), st.booleans())
+def test_records_are_those_that_the_csv_module_reads(rows, borders, line_end, quoted, is_open):
+    """With quotes, line breaks and commas in values; with and without a line break at the end."""
+    content = csv_bytes([HEADER, *rows], quoted=quoted, line_end=line_end)
+    content = content.removesuffix(line_end.encode()) if is_open else content
+    counted = count(CsvCounter(), cut(content, borders))
+    assert counted.records == len(read_by_csv(content)) == len(rows) + 1
+    assert counted.rows(header_of(csv_bytes([HEADER]))) == len(rows)
+
+
+def test_every_border_of_a_file_counts_alike():
+    content = csv_bytes([HEADER, ['a\n\n"b"', "", '""'], ['"', "\n", ",\r\n"], ["", "", ""]])
+    for border in range(len(content) + 1):
+        counted = count(CsvCounter(), [content[:border], content[border:]])
+        assert counted == RecordCount(4, hashlib.sha256(b'"EMAIL","FIRST_NAME","CONTACT_ID"').hexdigest())
+
+
+@given(BORDERS)
+def test_a_header_with_a_line_break_in_it_is_one_record(borders):
+    """Custom fields have the names that people give them."""
+    content = csv_bytes([["EMAIL", 'my "own"\nfield'], ["a", "b"]])
+    counted = count(CsvCounter(), cut(content, borders))
+    assert counted.first_record_sha256 == hashlib.sha256(b'"EMAIL","my ""own""\nfield"').hexdigest()
+    assert counted.records == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [(b"", 0), (b"\n", 1), (b'"EMAIL"', 1), (b'"EMAIL"\n', 1), (b'"EMAIL"\n"a', 2), (b'"EMAIL"\n"a\n', 2)],
+)
+def test_files_of_next_to_nothing_are_counted(content, records):
+    """A value without its closing quote is a record still open."""
+    assert count(CsvCounter(), [content]).records == records
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"), [(b"", 0), (b'"EMAIL"', 0), (b'"EMAIL"\n', 0), (b'"EMAIL"\r\n', 0), (b'"EMAIL"\n""\n', 1)]
+)
+def test_an_empty_export_has_no_rows(content, rows):
+    assert count(CsvCounter(), [content]).rows(header_of(b'"EMAIL"\n')) == rows
+
+
+def test_a_file_that_repeats_the_header_has_one_row_less_than_records():
+    """Whether SendGrid's later files do is not known."""
+    header = header_of(csv_bytes([HEADER]))
+    repeating = count(CsvCounter(), [csv_bytes([HEADER, ["a", "b", "c"], ["d", "e", "f"]])])
+    continuing = count(CsvCounter(), [csv_bytes([["a", "b", "c"], ["d", "e", "f"]])])
+    assert (repeating.rows(header), continuing.rows(header)) == (2, 2)
+
+
+def test_without_a_header_nothing_is_taken_off():
+    assert RecordCount(3).rows("") == 3
+    assert RecordCount(3, "digest").rows("") == 3
+
+
+@pytest.mark.parametrize("size", [1024 * 1024 - 1, 1024 * 1024, 1024 * 1024 + 1, 3 * 1024 * 1024])
+@pytest.mark.parametrize("step", [64 * 1024, 1024 * 1024, 8 * 1024 * 1024])
+def test_a_first_record_of_any_size_is_counted_alike_however_cut(size, step):
+    """It is kept up to 1 MiB, and then given up: memory must not grow with it."""
+    content = b'"' + b"x" * (size - 3) + b'"\n"a"\n'
+    counted = count(CsvCounter(), [content[start : start + step] for start in range(0, len(content), step)])
+    assert counted.records == 2
+    assert bool(counted.first_record_sha256) is (size <= 1024 * 1024)
+
+
+def test_empty_pieces_change_nothing():
+    counter = CsvCounter()
+    for piece in (b"", b'"EMAIL"', b"", b"\n", b""):
+        counter.feed(piece)
+    assert counter.finish().records == 1
+
+
+# --- JSON
+
+
+@given(
+    st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=8),
+    BORDERS,
+    st.sampled_from(["\n", "\r\n", "\n\n", "\n \n"]),
+    st.booleans(),
+)
+def test_objects_are_those_that_json_reads(contacts, borders, line_end, is_open):
+    """One in each line; blank lines are none."""
+    content = line_end.join(map(json.dumps, contacts)) + ("" if is_open else line_end)
+    counted = count(JsonCounter(), cut(content.encode(), borders))
+    assert counted == RecordCount(len(contacts))
+    assert counted.rows("") == counted.rows(header_of(b'"EMAIL"\n')) == len(contacts)
+
+
+@pytest.mark.parametrize(("content", "records"), [(b"", 0), (b"\n", 0), (b" \r\n\n", 0), (b"{}", 1), (b"{}\n{", 2)])
+def test_json_files_of_next_to_nothing_are_counted(content, records):
+    assert count(JsonCounter(), [content]).records == records
+
+
+@pytest.mark.parametrize(("file_type", "kind"), [("csv", CsvCounter), ("json", JsonCounter)])
+def test_each_file_type_has_its_counter(file_type, kind):
+    assert type(record_counter(file_type)) is kind
