@@ -13,6 +13,7 @@
     ├── ExportFailedError              SendGrid says ``failure``; start another export
     ├── ExportExpiredError             its files are gone; start another export
     ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
+    ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
     └── DestinationConflictError       something of another export stands where this one would go
 
 They are plain exceptions, not Airflow's: a task that was resumed with ``soft_fail`` is skipped on any
@@ -136,6 +137,10 @@ class ExportIncompleteError(SendGridError):
     """A file or the export as a whole is not what SendGrid says it is; nothing incomplete was published."""
 
 
+class ExportInDoubtError(SendGridError):
+    """Several exports may be the one that a start, whose answer was lost, began; a person has to choose."""
+
+
 class DestinationConflictError(SendGridError):
     """What stands at the destination belongs to another export, and ``replace`` is off."""
 
@@ -148,6 +153,7 @@ HOPELESS_ERRORS = (
     SendGridNotFoundError,
     ExportFailedError,
     ExportExpiredError,
+    ExportInDoubtError,
     DestinationConflictError,
 )
 

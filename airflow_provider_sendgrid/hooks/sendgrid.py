@@ -16,6 +16,8 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.names import ids_of_names
+from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 
@@ -164,9 +166,25 @@ class SendGridHook(BaseHook):
             max_file_size: in MB; a larger export is split into several files (SendGrid's default: 5000).
             notify_by_email: have SendGrid mail a link to the account's owner.
         """
-        selection = ExportSelection(list_ids, segment_ids, file_type, max_file_size, notify_by_email)
+        return self.start_selection(ExportSelection(list_ids, segment_ids, file_type, max_file_size, notify_by_email))
+
+    def start_selection(self, selection: ExportSelection) -> str:
+        """The same, with what to export in one value."""
         with self.client() as client:
             return client.converse(protocol.start_export(self._family, selection))
+
+    def start_export_once(self, selection: ExportSelection, attempt: Attempt) -> tuple[str, bool]:
+        """Start an export, or find the one that an earlier try started; its id, and whether it was found."""
+        with self.client() as client:
+            return client.converse(start_export_once(self._family, selection, attempt))
+
+    def ids_of_lists(self, names: Sequence[str]) -> list[str | int]:
+        """The ids of the lists with these names."""
+        return ids_of_names("list", names, self.get_lists()) if names else []
+
+    def ids_of_segments(self, names: Sequence[str]) -> list[str | int]:
+        """The ids of the segments with these names."""
+        return ids_of_names("segment", names, self.get_segments()) if names else []
 
     def get_export(self, export_id: str) -> ContactExport:
         """The status of one export, with freshly signed URLs once it is ready."""

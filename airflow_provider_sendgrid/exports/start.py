@@ -1,0 +1,154 @@
+"""Starting an export once, although answers get lost, workers die and tasks are tried again.
+
+SendGrid knows no idempotency key: whether a lost start went through, only the list of exports tells. An export that was
+begun since, of the same lists and segments, is the one; two of them are a doubt, which is said and never guessed.
+
+Like `protocol`, generators that know no socket and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError
+from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.protocol import (
+    DEFAULT_PATIENCE,
+    Conversation,
+    Patience,
+    Reply,
+    list_exports,
+    start_export,
+)
+
+_STARTS = 3
+# How long after a lost answer the list is looked at: an export may take a moment to be listed.
+_LOOKS_AFTER_SECONDS = (2.0, 5.0, 10.0)
+# SendGrid's times are whole seconds.
+_ROUNDING_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is known of earlier tries to start the same export.
+
+    Attributes:
+        since: when the first of them began, in seconds since the epoch by our clock.
+        is_retry: whether there was one before this.
+        claimed_ids: of exports that others are known to have started.
+    """
+
+    since: float
+    is_retry: bool = False
+    claimed_ids: Collection[str] = ()
+
+
+def start_export_once(
+    family: ExportFamily,
+    selection: ExportSelection,
+    attempt: Attempt,
+    patience: Patience = DEFAULT_PATIENCE,
+) -> Conversation[tuple[str, bool]]:
+    """The id of the export, and whether it was found rather than started.
+
+    Raises:
+        ExportInDoubtError: there are several that may be the one.
+        SendGridError: it could not be started.
+        ValueError: an argument cannot be right.
+    """
+    selection.to_payload(family)
+    if attempt.is_retry and (found := (yield from find_started(family, selection, attempt, patience))):
+        return found.id, True
+    for starts_left in reversed(range(_STARTS)):
+        try:
+            return (yield from start_export(family, selection, patience)), False
+        except SendGridError as error:
+            if not error.may_have_been_accepted:
+                raise
+            lost = error
+        for seconds in _LOOKS_AFTER_SECONDS:
+            found = yield from find_started(family, selection, attempt, patience, seconds, str(lost))
+            if found is not None:
+                return found.id, True
+        if not starts_left:
+            raise lost
+    raise RuntimeError("a loop that returns or raises has ended")
+
+
+def find_started(
+    family: ExportFamily,
+    selection: ExportSelection,
+    attempt: Attempt,
+    patience: Patience = DEFAULT_PATIENCE,
+    after_seconds: float = 0.0,
+    because: str = "",
+) -> Conversation[ContactExport | None]:
+    """The one export that an earlier try may have started; None where there is none.
+
+    Args:
+        family: of the export.
+        selection: what it exports.
+        attempt: what is known of earlier tries.
+        patience: see `Patience`.
+        after_seconds: how long to wait before the list is asked for.
+        because: why, for the log.
+
+    Raises:
+        ExportInDoubtError: there are several.
+    """
+    replies: list[Reply] = []
+    listed = yield from _carried_on(list_exports(family, patience), after_seconds, because, replies)
+    not_before = attempt.since + (_clock_difference(replies[-1]) if replies else 0.0) - _ROUNDING_SECONDS
+    found = [
+        export
+        for export in listed
+        if _is_of(export, selection)
+        and export.created_at is not None
+        and export.created_at.timestamp() >= not_before
+        and export.status != FAILURE
+        and export.id not in attempt.claimed_ids
+    ]
+    if len(found) > 1:
+        raise ExportInDoubtError(
+            f"start of a {family.value} export: {len(found)} exports of the same lists and segments were begun since "
+            f"{datetime.fromtimestamp(attempt.since, tz=timezone.utc).isoformat(timespec='seconds')}: "
+            f"{', '.join(export.id for export in found)}. One of them may be this task's, nobody can tell which. "
+            "Use the one you want in the tasks that follow, or set durable=False and run the task again to start "
+            "another."
+        )
+    return found[0] if found else None
+
+
+def _is_of(export: ContactExport, selection: ExportSelection) -> bool:
+    return set(export.list_ids) == {str(item) for item in selection.list_ids} and set(export.segment_ids) == {
+        str(item) for item in selection.segment_ids
+    }
+
+
+def _clock_difference(reply: Reply) -> float:
+    """How far SendGrid's clock is ahead of ours, in seconds; 0 where it does not say."""
+    try:
+        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp() - reply.received_at
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _carried_on(
+    conversation: Conversation[list[ContactExport]], after_seconds: float, because: str, replies: list[Reply]
+) -> Conversation[list[ContactExport]]:
+    """Carry a conversation on after a wait, and keep its replies."""
+    try:
+        request = replace(next(conversation), after_seconds=after_seconds, because=because)
+        while True:
+            try:
+                reply = yield request
+            except SendGridError as error:
+                request = conversation.throw(error)
+            else:
+                replies.append(reply)
+                request = conversation.send(reply)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
