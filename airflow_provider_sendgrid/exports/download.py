@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridError
+from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridError, redact
 
 if TYPE_CHECKING:
     import requests
@@ -28,6 +28,15 @@ log = logging.getLogger(__name__)
 
 _SKIP_BYTES = 256 * 1024
 _MAX_REDIRECTS = 3
+
+
+def _without_signature(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
+
+
+# Where a task's log level is DEBUG, urllib3 writes down whole URLs: these let anyone fetch the contacts.
+logging.getLogger("urllib3.connectionpool").addFilter(_without_signature)
 
 
 class FileChangedError(ExportIncompleteError):
@@ -43,7 +52,7 @@ class DownloadLimits:
         progress_bytes: what a try must bring to count as progress.
         first_wait_seconds: wait after a try that brought too little; doubles with each in a row.
         longest_wait_seconds: the longest such wait.
-        stall_seconds: a connection that brings less than `stall_bytes` in this time is given up.
+        stall_seconds: a connection that is waited for so long, in sum, for less than `stall_bytes` is given up.
         stall_bytes: see `stall_seconds`.
         jitter: answers numbers from 0 to 1; spreads the waits.
     """
@@ -82,6 +91,7 @@ class FileDownload:
         length: of the file as it is stored at SendGrid, in bytes; -1 before `open`.
         etag: the storage's ETag of it, or None.
         path: the path of its URL, which ends in the file's name.
+        has_ranges: whether the storage sends a part of the file when asked for it, as far as is known.
         connections: how many were opened for it so far.
         fetched_bytes: received so far, those included that were fetched twice.
     """
@@ -105,6 +115,7 @@ class FileDownload:
         self.length = -1
         self.etag: str | None = None
         self.path = ""
+        self.has_ranges = True
         self.connections = 0
         self.fetched_bytes = 0
         self._url = url
@@ -186,11 +197,14 @@ class FileDownload:
         etag = response.headers.get("ETag")
         if self.length < 0:
             self.length, self.etag, self.path = length, etag, urlsplit(response.url).path
+            self.has_ranges = response.headers.get("Accept-Ranges", "").lower() == "bytes"
         if length != self.length:
             raise self._changed(f"it is {length} bytes long now, it was {self.length}")
         if etag != self.etag:
             raise self._changed("its ETag is another")
         wanted = (start, length if end is None else end)
+        if response.status_code == 200 and wanted != (0, length):
+            self.has_ranges = False
         if response.status_code == 206 and (first, last) != wanted:
             raise TryAgain(f"the storage sent bytes {first} to {last} instead of {wanted[0]} to {wanted[1]}")
         return first
@@ -216,7 +230,8 @@ class RangeReader:
         self._connected_at = start
         self._failures = 0
         self._causes: list[str] = []
-        self._stall_mark = (0.0, 0)
+        self._refusals = 0
+        self._waited_seconds, self._received_bytes = 0.0, 0
 
     def __enter__(self) -> RangeReader:
         return self
@@ -231,7 +246,6 @@ class RangeReader:
 
     def open(self) -> RangeReader:
         """Connect now rather than at the first read."""
-        self._download.raise_if_stopped()
         self._persist(self._connect)
         return self
 
@@ -251,7 +265,6 @@ class RangeReader:
         """
         if self.is_done or not buffer:
             return 0
-        self._download.raise_if_stopped()
         count = self._persist(lambda: self._read_once(buffer))
         self.position += count
         if self.is_done:
@@ -272,6 +285,7 @@ class RangeReader:
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         while True:
+            self._download.raise_if_stopped()
             try:
                 return attempt()
             except TryAgain as error:
@@ -280,13 +294,13 @@ class RangeReader:
                 wait = self._download.limits.wait_seconds(self._failures)
                 log.warning("%s: %s; going on in %.1f s.", self._download.name, self._causes[-1], wait)
                 self._download.sleep(wait)
-                self._download.raise_if_stopped()
 
     def _count_failure(self, error: TryAgain) -> None:
         progressed = self.position - self._connected_at >= self._download.limits.progress_bytes
         self._failures = 1 if progressed else self._failures + 1
         self._connected_at = self.position
         self._refused = error.refused or self._refused
+        self._refusals = self._refusals + 1 if error.refused else 0
         self._causes = [*self._causes[-4:], f"{error} at {self._at()}"]
         if self._failures >= self._download.limits.tries:
             raise self._given_up() from None
@@ -296,7 +310,7 @@ class RangeReader:
         self._response, self._refused = response, None
         self.end = self._download.length if self.end is None else self.end
         self._connected_at = self.position
-        self._stall_mark = (self._download.clock(), 0)
+        self._waited_seconds, self._received_bytes = 0.0, 0
         if skip > 0:
             self._skip(response, skip)
         return response
@@ -317,6 +331,8 @@ class RangeReader:
     def _receive(self, response: requests.Response, size: int) -> bytes:
         from urllib3.exceptions import HTTPError
 
+        self._download.raise_if_stopped()
+        asked_at = self._download.clock()
         try:
             chunk: bytes = response.raw.read1(size, decode_content=False)
         except (HTTPError, OSError) as error:
@@ -324,16 +340,17 @@ class RangeReader:
         if not chunk:
             raise TryAgain("the connection ended early")
         self._download.fetched_bytes += len(chunk)
-        self._check_stall(len(chunk))
+        self._check_stall(self._download.clock() - asked_at, len(chunk))
         return chunk
 
-    def _check_stall(self, count: int) -> None:
-        """Leave a connection that brings next to nothing; what it brought counts."""
-        limits, now = self._download.limits, self._download.clock()
-        since, received = self._stall_mark
-        received += count
-        self._stall_mark = (now, 0) if received >= limits.stall_bytes else (since, received)
-        if now - since > limits.stall_seconds and received < limits.stall_bytes:
+    def _check_stall(self, seconds: float, count: int) -> None:
+        """Leave a connection that brings next to nothing while it is waited for; pauses of the reader are its own."""
+        limits = self._download.limits
+        self._waited_seconds += seconds
+        self._received_bytes += count
+        if self._received_bytes >= limits.stall_bytes:
+            self._waited_seconds, self._received_bytes = 0.0, 0
+        elif self._waited_seconds > limits.stall_seconds:
             raise TryAgain("the connection slowed to a trickle")
 
     def _at(self) -> str:
@@ -344,7 +361,7 @@ class RangeReader:
     def _given_up(self) -> SendGridError:
         causes = "; ".join(self._causes)
         text = f"{self._download.name}: {self._failures} tries in a row brought nothing: {causes}."
-        if self._refused is not None and self._download.length < 0:
+        if self._refusals > 1 and self._download.length < 0:
             return ExportExpiredError(
                 f"{text} Freshly signed URLs are refused too: it is no longer kept. Start another export."
             )

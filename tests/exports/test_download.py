@@ -1,0 +1,497 @@
+"""One file by ranges: resumed where it broke, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+
+import pytest
+from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
+from airflow_provider_sendgrid.exceptions import (
+    ExportExpiredError,
+    ExportIncompleteError,
+    SendGridError,
+    SendGridServerError,
+)
+from airflow_provider_sendgrid.exports.client import new_download_session
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.download import DownloadLimits, FileChangedError, FileDownload, RangeReader
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+from tests.file_server import FileServer
+from tests.sendgrid_source import LIMITS, HandClock, SendGrid
+
+CONTACTS = 8_000  # some 450 KB of gzip, 2 MB of plain text
+SMALL_STEPS = replace(LIMITS, progress_bytes=10_000)
+CONTENT = bytes(range(256)) * 1_000
+
+
+@pytest.fixture
+def clock():
+    return HandClock()
+
+
+@pytest.fixture
+def sendgrid(clock):
+    with Emulator(populate=False, clock=clock) as emulator:
+        yield SendGrid(emulator, clock, SMALL_STEPS)
+
+
+@pytest.fixture
+def session():
+    with new_download_session(SendGridConnection("SG.key")) as session:
+        yield session
+
+
+def read(reader: RangeReader, piece_bytes: int = 7_000) -> bytes:
+    """All that is left, in pieces as odd as the network's."""
+    buffer = memoryview(bytearray(piece_bytes))
+    content = b""
+    while filled := reader.readinto(buffer):
+        content += buffer[:filled]
+    return content
+
+
+def download_of(url: str, session, **changes) -> FileDownload:
+    """A file at a plain address."""
+    urls = SignedUrls(lambda: None, allow_http=changes.pop("allow_http", True))
+    options = {"name": "SendGrid export 6f file 1 of 1", "checked": urls.checked, "limits": SMALL_STEPS} | changes
+    return FileDownload(lambda _refused: url, session, sleep=lambda _seconds: None, **options)
+
+
+# --- whole
+
+
+@pytest.mark.parametrize("encoding", ["x-gzip", "gzip", "bare", "plain"])
+def test_a_file_comes_as_it_is_stored(sendgrid, encoding):
+    """Nothing is decoded on the way, whatever the header says; one request does it, without our key."""
+    sendgrid.emulator.configure(encoding=encoding)
+    export_id = sendgrid.export(CONTACTS)
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        content = read(reader)
+    assert sendgrid.stored(export_id) == content
+    assert (len(content), reader.position) == (download.length, reader.end)
+    assert download.etag is not None
+    assert download.path.endswith(f"{export_id}-00001.csv.gzip")
+    assert [None] == sendgrid.ranges()
+    assert [] == sendgrid.emulator.leaks()
+    assert [] == sendgrid.waits
+
+
+def test_any_range_can_be_had(sendgrid):
+    """As parts of one file over several connections are."""
+    export_id = sendgrid.export(CONTACTS)
+    stored = sendgrid.stored(export_id)
+    with sendgrid.download(export_id) as download:
+        download.open().close()
+        with download.range(1_000, 50_000) as reader:
+            first = read(reader)
+        with download.range(len(stored) - 10, len(stored)) as reader:
+            last = read(reader)
+    assert stored[1_000:50_000] == first
+    assert stored[-10:] == last
+    assert ["bytes=1000-49999", f"bytes={len(stored) - 10}-{len(stored) - 1}"] == sendgrid.ranges()[1:]
+
+
+def test_an_empty_file_is_no_error(session):
+    with FileServer({"/file": b""}) as server, download_of(f"{server.url}/file", session).open() as reader:
+        assert b"" == read(reader)
+        assert reader.is_done
+
+
+def test_more_than_the_range_holds_is_a_mistake_of_the_caller(sendgrid):
+    with sendgrid.download(sendgrid.export(10)) as download, download.open() as reader:
+        room = memoryview(bytearray(download.length + 1))
+        with pytest.raises(ValueError, match="more bytes than the range holds"):
+            reader.fill(room)
+
+
+# --- resumed
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(sendgrid):
+    """However often, as long as each brings something; next to nothing is fetched twice."""
+    sendgrid.emulator.configure(encoding="plain", bytes_per_connection=100_000)
+    export_id = sendgrid.export(CONTACTS)
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        content = read(reader)
+    assert sendgrid.stored(export_id) == content
+    assert -(-len(content) // 100_000) == download.connections
+    assert len(content) == sendgrid.fetched_bytes() == download.fetched_bytes
+    expected = [None, *(f"bytes={start}-{len(content) - 1}" for start in range(100_000, len(content), 100_000))]
+    assert expected == sendgrid.ranges()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("refuse", listener="files", nth=2),
+        Fault("reset", listener="files", nth=2),
+        Fault("status", listener="files", nth=2, status=503),
+        Fault("status", listener="files", nth=2, status=429),
+        Fault("lost", listener="files", nth=2, with_reset=True),
+        Fault("wrong_range", listener="files", nth=2),
+        Fault("expire", listener="files", nth=2),
+        Fault("status", listener="files", nth=2, status=400),
+        Fault("cut", listener="files", nth=2, at=0),
+        Fault("cut", listener="files", nth=2, with_reset=True),
+        Fault("no_ranges", listener="files", nth=2),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.status}" if fault.status else fault.kind,
+)
+def test_whatever_goes_wrong_on_the_way_the_file_ends_identical(sendgrid, fault):
+    """A cut first, then anything at all when the rest is asked for."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("cut", listener="files", nth=1), fault)
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        content = read(reader)
+    assert sendgrid.stored(export_id) == content
+    assert [] == sendgrid.emulator.leaks()
+
+
+def test_a_storage_that_hangs_is_left_and_asked_again(sendgrid):
+    """The connection's timeout ends the wait for the next byte."""
+    sendgrid.timeout_seconds = 0.2
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("hang", listener="files", nth=1))
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        assert sendgrid.stored(export_id) == read(reader)
+    assert 2 == download.connections
+
+
+def test_a_storage_without_ranges_is_read_again_up_to_the_point(sendgrid):
+    """It answers 200 with everything: what is known already is skipped, not taken for the rest."""
+    sendgrid.emulator.configure(ranges=False)
+    export_id = sendgrid.export(CONTACTS)
+    stored = sendgrid.stored(export_id)
+    sendgrid.emulator.inject(Fault("cut", listener="files", nth=1, at=200_000))
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        content = read(reader)
+        assert not download.has_ranges
+    assert stored == content
+    assert len(stored) + 200_000 == download.fetched_bytes
+
+
+def test_a_storage_that_only_claims_ranges_is_found_out(sendgrid):
+    """Whoever fetches parts is told not to ask for more of them."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("no_ranges", listener="files"))
+    with sendgrid.download(export_id) as download:
+        download.open().close()
+        claimed = download.has_ranges
+        with download.range(1_000, 2_000) as reader:
+            assert sendgrid.stored(export_id)[1_000:2_000] == read(reader)
+    assert (True, False) == (claimed, download.has_ranges)
+
+
+# --- URLs
+
+
+def test_urls_that_expire_on_the_way_are_renewed_once_for_all_readers(clock):
+    """Eight readers of two files are refused; SendGrid is asked one time more than the first."""
+    with Emulator(Settings(contacts_per_file=CONTACTS // 2), populate=False, clock=clock) as emulator:
+        sendgrid = SendGrid(emulator, lambda: 0.0, SMALL_STEPS)
+        export_id = sendgrid.export(CONTACTS)
+        with sendgrid.source(export_id) as source:
+            downloads = [source.open_file(index, f"file {index + 1}") for index in (0, 1)]
+            for download in downloads:
+                download.open().close()
+            clock.advance(emulator.settings.url_lifetime)
+            readers = [download.range(at, at + 40_000) for download in downloads for at in range(0, 160_000, 40_000)]
+            with ThreadPoolExecutor(8) as threads:
+                parts = list(threads.map(read, readers))
+            assert 1 == source.urls.renewals
+        assert sendgrid.stored(export_id, 0)[:160_000] == b"".join(parts[:4])
+        assert sendgrid.stored(export_id, 1)[:160_000] == b"".join(parts[4:])
+        assert 2 == emulator.count("GET", "/v3/marketing/contacts/exports", "api")
+
+
+def test_a_file_longer_than_its_urls_live_arrives_whole():
+    """30 MB, cut every 1.5 MB, over URLs that live two seconds: whole, and less than a tenth fetched twice."""
+    clock = HandClock()
+    settings = Settings(encoding="plain", bytes_per_connection=1_500_000, url_lifetime=2)
+
+    def half_a_second_later(request) -> None:
+        clock.advance(0.5 if request.listener == "files" else 0.0)
+
+    with Emulator(settings, populate=False, clock=clock, observe=half_a_second_later) as emulator:
+        sendgrid = SendGrid(emulator, clock)
+        export_id = sendgrid.export(125_000)
+        with sendgrid.source(export_id) as source:
+            download = source.open_file(0, "file 1")
+            content = bytearray(emulator.export_files(export_id)[0].stored_bytes)
+            with download.open() as reader:
+                reader.fill(memoryview(content))
+            assert source.urls.renewals >= 4
+        assert len(content) > 30_000_000
+        assert sendgrid.stored(export_id) == content
+        assert sendgrid.fetched_bytes() < 1.1 * len(content)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_file_that_is_refused_for_ever_from_the_start_has_expired(sendgrid, status):
+    """Freshly signed URLs are refused too: the export has to be started anew."""
+    export_id = sendgrid.export(10)
+    sendgrid.emulator.inject(Fault("status", listener="files", status=status))
+    with sendgrid.download(export_id) as download, pytest.raises(ExportExpiredError, match="Start another export"):
+        download.open()
+    assert LIMITS.tries == download.connections
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_file_that_is_refused_for_ever_later_on_is_incomplete(sendgrid, status):
+    """It was there: another try of the task may still get it."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.configure(bytes_per_connection=100_000)
+    sendgrid.emulator.inject(*(Fault("status", listener="files", nth=n, status=status) for n in range(2, 30)))
+    with (
+        sendgrid.reader(export_id) as reader,
+        pytest.raises(ExportIncompleteError, match=f"refused the URL \\({status}\\) at 100000 of"),
+    ):
+        read(reader)
+
+
+def test_a_refusal_among_failures_of_the_network_is_no_expiry(sendgrid):
+    """One refused URL had aged; what failed then was the storage, and another try may help."""
+    sendgrid.emulator.inject(
+        Fault("expire", listener="files", nth=1),
+        *(Fault("status", listener="files", status=503, nth=number) for number in range(2, 10)),
+    )
+    with sendgrid.download(sendgrid.export(10)) as download, pytest.raises(ExportIncompleteError, match="503"):
+        download.open()
+
+
+# --- the same file all along
+
+
+def test_a_file_that_changed_on_the_way_is_not_mixed_with_another(sendgrid):
+    """The ETag of the first answer holds for all."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("cut", listener="files", nth=1), Fault("changed", listener="files", nth=2))
+    with sendgrid.reader(export_id) as reader, pytest.raises(FileChangedError, match="changed while it was read"):
+        read(reader)
+
+
+def test_a_file_of_the_same_length_with_another_etag_has_changed(session):
+    answers = iter(['"one"', '"two"'])
+    with FileServer({"/file": CONTENT}, lambda status, headers: (status, headers | {"ETag": next(answers)})) as server:
+        download = download_of(f"{server.url}/file", session)
+        download.open().close()
+        with download.range(0, 10) as reader, pytest.raises(FileChangedError, match="its ETag is another"):
+            read(reader)
+
+
+def test_a_file_that_has_become_shorter_has_changed(sendgrid):
+    """The storage answers 416 for what is beyond its end, or names another length."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(
+        Fault("cut", listener="files", nth=1, at=300_000),
+        Fault("truncate", listener="files", nth=2, at=200_000),
+    )
+    with sendgrid.reader(export_id) as reader, pytest.raises(FileChangedError, match="shorter than it was"):
+        read(reader)
+
+
+@pytest.mark.parametrize("off", [1_000, -1_000])
+def test_a_wrong_length_is_noticed_when_the_rest_is_asked_for(sendgrid, off):
+    """The first answer said another length than the later ones."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(
+        Fault("wrong_length", listener="files", nth=1, at=off), Fault("cut", listener="files", nth=1, at=100_000)
+    )
+    with sendgrid.reader(export_id) as reader, pytest.raises(FileChangedError, match="bytes long now"):
+        read(reader)
+
+
+def test_an_early_end_is_never_taken_for_the_end(sendgrid):
+    """Content-Length promises more than comes, each time."""
+    export_id = sendgrid.export(10)
+    sendgrid.emulator.inject(Fault("wrong_length", listener="files", at=500))
+    with sendgrid.reader(export_id) as reader, pytest.raises(ExportIncompleteError):
+        read(reader)
+
+
+def test_a_file_without_a_length_is_refused_at_once(session):
+    """Nobody could tell whether it is whole."""
+
+    def without_length(status, headers):
+        return status, {"ETag": headers["ETag"]}
+
+    with FileServer({"/file": CONTENT}, without_length) as server:
+        download = download_of(f"{server.url}/file", session)
+        with pytest.raises(ExportIncompleteError, match="does not say how long the file is"):
+            download.open()
+    assert 1 == download.connections
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    [None, "", "bytes */256000", "bytes 0-9/*", "bytes x-9/256000", "bytes 1-10/256000", "bytes 0-10/256000"],
+)
+def test_a_range_that_is_not_the_one_asked_for_is_not_taken(session, content_range):
+    """Missing, unreadable or another: asked for again, and given up within bounds."""
+
+    def bend(status, headers):
+        headers.pop("Content-Range", None)
+        return status, headers if content_range is None else headers | {"Content-Range": content_range}
+
+    with FileServer({"/file": CONTENT}) as server:
+        download = download_of(f"{server.url}/file", session)
+        download.open().close()
+        server.bend = bend
+        with download.range(0, 10) as reader, pytest.raises(ExportIncompleteError, match="the storage sent"):
+            read(reader)
+    assert 1 + LIMITS.tries == download.connections
+
+
+# --- patience
+
+
+def test_waits_between_tries_double_up_to_a_limit():
+    """Half a second, one, two, ... thirty; each is spread by up to a half."""
+    full, half = DownloadLimits(jitter=lambda: 1.0), DownloadLimits(jitter=lambda: 0.0)
+    assert [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] == [full.wait_seconds(n) for n in range(1, 9)]
+    assert [0.25, 0.5, 1.0] == [half.wait_seconds(n) for n in range(1, 4)]
+
+
+def test_tries_that_bring_nothing_are_bounded_and_told(sendgrid):
+    """The last error says which file, how far it came, and every recent cause."""
+    export_id = sendgrid.export(CONTACTS)
+    stored = sendgrid.stored(export_id)
+    sendgrid.emulator.inject(
+        Fault("cut", listener="files", nth=1, at=100_000),
+        Fault("reset", listener="files", nth=2),
+        Fault("status", listener="files", nth=3, status=500),
+        Fault("expire", listener="files", nth=4),
+        *(Fault("cut", listener="files", nth=number, at=7) for number in range(5, 20)),
+    )
+    with sendgrid.reader(export_id) as reader, pytest.raises(ExportIncompleteError) as caught:
+        read(reader)
+    told = str(caught.value)
+    assert told.startswith(f"SendGrid export {export_id} file 1 of 1: 6 tries in a row brought nothing")
+    assert f"the storage answered 500 at 100000 of {len(stored)} bytes" in told
+    assert "refused the URL (403)" in told
+    assert "the connection broke (ProtocolError) at 100007 of" in told
+    assert "run the task again" in told
+    # The first cut had brought enough; it and five more are the six.
+    assert [0.5, 1.0, 2.0, 4.0, 8.0] == sendgrid.waits
+    assert "?" not in told
+    assert "X-Amz" not in told
+
+
+def test_a_connection_that_trickles_is_left_for_another(sendgrid, caplog):
+    """Less than 64 KiB in 60 s is no progress, though it never stops."""
+    sendgrid.emulator.inject(Fault("trickle", listener="files", nth=1, bytes_per_second=50_000))
+    export_id = sendgrid.export(CONTACTS)
+    seconds = count(0, 15)
+    with sendgrid.download(export_id, clock=lambda: next(seconds)) as download, download.open() as reader:
+        content = read(reader, 1_000_000)
+    assert "the connection slowed to a trickle at " in caplog.text
+    assert sendgrid.stored(export_id) == content
+    assert 2 == download.connections
+
+
+def test_a_reader_that_pauses_does_not_blame_the_storage(sendgrid, clock):
+    """While uploads hold it up, nothing is asked of the connection."""
+    export_id = sendgrid.export(CONTACTS)
+    buffer = memoryview(bytearray(1_000))
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        while reader.readinto(buffer):
+            clock.advance(3_600)
+    assert 1 == download.connections
+
+
+def test_a_stopped_download_ends_at_the_next_byte(sendgrid):
+    """For all its readers, those that wait for a further try included."""
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
+        reader.readinto(memoryview(bytearray(10)))
+        download.stop()
+        for ask in (lambda: read(reader), download.open, lambda: read(download.range(0, 10))):
+            with pytest.raises(ExportIncompleteError, match="was stopped"):
+                ask()
+    assert 1 == sendgrid.emulator.count(listener="files")
+
+
+def test_a_stopped_download_skips_no_further(sendgrid):
+    """What a storage without ranges sends again may be gigabytes."""
+    sendgrid.emulator.configure(ranges=False)
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("cut", listener="files", nth=1, at=400_000))
+
+    def stop_when_skipping() -> float:
+        if download.connections == 2 and download.fetched_bytes > 450_000:
+            download.stop()
+        return 0.0
+
+    with sendgrid.download(export_id, clock=stop_when_skipping) as download, download.open() as reader:
+        with pytest.raises(ExportIncompleteError, match="was stopped"):
+            read(reader)
+        assert (400_000, True) == (reader.position, download.fetched_bytes < 800_000)
+
+
+# --- redirects
+
+
+def redirecting(*locations: str):
+    """Answers that send elsewhere, one location after the other, then the file."""
+    left = list(locations)
+
+    def bend(status, headers):
+        return (302, {"Location": left.pop(0), "Content-Length": "0"}) if left else (status, headers)
+
+    return bend
+
+
+def test_redirects_are_followed_with_none_of_our_headers(session):
+    """Up to three; what goes along is what any client sends, and the range."""
+    with FileServer({"/file": CONTENT}) as target:
+        elsewhere = f"{target.url}/file"
+        with FileServer({"/file": b""}, redirecting("/file", "/file", elsewhere)) as server:
+            download = download_of(f"{server.url}/file?X-Amz-Signature=s3cret", session)
+            with download.open() as reader:
+                assert CONTENT == read(reader)
+        [headers] = target.headers_seen
+    assert set(headers) <= {"host", "user-agent", "accept-encoding", "accept", "connection"}
+    assert "s3cret" not in str(headers)
+
+
+def test_a_redirect_too_many_is_one_of_the_bounded_failures(session):
+    with FileServer({"/file": CONTENT}, redirecting(*["/file"] * 100)) as server:
+        download = download_of(f"{server.url}/file", session)
+        with pytest.raises(ExportIncompleteError, match="more than 3 redirects"):
+            download.open()
+
+
+def test_a_redirect_to_an_unencrypted_place_is_not_followed(session):
+    """Nor is it asked again: this is no accident."""
+    with FileServer({"/file": CONTENT}) as target, FileServer({"/file": b""}) as server:
+        server.bend = redirecting(f"{target.url}/file?X-Amz-Signature=s3cret")
+        download = download_of(f"{server.url}/file", session, allow_http=False)
+        with pytest.raises(SendGridServerError, match="not encrypted") as caught:
+            download.open()
+    assert [] == target.headers_seen
+    assert "s3cret" not in str(caught.value)
+
+
+# --- secrets
+
+
+def test_signed_urls_are_never_logged_nor_told(sendgrid, caplog):
+    """Not by us at any level, nor by the libraries below at the finest."""
+    caplog.set_level(logging.DEBUG)
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.configure(bytes_per_connection=50_000)
+    sendgrid.emulator.inject(
+        Fault("expire", listener="files", nth=3),
+        Fault("refuse", listener="files", nth=4),
+        Fault("status", listener="files", status=404, nth=5),
+        *(Fault("hang", listener="files", nth=number) for number in range(6, 20)),
+    )
+    sendgrid.timeout_seconds = 0.05
+    with sendgrid.download(export_id) as download, download.open() as reader, pytest.raises(SendGridError) as caught:
+        read(reader)
+    for text in (caplog.text, str(caught.value), repr(caught.value)):
+        assert None is re.search("Signature=[0-9a-f]", text)
+        assert sendgrid.emulator.api_key not in text
