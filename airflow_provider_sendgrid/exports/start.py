@@ -70,7 +70,12 @@ def start_export_once(
                 raise
             lost = error
         for seconds in _LOOKS_AFTER_SECONDS:
-            found = yield from find_started(family, selection, attempt, patience, seconds, str(lost))
+            try:
+                found = yield from find_started(family, selection, attempt, patience, seconds, str(lost))
+            except ExportInDoubtError:
+                raise
+            except SendGridError:
+                raise lost from None  # nobody can tell now; the next try of the task looks again
             if found is not None:
                 return found.id, True
         if not starts_left:
