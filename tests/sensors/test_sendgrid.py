@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError, SendGridServerError
-from airflow_provider_sendgrid.exports.watch import wait_for_export
+from airflow_provider_sendgrid.exports.shared_watch import SharedWatch
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 
 WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
@@ -136,7 +136,7 @@ def test_the_outcome_is_the_same_in_every_mode(
     elif said == "expired":
         # Pending when the task looked, and gone before the triggerer did, a day later.
         traits["outcome"] = "ready"
-        monkeypatch.setitem(wait_for_export.__kwdefaults__, "clock", lambda: time.time() + 24 * 3600)
+        monkeypatch.setitem(SharedWatch.__init__.__kwdefaults__, "clock", lambda: time.time() + 24 * 3600)
     export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
     wait = wait_in(mode, export_id=export_id, soft_fail=soft_fail)
     if said in ("timeout", "unknown status"):
