@@ -217,13 +217,12 @@ def new_download_session(connection: SendGridConnection) -> requests.Session:
     session = requests.Session()
     session.auth = add_nothing  # or requests would look into ~/.netrc
     session.headers["User-Agent"] = _user_agent()
-    session.verify = connection.verify
-    if connection.proxy:
-        session.proxies = {"http": connection.proxy, "https": connection.proxy}
-        session.trust_env = False
-    elif connection.verify is not True:
-        # An environment's REQUESTS_CA_BUNDLE would win over the connection's own setting.
-        session.proxies = requests.utils.get_environ_proxies(connection.base_url)
+    if connection.proxy or connection.verify is not True:
+        # Or an environment's proxy and REQUESTS_CA_BUNDLE would win over the connection's own settings.
+        found = session.merge_environment_settings(connection.base_url, {}, None, None, None)
+        own = connection.proxy
+        session.proxies = {"http": own, "https": own} if own else found["proxies"]
+        session.verify = found["verify"] if connection.verify is True else connection.verify
         session.trust_env = False
     return session
 

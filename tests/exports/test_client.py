@@ -395,6 +395,12 @@ def test_no_failure_tells_a_query(speaker, emulator, caplog, monkeypatch, kind):
     )
 
 
+def test_no_missing_connection_tells_a_query(speaker, nobody):
+    with pytest.raises(SendGridUnavailableError) as caught:
+        changed(speaker, base_url=nobody).converse(protocol.get_lists(MARKETING, CALM))
+    assert "page_size" not in story(caught.value)
+
+
 def test_no_repr_tells_the_key(emulator):
     connection = SendGridConnection(emulator.api_key, emulator.url)
     with SendGridClient(connection) as client, new_session(connection) as session:
@@ -480,11 +486,20 @@ def test_the_environments_proxy_holds_though_the_trust_is_the_connections(monkey
         assert session.proxies["https"] == "http://proxy.example:3128"
 
 
-def test_a_connections_proxy_is_asked_instead_of_sendgrid(speaker, emulator):
-    """The emulator plays a proxy for plain HTTP: it sees the request meant for somebody else."""
-    elsewhere = changed(speaker, base_url="http://api.example", proxy=emulator.url)
-    elsewhere.ask()
+def test_a_connections_proxy_is_asked_instead_of_sendgrid(speaker, emulator, nobody, monkeypatch):
+    """The emulator plays a proxy for plain HTTP; the environment's is not asked."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, nobody)
+    changed(speaker, base_url="http://api.example", proxy=emulator.url).ask()
     assert emulator.count() == 1
+
+
+def test_behind_a_connections_proxy_the_environments_trust_holds(monkeypatch):
+    """A company's proxy often shows a certificate of the company."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "company.pem")
+    with new_session(SendGridConnection("SG.key", proxy="http://proxy.example:3128")) as session:
+        settings = session.merge_environment_settings("https://api.sendgrid.com", {}, None, None, None)
+    assert settings["verify"] == "company.pem"
 
 
 def test_a_proxy_that_is_not_there_is_told_without_its_password(speaker, nobody, caplog):
