@@ -2,7 +2,7 @@
 
 One connection is enough on a fast link, where the CPU is the bound. A single stream from S3 brings some 50 to 90 MB/s
 and leaves the CPU idle: then more connections are opened, twice as many after each part, as long as the process uses
-less than `BUSY` of one core.
+less than `BUSY` of one core. A storage without ranges is read as one stream.
 
 Knows ranges and the size of buffers. What a buffer is for, and when it may be used again, is its owner's business.
 """
@@ -71,7 +71,10 @@ def fetch_parts(
     with ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as threads:
         try:
             while position < download.length or underway:
-                while position < download.length and len(underway) < pace.connections:
+                while position < download.length and len(underway) < pace.connections_to(download):
+                    if not (download.has_ranges or underway or reader.position == position):
+                        reader.close()
+                        reader = download.range(position, download.length)
                     if (part := take(not underway)) is None:
                         break
                     room = part.room
@@ -103,13 +106,16 @@ class _Pace:
     """How many connections are worth it by now."""
 
     def __init__(self, most: int, clocks: Clocks) -> None:
-        self.connections = 1
+        self._connections = 1
         self._most = most
         self._clocks = clocks
         self._since = (clocks.wall(), clocks.cpu())
 
+    def connections_to(self, download: FileDownload) -> int:
+        return self._connections if download.has_ranges else 1
+
     def part_arrived(self) -> None:
         wall, cpu = self._clocks.wall(), self._clocks.cpu()
         if cpu - self._since[1] < BUSY * (wall - self._since[0]):
-            self.connections = min(self.connections * 2, self._most)
+            self._connections = min(self._connections * 2, self._most)
         self._since = (wall, cpu)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import count
 
 import pytest
+
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import (
     ExportExpiredError,
