@@ -219,7 +219,7 @@ def new_download_session(connection: SendGridConnection) -> requests.Session:
     session.headers["User-Agent"] = _user_agent()
     if connection.proxy or connection.verify is not True:
         # Or an environment's proxy and REQUESTS_CA_BUNDLE would win over the connection's own settings.
-        found = session.merge_environment_settings(connection.base_url, {}, None, None, None)
+        found: Any = session.merge_environment_settings(connection.base_url, {}, None, None, None)
         own = connection.proxy
         session.proxies = {"http": own, "https": own} if own else found["proxies"]
         session.verify = found["verify"] if connection.verify is True else connection.verify
