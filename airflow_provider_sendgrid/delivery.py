@@ -20,10 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid.exceptions import DestinationConflictError, ExportIncompleteError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationConflictError,
+    ExportExpiredError,
+    ExportIncompleteError,
+)
 from airflow_provider_sendgrid.exports.download import FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.fetch import fetch_parts
@@ -45,6 +49,7 @@ log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 256 * 1024
 _FETCHES_OF_A_CHANGING_FILE = 3
+_LEAST_TIME_LEFT = timedelta(seconds=60)
 _EXPORT_ID_KEY = "sendgrid-export-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9_-])*")
 _OBJECT_NAME = re.compile(_SAFE_ID.pattern + r"-\d{5,}-of-\d{5,}\.(csv|json)(\.gz)?")
@@ -183,10 +188,15 @@ def deliver_export(
 
 
 def _ready_export(export: ContactExport) -> ContactExport:
-    now = datetime.now(timezone.utc).timestamp()
-    sighting = look_at(export, now=now, started_at=now, polls=1)
+    now = datetime.now(timezone.utc)
+    sighting = look_at(export, now=now.timestamp(), started_at=now.timestamp(), polls=1)
     if (error := sighting.error()) is not None:
         raise error
+    if export.is_expired_at(now + _LEAST_TIME_LEFT):
+        raise ExportExpiredError(
+            f"SendGrid export {export.id} expires at {export.expires_at}, too soon to bring its files over; nothing was "
+            "downloaded. Start another export."
+        )
     if sighting.outcome is not Outcome.READY:
         raise ExportIncompleteError(
             f"SendGrid export {export.id} is not ready to be delivered: its status is {export.status!r}, with "
