@@ -46,25 +46,41 @@ NOW = 1_767_323_045.0
 
 
 @dataclass
+class Clock:
+    """Seconds since the epoch; they pass while somebody sleeps."""
+
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
 class Speaker:
     """One client after another of one kind, each for a single conversation."""
 
     kind: str
     connection: SendGridConnection
+    clock: Clock = field(default_factory=Clock)
     slept: list[float] = field(default_factory=list)
 
-    def converse(self, conversation) -> Any:
-        if self.kind == "requests":
-            with SendGridClient(self.connection, sleep=self.slept.append, clock=lambda: NOW) as client:
-                return client.converse(conversation)
-        return asyncio.run(self._aconverse(conversation))
+    def converse(self, *conversations) -> Any:
+        """Carry conversations to their end, one after another; return the last one's result."""
+        if self.kind == "httpx":
+            return asyncio.run(self._aconverse(*conversations))
+        with SendGridClient(self.connection, sleep=self.sleep, clock=self.clock) as client:
+            return [client.converse(each) for each in conversations][-1]
 
-    async def _aconverse(self, conversation) -> Any:
+    async def _aconverse(self, *conversations) -> Any:
         async def sleep(seconds):
-            self.slept.append(seconds)
+            self.sleep(seconds)
 
-        async with AsyncSendGridClient(self.connection, sleep=sleep, clock=lambda: NOW) as client:
-            return await client.converse(conversation)
+        async with AsyncSendGridClient(self.connection, sleep=sleep, clock=self.clock) as client:
+            return [await client.converse(each) for each in conversations][-1]
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.clock.now += seconds
 
     def ask(self, request=None):
         """One request, and its reply as it is."""
@@ -82,15 +98,20 @@ class Speaker:
 
 
 @pytest.fixture
-def emulator():
-    with Emulator(clock=lambda: NOW) as running:
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def emulator(clock):
+    with Emulator(clock=clock) as running:
         yield running
 
 
 @pytest.fixture(params=["requests", "httpx"])
-def speaker(request, emulator):
+def speaker(request, emulator, clock):
     """The client under test, with a connection to the emulator and waits that are noted, not waited."""
-    return Speaker(request.param, SendGridConnection(emulator.api_key, emulator.url, timeout_seconds=10.0))
+    return Speaker(request.param, SendGridConnection(emulator.api_key, emulator.url, timeout_seconds=10.0), clock)
 
 
 def changed(speaker, **changes):
@@ -316,6 +337,17 @@ def test_a_limit_that_lasts_too_long_is_told(speaker, emulator):
         speaker.get_export()
     assert caught.value.retry_after_seconds == 3600
     assert emulator.count() == 1
+
+
+@pytest.mark.parametrize("reset", ["epoch", "seconds"])
+def test_a_limit_that_is_used_up_is_waited_out_before_anybody_is_refused(speaker, emulator, reset, caplog):
+    """Ten requests a window are little: a refusal would use up one of the next."""
+    caplog.set_level(logging.INFO, logger=client_module.__name__)
+    emulator.configure(rate_limit=2, rate_limit_window=60.0, rate_limit_reset=reset)
+    speaker.converse(*(protocol.get_scopes(CALM) for _ in range(5)))
+    assert [each.status for each in emulator.requests()] == [200] * 5
+    assert speaker.slept == [60.0, 60.0]
+    assert "rate limit leaves no request" in caplog.text
 
 
 # --- starting once

@@ -506,6 +506,49 @@ def test_a_longer_wait_than_patience_is_not_begun():
     assert error.retry_after_seconds == 121.0
 
 
+# --- what is left of the limit
+
+
+def limit(remaining=None, reset=None, status=200):
+    headers = {"x_ratelimit_remaining": remaining, "x_ratelimit_reset": reset}
+    noted = protocol.RateLimit()
+    noted.note(reply(status, {}, **{name: value for name, value in headers.items() if value is not None}))
+    return noted
+
+
+@pytest.mark.parametrize("reset", ["18", str(int(NOW) + 18)])
+def test_who_has_used_up_the_limit_waits_for_the_next_window(reset):
+    noted = limit("0", reset)
+    assert [noted.wait_seconds(NOW + passed) for passed in (0, 10, 18, 30)] == [18.0, 8.0, 0.0, 0.0]
+    assert [noted.spare(NOW + passed) for passed in (0, 18)] == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize(("remaining", "spare"), [("1", 1.0), ("9", 9.0), (None, float("inf")), ("odd", float("inf"))])
+def test_who_has_requests_left_or_was_told_nothing_does_not_wait(remaining, spare):
+    noted = limit(remaining, "18")
+    assert noted.wait_seconds(NOW) == 0.0
+    assert noted.spare(NOW) == spare
+
+
+def test_nobody_has_said_anything_yet():
+    assert protocol.RateLimit().wait_seconds(NOW) == 0.0
+    assert protocol.RateLimit().spare(NOW) == float("inf")
+
+
+def test_a_window_that_never_ends_is_not_waited_for():
+    """SendGrid may be asked then: it answers 429, and that says why."""
+    assert limit("0", "1000000").wait_seconds(NOW) == protocol.DEFAULT_PATIENCE.longest_wait_seconds
+    assert limit("0").wait_seconds(NOW) == 0.0
+
+
+def test_the_last_answer_counts():
+    noted = limit("0", "18")
+    noted.note(reply(200, {}, x_ratelimit_remaining="5", x_ratelimit_reset="60"))
+    assert noted.wait_seconds(NOW) == 0.0
+    noted.note(reply(200, {}))
+    assert noted.spare(NOW) == float("inf")
+
+
 # --- values
 
 
