@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
+from typing import Any
 
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFailedError, SendGridError
 from airflow_provider_sendgrid.exports.export import FAILURE, PENDING, READY, ContactExport
@@ -40,6 +41,10 @@ class Sighting:
     outcome: Outcome
     polls: int = 1
     waited_seconds: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The export's summary, and what the wait for it took; what may go into an XCom."""
+        return self.export.summary() | {"polls": self.polls, "waited_seconds": round(self.waited_seconds, 3)}
 
     def describe(self) -> str:
         """One sentence for a person: which export, its status, how long it was waited for."""

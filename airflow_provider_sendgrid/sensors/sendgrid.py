@@ -33,7 +33,7 @@ class SendGridExportSensor(BaseSensorOperator):
     ======================  ==================================================================
     what SendGrid says      what the task does
     ======================  ==================================================================
-    ``ready``               succeeds; the summary (no URLs) is its XCom
+    ``ready``               succeeds; the summary is its XCom: no URLs; with polls and waited_seconds
     ``pending``             waits; polls after 2 s at first, then slower, up to `poke_interval`
     any other status        waits as for ``pending`` and names the status when time is up
     ``failure``             fails with SendGrid's message, without another try
@@ -73,6 +73,7 @@ class SendGridExportSensor(BaseSensorOperator):
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
         self.deferrable = deferrable
+        self._began = 0.0
         self._last_seen: Sighting | None = None
 
     @cached_property
@@ -95,7 +96,10 @@ class SendGridExportSensor(BaseSensorOperator):
         """Look once."""
         sighting = self._look()
         self._raise_if_hopeless(sighting.error())
-        return PokeReturnValue(sighting.outcome is Outcome.READY, sighting.export.summary())
+        summary = sighting.summary()
+        if self.reschedule:  # each look is a process of its own, that knows of no other
+            summary |= {"polls": None, "waited_seconds": None}
+        return PokeReturnValue(sighting.outcome is Outcome.READY, summary)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Turn the trigger's event into this task's end.
@@ -112,7 +116,7 @@ class SendGridExportSensor(BaseSensorOperator):
             self._raise_if_hopeless(SendGridError.from_event(error))
         seen = event.get("description") or f"SendGrid export {self.export_id} is not ready."
         if outcome == Outcome.READY.value and isinstance(export, Mapping):
-            self.log.info("%s It was polled %s times.", seen, event.get("polls"))
+            self.log.info("%s", seen)
             return dict(export)
         if outcome == Outcome.TIMEOUT.value:
             raise AirflowSensorTimeout(f"{seen} The timeout of {self.timeout:.0f} s is over.")
@@ -137,10 +141,10 @@ class SendGridExportSensor(BaseSensorOperator):
         return f"SendGrid export {self.export_id} was {seen.export.status!r} when last seen." if seen else ""
 
     def _look(self) -> Sighting:
+        self._began = self._began or time.time()
         export = self.hook.get_export(self.export_id)
-        now = time.time()
         polls = self._last_seen.polls + 1 if self._last_seen else 1
-        self._last_seen = look_at(export, now=now, started_at=now, polls=polls)
+        self._last_seen = look_at(export, now=time.time(), started_at=self._began, polls=polls)
         return self._last_seen
 
     def _look_then_defer(self) -> dict[str, Any]:

@@ -78,9 +78,7 @@ def sighting_event(sighting: Sighting) -> dict[str, Any]:
     error = sighting.error()
     return {
         "outcome": sighting.outcome.value,
-        "export": sighting.export.summary(),
+        "export": sighting.summary(),
         "description": sighting.describe(),
-        "polls": sighting.polls,
-        "waited_seconds": round(sighting.waited_seconds, 3),
         "error": error.to_event() if error else None,
     }

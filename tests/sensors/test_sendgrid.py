@@ -361,3 +361,13 @@ def test_a_reschedule_comes_at_the_pace_of_the_polls(ticking_emulator, airflow_v
         sensor.execute(airflow_version.reschedule_context())
 
     assert before + 1.8 <= caught.value.reschedule_date.timestamp() <= time.time() + 2.2
+
+
+def test_the_summary_tells_what_the_wait_took(ticking_emulator, wait_in, mode):
+    """Polls and seconds; in reschedule mode no process knows them, and none claims to."""
+    export_id = ticking_emulator.start_export([ticking_emulator.list_id("Customers")])
+
+    summary = wait_in(mode, export_id=export_id).run()
+
+    known = (summary["polls"], summary["waited_seconds"])
+    assert (None, None) == known if mode == "reschedule" else known[0] == 1 and 0 <= known[1] < 60
