@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.export import READY, ContactExport, ExportFamily
 from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, look_at
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class SharedWatch:
         """Tell everybody what the listing says, and answer who has to be served by id.
 
         That is who is due and not in the listing, and whose export has ended where requests are to spare, or where
-        the listing cannot tell why: it has neither counts nor messages.
+        the listing cannot tell: it has neither counts nor messages, and may have no URLs.
         """
         sent_before = self._client.requests_sent
         listed = {export.id: export for export in await self._client.converse(protocol.list_exports(self._family))}
@@ -170,7 +170,8 @@ class SharedWatch:
             if (export := listed.get(waiter.export_id)) is None:
                 continue
             outcome = look_at(export, now=now, started_at=now, polls=1).outcome
-            if outcome is Outcome.FAILURE or (outcome is Outcome.READY and spare > 0):
+            lacks_files = export.status == READY and outcome is not Outcome.READY
+            if outcome is Outcome.FAILURE or lacks_files or (outcome is Outcome.READY and spare > 0):
                 by_id.append(waiter)
                 spare -= 1
             else:
