@@ -194,8 +194,8 @@ def _ready_export(export: ContactExport) -> ContactExport:
         raise error
     if export.is_expired_at(now + _LEAST_TIME_LEFT):
         raise ExportExpiredError(
-            f"SendGrid export {export.id} expires at {export.expires_at}, too soon to bring its files over; nothing was "
-            "downloaded. Start another export."
+            f"SendGrid export {export.id} expires at {export.expires_at}, too soon to bring its files over; "
+            "nothing was downloaded. Start another export."
         )
     if sighting.outcome is not Outcome.READY:
         raise ExportIncompleteError(

@@ -370,4 +370,4 @@ def test_the_summary_tells_what_the_wait_took(ticking_emulator, wait_in, mode):
     summary = wait_in(mode, export_id=export_id).run()
 
     known = (summary["polls"], summary["waited_seconds"])
-    assert (None, None) == known if mode == "reschedule" else known[0] == 1 and 0 <= known[1] < 60
+    assert (None, None) == known if mode == "reschedule" else known[0] >= 1 and 0 <= known[1] < 60
