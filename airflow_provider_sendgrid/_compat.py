@@ -15,7 +15,8 @@ else:
     try:
         from airflow.sdk import BaseOperator, BaseSensorOperator, Context, PokeReturnValue, XComArg
     except ImportError:
-        from airflow.models import BaseOperator, XComArg
+        from airflow.models import BaseOperator
+        from airflow.models.xcom_arg import XComArg
         from airflow.sensors.base import BaseSensorOperator, PokeReturnValue
         from airflow.utils.context import Context
     try:
