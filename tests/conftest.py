@@ -71,7 +71,7 @@ class AirflowVersion:
             from airflow.dag_processing.dagbag import DagBag
         except ImportError:
             from airflow.models.dagbag import DagBag
-        bag = DagBag(str(path), include_examples=False)
+        bag = DagBag(str(path))
         assert {} == bag.import_errors
         return bag.dags
 
@@ -141,7 +141,7 @@ class TickingClock:
         return time.time() + self.ahead_seconds
 
     def observe(self, request: Any) -> None:
-        if request.listener == "api" and request.method == "GET":
+        if request.method == "GET" and re.search(r"/exports/[^/]+$", request.path):
             self.ahead_seconds += self.seconds_per_question
 
 
@@ -169,7 +169,7 @@ class S3:
         options = {"endpoint_url": self.url, "region_name": "us-east-1", **extra}
         return json.dumps({"conn_type": "aws", "login": "test", "password": "test", "extra": options})
 
-    def keys(self) -> list[str]:
+    def stored_keys(self) -> list[str]:
         listed = self.client.list_objects_v2(Bucket=self.bucket)
         return [item["Key"] for item in listed.get("Contents", [])]
 
@@ -205,21 +205,20 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """A fresh bucket, reached by the connection `aws_default`."""
+@pytest.fixture(scope="session")
+def s3_client(s3_server: str) -> Any:
     import boto3
 
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server,
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    return boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1", **keys)
+
+
+@pytest.fixture
+def s3(s3_server: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """A fresh bucket, reached by the connection `aws_default`."""
     bucket = f"lake-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=bucket)
-    s3 = S3(client, bucket, s3_server)
+    s3_client.create_bucket(Bucket=bucket)
+    s3 = S3(s3_client, bucket, s3_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3.connection_json())
     return s3
 

@@ -144,6 +144,7 @@ def test_neither_key_nor_url_is_logged(sendgrid_emulator, output_of_all_logs):
     assert sendgrid_emulator.api_key not in logged
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_its_errors_are_sendgrids(sendgrid_emulator):
     sendgrid_emulator.inject(Fault("html", method="POST"))
 

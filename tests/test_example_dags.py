@@ -1,0 +1,91 @@
+"""The example DAGs, run by Airflow itself against SendGrid's emulator and a real S3 server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Emulator
+
+STATUS = {
+    "sendgrid_contacts_to_s3": "/v3/marketing/contacts/exports/",
+    "sendgrid_files_to_s3": "/v3/marketing/contacts/exports/",
+    "sendgrid_legacy_contacts_to_s3": "/v3/contactdb/exports/",
+}
+FOLDER = Path(__file__).parents[1] / "example_dags"
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
+pytestmark = pytest.mark.usefixtures("airflow_database", "no_waiting")
+
+
+@pytest.fixture
+def run(airflow_version, monkeypatch, s3):
+    """Run an example to its end and return its run."""
+    monkeypatch.setenv("SENDGRID_EXPORT_BUCKET", s3.bucket)
+
+    def run_dag(name):
+        dag = airflow_version.load_dags(FOLDER / f"{name}.py")[name]
+        return dag.test()
+
+    return run_dag
+
+
+def manifests(s3):
+    return [json.loads(s3.read(key)) for key in s3.stored_keys() if key.endswith("_manifest.json")]
+
+
+def assert_delivered(emulator, s3, manifest):
+    """The objects hold what the emulator made, and the manifest names them all."""
+    truth = emulator.export_files(manifest["sendgrid_export"]["id"])
+    stored = [s3.read_plain(entry["url"]) for entry in manifest["entries"]]
+    assert [file.read() for file in truth] == stored
+    assert sum(file.rows for file in truth) == manifest["meta"]["record_count"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_parses_without_any_connection(name, airflow_version):
+    """And asks nobody anything; it has one DAG, named as its file, with a text that explains it."""
+    [(dag_id, dag)] = airflow_version.load_dags(FOLDER / f"{name}.py").items()
+
+    assert name == dag_id
+    assert "sendgrid_default" in dag.doc_md or "sendgrid_contacts_to_s3" in dag.doc_md
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("sendgrid_contacts_to_s3", "sendgrid/contacts/run="),
+        ("sendgrid_legacy_contacts_to_s3", "sendgrid/recipients/run="),
+        ("sendgrid_files_to_s3", "sendgrid/files/run="),
+    ],
+)
+def test_every_contact_arrives(ticking_emulator, s3, run, name, prefix):
+    """Started, waited for in the triggerer's stead, and stored in several files."""
+    ticking_emulator.configure(contacts_per_file=1_000)
+
+    assert "success" == run(name).state
+
+    [manifest] = manifests(s3)
+    assert_delivered(ticking_emulator, s3, manifest)
+    assert len(manifest["entries"]) >= 2
+    assert 2 <= ticking_emulator.count("GET", STATUS[name]), "it was never waited for"
+    assert all(key.startswith(prefix) for key in s3.stored_keys())
+    assert 1 == ticking_emulator.count("POST")
+    assert [] == ticking_emulator.leaks()
+
+
+def test_every_list_arrives_under_a_prefix_of_its_own(monkeypatch, s3, run):
+    """As many mapped tasks as there are lists with contacts."""
+    with Emulator(populate=False) as emulator:
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
+        for name, contacts in (("News", 30), ("Nobody", 0), ("Customers", 20)):
+            emulator.add_list(name, contacts=contacts)
+
+        assert "success" == run("sendgrid_lists_to_s3").state
+
+        found = manifests(s3)
+        assert [20, 30] == sorted(manifest["meta"]["record_count"] for manifest in found)
+        for manifest in found:
+            assert_delivered(emulator, s3, manifest)
+        assert [] == emulator.leaks()
