@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 MIB = 1024 * 1024
 
-# S3's limits, which the other clouds' contain: parts of 5 MiB or more but for the last, 10,000 of them.
+# S3's limits, which the other clouds' contain: parts of 5 MiB to 5 GiB, the last may be smaller, 10,000 of them.
 MIN_PART_BYTES = 5 * MIB
-_PARTS_PER_SIZE = 1000
+MAX_PART_BYTES = 5 * 1024 * MIB
+_PARTS_PER_SIZE = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,10 @@ class Storage(Protocol):
 def part_size(number: int, part_bytes: int) -> int:
     """How large part `number` (from 1) is, in bytes.
 
-    It doubles with every 1,000 parts, so that even 5 MiB to begin with fill 5 TiB, the largest object, before
+    It doubles with every 900 parts, so that even 5 MiB to begin with fill 5 TiB, the largest object, before
     the 10,000th part; most objects never see the first doubling.
     """
-    return max(part_bytes, MIN_PART_BYTES) << ((number - 1) // _PARTS_PER_SIZE)
+    return min(max(part_bytes, MIN_PART_BYTES) << ((number - 1) // _PARTS_PER_SIZE), MAX_PART_BYTES)
 
 
 class PartBuffers:
@@ -225,7 +226,7 @@ class PartWriter:
         self._digest = hashlib.sha256()
         self._taken_parts = self._taken_bytes = 0
         self._open_part: Part | None = None
-        self._last_part: Part | None = None
+        self._kept_parts: list[Part] = []
         self._upload: Upload | None = None
         self._sent_parts = 0
         self._pending: list[Future[None]] = []
@@ -280,7 +281,7 @@ class PartWriter:
         if part is not None:
             self._send_filled(part)
         if self._upload is not None:
-            self._submit_last()
+            self._submit_kept()
         for pending in self._pending:
             pending.result()
 
@@ -290,26 +291,23 @@ class PartWriter:
             self._upload.complete()
             self._upload = None
             return
-        content = self._last_part.content if self._last_part is not None else bytearray()
+        content = self._kept_parts[0].content if self._kept_parts else bytearray()
         info = ObjectInfo(self._info.content_type, {**self._info.metadata, **metadata})
         self._storage.put(self.name, content, info)
-        self._release(self._last_part)
-        self._last_part = None
+        self._release_all()
 
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `complete`."""
         for pending in self._pending:
             pending.cancel()
         wait(self._pending)
-        self._release(self._open_part)
-        self._release(self._last_part)
-        self._open_part = self._last_part = None
+        self._release_all()
         if self._upload is not None:
             self._upload.abort()
             self._upload = None
 
     def _take_new(self, *, wait: bool) -> Part | None:
-        self._submit_last()
+        self._submit_kept()
         self._raise_failure()
         size = part_size(self._taken_parts + 1, self._part_bytes)
         if self._expected_bytes is not None:
@@ -321,21 +319,20 @@ class PartWriter:
 
     def _send_filled(self, part: Part) -> None:
         """Keep a part back until another follows: an object of one part needs no multipart upload."""
-        self._submit_last()
+        self._kept_parts.append(part)
+        self._submit_kept(all_but=1)
         self.size += part.filled
         self._digest_and_tap(part)
-        self._last_part = part
 
-    def _submit_last(self) -> None:
-        part, self._last_part = self._last_part, None
-        if part is None:
-            return
-        if self._upload is None:
-            self._upload = self._storage.begin(self.name, self._info)
-        self._sent_parts += 1
-        sent = self._executor.submit(_write_part, self._upload, self._sent_parts, part)
-        sent.add_done_callback(part.release)
-        self._pending.append(sent)
+    def _submit_kept(self, all_but: int = 0) -> None:
+        """Hand parts on; one that cannot be stays kept, for `abort` to release."""
+        while len(self._kept_parts) > all_but:
+            if self._upload is None:
+                self._upload = self._storage.begin(self.name, self._info)
+            sent = self._executor.submit(_write_part, self._upload, self._sent_parts + 1, self._kept_parts[0])
+            self._sent_parts += 1
+            self._pending.append(sent)
+            sent.add_done_callback(self._kept_parts.pop(0).release)
 
     def _digest_and_tap(self, part: Part) -> None:
         if self._tap is not None and (tapped := self._tap(part.view)) is not None:
@@ -350,9 +347,10 @@ class PartWriter:
             if pending.done():
                 pending.result()
 
-    @staticmethod
-    def _release(part: Part | None) -> None:
-        if part is not None:
+    def _release_all(self) -> None:
+        kept = [*self._kept_parts, *([self._open_part] if self._open_part is not None else [])]
+        self._kept_parts, self._open_part = [], None
+        for part in kept:
             part.release()
 
 

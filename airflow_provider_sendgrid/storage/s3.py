@@ -34,7 +34,8 @@ class S3Storage:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
-        self._extra_args = dict(extra_args or {})
+        # The checksum is always CRC32, and always ours: one of another kind beside it would be refused.
+        self._extra_args = {key: value for key, value in (extra_args or {}).items() if "Checksum" not in key}
 
     def uri(self, name: str) -> str:
         """The object's ``s3://`` URI."""
@@ -66,7 +67,7 @@ class S3Storage:
         try:
             answer = self.call("head_object", name)
         except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
+            if _code(error) in ("404", "NoSuchKey", "NotFound"):
                 return None
             raise
         return StoredInfo(answer["ContentLength"], answer.get("Metadata") or {})
@@ -79,12 +80,11 @@ class S3Storage:
         from botocore.exceptions import ClientError
 
         key = self._prefix + name
+        known = self._known_extra_args("list_multipart_uploads")
         try:
-            answer = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+            answer = self._client.list_multipart_uploads(**{**known, "Bucket": self._bucket, "Prefix": key})
         except ClientError as error:
-            log.info(
-                "Left-over uploads of %s cannot be looked for (%s).", key, error.response.get("Error", {}).get("Code")
-            )
+            log.info("Left-over uploads of %s cannot be looked for (%s).", key, _code(error))
             return 0
         left_over = [upload["UploadId"] for upload in answer.get("Uploads", []) if upload["Key"] == key]
         for upload_id in left_over:
@@ -97,12 +97,15 @@ class S3Storage:
 
     def call(self, method: str, name: str, **arguments: Any) -> Any:
         """Call one of boto3's methods about an object, with those of the extra arguments that it knows."""
+        known = self._known_extra_args(method)
+        return getattr(self._client, method)(
+            **{**known, **arguments, "Bucket": self._bucket, "Key": self._prefix + name}
+        )
+
+    def _known_extra_args(self, method: str) -> dict[str, Any]:
         operation = self._client.meta.method_to_api_mapping[method]
         known = self._client.meta.service_model.operation_model(operation).input_shape.members
-        extra = {key: value for key, value in self._extra_args.items() if key in known}
-        return getattr(self._client, method)(
-            **{**extra, **arguments, "Bucket": self._bucket, "Key": self._prefix + name}
-        )
+        return {key: value for key, value in self._extra_args.items() if key in known}
 
     def _described(self, info: ObjectInfo) -> dict[str, Any]:
         return {
@@ -134,11 +137,23 @@ class S3Upload:
         self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
 
     def abort(self) -> None:
-        """Leave nothing behind."""
-        self._call("abort_multipart_upload")
+        """Leave nothing behind; an upload that has ended already is none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self._call("abort_multipart_upload")
+        except ClientError as error:
+            if _code(error) != "NoSuchUpload":
+                raise
 
     def _call(self, method: str, **arguments: Any) -> Any:
         return self._storage.call(method, self._name, UploadId=self._upload_id, **arguments)
+
+
+def _code(error: Any) -> str | None:
+    """S3's word for what went wrong, of a ClientError."""
+    code: str | None = error.response.get("Error", {}).get("Code")
+    return code
 
 
 def _base64_crc32(checksum: int) -> str:
