@@ -92,10 +92,15 @@ class Account:
         return Reply(200, {}, json.dumps(payload).encode(), self.now)
 
 
+def finished(coroutine):
+    """What a coroutine returns; a wait that never ends fails instead of hanging."""
+    return asyncio.run(asyncio.wait_for(coroutine, timeout=30))
+
+
 def wait(account, *, started_at=NOW, end_time=NOW + 3600, interval=60.0):
     """Wait for the only export of an account."""
     schedule = PollSchedule(interval, jitter=lambda: 0.5)
-    return asyncio.run(account.watch().wait("a", schedule, started_at=started_at, end_time=end_time))
+    return finished(account.watch().wait("a", schedule, started_at=started_at, end_time=end_time))
 
 
 def wait_for_all(account, **options):
@@ -107,7 +112,7 @@ def wait_for_all(account, **options):
         waits = (watch.wait(export_id, schedule, **times) for export_id in account.answers)
         return await asyncio.gather(*waits, return_exceptions=True)
 
-    return asyncio.run(run())
+    return finished(run())
 
 
 # --- one who waits
@@ -289,7 +294,7 @@ def test_who_joins_later_is_served_at_once():
         await asyncio.gather(first, return_exceptions=True)
         return second, account
 
-    second, account = asyncio.run(run())
+    second, account = finished(run())
     assert second.outcome is Outcome.READY
     assert account.asked == ["a", "b"]
 
@@ -307,7 +312,7 @@ def test_who_leaves_disturbs_nobody_and_the_last_one_ends_the_poller():
         await asyncio.sleep(0)
         return sighting, [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
-    sighting, left_over = asyncio.run(run())
+    sighting, left_over = finished(run())
     assert sighting.outcome is Outcome.READY
     assert left_over == []
 
@@ -336,4 +341,4 @@ def test_everybody_with_the_same_key_shares_a_client_until_the_last_one_leaves()
             assert anew is not first
         return [each.closed for each in made]
 
-    assert asyncio.run(run()) == [1, 1, 1, 1]
+    assert finished(run()) == [1, 1, 1, 1]
