@@ -301,6 +301,7 @@ def test_who_joins_later_is_served_at_once():
 
 def test_who_leaves_disturbs_nobody_and_the_last_one_ends_the_poller():
     async def run():
+        there_before = asyncio.all_tasks()
         account = Account({"a": [PENDING], "b": [PENDING] * 5 + [READY]})
         watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.5)
         leaving = asyncio.ensure_future(watch.wait("a", schedule, started_at=NOW, end_time=NOW + 3600))
@@ -310,11 +311,11 @@ def test_who_leaves_disturbs_nobody_and_the_last_one_ends_the_poller():
         sighting = await staying
         await asyncio.gather(leaving, return_exceptions=True)
         await asyncio.sleep(0)
-        return sighting, [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        return sighting, asyncio.all_tasks() - there_before
 
     sighting, left_over = finished(run())
     assert sighting.outcome is Outcome.READY
-    assert left_over == []
+    assert left_over == set()
 
 
 # --- shared
