@@ -68,7 +68,10 @@ class SendGridError(Exception):
     ) -> None:
         super().__init__(redact(message))
         self.status_code = status_code
-        self.errors = tuple(dict(error) for error in errors)
+        self.errors = tuple(
+            {key: redact(value) if isinstance(value, str) else value for key, value in error.items()}
+            for error in errors
+        )
         self.may_have_been_accepted = may_have_been_accepted
 
     def to_event(self) -> dict[str, Any]:

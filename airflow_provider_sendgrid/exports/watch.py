@@ -90,7 +90,7 @@ class PollSchedule:
     Attributes:
         interval_seconds: the longest wait.
         first_seconds: the shortest wait.
-        jitter: answers numbers from 0 to 1; spreads each wait by a tenth to either side.
+        jitter: answers numbers from 0 to 1; shortens each wait by up to a fifth.
     """
 
     interval_seconds: float
@@ -100,7 +100,7 @@ class PollSchedule:
     def wait_seconds(self, waited_seconds: float) -> float:
         """Seconds until the next poll, `waited_seconds` after the wait began."""
         wait = min(max(self.first_seconds, waited_seconds / 2), self.interval_seconds)
-        return wait * (0.9 + self.jitter() / 5)
+        return wait * (1 - self.jitter() / 5)
 
 
 def look_at(export: ContactExport, *, now: float, started_at: float, polls: int) -> Sighting:

@@ -119,7 +119,7 @@ def test_what_may_still_be_ready_is_no_error(outcome):
 
 def test_polls_come_quickly_at_first_and_then_less_often():
     """Most exports take seconds or tens of seconds."""
-    schedule = PollSchedule(60.0, jitter=lambda: 0.5)
+    schedule = PollSchedule(60.0, jitter=lambda: 0.0)
     waited, waits = 0.0, []
     for _ in range(12):
         waits.append(schedule.wait_seconds(waited))
@@ -129,7 +129,7 @@ def test_polls_come_quickly_at_first_and_then_less_often():
     assert waits[-1] == 60.0
 
 
-@pytest.mark.parametrize(("jitter", "factor"), [(0.0, 0.9), (0.5, 1.0), (1.0, 1.1)])
+@pytest.mark.parametrize(("jitter", "factor"), [(0.0, 1.0), (0.5, 0.9), (1.0, 0.8)])
 def test_those_who_wait_for_the_same_do_not_come_in_step(jitter, factor):
     schedule = PollSchedule(60.0, jitter=lambda: jitter)
     assert schedule.wait_seconds(1000.0) == pytest.approx(60.0 * factor)
@@ -138,8 +138,8 @@ def test_those_who_wait_for_the_same_do_not_come_in_step(jitter, factor):
 @given(st.floats(0.01, 3600), st.floats(0, 1e7), st.floats(0, 1))
 def test_no_wait_leaves_its_bounds(interval, waited, jitter):
     wait = PollSchedule(interval, jitter=lambda: jitter).wait_seconds(waited)
-    assert min(2.0, interval) * 0.9 <= wait <= interval * 1.1 + 1e-9
+    assert min(2.0, interval) * 0.8 - 1e-9 <= wait <= interval
 
 
 def test_an_interval_shorter_than_the_first_wait_holds():
-    assert PollSchedule(0.5, jitter=lambda: 0.5).wait_seconds(0.0) == 0.5
+    assert PollSchedule(0.5, jitter=lambda: 0.0).wait_seconds(0.0) == 0.5
