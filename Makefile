@@ -5,12 +5,13 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 ENVIRONMENT := .venv/airflow-$(AIRFLOW).made
+BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 
 # With it every airflow command would compile thousands of modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts demo ui clean
+.PHONY: help test lint style types contracts demo ui bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +42,14 @@ demo: $(ENVIRONMENT) ## one export from SendGrid's emulator through a real Airfl
 ui: $(ENVIRONMENT) ## the same, left running to click around in
 	@$(BIN)/python -m lab.ui
 
+bench: $(BENCH_ENVIRONMENT) ## our delivery beside its peers, measured; BENCH="--quick" or BENCH="--case tls" for less
+	@.lab/bench/bin/python -m benchmarks $(BENCH)
+
 clean: ## remove the environments and everything the lab wrote
 	rm -rf .venv .lab
 
 $(ENVIRONMENT): pyproject.toml Makefile lab/environment.py
 	@$(PYTHON) -m lab.environment .venv --airflow $(AIRFLOW) --group dev
+
+$(BENCH_ENVIRONMENT): pyproject.toml Makefile lab/environment.py benchmarks/environment.py
+	@$(PYTHON) -m benchmarks.environment .lab/bench --airflow $(AIRFLOW)

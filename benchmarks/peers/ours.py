@@ -1,0 +1,38 @@
+"""Our delivery, put together as SendGridToS3Operator does it; with ``imports_only`` all but the delivery."""
+
+import json
+import logging
+
+from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.exports.client import new_download_session
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.download import FileDownload
+from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.storage.s3 import S3Storage
+from benchmarks.job import BUCKET, job, measure
+
+job = job()
+logging.basicConfig(level=logging.INFO)
+imports_only = job.options.pop("imports_only", False)
+options = DeliveryOptions(verify_row_count=job.rows is not None, **job.options)
+export = ContactExport(id="benchmark", status="ready", urls=tuple(job.urls), contact_count=job.rows)
+urls = SignedUrls(lambda: export, allow_http=job.authority is None)
+session = new_download_session(SendGridConnection("SG.made.up", verify=job.authority or True))
+client = job.s3_client(max_pool_connections=max(10, 2 * options.max_concurrency))
+
+
+def open_file(index: int, name: str) -> FileDownload:
+    return FileDownload(lambda refused: urls.url(index, refused=refused), session, name=name, checked=urls.checked)
+
+
+def deliver() -> None:
+    if imports_only:
+        session.get(job.urls[0], stream=True).close()
+        client.list_multipart_uploads(Bucket=BUCKET)
+        return
+    delivery = deliver_export(Source(urls, open_file), S3Storage(client, BUCKET, "ours/"), options)
+    print(json.dumps({"rows": delivery.rows}))
+
+
+measure(deliver)

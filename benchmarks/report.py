@@ -1,0 +1,70 @@
+"""Outcomes as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.running import Outcome
+from benchmarks.runs import MIB, Judgement, Spread, ratio, values
+
+_MARKS = {True: "met", False: "**missed**", None: "not judged"}
+
+
+def table(outcome: Outcome, *, is_quick: bool) -> str:
+    """One case in Markdown: who took how long, then its bars."""
+    case = outcome.case
+    lines = [f"### {case.title}{' (QUICK: sizes too small to judge by)' if is_quick else ''}", ""]
+    first = case.contenders[0].name
+    lines += [
+        f"| | wall, s | CPU, s | peak, MiB | wall of “{first}” is | runs |",
+        "|---|---|---|---|---|---|",
+        *(_row(outcome, contender.name, first) for contender in case.contenders),
+    ]
+    if case.bars:
+        lines += ["", "| bar | seen | |", "|---|---|---|", *(_bar_row(bar.judge(outcome.runs)) for bar in case.bars)]
+    return "\n".join(lines)
+
+
+def _row(outcome: Outcome, name: str, first: str) -> str:
+    if name not in outcome.runs:
+        return f"| {_cell(name)} | {outcome.missing.get(name, 'not run').splitlines()[-1]} | | | | 0 |"
+    runs = outcome.runs
+    wall, cpu, peak = (Spread.of(values(runs, name, quantity)) for quantity in ("wall", "cpu", "peak"))
+    compared = "" if name == first or first not in runs else f"{_spread(ratio(runs, first, name))} x this"
+    return f"| {_cell(name)} | {_spread(wall)} | {_spread(cpu)} | {peak.highest / MIB:.0f} | {compared} | {len(runs[name])} |"
+
+
+def _bar_row(judgement: Judgement) -> str:
+    seen = _spread(judgement.seen) if judgement.seen else ""
+    return f"| {_cell(judgement.text)} | {seen} | {_MARKS[judgement.is_met]} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _spread(spread: Spread) -> str:
+    middle, lowest, highest = (
+        f"{number:.0f}" if number >= 100 else f"{number:.2f}"
+        for number in (spread.middle, spread.lowest, spread.highest)
+    )
+    return f"{middle} ({lowest}…{highest})"
+
+
+def results(outcomes: list[Outcome], *, is_quick: bool) -> dict[str, Any]:
+    return {
+        "quick": is_quick,
+        "python": platform.python_version(),
+        "cases": [
+            {
+                "name": outcome.case.name,
+                "title": outcome.case.title,
+                "runs": {name: [asdict(run) for run in runs] for name, runs in outcome.runs.items()},
+                "missing": outcome.missing,
+                "bars": [asdict(bar.judge(outcome.runs)) for bar in outcome.case.bars],
+            }
+            for outcome in outcomes
+        ],
+    }

@@ -1,0 +1,166 @@
+"""As much HTTP as a fast server of benchmarks needs: requests are read, answers are written, bodies are the server's.
+
+One thread for each connection, buffers that are used again, nothing copied that can be left where it is. Listens on
+127.0.0.1; says its port on the first line of its output, and ends with whoever holds its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+_BUFFER_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """The head of a request; names of headers in lower case."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+
+    @property
+    def keeps_alive(self) -> bool:
+        return self.headers.get("connection", "").lower() != "close"
+
+
+class Stream:
+    """One connection: bytes that were received but not asked for yet stand in a buffer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+
+    def read_request(self) -> Request | None:
+        """The next request's head, None where the peer has gone."""
+        if (head := self._read_until(b"\r\n\r\n")) is None:
+            return None
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, target, _ = first.split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return Request(method, target, headers)
+
+    def read_line(self) -> bytes:
+        if (line := self._read_until(b"\r\n")) is None:
+            raise ConnectionError("the peer went within a line")
+        return line
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The next `size` bytes, in pieces; each is gone when the next is asked for."""
+        while size > 0:
+            if self._start == self._end:
+                self._receive()
+            end = min(self._end, self._start + size)
+            piece = self._view[self._start : end]
+            self._start = end
+            size -= len(piece)
+            yield piece
+
+    def _read_until(self, mark: bytes) -> bytes | None:
+        while (end := self._buffer.find(mark, self._start, self._end)) < 0:
+            try:
+                self._receive()
+            except ConnectionError:
+                return None
+        found = bytes(self._view[self._start : end])
+        self._start = end + len(mark)
+        return found
+
+    def _receive(self) -> None:
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._buffer):
+            rest = bytes(self._view[self._start : self._end])
+            self._view[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        count = self.connection.recv_into(self._view[self._end :])
+        if not count:
+            raise ConnectionError("the peer has gone")
+        self._end += count
+
+    def send_head(self, status: str, *headers: str) -> None:
+        self.connection.sendall("\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode())
+
+
+Answer = Callable[[Request, Stream], None]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A certificate and its key, both as files of PEM."""
+
+    certificate: str
+    key: str
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+class Server:
+    """Accepts connections and has each request answered."""
+
+    def __init__(self, answer: Answer, tls: Tls | None = None) -> None:
+        self.connections = 0
+        self._answer = answer
+        self._tls = tls.context() if tls else None
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._listener.getsockname()[1]
+
+    def start(self) -> Server:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            stream = Stream(connection)
+            while (request := stream.read_request()) is not None:
+                self._answer(request, stream)
+                if not request.keeps_alive:
+                    return
+        except OSError:
+            return  # peers may leave whenever they like
+        finally:
+            connection.close()
+
+
+def tls_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--certificate")
+    parser.add_argument("--key")
+    parser.add_argument("--latency-seconds", type=float, default=0.0, help="for each request")
+
+
+def tls_of(given: argparse.Namespace) -> Tls | None:
+    return Tls(given.certificate, given.key) if given.certificate else None
+
+
+def run(server: Server) -> None:
+    """Serve until standard input ends."""
+    print(server.start().port, flush=True)
+    while os.read(sys.stdin.fileno(), 1024):
+        pass

@@ -1,0 +1,176 @@
+"""Plays S3 for uploads: takes PUTs and multipart uploads, drops the bodies, counts them.
+
+It checks no signature and no checksum, so that it is nobody's bottleneck. ``GET /-/report`` says what came since it
+was last asked; started with ``--digest`` also each object's SHA-256, for which it keeps the bodies in memory: not for
+timed runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from benchmarks.serving import Request, Server, Stream, run, tls_arguments, tls_of
+
+_XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
+_NOT_FOUND = _XML + "<Error><Code>NoSuchKey</Code><Message>there is nothing here</Message></Error>"
+
+
+@dataclass
+class Body:
+    """What is left of a body: its size, and its bytes where they are kept."""
+
+    size: int = 0
+    content: bytearray | None = None
+
+    def take(self, piece: memoryview) -> None:
+        self.size += len(piece)
+        if self.content is not None:
+            self.content += piece
+
+    @property
+    def bytes(self) -> bytes:
+        return bytes(self.content or b"")
+
+
+@dataclass
+class Sink:
+    """Answers S3's calls; bodies by part for uploads underway, sizes and digests by key for what is complete."""
+
+    latency_seconds: float = 0.0
+    keeps_digests: bool = False
+    objects: dict[str, dict[str, object]] = field(default_factory=dict)
+    requests: int = 0
+    aborted: int = 0
+    _uploads: dict[str, dict[int, Body]] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, request: Request, stream: Stream) -> None:
+        if request.target == "/-/report":
+            self._send(stream, "200 OK", json.dumps(self.report()))
+            return
+        body = Body(content=bytearray() if self.keeps_digests or request.method == "POST" else None)
+        receive(request, stream, body)
+        time.sleep(self.latency_seconds)
+        url = urlsplit(request.target)
+        key = unquote(url.path).lstrip("/").partition("/")[2]
+        query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        with self._lock:
+            self.requests += 1
+            self._dispatch(request, stream, key, query, body)
+
+    def report(self) -> dict[str, object]:
+        with self._lock:
+            objects, self.objects = self.objects, {}
+        return {
+            "objects": objects,
+            "requests": self.requests,
+            "aborted": self.aborted,
+            "unfinished": len(self._uploads),
+        }
+
+    def _dispatch(self, request: Request, stream: Stream, key: str, query: dict[str, str], body: Body) -> None:
+        if request.method == "PUT" and "partNumber" in query:
+            self._uploads[query["uploadId"]][int(query["partNumber"])] = body
+            self._send(stream, "200 OK", "", 'ETag: "part"')
+        elif request.method == "PUT":
+            self._publish(key, [body])
+            self._send(stream, "200 OK", "", 'ETag: "object"')
+        elif request.method == "POST" and "uploads" in query:
+            upload = f"upload-{next(self._numbers)}"
+            self._uploads[upload] = {}
+            self._send(stream, "200 OK", _started(key, upload))
+        elif request.method == "POST" and "uploadId" in query:
+            parts = self._uploads.pop(query["uploadId"])
+            self._publish(key, [parts[number] for number in sorted(parts)])
+            self._send(stream, "200 OK", _completed(key))
+        elif request.method == "DELETE":
+            self.aborted += self._uploads.pop(query.get("uploadId", ""), None) is not None
+            self._send(stream, "204 No Content", None)
+        elif request.method == "GET" and "uploads" in query:
+            self._send(stream, "200 OK", _XML + "<ListMultipartUploadsResult></ListMultipartUploadsResult>")
+        else:
+            self._send(stream, "404 Not Found", None if request.method == "HEAD" else _NOT_FOUND)
+
+    def _publish(self, key: str, bodies: list[Body]) -> None:
+        digest = hashlib.sha256(b"".join(body.bytes for body in bodies)).hexdigest() if self.keeps_digests else None
+        self.objects[key] = {"size": sum(body.size for body in bodies), "parts": len(bodies), "sha256": digest}
+
+    @staticmethod
+    def _send(stream: Stream, status: str, content: str | None, *headers: str) -> None:
+        length = () if content is None and status.startswith("204") else (f"Content-Length: {len(content or '')}",)
+        stream.send_head(status, "Content-Type: application/xml", *length, *headers)
+        if content:
+            stream.connection.sendall(content.encode())
+
+
+def receive(request: Request, stream: Stream, body: Body) -> None:
+    """Take a request's body: as it is, in HTTP's chunks, in those of S3's streaming signatures, or both."""
+    if request.headers.get("expect", "").lower() == "100-continue":
+        stream.send_head("100 Continue")
+    is_framed = "aws-chunked" in request.headers.get("content-encoding", "")
+    target = Body(content=bytearray()) if is_framed and body.content is not None else body
+    if request.headers.get("transfer-encoding", "").lower() == "chunked":
+        _receive_chunks(stream, target)
+    else:
+        for piece in stream.pieces(int(request.headers.get("content-length", "0"))):
+            target.take(piece)
+    if is_framed:
+        body.size = int(request.headers["x-amz-decoded-content-length"])
+        body.content = unframed(target.bytes) if body.content is not None else None
+
+
+def _receive_chunks(stream: Stream, body: Body) -> None:
+    while size := int(stream.read_line().split(b";")[0], 16):
+        for piece in stream.pieces(size):
+            body.take(piece)
+        stream.read_line()
+    while stream.read_line():
+        pass
+
+
+def unframed(content: bytes) -> bytearray:
+    """What S3's chunks hold: ``size;signature``, bytes, and so on to a chunk of nothing, then trailers."""
+    plain, at = bytearray(), 0
+    while True:
+        line_end = content.index(b"\r\n", at)
+        size = int(content[at:line_end].split(b";")[0], 16)
+        if size == 0:
+            return plain
+        plain += content[line_end + 2 : line_end + 2 + size]
+        at = line_end + 2 + size + 2
+
+
+def _started(key: str, upload: str) -> str:
+    return (
+        f"{_XML}<InitiateMultipartUploadResult><Bucket>bench</Bucket><Key>{key}</Key>"
+        f"<UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
+    )
+
+
+def _completed(key: str) -> str:
+    return (
+        f"{_XML}<CompleteMultipartUploadResult><Location>here</Location><Bucket>bench</Bucket><Key>{key}</Key>"
+        '<ETag>"object"</ETag></CompleteMultipartUploadResult>'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--digest", action="store_true", help="keep bodies and say their SHA-256")
+    tls_arguments(parser)
+    given = parser.parse_args()
+    sink = Sink(latency_seconds=given.latency_seconds, keeps_digests=given.digest)
+    run(Server(sink.answer, tls_of(given)))
+
+
+if __name__ == "__main__":
+    main()
