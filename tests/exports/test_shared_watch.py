@@ -99,7 +99,7 @@ def finished(coroutine):
 
 def wait(account, *, started_at=NOW, end_time=NOW + 3600, interval=60.0):
     """Wait for the only export of an account."""
-    schedule = PollSchedule(interval, jitter=lambda: 0.5)
+    schedule = PollSchedule(interval, jitter=lambda: 0.0)
     return finished(account.watch().wait("a", schedule, started_at=started_at, end_time=end_time))
 
 
@@ -107,7 +107,7 @@ def wait_for_all(account, **options):
     """Wait for all exports of an account at once; return their sightings or errors in order."""
 
     async def run():
-        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.5)
+        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.0)
         times = {"started_at": NOW, "end_time": NOW + 3600} | options
         waits = (watch.wait(export_id, schedule, **times) for export_id in account.answers)
         return await asyncio.gather(*waits, return_exceptions=True)
@@ -286,7 +286,7 @@ def test_who_joins_later_is_served_at_once():
             await asyncio.Event().wait()
 
         account.sleep = sleep_until_joined
-        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.5)
+        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.0)
         first = asyncio.ensure_future(watch.wait("a", schedule, started_at=NOW, end_time=NOW + 9))
         await asleep.wait()
         second = await watch.wait("b", schedule, started_at=NOW, end_time=NOW + 9)
@@ -303,7 +303,7 @@ def test_who_leaves_disturbs_nobody_and_the_last_one_ends_the_poller():
     async def run():
         there_before = asyncio.all_tasks()
         account = Account({"a": [PENDING], "b": [PENDING] * 5 + [READY]})
-        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.5)
+        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.0)
         leaving = asyncio.ensure_future(watch.wait("a", schedule, started_at=NOW, end_time=NOW + 3600))
         staying = asyncio.ensure_future(watch.wait("b", schedule, started_at=NOW, end_time=NOW + 3600))
         await asyncio.sleep(0)
