@@ -51,7 +51,7 @@ _PIECE_BYTES = 256 * 1024
 _FETCHES_OF_A_CHANGING_FILE = 3
 _LEAST_TIME_LEFT = timedelta(seconds=60)
 _EXPORT_ID_KEY = "sendgrid-export-id"
-_SAFE_ID = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9_-])*")
+_SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
 _OBJECT_NAME = re.compile(_SAFE_ID.pattern + r"-\d{5,}-of-\d{5,}\.(csv|json)(\.gz)?")
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
@@ -176,12 +176,13 @@ def deliver_export(
         try:
             _verify_rows(files, export, options)
         except ExportIncompleteError:
-            _delete_all(stored, storage)
+            _delete_all(stored, before, export, storage)
             raise
         if options.write_manifest:
             manifest_uri = _write_manifest(files, export, before, storage)
         _delete_receipts(stored, storage)
-    return Delivery(files, export, manifest_uri, job.progress.fetched_bytes, job.progress.seconds, job.connections)
+    connections = sum(file.connections for file in stored)
+    return Delivery(files, export, manifest_uri, job.progress.fetched_bytes, job.progress.seconds, connections)
 
 
 # Before the first byte
@@ -237,6 +238,7 @@ class _StoredFile:
     name: str
     facts: FileFacts
     has_receipt: bool
+    connections: int = 0
 
 
 class _Job:
@@ -251,7 +253,6 @@ class _Job:
         indexes: Sequence[int],
     ) -> None:
         self.progress = Progress(len(export.urls))
-        self.connections = 0
         self._source = source
         self._storage = storage
         self._options = options
@@ -320,7 +321,10 @@ class _Job:
         return _StoredFile(name, facts, has_receipt=in_metadata is None)
 
     def _fetch_and_store(self, index: int, uploads: Executor) -> _StoredFile:
-        download = self._download(index)
+        with _named(self._title(index)):
+            return self._transfer_in_turn(index, self._download(index), uploads)
+
+    def _transfer_in_turn(self, index: int, download: FileDownload, uploads: Executor) -> _StoredFile:
         with download.open() as reader:
             if download.length <= self._options.part_bytes:
                 return self._transfer(index, download, reader, uploads)
@@ -351,10 +355,9 @@ class _Job:
                 writer.complete(facts.to_metadata())
         if has_receipt:
             _write_receipt(self._storage, name, facts)
-        self.connections += download.connections
         self._downloads.pop(index)
         _log_stored(download, name, facts, progress)
-        return _StoredFile(name, facts, has_receipt)
+        return _StoredFile(name, facts, has_receipt, download.connections)
 
     def _writer(
         self, name: str, plan: _Plan, download: FileDownload, counting: _Counting, uploads: Executor
@@ -466,9 +469,10 @@ def _move(
     progress.advance(len(plan.head))
     if plan.passes_through:
         writer.write(plan.head)
-        for part in fetch_parts(download, reader, writer.take, max_connections):
-            progress.advance(len(part.room))
-            writer.send(part)
+        with closing(fetch_parts(download, reader, writer.take, max_connections)) as parts:
+            for part in parts:
+                progress.advance(len(part.room))
+                writer.send(part)
         return
     for chunk in _recoded(plan, _pieces(plan.head, reader, progress), counting):
         writer.write(chunk)
@@ -537,6 +541,17 @@ class _Counting:
 
 
 @contextmanager
+def _named(title: str) -> Iterator[None]:
+    """Say which file it was that is damaged or has no end."""
+    try:
+        yield
+    except ExportIncompleteError as error:
+        if "SendGrid export" in str(error):
+            raise
+        raise ExportIncompleteError(f"{title}: {error} Nothing of it was stored; run the task again.") from None
+
+
+@contextmanager
 def _nothing_left_behind(writer: PartWriter) -> Iterator[None]:
     """Abort the upload on every way out but the right one."""
     try:
@@ -601,7 +616,12 @@ def _delete_receipts(stored: Sequence[_StoredFile], storage: Storage) -> None:
             storage.delete(_receipt_name(file.name))
 
 
-def _delete_all(stored: Sequence[_StoredFile], storage: Storage) -> None:
+def _delete_all(
+    stored: Sequence[_StoredFile], before: KnownManifest | None, export: ContactExport, storage: Storage
+) -> None:
+    """Delete what was stored; first the manifest that an earlier delivery of the same export wrote about it."""
+    if before is not None and before.export_id == export.id:
+        storage.delete(MANIFEST_NAME)
     _delete_receipts(stored, storage)
     for file in stored:
         storage.delete(file.name)
@@ -649,7 +669,7 @@ def _write_manifest(
     info = ObjectInfo("application/json", {_EXPORT_ID_KEY: export.id})
     storage.put(MANIFEST_NAME, manifest_content(files, export.summary()), info)
     kept = {file.uri for file in files}
-    for uri in before.uris if before else ():
+    for uri in before.uris if before and before.export_id else ():
         name = uri.removeprefix(storage.uri(""))
         if uri not in kept and name != uri and _OBJECT_NAME.fullmatch(name):
             log.info("Deleting %s, which this export replaces.", uri)

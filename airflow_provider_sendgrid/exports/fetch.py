@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -54,7 +54,7 @@ def fetch_parts(
     take: Callable[[bool], P | None],
     max_connections: int,
     clocks: Clocks | None = None,
-) -> Iterator[P]:
+) -> Generator[P, None, None]:
     """The rest of a file as filled parts, in order; whoever gets a part sees to its release.
 
     Args:
