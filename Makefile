@@ -2,6 +2,12 @@
 
 AIRFLOW ?= 3.3.1
 PYTHON ?= python3
+VERSION ?= $(AIRFLOW)
+
+# The newest of each line that managed services run, and what they run besides.
+NEWEST := 3.3.2
+TEST_VERSIONS := 2.10.3 2.11.2 3.0.6 3.1.8 3.2.1 3.3.1 $(NEWEST)
+E2E_VERSIONS := 2.10.3 2.11.2 3.0.6 3.1.8 $(NEWEST)
 
 BIN := .venv/bin
 ENVIRONMENT := .venv/airflow-$(AIRFLOW).made
@@ -11,10 +17,10 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts demo ui bench clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix screenshots demo ui bench clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Tests run even where a check failed, so that one run tells all; either fails the target.
 # anyio's pytest plugin, of the version that Airflow pins, warns as it is loaded; nothing here uses it.
@@ -35,6 +41,18 @@ types: $(ENVIRONMENT)
 
 contracts: $(ENVIRONMENT)
 	$(BIN)/lint-imports
+
+test-airflow: ## the tests on another Airflow: VERSION=2.10.3; PYTEST="-k hook" for less
+	@$(PYTHON) -m lab.suite test $(VERSION) --pytest="$(PYTEST)"
+
+test-matrix: ## the tests on every Airflow line, one after the other
+	@$(PYTHON) -m lab.suite test $(TEST_VERSIONS)
+
+e2e: ## a whole Airflow on PostgreSQL, its triggerer killed: VERSION=3.0.6
+	@$(PYTHON) -m lab.suite e2e $(VERSION) --pytest="$(PYTEST)"
+
+e2e-matrix: ## the same on every Airflow line, one after the other
+	@$(PYTHON) -m lab.suite e2e $(E2E_VERSIONS)
 
 demo: $(ENVIRONMENT) ## one export from SendGrid's emulator through a real Airflow into a real S3 server
 	@$(BIN)/python -m lab.demo

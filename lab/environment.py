@@ -6,13 +6,14 @@ Runs under any Python >= 3.10 with the standard library alone, for it is what a 
     python3 -m lab.environment .lab/env-2.10.3 --airflow 2.10.3 --group test --choose-python --with redis
 
 The versions are those that Airflow's own constraint files pin; without a file for that version and Python,
-the newest that resolve.
+the newest that resolve. Servers that stand in for others in tests are none of Airflow's: they are the newest always.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PINNED_NEARBY = REPOSITORY.parent / "shared" / "constraints"
 PINNED_BY_AIRFLOW = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 DOWNLOAD_TIMEOUT_SECONDS = 8
+# Airflow's constraint files pin it for Airflow's own tests; old ones answer with wrong checksums.
+STAND_INS = ("moto",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Wish:
     def stamp(self) -> Path:
         """Its date says when the environment was last made; make compares it with pyproject.toml."""
         return self.folder / f"airflow-{self.airflow}.made"
+
+    @property
+    def is_fulfilled(self) -> bool:
+        """Whether the environment is there, and nothing that it is made from has changed since."""
+        sources = (REPOSITORY / "pyproject.toml", Path(__file__))
+        return self.stamp.exists() and all(path.stat().st_mtime <= self.stamp.stat().st_mtime for path in sources)
 
     @property
     def requirements(self) -> list[str]:
@@ -128,10 +137,18 @@ def pip_setting(python: Path, name: str) -> str | None:
 
 def constraints(airflow: str, python_version: str, folder: Path) -> Path | None:
     """Airflow's pins for one version: the file kept next to the repository, else Airflow's own, else none."""
+    pins = folder / "constraints.txt"
     nearby = PINNED_NEARBY / f"{airflow}.txt"
     if nearby.exists():
-        return nearby
-    return download(constraints_url(airflow, python_version), folder / "constraints.txt")
+        pins.write_bytes(nearby.read_bytes())
+    elif download(constraints_url(airflow, python_version), pins) is None:
+        return None
+    pins.write_text(without_stand_ins(pins.read_text()))
+    return pins
+
+
+def without_stand_ins(pins: str) -> str:
+    return re.sub(rf"(?mi)^({'|'.join(STAND_INS)})\b.*\n", "", pins)
 
 
 def constraints_url(airflow: str, python_version: str) -> str:
@@ -161,7 +178,9 @@ def wish_from_command_line() -> Wish:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--airflow", required=True, metavar="VERSION")
-    parser.add_argument("--group", default="dev", choices=["dev", "test"], help="dependency group in pyproject.toml")
+    parser.add_argument(
+        "--group", default="dev", choices=["dev", "test", "e2e"], help="dependency group in pyproject.toml"
+    )
     parser.add_argument("--choose-python", action="store_true", help="the Python usual for that Airflow version")
     parser.add_argument("--with", action="append", default=[], metavar="REQUIREMENT", dest="extra_requirements")
     given = parser.parse_args()
