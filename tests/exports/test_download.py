@@ -23,6 +23,7 @@ from airflow_provider_sendgrid.exports.download import DownloadLimits, FileChang
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from tests.file_server import FileServer
 from tests.sendgrid_source import LIMITS, HandClock, SendGrid
+from tests.short_lived_urls import fetch_over_short_lived_urls
 
 CONTACTS = 8_000  # some 450 KB of gzip, 2 MB of plain text
 SMALL_STEPS = replace(LIMITS, progress_bytes=10_000)
@@ -210,25 +211,11 @@ def test_urls_that_expire_on_the_way_are_renewed_once_for_all_readers(clock):
 
 
 def test_a_file_longer_than_its_urls_live_arrives_whole():
-    """30 MB, cut every 1.5 MB, over URLs that live two seconds: whole, and less than a tenth fetched twice."""
-    clock = HandClock()
-    settings = Settings(encoding="plain", bytes_per_connection=1_500_000, url_lifetime=2)
+    """30 MB, cut every 1.5 MB, over URLs that live two seconds: whole, and less than a tenth fetched twice.
 
-    def half_a_second_later(request) -> None:
-        clock.advance(0.5 if request.listener == "files" else 0.0)
-
-    with Emulator(settings, populate=False, clock=clock, observe=half_a_second_later) as emulator:
-        sendgrid = SendGrid(emulator, clock)
-        export_id = sendgrid.export(125_000)
-        with sendgrid.source(export_id) as source:
-            download = source.open_file(0, "file 1")
-            content = bytearray(emulator.export_files(export_id)[0].stored_bytes)
-            with download.open() as reader:
-                reader.fill(memoryview(content))
-            assert source.urls.renewals >= 4
-        assert len(content) > 30_000_000
-        assert sendgrid.stored(export_id) == content
-        assert sendgrid.fetched_bytes() < 1.1 * len(content)
+    The same with 300 MB is in `slow_download.py`.
+    """
+    fetch_over_short_lived_urls(contacts=125_000, cut_every_bytes=1_500_000)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
