@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import closing
 from importlib import import_module
 
 import pytest
@@ -62,14 +63,20 @@ class Wait:
         path, arguments = deferred.trigger.serialize()
         arguments = json.loads(json.dumps(arguments))
         module, _, name = path.rpartition(".")
-        event = json.loads(json.dumps(asyncio.run(only_event(getattr(import_module(module), name)(**arguments)))))
+        event = json.loads(json.dumps(event_of(getattr(import_module(module), name)(**arguments))))
         self.told = [arguments, event]
         return self.sensor().resume_execution(deferred.method_name, {"event": event}, {})
 
 
-async def only_event(trigger):
-    [event] = [event async for event in trigger.run()]
-    return event.payload
+def event_of(trigger):
+    """The only event it fires, on a loop of its own: asyncio.run would take away pytest's."""
+
+    async def only_event():
+        [event] = [event async for event in trigger.run()]
+        return event.payload
+
+    with closing(asyncio.new_event_loop()) as loop:
+        return loop.run_until_complete(only_event())
 
 
 @pytest.fixture(params=["poke", "reschedule", "deferrable"])

@@ -454,7 +454,6 @@ def test_a_file_that_does_not_come_whole_publishes_nothing(
     assert [] == sendgrid_emulator.leaks()
 
 
-@pytest.mark.xfail(reason="errors of gunzip do not yet name export and file")
 @pytest.mark.parametrize("kind", ["truncate", "corrupt"])
 def test_a_damaged_file_is_named(sendgrid_emulator, deliver, kind):
     """Which export, which of its files, and what to do."""
