@@ -116,7 +116,7 @@ class AsyncSendGridClient:
 
     Attributes:
         rate_limit: what SendGrid said of its limit last.
-        requests_sent: so far.
+        successes: how many requests were answered with success so far.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class AsyncSendGridClient:
     ) -> None:
         self.connection = connection
         self.rate_limit = RateLimit()
-        self.requests_sent = 0
+        self.successes = 0
         self._client = _new_async_client(connection)
         self._sleep = sleep
         self._clock = clock
@@ -163,7 +163,6 @@ class AsyncSendGridClient:
 
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             await self._sleep(wait)
-        self.requests_sent += 1
         try:
             async with self._client.stream(
                 request.method,
@@ -182,6 +181,7 @@ class AsyncSendGridClient:
             )
             raise _unavailable(error, request, self.connection, never_sent) from None
         self.rate_limit.note(reply)
+        self.successes += 200 <= reply.status_code < 300
         return reply
 
 

@@ -14,7 +14,7 @@ import contextvars
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -28,11 +28,18 @@ log = logging.getLogger(__name__)
 
 # Those who are due within this time are served together.
 _TOGETHER_SECONDS = 1.0
+# How late the last look, which comes at the deadline, may be answered: requests may have to wait for the rate limit.
+_LAST_LOOK_SECONDS = 30.0
+# So many are asked for by id between two listings, though others wait for the next listing.
+_BY_ID_AT_ONCE = 10
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """One who waits for one export; all times are seconds since the epoch."""
+    """One who waits for one export.
+
+    `started_at` and `end_time` are seconds since the epoch; `due_at` is by the event loop's clock, which nobody sets.
+    """
 
     export_id: str
     schedule: PollSchedule
@@ -40,6 +47,8 @@ class _Waiter:
     end_time: float
     due_at: float
     polls: int = 0
+    is_listed: bool = False
+    last_seen: Sighting | None = None
     news: asyncio.Queue[Sighting | SendGridError] = field(default_factory=asyncio.Queue)
 
     def tell(self, export: ContactExport, now: float) -> None:
@@ -48,8 +57,12 @@ class _Waiter:
         sighting = look_at(export, now=now, started_at=self.started_at, polls=self.polls)
         if sighting.outcome is Outcome.WAITING and now >= self.end_time:
             sighting = replace(sighting, outcome=Outcome.TIMEOUT)
-        wait = self.schedule.wait_seconds(sighting.waited_seconds)
-        self.due_at = min(now + wait, self.end_time) if sighting.outcome is Outcome.WAITING else float("inf")
+        self.last_seen = sighting
+        if sighting.outcome is Outcome.WAITING:
+            wait = min(self.schedule.wait_seconds(sighting.waited_seconds), self.end_time - now)
+            self.due_at = _loop_time() + wait
+        else:
+            self.due_at = float("inf")
         self.news.put_nowait(sighting)
 
     def fail(self, error: SendGridError) -> None:
@@ -57,32 +70,34 @@ class _Waiter:
         self.due_at = float("inf")
         self.news.put_nowait(SendGridError.from_event(error.to_event()))
 
+    def give_up(self) -> None:
+        """End the wait with what was seen last; where nothing was, the first answer or failure still ends it."""
+        if self.last_seen is not None and self.last_seen.outcome is Outcome.WAITING:
+            waited = self.end_time + _LAST_LOOK_SECONDS - self.started_at
+            self.last_seen = replace(self.last_seen, outcome=Outcome.TIMEOUT, waited_seconds=waited)
+            self.due_at = float("inf")
+            self.news.put_nowait(self.last_seen)
+
 
 class SharedWatch:
     """Polls for all who wait for exports of one account and family.
 
     Args:
-        client: how to ask; its owner closes it.
+        client: how to ask; its owner closes it, after this watch.
         family: of the exports.
-        sleep: how to wait, in seconds.
         clock: seconds since the epoch.
     """
 
     def __init__(
-        self,
-        client: AsyncSendGridClient,
-        family: ExportFamily,
-        *,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
+        self, client: AsyncSendGridClient, family: ExportFamily, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._client = client
         self._family = family
-        self._sleep = sleep
         self._clock = clock
-        self._waiters: list[_Waiter] = []
+        self._waiters: dict[_Waiter, None] = {}
         self._joined = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
+        self._unended: set[asyncio.Task[None]] = set()
         self._listing_cost = 1
 
     async def wait(self, export_id: str, schedule: PollSchedule, *, started_at: float, end_time: float) -> Sighting:
@@ -91,17 +106,18 @@ class SharedWatch:
         Args:
             export_id: of the export.
             schedule: how long to wait between two polls, at most.
-            started_at: when the wait began, in seconds since the epoch.
-            end_time: when to stop waiting, likewise; SendGrid is asked at least once.
+            started_at: when the wait began, in seconds since the epoch; a time to come is taken for now.
+            end_time: when to stop waiting, likewise; SendGrid is asked at least once. Where SendGrid cannot be asked
+                then, for its rate limit or an outage, the wait ends half a minute later with what was seen last.
 
         Raises:
             SendGridError: SendGrid could not be asked.
         """
-        waiter = _Waiter(export_id, schedule, started_at, end_time, due_at=self._clock())
-        self._waiters.append(waiter)
-        self._joined.set()
-        if self._poller is None:
-            self._poller = _detached_task(self._poll())
+        now = self._clock()
+        waiter = _Waiter(export_id, schedule, min(started_at, now), end_time, due_at=_loop_time())
+        seconds_left = max(0.0, end_time - now) + _LAST_LOOK_SECONDS
+        deadline = asyncio.get_running_loop().call_later(seconds_left, waiter.give_up)
+        self._join(waiter)
         try:
             while True:
                 news = await waiter.news.get()
@@ -109,84 +125,133 @@ class SharedWatch:
                     raise news
                 if news.outcome is not Outcome.WAITING:
                     return news
-                log.info("%s Next poll in %.1f s at the latest.", news.describe(), waiter.due_at - self._clock())
+                log.info("%s Next poll in %.1f s at the latest.", news.describe(), waiter.due_at - _loop_time())
         finally:
-            self._waiters.remove(waiter)
-            if not self._waiters and self._poller is not None:
-                self._poller.cancel()
-                self._poller = None
+            deadline.cancel()
+            self._leave(waiter)
+
+    async def aclose(self) -> None:
+        """Wait until no request is under way any more: the client may be closed then."""
+        self._let_poller_go()
+        if self._unended:
+            await asyncio.wait(self._unended)
+
+    def _join(self, waiter: _Waiter) -> None:
+        self._waiters[waiter] = None
+        self._joined.set()
+        if self._poller is None:
+            self._poller = _detached_task(self._poll())
+            self._unended.add(self._poller)
+            self._poller.add_done_callback(self._note_end)
+
+    def _leave(self, waiter: _Waiter) -> None:
+        del self._waiters[waiter]
+        if not self._waiters:
+            self._let_poller_go()
+
+    def _let_poller_go(self) -> None:
+        if self._poller is not None:
+            self._poller.cancel()
+            self._poller = None
+
+    def _note_end(self, poller: asyncio.Task[None]) -> None:
+        """Tell everybody, where the poller did not end because everybody had left."""
+        self._unended.discard(poller)
+        error = None if poller.cancelled() else poller.exception()
+        if poller is self._poller:
+            self._poller = None
+            for waiter in self._waiters:
+                waiter.fail(_unforeseen(error))
 
     async def _poll(self) -> None:
-        while self._waiters:
-            due = self._due(self._clock())
-            if due:
+        while asyncio.current_task() is self._poller:
+            if due := self._due():
                 await self._serve(due)
             else:
-                await self._pause(min(waiter.due_at for waiter in self._waiters) - self._clock())
+                await self._pause()
 
-    def _due(self, now: float) -> list[_Waiter]:
+    def _due(self) -> list[_Waiter]:
+        """Whoever is due, the longest overdue first; nobody while everybody has time."""
+        now = _loop_time()
         if not any(waiter.due_at <= now for waiter in self._waiters):
             return []
-        return [waiter for waiter in self._waiters if waiter.due_at <= now + _TOGETHER_SECONDS]
+        due = [waiter for waiter in self._waiters if waiter.due_at <= now + _TOGETHER_SECONDS]
+        return sorted(due, key=lambda waiter: waiter.due_at)
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait for a time, or until somebody joins."""
+    async def _pause(self) -> None:
+        """Wait until somebody is due, or joins."""
         self._joined.clear()
-        waits = [asyncio.ensure_future(self._sleep(max(0.0, seconds))), asyncio.ensure_future(self._joined.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        seconds = min(waiter.due_at for waiter in self._waiters) - _loop_time()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._joined.wait(), seconds)
 
     async def _serve(self, due: Sequence[_Waiter]) -> None:
-        try:
-            unlisted: Iterable[_Waiter] = due
-            if len(due) > max(2, self._listing_cost):
-                unlisted = await self._serve_from_listing(due)
-            for waiter in unlisted:
-                await self._serve_by_id(waiter)
-        except SendGridError as error:
-            for waiter in due:
-                waiter.fail(error)
-        except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever broke
-            broken = SendGridError(redact(f"Polling SendGrid ended by an unforeseen {type(error).__name__}: {error}"))
-            for waiter in due:
-                waiter.fail(broken)
+        by_id: Iterable[_Waiter] = due
+        if len(due) > max(2, self._listing_cost):
+            try:
+                by_id = await self._serve_from_listing(due)
+            except SendGridError as error:
+                for waiter in due:
+                    waiter.fail(error)
+                return
+        for number, waiter in enumerate(by_id):
+            if number >= max(_BY_ID_AT_ONCE, self._listing_cost) and self._is_listing_due():
+                return  # those whom the listing serves do not wait for those whom it lacks
+            await self._serve_by_id(waiter)
+
+    def _is_listing_due(self) -> bool:
+        now = _loop_time()
+        return any(waiter.is_listed and waiter.due_at <= now for waiter in self._waiters)
 
     async def _serve_from_listing(self, due: Sequence[_Waiter]) -> list[_Waiter]:
         """Tell everybody what the listing says, and answer who has to be served by id.
 
-        That is who is due and not in the listing, and whose export has ended where requests are to spare, or where
-        the listing cannot tell: it has neither counts nor messages, and may have no URLs.
+        That is who is due and not in the listing; whose export failed or has no URLs yet, for listings have no
+        messages and may have no URLs; and, where requests are to spare, some of those whose export is ready, for
+        listings have no counts.
         """
-        sent_before = self._client.requests_sent
+        successes_before = self._client.successes
         listed = {export.id: export for export in await self._client.converse(protocol.list_exports(self._family))}
-        self._listing_cost = self._client.requests_sent - sent_before
+        self._listing_cost = self._client.successes - successes_before
         now = self._clock()
-        by_id: list[_Waiter] = [waiter for waiter in due if waiter.export_id not in listed]
-        spare = self._client.rate_limit.spare(now) - 2 * self._listing_cost
-        for waiter in list(self._waiters):
-            if (export := listed.get(waiter.export_id)) is None:
+        spare = min(self._client.rate_limit.spare(now) - 2 * self._listing_cost, _BY_ID_AT_ONCE)
+        counted: list[_Waiter] = []
+        unclear: list[_Waiter] = [waiter for waiter in due if waiter.export_id not in listed]
+        for waiter in self._waiters:
+            export = listed.get(waiter.export_id)
+            outcome = look_at(export, now=now, started_at=now, polls=1).outcome if export else None
+            waiter.is_listed = export is not None and not _is_unclear(export, outcome)
+            if export is None:
                 continue
-            outcome = look_at(export, now=now, started_at=now, polls=1).outcome
-            lacks_files = export.status == READY and outcome is not Outcome.READY
-            if outcome is Outcome.FAILURE or lacks_files or (outcome is Outcome.READY and spare > 0):
-                by_id.append(waiter)
-                spare -= 1
+            if not waiter.is_listed:
+                unclear.append(waiter)
+            elif outcome is Outcome.READY and len(counted) < spare:
+                counted.append(waiter)
             else:
                 waiter.tell(export, now)
-        return by_id
+        return counted + unclear
 
     async def _serve_by_id(self, waiter: _Waiter) -> None:
-        if waiter not in self._waiters:
+        if waiter not in self._waiters or waiter.due_at == float("inf"):
             return
         try:
             export = await self._client.converse(protocol.get_export(self._family, waiter.export_id))
-        except (SendGridError, ValueError) as error:
-            waiter.fail(error if isinstance(error, SendGridError) else SendGridError(str(error)))
+        except SendGridError as error:
+            waiter.fail(error)
+        except Exception as error:  # noqa: BLE001 - whoever waits for this one must learn of it, and nobody else
+            waiter.fail(_unforeseen(error))
         else:
             waiter.tell(export, self._clock())
+
+
+def _is_unclear(export: ContactExport, outcome: Outcome | None) -> bool:
+    """Whether only the status by id tells the rest: why it failed, or where its files are."""
+    return outcome is Outcome.FAILURE or (export.status == READY and outcome is Outcome.WAITING)
+
+
+def _unforeseen(error: BaseException | None) -> SendGridError:
+    what = f"an unforeseen {type(error).__name__}: {error}" if error else "somebody who cancelled it"
+    return SendGridError(redact(f"Polling SendGrid was ended by {what}"))
 
 
 @dataclass(slots=True)
@@ -194,6 +259,10 @@ class _Shared:
     watch: SharedWatch
     client: AsyncSendGridClient
     users: int = 0
+
+    async def aclose(self) -> None:
+        await self.watch.aclose()
+        await self.client.aclose()
 
 
 _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Shared]] = WeakKeyDictionary()
@@ -222,7 +291,11 @@ async def shared_watch(
         shared.users -= 1
         if not shared.users:
             del shared_here[key, family]
-            await asyncio.shield(shared.client.aclose())
+            await asyncio.shield(shared.aclose())
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _detached_task(coroutine: Awaitable[None]) -> asyncio.Task[None]:

@@ -1,142 +1,229 @@
-"""One poll serves all who wait; each wait ends as its own export does; no clock, no sleep."""
+"""One poll serves all who wait, and each wait ends as its own export does.
+
+The client, its tries and its rate limit are real; the answers are made up, and time is virtual.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextvars
+import logging
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from airflow_provider_sendgrid.exceptions import SendGridError, SendGridRateLimitError, SendGridServerError
+from airflow_provider_sendgrid.exceptions import (
+    SendGridAuthError,
+    SendGridError,
+    SendGridNotFoundError,
+    SendGridRateLimitError,
+    SendGridServerError,
+)
+from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
-from airflow_provider_sendgrid.exports.protocol import RateLimit, Reply
 from airflow_provider_sendgrid.exports.shared_watch import SharedWatch, shared_watch
 from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting
+from tests import virtual_time
+
+httpx = pytest.importorskip("httpx")
 
 NOW = 1_767_323_045.0
-AT = datetime.fromtimestamp(NOW, tz=timezone.utc)
-BEFORE = AT - timedelta(seconds=1)
 PATH = "/v3/marketing/contacts/exports"
+LISTING = "the listing"
 FILES = ["https://files.example/1?X-Amz-Signature=5ecret"]
 
 PENDING = {"status": "pending"}
 READY = {"status": "ready", "urls": FILES, "contact_count": 5}
 FAILURE = {"status": "failure", "message": "list is gone"}
+WATCHER = "airflow_provider_sendgrid.exports.shared_watch"
 
 
-def expiring_at(moment, status="pending"):
-    return {"status": status, "expires_at": moment.isoformat()}
+def expiring_in(seconds, status="pending"):
+    return {"status": status, "expires_at": datetime.fromtimestamp(NOW + seconds, tz=timezone.utc).isoformat()}
+
+
+def ready_after(seconds):
+    """An export that becomes ready so long after the test began."""
+    return lambda now: READY if now >= NOW + seconds else PENDING
 
 
 @dataclass
 class Account:
-    """SendGrid as its client shows it: the answers for each export in turn, the last one again and again.
+    """SendGrid as seen over the wire.
 
-    Time passes while somebody sleeps, and `question_seconds` with each question.
+    Attributes:
+        answers: for each export what is answered in turn, the last one again and again; or a function of the time.
+        unlisted: exports that the listing lacks.
+        page_size: exports on each page of the listing.
+        answer_seconds: how long each answer takes.
+        limit: requests allowed in each `window_seconds`; None is no limit, and no headers that tell of one.
+        refusals: statuses that the next requests are answered with.
+        asked: what was asked for when, in seconds since the test began.
     """
 
-    answers: dict
-    listed_fields: tuple[str, ...] | None = ("status", "urls", "expires_at")
-    question_seconds: float = 0.0
-    now: float = NOW
-    asked: list[str] = field(default_factory=list)
-    slept: list[float] = field(default_factory=list)
-    rate_limit: RateLimit = field(default_factory=RateLimit)
-    requests_sent: int = 0
+    answers: dict = field(default_factory=dict)
+    unlisted: set = field(default_factory=set)
+    page_size: int = 100
+    answer_seconds: float = 0.0
+    limit: int | None = None
+    window_seconds: float = 20.0
+    refusals: list = field(default_factory=list)
+    asked: list = field(default_factory=list)
+    refused: list = field(default_factory=list)
+    clients: list = field(default_factory=list)
     closed: int = 0
+    under_way: int = 0
+    window_ends: float = -math.inf
+    left: int = 0
 
-    async def converse(self, conversation):
-        request = next(conversation)
-        self.requests_sent += 1
-        self.now += self.question_seconds
-        self.asked.append(request.target.removeprefix(PATH).lstrip("/") or "the listing")
-        await asyncio.sleep(0)
-        try:
-            conversation.send(self._reply(self.asked[-1]))
-        except StopIteration as end:
-            return end.value
-        raise AssertionError("one answer is enough")
+    @property
+    def now(self):
+        return NOW + asyncio.get_running_loop().time()
 
-    async def aclose(self):
-        self.closed += 1
+    @property
+    def questions(self):
+        return [what for _, what in self.asked]
 
-    async def sleep(self, seconds):
-        if seconds == float("inf"):  # everybody has been told; whoever leaves last ends it
-            await asyncio.Event().wait()
-        self.slept.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
+    @property
+    def times(self):
+        return [when for when, _ in self.asked]
+
+    def client(self):
+        """A client of ours, with this account at the other end of the wire."""
+        connection = SendGridConnection("SG.a-key", base_url="http://127.0.0.1:1", verify=False)
+        client = AsyncSendGridClient(connection, clock=lambda: self.now)
+        client._client = httpx.AsyncClient(transport=_Wire(self), base_url=connection.base_url)
+        self.clients.append(client)
+        return client
 
     def watch(self):
-        return SharedWatch(self, ExportFamily.MARKETING, sleep=self.sleep, clock=lambda: self.now)
+        return SharedWatch(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
 
-    def _reply(self, asked):
-        if asked == "the listing":
-            fields = self.listed_fields
-            items = [
-                {"id": each} | {name: value for name, value in answers[0].items() if name in fields}
-                for each, answers in self.answers.items()
-                if fields is not None
-            ]
-            return self._json({"result": items})
-        answers = self.answers[asked]
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return self._json({"id": asked, **answer})
+    async def answer(self, request):
+        what = request.url.path.removeprefix(PATH).lstrip("/") or LISTING
+        self.asked.append((round(self.now - NOW, 3), what))
+        await asyncio.sleep(self.answer_seconds)
+        headers = self._take_slot()
+        if headers.get("X-RateLimit-Remaining") == "-1":
+            self.refused.append(self.asked[-1])
+            return httpx.Response(429, headers=headers | {"X-RateLimit-Remaining": "0"}, json={})
+        if self.refusals:
+            return httpx.Response(self.refusals.pop(0), headers=headers, json={"errors": [{"message": "no"}]})
+        page = int(request.url.params.get("page", 0))
+        payload = self._listing(page) if what == LISTING else self._status(what)
+        return httpx.Response(200 if payload else 404, headers=headers, json=payload or {})
 
-    def _json(self, payload):
-        return Reply(200, {}, json.dumps(payload).encode(), self.now)
+    def _take_slot(self):
+        if self.limit is None:
+            return {}
+        if self.now >= self.window_ends:
+            self.window_ends, self.left = self.now + self.window_seconds, self.limit
+        self.left -= 1
+        reset = math.ceil(self.window_ends - self.now)
+        return {"X-RateLimit-Remaining": str(max(-1, self.left)), "X-RateLimit-Reset": str(reset)}
+
+    def _listing(self, page):
+        listed = [each for each in self.answers if each not in self.unlisted]
+        items = listed[page * self.page_size : (page + 1) * self.page_size]
+        is_last = (page + 1) * self.page_size >= len(listed)
+        following = {} if is_last else {"next": f"https://api.sendgrid.com{PATH}?page={page + 1}"}
+        return {"result": [self._listed(each) for each in items], "_metadata": following}
+
+    def _listed(self, export_id):
+        """Without count and message, as in SendGrid."""
+        seen = self._current(export_id)
+        return {"id": export_id, **{name: seen[name] for name in ("status", "urls", "expires_at") if name in seen}}
+
+    def _status(self, export_id):
+        if export_id not in self.answers:
+            return None
+        seen = self._current(export_id)
+        if isinstance(self.answers[export_id], list) and len(self.answers[export_id]) > 1:
+            self.answers[export_id].pop(0)
+        return {"id": export_id, **seen}
+
+    def _current(self, export_id):
+        answers = self.answers[export_id]
+        seen = answers(self.now) if callable(answers) else answers[0]
+        if isinstance(seen, Exception):
+            raise seen
+        return seen
 
 
-def finished(coroutine):
-    """What a coroutine returns; a wait that never ends fails instead of hanging."""
-    return asyncio.run(asyncio.wait_for(coroutine, timeout=30))
+class _Wire(httpx.AsyncBaseTransport):
+    def __init__(self, account):
+        self.account = account
+
+    async def handle_async_request(self, request):
+        self.account.under_way += 1
+        try:
+            return await self.account.answer(request)
+        finally:
+            self.account.under_way -= 1
+
+    async def aclose(self):
+        assert self.account.under_way == 0, "closed while a request was under way"
+        self.account.closed += 1
 
 
-def wait(account, *, started_at=NOW, end_time=NOW + 3600, interval=60.0):
-    """Wait for the only export of an account."""
-    schedule = PollSchedule(interval, jitter=lambda: 0.0)
-    return finished(account.watch().wait("a", schedule, started_at=started_at, end_time=end_time))
+def schedule(interval=60.0):
+    return PollSchedule(interval, jitter=lambda: 0.0)
+
+
+def waits(watch, *export_ids, interval=60.0, started_at=NOW, end_time=NOW + 3600):
+    """A task for each export, which waits for it."""
+    return [
+        asyncio.ensure_future(
+            watch.wait(export_id, schedule(interval), started_at=started_at, end_time=end_time),
+        )
+        for export_id in export_ids
+    ]
 
 
 def wait_for_all(account, **options):
     """Wait for all exports of an account at once; return their sightings or errors in order."""
 
-    async def run():
-        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.0)
-        times = {"started_at": NOW, "end_time": NOW + 3600} | options
-        waits = (watch.wait(export_id, schedule, **times) for export_id in account.answers)
-        return await asyncio.gather(*waits, return_exceptions=True)
+    async def scenario():
+        watch = account.watch()
+        seen = await asyncio.gather(*waits(watch, *account.answers, **options), return_exceptions=True)
+        await watch.aclose()
+        return seen
 
-    return finished(run())
+    return virtual_time.run(scenario())
+
+
+def wait(account, **options):
+    """Wait for the only export of an account."""
+    [seen] = wait_for_all(account, **options)
+    if isinstance(seen, BaseException):
+        raise seen
+    return seen
 
 
 # --- one who waits
 
 
 @pytest.mark.parametrize(
-    ("last", "outcome"),
-    [
-        (READY, Outcome.READY),
-        (FAILURE, Outcome.FAILURE),
-        (expiring_at(BEFORE), Outcome.EXPIRED),
-    ],
+    ("last", "outcome"), [(READY, Outcome.READY), (FAILURE, Outcome.FAILURE), (expiring_in(-1), Outcome.EXPIRED)]
 )
 def test_the_wait_ends_with_what_has_become_of_the_export(last, outcome):
     account = Account({"a": [PENDING, {"status": "ready"}, last]})
     sighting = wait(account)
     assert sighting == Sighting(ContactExport.from_payload({"id": "a", **last}), outcome, polls=3, waited_seconds=4.0)
-    assert account.slept == [2.0, 2.0]
+    assert account.asked == [(0.0, "a"), (2.0, "a"), (4.0, "a")]
 
 
 def test_an_export_that_is_ready_at_once_is_not_waited_for():
     account = Account({"a": [READY]})
     assert wait(account).outcome is Outcome.READY
-    assert account.slept == []
+    assert account.times == [0.0]
 
 
 @pytest.mark.parametrize("status", ["pending", "archived", "", "ready"])
@@ -147,13 +234,14 @@ def test_what_never_ends_is_waited_on_until_the_deadline_and_not_beyond(status):
     assert sighting.outcome is Outcome.TIMEOUT
     assert sighting.export.status == status
     assert sighting.waited_seconds == pytest.approx(100)
-    assert sighting.polls == len(account.asked) == len(account.slept) + 1
+    assert sighting.polls == len(account.asked)
+    assert account.times[-1] == pytest.approx(100)
 
 
 def test_an_export_that_is_ready_at_the_deadline_is_ready():
     account = Account({"a": [PENDING, READY]})
     assert wait(account, end_time=NOW + 1).outcome is Outcome.READY
-    assert account.slept == [1.0]
+    assert account.times == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(("seen", "outcome"), [(PENDING, Outcome.TIMEOUT), (READY, Outcome.READY)])
@@ -161,35 +249,77 @@ def test_a_deadline_in_the_past_asks_once(seen, outcome):
     """A trigger may have been away for long: what is ready by now is no timeout."""
     account = Account({"a": [seen]})
     assert wait(account, end_time=NOW - 100).outcome is outcome
-    assert (account.asked, account.slept) == (["a"], [])
+    assert account.asked == [(0.0, "a")]
+
+
+def test_a_wait_without_a_deadline_never_ends_by_itself():
+    account = Account({"a": ready_after(1_000_000)})
+    assert wait(account, end_time=math.inf, interval=3600.0).outcome is Outcome.READY
 
 
 def test_a_wait_that_moved_to_another_process_keeps_its_pace():
     """It knows when it began, not how often it was asked."""
     account = Account({"a": [PENDING, READY]})
     wait(account, started_at=NOW - 40)
-    assert account.slept == [20.0]
+    assert account.times == [0.0, 20.0]
+
+
+def test_a_wait_that_begins_in_the_future_begins_now():
+    """The worker's clock may be ahead of the triggerer's: else it would be polled every 2 s for all that time."""
+    account = Account({"a": ready_after(600)})
+    sighting = wait(account, started_at=NOW + 600)
+    assert sighting.waited_seconds >= 600
+    assert len(account.asked) < 30
 
 
 def test_time_spent_in_questions_counts():
     """Each may take long: tries, and waits in between."""
-    account = Account({"a": [PENDING]}, question_seconds=70.0)
-    sighting = wait(account, end_time=NOW + 100)
-    assert sighting.outcome is Outcome.TIMEOUT
-    assert (sighting.polls, sum(account.slept)) == (2, pytest.approx(30.0))
+    account = Account({"a": [PENDING]}, answer_seconds=4.0)
+    sighting = wait(account, end_time=NOW + 10)
+    assert (sighting.outcome, sighting.polls) == (Outcome.TIMEOUT, 2)
+    assert account.times == [0.0, 6.0]
 
 
 def test_an_export_that_expires_while_it_is_waited_for_is_expired():
-    account = Account({"a": [expiring_at(AT + timedelta(seconds=50))]})
+    account = Account({"a": [expiring_in(50)]})
     assert wait(account, interval=10.0).outcome is Outcome.EXPIRED
 
 
-def test_what_asking_raises_ends_the_wait():
-    """The tries are the protocol's; what it gives up on is not waited out."""
-    error = SendGridServerError("it broke", status_code=500, errors=[{"message": "x"}])
-    with pytest.raises(SendGridServerError, match="it broke") as caught:
-        wait(Account({"a": [PENDING, error]}))
-    assert (caught.value.status_code, caught.value.errors) == (500, ({"message": "x"},))
+def test_an_export_that_nobody_knows_is_asked_for_a_few_times():
+    """Its id may be too new to be known everywhere."""
+    account = Account()
+
+    async def scenario():
+        watch = account.watch()
+        with pytest.raises(SendGridNotFoundError, match="404"):
+            await watch.wait("gone", schedule(), started_at=NOW, end_time=NOW + 60)
+        await watch.aclose()
+
+    virtual_time.run(scenario())
+    assert account.questions == ["gone"] * 3
+
+
+@pytest.mark.parametrize("export_id", ["", ".."])
+def test_what_can_be_no_id_is_asked_of_nobody(export_id):
+    account = Account({export_id: [PENDING]})
+    with pytest.raises(SendGridError, match="is none: it must be"):
+        wait(account)
+    assert account.asked == []
+
+
+def test_what_sendgrid_refuses_ends_the_wait_with_its_words():
+    with pytest.raises(SendGridAuthError, match="401") as caught:
+        wait(Account({"a": [PENDING]}, refusals=[401]))
+    assert (caught.value.status_code, caught.value.errors) == (401, ({"message": "no"},))
+
+
+def test_a_passing_outage_does_not_end_the_wait():
+    assert wait(Account({"a": [READY]}, refusals=[500, 503, 429])).outcome is Outcome.READY
+
+
+def test_an_outage_that_lasts_does():
+    with pytest.raises(SendGridServerError, match="500"):
+        wait(Account({"a": [PENDING]}, refusals=[500] * 99))
 
 
 def test_a_mistake_of_ours_ends_the_wait_too():
@@ -199,12 +329,76 @@ def test_a_mistake_of_ours_ends_the_wait_too():
 
 
 def test_the_log_tells_of_each_poll_but_of_no_url(caplog):
-    caplog.set_level("INFO", logger="airflow_provider_sendgrid")
+    caplog.set_level("INFO", logger=WATCHER)
     wait(Account({"a": [{"status": "archived", "urls": FILES}, READY]}))
     [message] = caplog.messages
     assert "is 'archived'" in message
     assert "Next poll in 2.0 s" in message
     assert "5ecret" not in message
+
+
+# --- deadlines while SendGrid cannot be asked
+
+
+def test_a_deadline_that_passes_while_the_rate_limit_holds_us_back_is_kept_all_the_same():
+    """The window may end in two minutes; half a minute after the deadline what was seen last must do."""
+    account = Account({"a": [PENDING]}, limit=2, window_seconds=110.0)
+    sighting = wait(account, end_time=NOW + 10)
+    assert (sighting.outcome, sighting.polls, sighting.waited_seconds) == (Outcome.TIMEOUT, 2, 40.0)
+    assert account.times == [0.0, 2.0]
+
+
+def test_the_last_look_may_come_a_little_late():
+    """It is worth it: the export may be ready."""
+    account = Account({"a": ready_after(3)}, limit=2, window_seconds=25.0)
+    sighting = wait(account, end_time=NOW + 10)
+    assert (sighting.outcome, account.times) == (Outcome.READY, [0.0, 2.0, 25.0])
+
+
+def test_a_deadline_is_kept_through_an_outage():
+    account = Account({"a": [PENDING]})
+
+    async def scenario():
+        watch = account.watch()
+        [waiting] = waits(watch, "a", end_time=NOW + 10)
+        await asyncio.sleep(1)
+        account.answer_seconds = 3600.0
+        sighting = await waiting
+        ended_at = account.now
+        await watch.aclose()
+        return sighting, ended_at
+
+    sighting, ended_at = virtual_time.run(scenario())
+    assert (sighting.outcome, ended_at) == (Outcome.TIMEOUT, NOW + 40)
+
+
+def test_one_deadline_is_not_anothers():
+    async def scenario():
+        account = Account({"a": [PENDING], "b": ready_after(50)})
+        watch = account.watch()
+        waiting = [*waits(watch, "a", end_time=NOW + 10), *waits(watch, "b", end_time=NOW + 100)]
+        first, second = await asyncio.gather(*waiting)
+        await watch.aclose()
+        return first, second
+
+    first, second = virtual_time.run(scenario())
+    assert (first.outcome, second.outcome) == (Outcome.TIMEOUT, Outcome.READY)
+
+
+def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
+    async def scenario():
+        account = Account({"a": ready_after(-7200)})
+        account.answers["a"] = lambda _now: READY if len(account.asked) == 2 else PENDING
+        back = 0.0
+        watch = SharedWatch(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
+        [waiting] = waits(watch, "a")
+        await asyncio.sleep(1)
+        back = 3600.0
+        await waiting
+        await watch.aclose()
+        return account.times
+
+    assert virtual_time.run(scenario()) == [0.0, 2.0]
 
 
 # --- many who wait
@@ -216,7 +410,7 @@ def test_many_cost_one_listing_and_one_question_for_each_that_is_ready():
     sightings = wait_for_all(account, end_time=NOW + 1)
     outcomes = Counter(each.outcome for each in sightings)
     assert outcomes == {Outcome.TIMEOUT: 49, Outcome.READY: 1}
-    assert Counter(account.asked) == {"the listing": 2, "e7": 1}
+    assert Counter(account.questions) == {LISTING: 2, "e7": 1}
     assert sightings[7].export.contact_count == 5
 
 
@@ -224,30 +418,44 @@ def test_few_are_asked_for_one_by_one():
     """The listing may be long, and holds no counts."""
     account = Account({"a": [PENDING, READY], "b": [READY]})
     assert [each.outcome for each in wait_for_all(account)] == [Outcome.READY, Outcome.READY]
-    assert sorted(account.asked) == ["a", "a", "b"]
+    assert sorted(account.questions) == ["a", "a", "b"]
 
 
-def test_a_listing_without_urls_hides_no_ready_export():
-    """Or those who are many would wait for ever for what each alone would see at once."""
-    account = Account({f"e{n}": [READY] for n in range(5)}, listed_fields=("status",))
-    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
-
-
-def test_where_requests_are_scarce_the_listing_will_do():
-    """A count is not worth being refused for: whoever fetches the files asks for it anyway."""
-    account = Account({f"e{n}": [READY] for n in range(5)})
-    headers = {"x-ratelimit-remaining": "2", "x-ratelimit-reset": "60"}
-    account.rate_limit.note(Reply(200, headers, b"", NOW))
-    sightings = wait_for_all(account)
-    assert account.asked == ["the listing"]
-    assert {each.outcome for each in sightings} == {Outcome.READY}
-    assert {each.export.contact_count for each in sightings} == {None}
+def test_what_a_listing_costs_is_learnt():
+    """Five pages are dearer than four questions; failed tries of theirs do not count."""
+    slow = {f"slow{n}": ready_after(60) for n in range(4)}
+    account = Account(slow | {f"e{n}": [READY] for n in range(45)}, page_size=10, refusals=[500])
+    wait_for_all(account)
+    assert account.questions.count(LISTING) == 6
+    assert set(account.questions[-4:]) == set(slow)
 
 
 def test_what_the_listing_lacks_is_asked_for_by_id():
-    account = Account({f"e{n}": [READY] for n in range(5)}, listed_fields=None)
+    names = {f"e{n}": [READY] for n in range(5)}
+    account = Account(names, unlisted=set(names))
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
-    assert Counter(account.asked) == {"the listing": 1, **dict.fromkeys(account.answers, 1)}
+    assert Counter(account.questions) == {LISTING: 1, **dict.fromkeys(names, 1)}
+
+
+def test_those_whom_the_listing_lacks_hold_nobody_up():
+    """100 questions take 200 s at this rate."""
+    lacking = {f"lacking{n}": ready_after(1000) for n in range(100)}
+    listed = {f"listed{n}": ready_after(100) for n in range(20)}
+    account = Account(listed | lacking, unlisted=set(lacking), limit=10, window_seconds=20.0, page_size=100)
+    seen_at = {}
+
+    async def scenario():
+        watch = account.watch()
+        tasks = waits(watch, *account.answers, interval=10.0)
+        for name, task in zip(account.answers, tasks, strict=True):
+            task.add_done_callback(lambda _, name=name: seen_at.setdefault(name, account.now - NOW))
+        await asyncio.gather(*tasks)
+        await watch.aclose()
+
+    virtual_time.run(scenario())
+    assert max(seen_at[name] for name in listed) <= 100 + 45
+    assert max(seen_at[name] for name in lacking) <= 1000 + 450
+    assert account.refused == []
 
 
 def test_why_an_export_failed_is_asked_for_by_id():
@@ -256,90 +464,316 @@ def test_why_an_export_failed_is_asked_for_by_id():
     assert {each.export.message for each in wait_for_all(account)} == {"list is gone"}
 
 
+def test_a_listing_without_urls_decides_nothing():
+    account = Account({f"e{n}": [{"status": "ready", "contact_count": 0}] for n in range(5)})
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+
+
+def test_an_export_that_has_expired_in_the_listing_has_expired():
+    account = Account({f"e{n}": [expiring_in(-1, "ready")] for n in range(5)})
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.EXPIRED}
+    assert account.questions == [LISTING]
+
+
+def test_where_all_become_ready_at_once_few_questions_are_spent_on_counts():
+    """The delivery asks for each of them again in any case; here nobody shall wait for the others' counts."""
+    account = Account({f"e{n}": [READY] for n in range(300)}, answer_seconds=0.5)
+    sightings = wait_for_all(account)
+    assert {each.outcome for each in sightings} == {Outcome.READY}
+    assert max(account.times) < 10
+
+
 def test_one_unknown_export_disturbs_nobody():
-    account = Account({"a": [SendGridServerError("it broke")], "b": [PENDING, READY]})
+    account = Account({"a": [KeyError("oops")], "b": [PENDING, READY]})
     broken, ready = wait_for_all(account)
-    assert type(broken) is SendGridServerError
+    assert type(broken) is SendGridError
     assert ready.outcome is Outcome.READY
 
 
-def test_a_failed_listing_fails_each_with_an_error_of_its_own():
+def test_one_unknown_export_among_many_disturbs_nobody():
+    account = Account({f"e{n}": ready_after(5) for n in range(20)})
+
+    async def scenario():
+        watch = account.watch()
+        seen = await asyncio.gather(*waits(watch, *account.answers, "gone"), return_exceptions=True)
+        await watch.aclose()
+        return seen
+
+    *sightings, error = virtual_time.run(scenario())
+    assert {each.outcome for each in sightings} == {Outcome.READY}
+    assert type(error) is SendGridNotFoundError
+
+
+@pytest.mark.parametrize(("status", "error_class"), [(401, SendGridAuthError), (500, SendGridServerError)])
+def test_a_failed_listing_fails_each_with_an_error_of_its_own(status, error_class):
     """One exception raised in several tasks would collect all their tracebacks."""
-
-    class Refusing(Account):
-        async def converse(self, conversation):
-            conversation.close()
-            raise SendGridRateLimitError("too many", status_code=429)
-
-    errors = wait_for_all(Refusing({f"e{n}": [PENDING] for n in range(5)}))
-    assert {type(each) for each in errors} == {SendGridRateLimitError}
+    errors = wait_for_all(Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[status] * 99))
+    assert {type(each) for each in errors} == {error_class}
     assert len({id(each) for each in errors}) == 5
 
 
+def test_an_unforeseen_error_reaches_everybody_and_the_next_one_starts_anew():
+    account = Account({f"e{n}": [KeyError("oops")] for n in range(5)} | {"fine": [READY]}, unlisted={"fine"})
+
+    async def scenario():
+        watch = account.watch()
+        errors = await asyncio.gather(*waits(watch, *(f"e{n}" for n in range(5))), return_exceptions=True)
+        [later] = await asyncio.gather(*waits(watch, "fine"))
+        await watch.aclose()
+        return errors, later
+
+    errors, later = virtual_time.run(scenario())
+    assert {str(each) for each in errors} == {"Polling SendGrid was ended by an unforeseen KeyError: 'oops'"}
+    assert later.outcome is Outcome.READY
+
+
+# --- the rate limit
+
+
+def test_the_rate_limit_is_obeyed_before_anybody_is_refused():
+    """500 exports on 5 pages, 10 requests per 20 s: each is seen soon after it is ready, with no 429 at all."""
+    account = Account({f"e{n}": ready_after(n * 0.5) for n in range(500)}, limit=10, window_seconds=20.0)
+    seen_at = {}
+
+    async def scenario():
+        watch = account.watch()
+        tasks = waits(watch, *account.answers, interval=30.0)
+        for number, task in enumerate(tasks):
+            task.add_done_callback(lambda _, number=number: seen_at.setdefault(number, account.now - NOW))
+        await asyncio.gather(*tasks)
+        await watch.aclose()
+
+    virtual_time.run(scenario())
+    assert account.refused == []
+    assert max(seen - number * 0.5 for number, seen in seen_at.items()) <= 45
+    assert len(account.asked) <= 10 * (max(seen_at.values()) / 20 + 1)
+
+
+def test_all_back_off_together():
+    """While the limit is used up by others nobody asks."""
+    account = Account({f"e{n}": ready_after(30) for n in range(20)}, refusals=[429])
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+    assert len([when for when in account.times if when < 1.9]) == 2
+
+
+def test_a_limit_that_others_use_up_for_ever_is_an_error_of_each():
+    errors = wait_for_all(Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[429] * 99))
+    assert {type(each) for each in errors} == {SendGridRateLimitError}
+
+
+# --- who comes and goes
+
+
 def test_who_joins_later_is_served_at_once():
-    async def run():
+    async def scenario():
         account = Account({"a": [PENDING, PENDING, READY], "b": [READY]})
-        asleep = asyncio.Event()
+        watch = account.watch()
+        [first] = waits(watch, "a")
+        await asyncio.sleep(0.5)
+        [second] = waits(watch, "b")
+        await asyncio.gather(first, second)
+        await watch.aclose()
+        return account.asked
 
-        async def sleep_until_joined(_seconds):
-            asleep.set()
-            await asyncio.Event().wait()
-
-        account.sleep = sleep_until_joined
-        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.0)
-        first = asyncio.ensure_future(watch.wait("a", schedule, started_at=NOW, end_time=NOW + 9))
-        await asleep.wait()
-        second = await watch.wait("b", schedule, started_at=NOW, end_time=NOW + 9)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        return second, account
-
-    second, account = finished(run())
-    assert second.outcome is Outcome.READY
-    assert account.asked == ["a", "b"]
+    assert virtual_time.run(scenario()) == [(0.0, "a"), (0.5, "b"), (2.0, "a"), (4.0, "a")]
 
 
-def test_who_leaves_disturbs_nobody_and_the_last_one_ends_the_poller():
-    async def run():
-        there_before = asyncio.all_tasks()
-        account = Account({"a": [PENDING], "b": [PENDING] * 5 + [READY]})
-        watch, schedule = account.watch(), PollSchedule(60.0, jitter=lambda: 0.0)
-        leaving = asyncio.ensure_future(watch.wait("a", schedule, started_at=NOW, end_time=NOW + 3600))
-        staying = asyncio.ensure_future(watch.wait("b", schedule, started_at=NOW, end_time=NOW + 3600))
-        await asyncio.sleep(0)
+@pytest.mark.parametrize("leaves_after", [0.0, 0.5, 1.5, 2.5])
+def test_who_leaves_disturbs_nobody(leaves_after):
+    """In the middle of a question of theirs, too."""
+
+    async def scenario():
+        account = Account({"a": [PENDING], "b": [PENDING, PENDING, READY]}, answer_seconds=1.0)
+        watch = account.watch()
+        leaving, staying = waits(watch, "a", "b")
+        await asyncio.sleep(leaves_after)
         leaving.cancel()
         sighting = await staying
-        await asyncio.gather(leaving, return_exceptions=True)
-        await asyncio.sleep(0)
-        return sighting, asyncio.all_tasks() - there_before
+        await watch.aclose()
+        return sighting.outcome, leaving.cancelled()
 
-    sighting, left_over = finished(run())
-    assert sighting.outcome is Outcome.READY
-    assert left_over == set()
+    assert virtual_time.run(scenario()) == (Outcome.READY, True)
+
+
+def test_when_the_last_one_leaves_nobody_asks_any_more():
+    async def scenario():
+        account = Account({"a": [PENDING]}, answer_seconds=1.0)
+        watch = account.watch()
+        [waiting] = waits(watch, "a")
+        await asyncio.sleep(0.5)
+        waiting.cancel()
+        await asyncio.sleep(100)
+        return account.asked, account.under_way
+
+    assert virtual_time.run(scenario()) == ([(0.0, "a")], 0)
+
+
+def test_who_comes_while_the_poller_of_before_still_ends_has_one_of_their_own():
+    """And one only: no poll is doubled."""
+
+    async def scenario():
+        account = Account({"a": [PENDING], "b": [PENDING, PENDING, READY]}, answer_seconds=1.0)
+        watch = account.watch()
+        [leaving] = waits(watch, "a")
+        await asyncio.sleep(0.5)
+        leaving.cancel()
+        await asyncio.sleep(0)
+        [staying] = waits(watch, "b")
+        sighting = await staying
+        await watch.aclose()
+        return sighting.outcome, account.asked
+
+    outcome, asked = virtual_time.run(scenario())
+    assert outcome is Outcome.READY
+    assert asked == [(0.0, "a"), (0.5, "b"), (3.5, "b"), (6.75, "b")]
+
+
+def test_a_poller_that_somebody_cancels_tells_everybody():
+    """Nobody does; whoever waits for it would wait for ever."""
+
+    async def scenario():
+        account = Account({"a": [PENDING]})
+        watch = account.watch()
+        [waiting] = waits(watch, "a")
+        await asyncio.sleep(0.5)
+        watch._poller.cancel()
+        with pytest.raises(SendGridError, match="somebody who cancelled it"):
+            await waiting
+        await watch.aclose()
+
+    virtual_time.run(scenario())
+
+
+def test_what_the_poller_logs_stands_in_nobodys_log(caplog):
+    """Airflow's triggerer tells the tasks' logs apart by context."""
+    caplog.set_level("DEBUG")
+    mine = contextvars.ContextVar("mine", default="nobody's")
+    told = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            told.append((mine.get(), record.getMessage()))
+
+    async def waiter(watch, name):
+        mine.set(name)
+        await watch.wait(name, schedule(), started_at=NOW, end_time=NOW + 3600)
+
+    async def scenario():
+        account = Account({"a": [PENDING, READY], "b": [PENDING, READY]}, refusals=[500])
+        watch = account.watch()
+        await asyncio.gather(waiter(watch, "a"), waiter(watch, "b"))
+        await watch.aclose()
+
+    listener = Listener()
+    logging.getLogger("airflow_provider_sendgrid").addHandler(listener)
+    try:
+        virtual_time.run(scenario())
+    finally:
+        logging.getLogger("airflow_provider_sendgrid").removeHandler(listener)
+    assert {(name, name) for name in "ab"} == {
+        (whose, text.split()[2]) for whose, text in told if text.startswith("SendGrid export")
+    }
+    assert [whose for whose, text in told if "Trying again" in text] == ["nobody's"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 30), st.floats(0, 60)), min_size=1, max_size=12),
+    st.floats(0, 3),
+    st.sampled_from([None, 3, 10]),
+)
+def test_whoever_stays_is_told_whoever_comes_and_goes(visits, answer_seconds, limit):
+    """Each comes at one time and leaves at another; those who would stay for ever all see their export."""
+    staying = {f"s{n}": ready_after(20) for n in range(3)}
+    account = Account({f"v{n}": [PENDING] for n in range(len(visits))} | staying, limit=limit)
+    account.answer_seconds = answer_seconds
+
+    async def visit(watch, name, comes, stays):
+        await asyncio.sleep(comes)
+        [waiting] = waits(watch, name, end_time=math.inf)
+        await asyncio.wait([waiting], timeout=stays)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    async def scenario():
+        connect: Callable = account.client
+        async with shared_watch("key", ExportFamily.MARKETING, connect) as watch:
+            watch._clock = lambda: account.now
+            visitors = [visit(watch, f"v{n}", *times) for n, times in enumerate(visits)]
+            stayers = asyncio.gather(*waits(watch, *staying, end_time=math.inf))
+            await asyncio.gather(stayers, *visitors)
+            return stayers.result()
+
+    assert {each.outcome for each in virtual_time.run(scenario())} == {Outcome.READY}
+    assert (account.closed, account.refused) == (1, [])
 
 
 # --- shared
 
 
 def test_everybody_with_the_same_key_shares_a_client_until_the_last_one_leaves():
-    async def run():
-        made = []
+    async def scenario():
+        account = Account()
 
-        def connect():
-            made.append(Account({}))
-            return made[-1]
-
-        async with shared_watch("key", ExportFamily.MARKETING, connect) as first:
-            async with shared_watch("key", ExportFamily.MARKETING, connect) as second:
+        async with shared_watch("key", ExportFamily.MARKETING, account.client) as first:
+            async with shared_watch("key", ExportFamily.MARKETING, account.client) as second:
                 assert first is second
-            assert [each.closed for each in made] == [0]
-            async with shared_watch("another", ExportFamily.MARKETING, connect) as other:
+            assert (len(account.clients), account.closed) == (1, 0)
+            async with shared_watch("another", ExportFamily.MARKETING, account.client) as other:
                 assert other is not first
-            async with shared_watch("key", ExportFamily.LEGACY, connect) as other:
+            async with shared_watch("key", ExportFamily.LEGACY, account.client) as other:
                 assert other is not first
-        assert [each.closed for each in made] == [1, 1, 1]
-        async with shared_watch("key", ExportFamily.MARKETING, connect) as anew:
+        assert (len(account.clients), account.closed) == (3, 3)
+        async with shared_watch("key", ExportFamily.MARKETING, account.client) as anew:
             assert anew is not first
-        return [each.closed for each in made]
+        assert account.closed == 4
 
-    assert finished(run()) == [1, 1, 1, 1]
+    virtual_time.run(scenario())
+
+
+def test_nothing_is_shared_between_event_loops():
+    """A client belongs to the loop that it was made on."""
+
+    async def hold(other_loop):
+        async with shared_watch("key", ExportFamily.MARKETING, Account().client) as here:
+            there = await asyncio.to_thread(other_loop) if other_loop else here
+            return here, there
+
+    here, there = asyncio.run(hold(lambda: asyncio.run(hold(None))[0]))
+    assert here is not there
+
+
+def test_the_client_is_closed_only_when_no_request_is_under_way():
+    """The task is cleared in the middle of a question."""
+
+    async def wait_shared(account):
+        async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
+            await watch.wait("a", schedule(), started_at=NOW, end_time=math.inf)
+
+    async def scenario():
+        account = Account({"a": [PENDING]}, answer_seconds=5.0)
+        waiting = asyncio.ensure_future(wait_shared(account))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return account.closed, account.under_way
+
+    assert virtual_time.run(scenario()) == (1, 0)
+
+
+def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open():
+    async def wait_shared(account, export_id):
+        async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
+            await watch.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
+
+    async def scenario():
+        account = Account({f"e{n}": [PENDING] for n in range(20)}, answer_seconds=5.0)
+        waiting = [asyncio.ensure_future(wait_shared(account, each)) for each in account.answers]
+        await asyncio.sleep(1)
+        everything = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in everything:
+            task.cancel()
+        await asyncio.gather(*everything, return_exceptions=True)
+        return account.closed, account.under_way, {task.cancelled() for task in waiting}
+
+    assert virtual_time.run(scenario()) == (1, 0, {True})
