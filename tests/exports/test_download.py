@@ -334,6 +334,16 @@ def test_a_range_that_is_not_the_one_asked_for_is_not_taken(session, content_ran
     assert 1 + LIMITS.tries == download.connections
 
 
+@pytest.mark.parametrize("count", ["9", "11"])
+def test_a_range_whose_length_disagrees_with_its_bounds_is_not_taken(session, count):
+    with FileServer({"/file": CONTENT}) as server:
+        download = download_of(f"{server.url}/file", session)
+        download.open().close()
+        server.bend = lambda status, headers: (status, headers | {"Content-Length": count})
+        with download.range(0, 10) as reader, pytest.raises(ExportIncompleteError, match=f"sent {count} bytes as the"):
+            read(reader)
+
+
 # --- patience
 
 

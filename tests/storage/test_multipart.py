@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, part_size
@@ -90,6 +90,8 @@ def write_all(writer: PartWriter, content: bytes, chunk_bytes: int = 700_001) ->
 
 
 @given(size=st.integers(0, 5 * 1024**4), part_bytes=st.integers(1, 1024 * MIB))
+@example(size=5 * 1024**4, part_bytes=5 * MIB)
+@example(size=5 * 1024**4, part_bytes=700 * MIB)
 def test_any_object_fits_ten_thousand_parts_of_allowed_sizes(size, part_bytes):
     """Up to 5 TiB, the largest object; each part but the last from 5 MiB to 5 GiB."""
     number = left = 0
