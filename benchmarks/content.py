@@ -25,7 +25,7 @@ _MARGIN_BYTES = 128 * 1024  # more than zlib holds back
 _LEAST_BYTES = 192 * 1024
 _CONTACT_ID = re.compile(rb"\b[0-9a-f]{8}-[0-9a-f]{4}-4000-8000-[0-9a-f]{12}\b")
 _EMAIL = re.compile(rb"\bcontact[.]\d+[.]\d+@example[.]com\b")
-_TIME = re.compile(rb"\bT\d\d:\d\d:\d\dZ")
+_TIME = re.compile(rb"T\d\d:\d\d:\d\dZ")
 
 
 @dataclass(frozen=True)

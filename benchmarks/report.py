@@ -33,7 +33,8 @@ def _row(outcome: Outcome, name: str, first: str) -> str:
     runs = outcome.runs
     wall, cpu, peak = (Spread.of(values(runs, name, quantity)) for quantity in ("wall", "cpu", "peak"))
     compared = "" if name == first or first not in runs else f"{_spread(ratio(runs, first, name))} x this"
-    return f"| {_cell(name)} | {_spread(wall)} | {_spread(cpu)} | {peak.highest / MIB:.0f} | {compared} | {len(runs[name])} |"
+    cells = (_cell(name), _spread(wall), _spread(cpu), f"{peak.highest / MIB:.0f}", compared, str(len(runs[name])))
+    return f"| {' | '.join(cells)} |"
 
 
 def _bar_row(judgement: Judgement) -> str:
