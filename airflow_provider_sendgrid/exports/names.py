@@ -23,7 +23,8 @@ def ids_of_names(kind: str, names: Sequence[str], items: Iterable[Mapping[str, A
     """
     ids: dict[str, list[str | int]] = {}
     for item in items:
-        ids.setdefault(str(item.get("name")), []).append(item["id"])
+        if item.get("id") is not None:
+            ids.setdefault(str(item.get("name")), []).append(item["id"])
     return [_only_id(kind, name, ids) for name in names]
 
 
@@ -36,6 +37,7 @@ def _only_id(kind: str, name: str, ids: Mapping[str, Sequence[str | int]]) -> st
             f"{len(found)} {kind}s are named {name!r}: {', '.join(map(str, found))}. Name the one you mean by its id, "
             f"in {kind}_ids."
         )
-    near = get_close_matches(name, list(ids), n=3, cutoff=0.5)
+    folded = {other.strip().casefold(): other for other in ids}
+    near = [folded[other] for other in get_close_matches(name.strip().casefold(), list(folded), n=3, cutoff=0.5)]
     hint = f"The nearest: {', '.join(map(repr, near))}." if near else f"There are {len(ids)} {kind}s, none near it."
     raise SendGridNotFoundError(f"No {kind} is named {name!r}. {hint}")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridNotFoundError
 from airflow_provider_sendgrid.exports.export import FAILURE, ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.exports.start import Attempt, Rivals
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
-_ID_KEY = "sendgrid_export_id"
-_BEGAN_KEY = "sendgrid_export_began"
+# Under this key a task keeps, in its state store and as an XCom for other tasks: ``of`` (what it exports), ``began``
+# (when its first try did), ``task`` (its name) and, once it is known, ``id``.
+_KEY = "sendgrid_export"
 
 
 class SendGridExportContactsOperator(BaseOperator):
@@ -26,7 +29,9 @@ class SendGridExportContactsOperator(BaseOperator):
     With ``durable`` no export is started twice: where the answer to a start was lost, or the task is tried again, the
     export that was started is found and taken. On Airflow 3.3 its id is kept in the task's state store; on older ones,
     and where a worker died in between, the list of exports tells: begun since this task (on older Airflows: this run)
-    began, of the same lists and segments. Where several could be the one, the task fails and names them.
+    began, of the same lists and segments, and not that of another task of this run. Where several could be the one, the
+    task fails and names them. An export of the same lists that other runs, or people, began in just that time cannot be
+    told from this one: it is taken, for it holds what this one would, unless there are both.
 
     Args:
         list_ids: ids of the lists to export (uuids; numbers in the legacy family).
@@ -109,23 +114,32 @@ class SendGridExportContactsOperator(BaseOperator):
 
     def _start_once(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> str:
         store: Any = context.get("task_state_store")  # from Airflow 3.3 on
-        claimed_ids = _ids_of_other_tasks(context)
         now = time.time()
+        record: dict[str, Any] = {"of": self._fingerprint(selection), "task": _name_of(context), "began": now}
         if store is None:
-            since, is_retry = _first_try(context, now)
-            return self._told(*hook.start_export_once(selection, Attempt(since, is_retry, claimed_ids)))
-        began = store.get(_BEGAN_KEY)
-        if known := store.get(_ID_KEY):
-            if _is_usable(hook, known):
-                return self._told(known, is_found=True)
-            store.delete(_ID_KEY)
-            began = None
-        if began is None:
-            store.set(_BEGAN_KEY, now)
-        attempt = Attempt(float(began or now), is_retry=began is not None, claimed_ids=claimed_ids)
+            record["began"], is_retry = _first_try(context, now)
+        else:
+            known = _known(store, record["of"])
+            if export_id := _usable_id(hook, known):
+                _announce(context, record | {"id": export_id})
+                return self._told(export_id, is_found=True)
+            is_retry = "began" in known and "id" not in known
+            record["began"] = known["began"] if is_retry else now
+            store.set(_KEY, record)
+        _announce(context, record)
+        attempt = Attempt(record["began"], is_retry, lambda: _rivals(context, record))
         export_id, is_found = hook.start_export_once(selection, attempt)
-        store.set(_ID_KEY, export_id)
+        record["id"] = export_id
+        if store is not None:
+            store.set(_KEY, record)
+        _announce(context, record)
         return self._told(export_id, is_found)
+
+    def _fingerprint(self, selection: ExportSelection) -> str:
+        """The same for the same export only: what one try started is of no use to a try that wants another."""
+        ids = (sorted(map(str, ids)) for ids in (selection.list_ids, selection.segment_ids))
+        wanted = [self.sendgrid_conn_id, str(self.family), *ids, selection.file_type, str(selection.max_file_size)]
+        return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
 
     def _told(self, export_id: str, is_found: bool) -> str:
         how = "An earlier try started the export already" if is_found else "SendGrid accepted the export"
@@ -152,32 +166,63 @@ def _first_try(context: Context, now: float) -> tuple[float, bool]:
     return (started_at.timestamp() if started_at else now), context["ti"].try_number > 1
 
 
-def _ids_of_other_tasks(context: Context) -> set[str]:
-    """The exports that other tasks of this run have started, which are none of ours."""
-    if "ti" not in context:  # called by a test, without a run
-        return set()
-    instance: Any = context["ti"]
-    others = [
-        task.task_id
-        for task in context["dag"].tasks
-        if task.task_type == SendGridExportContactsOperator.__name__ and task.task_id != instance.task_id
-    ]
-    return set(_texts(instance.xcom_pull(task_ids=others))) if others else set()
+def _known(store: Any, of: str) -> Mapping[str, Any]:
+    """What earlier tries of this task kept of the same export."""
+    record = store.get(_KEY)
+    return record if isinstance(record, Mapping) and record.get("of") == of else {}
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """The texts in a value and in what it holds: XComs of mapped tasks come as lists of lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Iterable):
-        for item in value:
-            yield from _texts(item)
-
-
-def _is_usable(hook: SendGridHook, export_id: str) -> bool:
-    """Whether an export that was started is on its way or ready, and not failed, expired or gone."""
+def _usable_id(hook: SendGridHook, known: Mapping[str, Any]) -> str | None:
+    """The id of the export that an earlier try started, unless it failed, expired or is gone."""
+    export_id: str | None = known.get("id")
+    if not export_id:
+        return None
     try:
         export = hook.get_export(export_id)
     except SendGridNotFoundError:
-        return False
-    return export.status != FAILURE and not export.is_expired_at(datetime.now(timezone.utc))
+        return None
+    is_usable = export.status != FAILURE and not export.is_expired_at(datetime.now(timezone.utc))
+    return export_id if is_usable else None
+
+
+def _name_of(context: Context) -> str:
+    if "ti" not in context:
+        return ""
+    instance = context["ti"]
+    is_mapped = instance.map_index is not None and instance.map_index >= 0
+    return f"{instance.task_id}[{instance.map_index}]" if is_mapped else instance.task_id
+
+
+def _announce(context: Context, record: Mapping[str, Any]) -> None:
+    """Let the other tasks of this run know what this one is starting, or has started."""
+    if "ti" in context:
+        context["ti"].xcom_push(key=_KEY, value=dict(record))
+
+
+def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
+    """What the other tasks of this run have started, and which of them are starting the same."""
+    if "ti" not in context:
+        return Rivals()
+    task_ids = [task.task_id for task in context["dag"].tasks if _starts_exports(task)]
+    announced = _mappings(context["ti"].xcom_pull(task_ids=task_ids, key=_KEY))
+    others = [each for each in announced if each.get("task") != own["task"]]
+    return Rivals(
+        ids={each["id"] for each in others if each.get("id")},
+        starting=[str(each["task"]) for each in others if not each.get("id") and each.get("of") == own["of"]],
+    )
+
+
+def _starts_exports(task: Any) -> bool:
+    """Mapped tasks, too; in some Airflows these know the name of their class only."""
+    found = getattr(task, "operator_class", type(task))
+    is_ours = isinstance(found, type) and issubclass(found, SendGridExportContactsOperator)
+    return is_ours or task.task_type == SendGridExportContactsOperator.__name__
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """The mappings in a value and in what it holds: XComs of mapped tasks come as lists of lists."""
+    if isinstance(value, Mapping):
+        yield value
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for item in value:
+            yield from _mappings(item)

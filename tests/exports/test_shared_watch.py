@@ -165,6 +165,9 @@ class _Wire(httpx.AsyncBaseTransport):
         self.account.under_way += 1
         try:
             return await self.account.answer(request)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.1)  # a connection takes its time to close
+            raise
         finally:
             self.account.under_way -= 1
 
