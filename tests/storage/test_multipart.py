@@ -143,7 +143,8 @@ def test_there_is_no_part_without_room_unless_one_waits():
 def test_one_part_larger_than_all_memory_is_taken_alone():
     """As when parts have doubled: slower, and never stuck."""
     buffers = PartBuffers(10)
-    part = buffers.take(50)
+    part = buffers.take(50, wait=False)
+    assert part is not None
     assert None is buffers.take(1, wait=False)
     part.release()
     assert buffers.take(1, wait=False) is not None
@@ -250,6 +251,18 @@ def test_every_way_out_leaves_no_upload_and_no_memory_taken(threads, failing, er
         store()
     writer.abort()
     assert ({}, set(), 0) == (storage.objects, storage.open_uploads, buffers._used_bytes)
+
+
+def test_parts_that_were_taken_at_once_are_all_given_back(threads):
+    """The second is handed over when the upload of the first cannot begin."""
+    storage, buffers = Memory("begin"), PartBuffers(2 * PART)
+    writer = writer_to(storage, threads, buffers)
+    parts = [writer.take(), writer.take()]
+    writer.send(parts[0])
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.send(parts[1])
+    writer.abort()
+    assert 0 == buffers._used_bytes
 
 
 def test_a_tap_that_fails_ends_the_writing_and_leaves_nothing(threads):
