@@ -1,0 +1,363 @@
+"""An export is started once, whatever gets lost on the way.
+
+Walked by hand, without clock and network, and then against the emulator with both clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from datetime import datetime, timezone
+from email.utils import format_datetime
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.exceptions import (
+    ExportInDoubtError,
+    SendGridAuthError,
+    SendGridServerError,
+    SendGridUnavailableError,
+)
+from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.protocol import Patience, Reply
+from airflow_provider_sendgrid.exports.start import Attempt, Rivals, find_started, start_export_once
+
+MARKETING, LEGACY = ExportFamily.MARKETING, ExportFamily.LEGACY
+CALM = Patience(tries=2, jitter=lambda: 0.0)
+NOW = 1_767_323_045.0
+CUSTOMERS = ExportSelection(list_ids=["customers"])
+LOST = SendGridUnavailableError("the connection broke", may_have_been_accepted=True)
+ACCEPTED = {"id": "started"}
+
+
+def at(seconds):
+    return datetime.fromtimestamp(NOW + seconds, tz=timezone.utc)
+
+
+def export(export_id, begun=1.0, lists=("customers",), segments=(), status="pending", **fields):
+    """An item of the listing, begun so many seconds after the attempt."""
+    return {
+        "id": export_id,
+        "status": status,
+        "created_at": at(begun).isoformat(),
+        "lists": [{"ID": each, "Name": "x"} for each in lists],
+        "segments": [{"ID": each, "Name": "x"} for each in segments],
+        **fields,
+    }
+
+
+def walk(conversation, *answers):
+    """Carry a conversation on with these answers; return its requests and its result or error.
+
+    An answer is an exception, the payload of a 202 or, as a list, the items of a listing.
+    """
+    requests = []
+    try:
+        request = next(conversation)
+        for answer in answers:
+            requests.append(request)
+            if isinstance(answer, Exception):
+                request = conversation.throw(answer)
+            else:
+                request = conversation.send(answer if isinstance(answer, Reply) else reply(answer))
+    except StopIteration as end:
+        return requests, end.value
+    raise AssertionError(f"it goes on and asks {request}")
+
+
+def reply(payload, ahead_seconds=None):
+    is_listing = isinstance(payload, list)
+    body = {"result": payload} if is_listing else payload
+    headers = {} if ahead_seconds is None else {"date": format_datetime(at(10 + ahead_seconds), usegmt=True)}
+    return Reply(200 if is_listing else 202, headers, json.dumps(body).encode(), NOW + 10)
+
+
+def start(*answers, family=MARKETING, selection=CUSTOMERS, **attempt):
+    return walk(start_export_once(family, selection, Attempt(NOW, **attempt), CALM), *answers)
+
+
+def said(requests):
+    return [(each.method, each.after_seconds) for each in requests]
+
+
+# --- when all goes well
+
+
+def test_an_accepted_start_costs_one_request():
+    requests, result = start(ACCEPTED)
+    assert (said(requests), result) == ([("POST", 0.0)], ("started", False))
+
+
+def test_a_refused_start_is_not_looked_for():
+    """It was surely not accepted."""
+    refusal = Reply(401, {}, b"{}", NOW)
+    with pytest.raises(SendGridAuthError):
+        start(refusal)
+
+
+def test_what_cannot_be_right_is_asked_of_nobody():
+    with pytest.raises(ValueError, match="file_type"):
+        next(start_export_once(MARKETING, ExportSelection(file_type="xlsx"), Attempt(NOW, is_retry=True)))
+
+
+# --- a lost answer
+
+
+def test_what_a_lost_start_began_is_found():
+    requests, result = start(LOST, [export("ours")])
+    assert (said(requests), result) == ([("POST", 0.0), ("GET", 2.0)], ("ours", True))
+    assert "the connection broke" in requests[1].because
+
+
+def test_an_export_may_take_a_moment_to_be_listed():
+    requests, result = start(LOST, [], [], [export("ours")])
+    assert (said(requests)[1:], result) == ([("GET", 2.0), ("GET", 5.0), ("GET", 10.0)], ("ours", True))
+
+
+def test_a_start_that_did_not_go_through_is_made_again():
+    requests, result = start(LOST, [], [], [], ACCEPTED)
+    assert (Counter(each.method for each in requests), result) == ({"POST": 2, "GET": 3}, ("started", False))
+
+
+def test_the_starts_are_bounded():
+    """The next try of the task looks again."""
+    nothing = [[], [], []]
+    with pytest.raises(SendGridUnavailableError, match="the connection broke"):
+        start(LOST, *nothing, LOST, *nothing, LOST, *nothing)
+
+
+def test_an_answer_without_an_id_is_a_lost_one():
+    requests, result = start({}, [export("ours")])
+    assert result == ("ours", True)
+    assert "without naming its id" in requests[1].because
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_an_error_of_the_server_may_have_been_accepted(status):
+    _, result = start(Reply(status, {}, b"{}", NOW), [export("ours")])
+    assert result == ("ours", True)
+
+
+def test_where_the_list_cannot_be_had_either_nobody_starts_another():
+    """And what is told is the loss, not that of the list."""
+    broken = Reply(500, {}, b"{}", NOW)
+    with pytest.raises(SendGridUnavailableError, match="the connection broke") as caught:
+        start(LOST, broken, broken)
+    assert caught.value.may_have_been_accepted
+
+
+# --- another try of the task
+
+
+def test_another_try_looks_before_it_starts():
+    requests, result = start([export("ours")], is_retry=True)
+    assert (said(requests), result) == ([("GET", 0.0)], ("ours", True))
+
+
+def test_another_try_that_finds_nothing_starts():
+    requests, result = start([], [], [], ACCEPTED, is_retry=True)
+    assert [each.method for each in requests] == ["GET", "GET", "GET", "POST"]
+    assert result == ("started", False)
+
+
+def test_another_try_that_cannot_have_the_list_starts_nothing():
+    broken = Reply(500, {}, b"{}", NOW)
+    with pytest.raises(SendGridServerError):
+        start(broken, broken, is_retry=True)
+
+
+# --- which export is ours
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (export("x", begun=-60), "begun before"),
+        (export("x", lists=["others"]), "of other lists"),
+        (export("x", lists=["customers", "others"]), "of more lists"),
+        (export("x", lists=[]), "of the whole account"),
+        (export("x", segments=["s"]), "of a segment, too"),
+        (export("x", status="failure"), "failed"),
+        (export("x", status="ready", expires_at=at(5).isoformat()), "its files are gone"),
+        (export("x", created_at=None), "begun nobody knows when"),
+        (export("x", status="ready", urls=["https://f.example/contacts.json.gzip?a=.csv"]), "of another type"),
+    ],
+)
+def test_another_export_is_not_adopted(other, why):
+    _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), [other])
+    assert found is None, why
+
+
+@pytest.mark.parametrize(
+    ("selection", "family", "listed"),
+    [
+        (ExportSelection(), MARKETING, export("ours", lists=[])),
+        (ExportSelection(["a", "b"], ["s"]), MARKETING, export("ours", lists=["b", "a"], segments=["s"])),
+        (ExportSelection([7, "8"], [9]), LEGACY, export("ours", lists=[8, 7], segments=[9])),
+        (CUSTOMERS, MARKETING, export("ours", status="ready", urls=["https://f.example/contacts.csv.gzip?x=y"])),
+        (CUSTOMERS, MARKETING, export("ours", status="simmering")),
+        (CUSTOMERS, MARKETING, export("ours", begun=-1.5)),
+    ],
+)
+def test_ours_is_of_the_same_lists_and_segments(selection, family, listed):
+    """In any order, numbers or texts; SendGrid's times are whole seconds, so a little earlier is not before."""
+    others = [export("x", lists=["others"]), export("y", lists=[], segments=["others"])]
+    _, found = walk(find_started(family, selection, Attempt(NOW), CALM), [*others, listed])
+    assert found.id == "ours"
+
+
+@pytest.mark.parametrize(("ahead_seconds", "is_found"), [(-300, True), (0, False), (300, False)])
+def test_times_are_compared_by_sendgrids_clock(ahead_seconds, is_found):
+    """Ours may differ by minutes: SendGrid's answer tells what time it is there."""
+    listing = reply([export("ours", begun=-299)], ahead_seconds)
+    _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
+    assert (found is not None) == is_found
+
+
+def test_an_export_that_began_before_is_not_adopted_because_sendgrids_clock_is_ahead():
+    listing = reply([export("before", begun=240), export("ours", begun=301)], 300)
+    _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
+    assert found.id == "ours"
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT"])
+def test_a_date_that_cannot_be_read_tells_nothing(date):
+    listing = Reply(200, {"date": date}, json.dumps({"result": [export("ours")]}).encode(), NOW + 10)
+    _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
+    assert found.id == "ours"
+
+
+# --- doubt
+
+
+def test_two_that_may_be_ours_are_a_doubt_with_both_named():
+    two = [export("first"), export("second", begun=2.0)]
+    with pytest.raises(ExportInDoubtError, match="first, second") as caught:
+        start(LOST, two, two, two)
+    assert "durable=False" in str(caught.value)
+    assert at(0).isoformat(timespec="seconds") in str(caught.value)
+
+
+def test_another_tasks_export_is_not_ours():
+    _, result = start(LOST, [export("theirs"), export("ours")], rivals=lambda: Rivals(ids={"theirs"}))
+    assert result == ("ours", True)
+
+
+def test_where_all_are_other_tasks_ours_is_started_again():
+    _, result = start(LOST, *[[export("theirs")]] * 3, ACCEPTED, rivals=lambda: Rivals(ids={"theirs"}))
+    assert result == ("started", False)
+
+
+def test_another_task_that_is_just_starting_the_same_is_waited_for():
+    """Whose it is shows when that task knows its own."""
+    told = iter([Rivals(starting=["other"]), Rivals(ids={"theirs"})])
+    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 2, rivals=lambda: next(told))
+    assert (len(requests), result) == (3, ("ours", True))
+
+
+def test_another_task_that_never_tells_leaves_a_doubt():
+    """One export, two tasks that may have begun it: taking it would be a guess."""
+    one = [export("whose")]
+    with pytest.raises(ExportInDoubtError, match=r"whose.*So may that of other\[3\]"):
+        start(LOST, one, one, one, rivals=lambda: Rivals(starting=["other[3]"]))
+
+
+def test_nobody_is_asked_for_rivals_where_nothing_was_found():
+    def rivals():
+        raise AssertionError("asked")
+
+    assert start(LOST, [], [], [], ACCEPTED, rivals=rivals)[1] == ("started", False)
+
+
+# --- against the emulator
+
+
+@pytest.fixture(params=["requests", "httpx"])
+def converse(request, sendgrid_emulator):
+    """Carry a conversation with the emulator on, by either client, without waiting."""
+    connection = SendGridConnection.from_fields(
+        name="test", password=sendgrid_emulator.api_key, host=sendgrid_emulator.url, extra={"timeout": 0.5}
+    )
+
+    async def on_a_loop(conversation):
+        async with AsyncSendGridClient(connection, sleep=lambda _: asyncio.sleep(0)) as client:
+            return await client.converse(conversation)
+
+    def in_a_worker(conversation):
+        with SendGridClient(connection, sleep=lambda _: None) as client:
+            return client.converse(conversation)
+
+    return in_a_worker if request.param == "requests" else lambda each: asyncio.run(on_a_loop(each))
+
+
+def exports_of(emulator):
+    return [each for each in emulator.requests("POST") if each.path.endswith("/exports")]
+
+
+def begun(emulator):
+    """How many exports there are."""
+    return len(emulator._backend.account.exports())
+
+
+LOSSES = {
+    "before it was sent": Fault("refuse", method="POST", nth=1),
+    "before it was carried out": Fault("reset", method="POST", nth=1),
+    "by a server that broke": Fault("status", method="POST", nth=1),
+    "after it was accepted": Fault("lost", method="POST", nth=1),
+    "after it was accepted, with a reset": Fault("lost", method="POST", nth=1, with_reset=True),
+    "in the middle of the answer": Fault("cut", method="POST", nth=1),
+    "in the middle of its JSON": Fault("broken_json", method="POST", nth=1),
+    "in an answer without a body": Fault("empty", method="POST", nth=1),
+    "in an answer that comes too late": Fault("delay", method="POST", nth=1, seconds=1.0),
+    "by a proxy's page": Fault("html", method="POST", nth=1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("family", [MARKETING, LEGACY])
+def test_there_is_exactly_one_export_wherever_the_answer_was_lost(sendgrid_emulator, converse, family, loss):
+    customers = sendgrid_emulator.list_id("Customers", family.value)
+    sendgrid_emulator.start_export([sendgrid_emulator.list_id("Newsletter", family.value)], family=family.value)
+    sendgrid_emulator.inject(LOSSES[loss])
+
+    export_id, _ = converse(start_export_once(family, ExportSelection([customers]), Attempt(time.time())))
+
+    assert begun(sendgrid_emulator) == 2
+    [file] = sendgrid_emulator.export_files(export_id)
+    assert file.rows == 500
+
+
+def test_a_whole_account_is_told_from_a_list(sendgrid_emulator, converse):
+    of_a_list = sendgrid_emulator.start_export([sendgrid_emulator.list_id("Customers")])
+    sendgrid_emulator.inject(Fault("lost", method="POST"))
+
+    export_id, is_found = converse(start_export_once(MARKETING, ExportSelection(), Attempt(time.time())))
+
+    assert is_found
+    assert export_id != of_a_list
+
+
+def test_another_try_finds_what_the_one_before_began(sendgrid_emulator, converse):
+    """The worker was killed in between."""
+    since = time.time()
+    begun_before = sendgrid_emulator.start_export()
+
+    found = converse(start_export_once(MARKETING, ExportSelection(), Attempt(since, is_retry=True)))
+
+    assert found == (begun_before, True)
+    assert exports_of(sendgrid_emulator) == []
+
+
+def test_a_failed_export_is_not_adopted(sendgrid_emulator, converse):
+    since, broken = time.time(), sendgrid_emulator.list_id("Broken list")
+    sendgrid_emulator.start_export([broken])
+
+    _, is_found = converse(start_export_once(MARKETING, ExportSelection([broken]), Attempt(since, is_retry=True)))
+
+    assert not is_found
+    assert len(exports_of(sendgrid_emulator)) == 1
