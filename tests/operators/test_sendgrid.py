@@ -259,9 +259,10 @@ def test_a_worker_that_dies_after_the_start_leaves_an_export_that_the_next_try_f
         raise Killed
 
     start_export_once = SendGridHook.start_export_once
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SendGridHook, "start_export_once", start_and_die)
+    monkeypatch.setattr(SendGridHook, "start_export_once", start_and_die)
+    with pytest.raises(Killed):
         dag_run.execute("start")
+    monkeypatch.setattr(SendGridHook, "start_export_once", start_export_once)
 
     assert [dag_run.execute("start")] == begun(sendgrid_emulator)
 
