@@ -28,8 +28,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PINNED_NEARBY = REPOSITORY.parent / "shared" / "constraints"
 PINNED_BY_AIRFLOW = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 DOWNLOAD_TIMEOUT_SECONDS = 8
-# Airflow's constraint files pin it for Airflow's own tests; old ones answer with wrong checksums.
-STAND_INS = ("moto",)
+PINNED = "as Airflow's constraints pin it"
+UNPINNED = "newest that resolve"
+# Airflow's constraint files pin them for Airflow's own tests; an old moto answers with wrong checksums.
+STAND_INS = ("moto", "py-partiql-parser")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Wish:
         return self.stamp.exists() and all(path.stat().st_mtime <= self.stamp.stat().st_mtime for path in sources)
 
     @property
+    def pins(self) -> str:
+        """Which versions the environment holds."""
+        return self.stamp.read_text()
+
+    @property
     def requirements(self) -> list[str]:
         return ["--editable", str(REPOSITORY), f"apache-airflow=={self.airflow}", *self.extra_requirements]
 
@@ -67,8 +74,8 @@ def make(wish: Wish) -> None:
     python = create_venv(wish.folder, python_for(wish.airflow) if wish.choose_python else Path(sys.executable))
     pins = constraints(wish.airflow, version_of(python), wish.folder)
     install_uv(python)
-    install(python, wish, pins)
-    wish.stamp.write_text(f"airflow {wish.airflow}, constraints {pins or 'none'}\n")
+    is_pinned = install(python, wish, pins)
+    wish.stamp.write_text(PINNED if is_pinned else UNPINNED)
     say(f"Made {wish.folder} in {time.monotonic() - started:.0f} s")
 
 
@@ -99,16 +106,17 @@ def install_uv(python: Path) -> None:
         run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"])
 
 
-def install(python: Path, wish: Wish, pins: Path | None) -> None:
-    """Pins are made for one Python version: where they do not fit, the newest versions must do."""
+def install(python: Path, wish: Wish, pins: Path | None) -> bool:
+    """Whether all pins were heeded: they are made for one Python, elsewhere the newest versions must do."""
     if pins is None:
         say(f"No constraints for Airflow {wish.airflow} at hand: installing the newest versions that fit")
     elif uv_install(python, wish, ["--constraints", str(pins)]):
-        return
+        return True
     else:
-        say(f"No constraints for Python {version_of(python)}: installing the newest versions that fit")
+        say(f"These constraints do not fit Python {version_of(python)}: installing the newest versions that fit")
     if not uv_install(python, wish, []):
         sys.exit(f"Airflow {wish.airflow} could not be installed into {wish.folder}; the reason stands above")
+    return False
 
 
 def uv_install(python: Path, wish: Wish, arguments: list[str]) -> bool:

@@ -33,6 +33,7 @@ class Result:
 
     airflow: str
     python: str
+    pins: str
     passed: int
     failed: int
     skipped: int
@@ -55,7 +56,7 @@ def run(suite: str, airflow: str, more: Iterable[str] = ()) -> Result:
         [python, "-m", "pytest", SUITES[suite], *arguments, *more], cwd=REPOSITORY, env=environment(), check=False
     )
     seconds = time.monotonic() - started
-    return Result(airflow, version_of(python), *counts(report), seconds, ended.returncode == 0)
+    return Result(airflow, version_of(python), wish.pins, *counts(report), seconds, ended.returncode == 0)
 
 
 def environment() -> dict[str, str]:
@@ -76,13 +77,17 @@ def counts(report: Path) -> tuple[int, int, int]:
 
 def table(results: Iterable[Result]) -> str:
     """In Markdown."""
-    rows = [
-        f"| {each.airflow} | {each.python} | {each.passed} | {each.failed} | {each.skipped} | {each.seconds:.0f} "
-        f"| {'yes' if each.is_green else 'NO'} |"
-        for each in results
+    rows = ["| " + " | ".join(map(str, cells(each))) + " |" for each in results]
+    head = [
+        "| Airflow | Python | installed | passed | failed | skipped | seconds | green |",
+        "|---|---|---|---:|---:|---:|---:|---|",
     ]
-    head = ["| Airflow | Python | passed | failed | skipped | seconds | green |", "|---|---|---:|---:|---:|---:|---|"]
     return "\n".join([*head, *rows])
+
+
+def cells(result: Result) -> tuple[object, ...]:
+    counted = (result.passed, result.failed, result.skipped, f"{result.seconds:.0f}")
+    return result.airflow, result.python, result.pins, *counted, "yes" if result.is_green else "NO"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
-from airflow_provider_sendgrid._compat import BaseHook, mask_secret
+from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_provider_sendgrid.delivery import Source
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
@@ -71,8 +71,19 @@ class SendGridHook(BaseHook):
 
     @cached_property
     def connection(self) -> SendGridConnection:
-        """Who we are and whom we ask, read once; the key is masked in logs from here on."""
-        airflow_connection = self.get_connection(self.sendgrid_conn_id)
+        """Who we are and whom we ask, read once; the key is masked in logs from here on.
+
+        Raises:
+            ValueError: there is no such connection, or it cannot be right; says how to mend it. A sensor with
+                ``soft_fail`` would be skipped on Airflow's own exception.
+        """
+        try:
+            airflow_connection = self.get_connection(self.sendgrid_conn_id)
+        except AirflowNotFoundException:
+            raise ValueError(
+                f"There is no connection {self.sendgrid_conn_id!r}: add one of type 'sendgrid', with the API key as "
+                "its password, in Airflow or in its secrets backend, or name another in sendgrid_conn_id."
+            ) from None
         connection = SendGridConnection.from_fields(
             name=self.sendgrid_conn_id,
             password=airflow_connection.password,

@@ -130,6 +130,13 @@ def test_an_unknown_family_is_refused_before_anything_is_asked(sendgrid_emulator
     assert 0 == sendgrid_emulator.count()
 
 
+@pytest.mark.usefixtures("airflow_database")
+def test_a_connection_that_does_not_exist_is_named_with_what_to_do():
+    """Not as Airflow's own exception: a sensor with soft_fail would be skipped on it."""
+    with pytest.raises(ValueError, match=r"no connection 'nowhere': add one of type 'sendgrid'"):
+        SendGridHook("nowhere").get_scopes()
+
+
 def test_the_constructor_reads_no_connection():
     """DAG files may build hooks; there is no such connection."""
     assert "nowhere" == SendGridHook("nowhere").sendgrid_conn_id
@@ -295,7 +302,7 @@ def test_the_button_answers_without_a_connection():
     works, text = SendGridHook().test_connection()
 
     assert works is False
-    assert "The connection cannot be tested" in text
+    assert "There is no connection 'sendgrid_default'" in text
 
 
 @pytest.mark.usefixtures("sendgrid_emulator")

@@ -19,9 +19,12 @@ def test_a_suite_that_never_began_has_no_counts(tmp_path):
 
 
 def test_the_table_says_of_each_version_how_it_went():
-    results = [Result("2.10.3", "3.11", 9, 0, 1, 61.4, True), Result("3.3.1", "3.12", 0, 0, 0, 1.0, False)]
+    results = [
+        Result("2.10.3", "3.11", "pinned", 9, 0, 1, 61.4, True),
+        Result("3.3.1", "3.12", "newest", 0, 0, 0, 1.0, False),
+    ]
 
     lines = table(results).splitlines()
 
-    assert "| 2.10.3 | 3.11 | 9 | 0 | 1 | 61 | yes |" == lines[2]
+    assert "| 2.10.3 | 3.11 | pinned | 9 | 0 | 1 | 61 | yes |" == lines[2]
     assert lines[3].endswith("| NO |")
