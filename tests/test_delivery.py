@@ -411,7 +411,7 @@ def test_small_files_go_several_at_once(s3):
 def test_a_task_tried_again_fetches_only_what_is_missing(sendgrid, s3):
     """Whole files were left when a later one failed; not one byte of them is asked for again."""
     export_id = sendgrid.export(450)
-    sendgrid.emulator.inject(Fault("status", path="*-00004.*", status=503))
+    sendgrid.emulator.inject(*(Fault("status", path=f"*-0000{number}.*", status=503) for number in (4, 5)))
     with pytest.raises(ExportIncompleteError, match="file 4 of 5"):
         deliver(sendgrid, s3, export_id, max_concurrency=1)
     assert names(export_id, 5)[:3] == s3.stored_keys()
@@ -459,10 +459,11 @@ def test_a_receipt_that_does_not_fit_is_not_believed(large, s3, receipt):
 
 
 def test_an_object_of_somebody_else_is_not_taken_for_ours(sendgrid, s3):
-    """It has our name, and nothing that says it is whole."""
+    """It has our name and is whole, but says that it is of another export."""
     export_id = sendgrid.export(100)
     [name] = names(export_id, 1)
-    s3.client.put_object(Bucket=s3.bucket, Key=name, Body=b"x", Metadata={"sendgrid-export-id": "another"})
+    theirs = {"sendgrid-export-id": "another", "size": "1", "sha256": "2d", "records": "101"}
+    s3.client.put_object(Bucket=s3.bucket, Key=name, Body=b"x", Metadata=theirs)
     deliver(sendgrid, s3, export_id)
     assert sendgrid.stored(export_id) == s3.read(name)
 
