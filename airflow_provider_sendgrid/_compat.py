@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         AirflowSkipException,
     )
     from airflow.sdk.log import mask_secret
+    from airflow.triggers.base import BaseEventTrigger
 else:
     try:
         from airflow.sdk import BaseOperator, BaseSensorOperator, Context, PokeReturnValue, XComArg
@@ -40,15 +41,24 @@ else:
         from airflow.sdk.log import mask_secret
     except ImportError:
         from airflow.utils.log.secrets_masker import mask_secret
+    try:
+        from airflow.triggers.base import BaseEventTrigger
+    except ImportError:
+        from airflow.triggers.base import BaseTrigger as BaseEventTrigger
 
 from airflow.configuration import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+# Airflow 2 knows no triggers that start DAGs.
+HAS_EVENT_TRIGGERS = BaseEventTrigger is not BaseTrigger
+
 __all__ = [
+    "HAS_EVENT_TRIGGERS",
     "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "BaseEventTrigger",
     "BaseHook",
     "BaseOperator",
     "BaseSensorOperator",

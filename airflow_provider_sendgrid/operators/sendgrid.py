@@ -14,6 +14,7 @@ from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridNotFou
 from airflow_provider_sendgrid.exports.export import FAILURE, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt, Rivals
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.triggers.sendgrid import STARTED_KEY
 
 # Under this key a task keeps, in its state store and as an XCom for other tasks: ``of`` (what it exports), ``began``
 # (when its first try did), ``task`` (its name) and, once it is known, ``id``.
@@ -94,11 +95,23 @@ class SendGridExportContactsOperator(BaseOperator):
         hook = SendGridHook(self.sendgrid_conn_id, self.family)
         try:
             selection = self._selection(hook)
-            if not self.durable:
-                return self._told(hook.start_selection(selection), is_found=False)
-            return self._start_once(hook, selection, context)
+            if self.durable:
+                export_id = self._start_once(hook, selection, context)
+            else:
+                export_id = self._told(hook.start_selection(selection), is_found=False)
         except HOPELESS_ERRORS as error:
             raise AirflowFailException(str(error)) from error
+        self._leave_word(context, export_id)
+        return export_id
+
+    def _leave_word(self, context: Context, export_id: str) -> None:
+        """Tell a `SendGridNewExportTrigger` that watches for one of our inlets whose export this is (Airflow 3.3)."""
+        stores: Any = context.get("asset_state_store")
+        for inlet in self.inlets if stores is not None else ():
+            try:
+                stores[inlet].set(f"{STARTED_KEY}{export_id}", self.task_id)
+            except (KeyError, TypeError):  # not an asset
+                continue
 
     def _selection(self, hook: SendGridHook) -> ExportSelection:
         return ExportSelection(

@@ -1,16 +1,40 @@
-"""Waits for a SendGrid export in the triggerer, where waiting costs no worker."""
+"""Waits for SendGrid exports in the triggerer, where waiting costs no worker: for one, or for any new one."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
-from airflow_provider_sendgrid._compat import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, BaseEventTrigger, BaseTrigger, TriggerEvent
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
-from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.export import READY, ContactExport, ExportFamily
 from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+
+log = logging.getLogger(__name__)
+
+EXPORT_TYPES = ("contacts_export", "list_export", "segment_export")
+# Under this key and an export's id an asset's state store keeps that one of our own tasks started it.
+STARTED_KEY = "sendgrid_started_"
+
+# An event is in the database about a second after it was fired; only then it may be remembered as fired.
+_STORED_AFTER_SECONDS = 2.0
+# An id is kept at least so long; files live for 12 hours.
+_KEEP_SECONDS = 24 * 3600.0
+# The listing holds no counts; so many exports that become ready at once are asked for theirs.
+_COUNTS_AT_ONCE = 10
 
 
 class SendGridExportTrigger(BaseTrigger):
@@ -82,3 +106,257 @@ def sighting_event(sighting: Sighting) -> dict[str, Any]:
         "description": sighting.describe(),
         "error": error.to_event() if error else None,
     }
+
+
+class SendGridNewExportTrigger(BaseEventTrigger):
+    """Fires for each export that becomes ready, whoever began it; for an ``AssetWatcher``, from Airflow 3 on.
+
+    Made for exports that nobody in Airflow started, say those that a marketer begins in SendGrid's own pages. SendGrid
+    does not tell who began an export. So either choose by `export_type`, `list_id` or `segment_id` what your own tasks
+    do not export; or, from Airflow 3.3 on, give the `SendGridExportContactsOperator` the watched asset among its
+    ``inlets``: it then leaves word there, and its exports do not fire.
+
+    The event says ``id``, ``family``, ``export_type``, ``list_ids``, ``segment_ids``, ``contact_count``,
+    ``created_at``, ``completed_at`` and ``expires_at``: JSON values and no URL. ``contact_count`` is null where it
+    could not be had. Several exports may be ready at once, and one DAG run may then serve several events: let it
+    look at all of them.
+
+    Each export fires once. From Airflow 3.3 on what has fired is remembered in the asset's state store, so a restart of
+    the triggerer neither repeats nor loses one (the two seconds around an event excepted: if the triggerer is killed
+    then, the event may come twice), and triggers on one connection share one poll. From 3.0 to 3.2 nothing is
+    remembered: after a restart, what became ready meanwhile is missed; with `since` it fires, and with it all that has
+    become ready since then.
+
+    Args:
+        sendgrid_conn_id: connection of type ``sendgrid``.
+        family: ``"marketing"`` or ``"legacy"``.
+        export_type: only ``"contacts_export"``, ``"list_export"`` or ``"segment_export"``.
+        list_id: only exports that hold this list.
+        segment_id: only exports that hold this segment.
+        poll_interval: longest time between two looks at the list of exports, in seconds.
+        since: exports that became ready from this moment on (ISO 8601, UTC where it names no zone; or seconds since the
+            epoch) fire when the trigger first runs. Without it, those that are ready then do not.
+    """
+
+    def __init__(
+        self,
+        sendgrid_conn_id: str = SendGridHook.default_conn_name,
+        family: str = ExportFamily.MARKETING.value,
+        export_type: str | None = None,
+        list_id: str | int | None = None,
+        segment_id: str | int | None = None,
+        poll_interval: float = 60.0,
+        since: str | float | None = None,
+    ) -> None:
+        if not HAS_EVENT_TRIGGERS:
+            raise RuntimeError("SendGridNewExportTrigger needs Airflow 3: Airflow 2 starts no DAG from a trigger.")
+        super().__init__()  # type: ignore[no-untyped-call]
+        if export_type not in (None, *EXPORT_TYPES):
+            raise ValueError(f"export_type must be one of {', '.join(EXPORT_TYPES)}, not {export_type!r}.")
+        if not poll_interval > 0:
+            raise ValueError(f"poll_interval must be a number of seconds above 0, not {poll_interval!r}.")
+        _moment(since)
+        self.sendgrid_conn_id = sendgrid_conn_id
+        self.family = family
+        self.export_type = export_type
+        self.list_id = list_id
+        self.segment_id = segment_id
+        self.poll_interval = poll_interval
+        self.since = since
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The path of this class and its arguments, for the metadata database."""
+        names = ("sendgrid_conn_id", "family", "export_type", "list_id", "segment_id", "poll_interval", "since")
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return path, {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Fire for each new export, for ever; before Airflow 3.3, which shares no streams."""
+        async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
+            yield event
+
+    def shared_stream_key(self) -> Hashable:
+        """Triggers with the same key share one poll."""
+        return (type(self).__qualname__, self.sendgrid_conn_id, self.family, self.poll_interval)
+
+    @classmethod
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Sequence[ContactExport]]:
+        """The list of exports, again and again; whatever fails is tried again with the connection read anew."""
+        family, interval = ExportFamily(kwargs["family"]), float(kwargs["poll_interval"])
+        while True:
+            try:
+                async with await SendGridHook(kwargs["sendgrid_conn_id"], family).aclient() as client:
+                    while True:
+                        yield await client.converse(protocol.list_exports(family))
+                        await _sleep(interval)
+            except Exception as error:  # noqa: BLE001 - a watcher must not end, whatever broke
+                log.warning(
+                    "Looking for new SendGrid exports failed and goes on: %s: %s",
+                    type(error).__name__,
+                    redact(str(error)),
+                )
+            await _sleep(interval)
+
+    async def filter_shared_stream(
+        self, shared_stream: AsyncIterator[Sequence[ContactExport]]
+    ) -> AsyncIterator[TriggerEvent]:
+        """Fire for each export that became ready, is of what was asked for, and has not fired yet."""
+        seen: _Seen | None = None
+        async for listed in shared_stream:
+            try:
+                seen = seen or await self._recall()
+                wanted = [each for each in listed if self._is_wanted(each)]
+                payloads = await self._payloads(await self._not_our_own(seen.news(wanted)))
+            except Exception as error:  # noqa: BLE001 - likewise
+                log.warning("A look for new SendGrid exports failed: %s: %s", type(error).__name__, redact(str(error)))
+                continue
+            for payload in payloads:
+                yield TriggerEvent(payload)
+            seen.note(wanted)
+            if payloads:
+                await asyncio.sleep(_STORED_AFTER_SECONDS)
+            await self._remember(seen)
+
+    def _is_wanted(self, export: ContactExport) -> bool:
+        return (
+            self.export_type in (None, _type_of(export))
+            and (self.list_id is None or str(self.list_id) in export.list_ids)
+            and (self.segment_id is None or str(self.segment_id) in export.segment_ids)
+        )
+
+    async def _payloads(self, news: Sequence[ContactExport]) -> list[dict[str, Any]]:
+        if not news:
+            return []
+        counts: dict[str, int | None] = {}
+        async with await SendGridHook(self.sendgrid_conn_id, self.family).aclient() as client:
+            for export in news[:_COUNTS_AT_ONCE]:
+                question = protocol.get_export(ExportFamily(self.family), export.id, protocol.Patience(tries=2))
+                try:
+                    counts[export.id] = (await client.converse(question)).contact_count
+                except SendGridError as error:
+                    log.info("The count of SendGrid export %s could not be had: %s", export.id, error)
+        return [self._payload(export, counts.get(export.id, export.contact_count)) for export in news]
+
+    def _payload(self, export: ContactExport, contact_count: int | None) -> dict[str, Any]:
+        summary = export.summary()
+        times = {name: summary[name] for name in ("created_at", "completed_at", "expires_at")}
+        return {
+            "id": export.id,
+            "family": ExportFamily(self.family).value,
+            "export_type": _type_of(export),
+            "list_ids": list(export.list_ids),
+            "segment_ids": list(export.segment_ids),
+            "contact_count": contact_count,
+            **times,
+        }
+
+    @property
+    def _key(self) -> str:
+        """Of what this trigger has seen, in the store of its asset, which other triggers may watch for, too."""
+        chosen = (self.sendgrid_conn_id, self.family, self.export_type, self.list_id, self.segment_id)
+        return f"sendgrid_seen_{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:16]}"
+
+    @property
+    def _store(self) -> Any:
+        """The state store of the asset that is watched; None before Airflow 3.3."""
+        return getattr(self, "asset_state_store", None)
+
+    async def _recall(self) -> _Seen:
+        since = _moment(self.since)
+        if self._store is None:
+            return _Seen(since=since)
+        try:
+            kept = await sync_to_async(self._store.get)(self._key)
+        except ValueError:  # says Airflow of a trigger that several assets share
+            log.warning(
+                "Several assets are watched by one SendGridNewExportTrigger with the same arguments: what has fired "
+                "cannot be remembered over a restart of the triggerer. Watch by one asset, and let DAGs share it."
+            )
+            self.asset_state_store = None
+            return _Seen(since=since)
+        return _Seen(since=since, ids=dict(kept) if isinstance(kept, Mapping) else None)
+
+    async def _remember(self, seen: _Seen) -> None:
+        if self._store is None or not seen.is_changed:
+            return
+        try:
+            await sync_to_async(self._store.set)(self._key, seen.ids)
+            seen.is_changed = False
+            while seen.forgotten:
+                await sync_to_async(self._store.delete)(f"{STARTED_KEY}{seen.forgotten.pop()}")
+        except Exception as error:  # noqa: BLE001 - likewise
+            log.warning("Which SendGrid exports have fired could not be kept; trying again: %s", redact(str(error)))
+
+    async def _not_our_own(self, news: Sequence[ContactExport]) -> list[ContactExport]:
+        """Without those of which one of our own tasks left word."""
+        if self._store is None:
+            return list(news)
+        return [each for each in news if not await sync_to_async(self._store.get)(f"{STARTED_KEY}{each.id}")]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Which exports were ready already.
+
+    Attributes:
+        since: exports that became ready from then on are news at the first look; None: none is.
+        ids: when each was first seen ready, in seconds since the epoch; None before the first look.
+        is_changed: whether `ids` is still to be kept.
+        forgotten: ids that are no longer among them.
+    """
+
+    since: float | None = None
+    ids: dict[str, float] | None = None
+    is_changed: bool = False
+    forgotten: set[str] = field(default_factory=set)
+
+    def news(self, listed: Sequence[ContactExport]) -> list[ContactExport]:
+        """Those that have become ready, the first one first; nothing is noted yet."""
+        ready = sorted(filter(_is_ready, listed), key=_ready_at)
+        if self.ids is not None:
+            return [each for each in ready if each.id not in self.ids]
+        # SendGrid's times are whole seconds.
+        return [] if self.since is None else [each for each in ready if _ready_at(each) >= math.floor(self.since)]
+
+    def note(self, listed: Sequence[ContactExport]) -> None:
+        """All that is ready has been seen; what is long gone is forgotten."""
+        now, known = time.time(), self.ids or {}
+        recent = {each: when for each, when in known.items() if when > now - _KEEP_SECONDS}
+        ids = recent | {each.id: known.get(each.id, round(now)) for each in listed if _is_ready(each)}
+        self.forgotten |= known.keys() - ids.keys()
+        self.is_changed = self.is_changed or ids != self.ids
+        self.ids = ids
+
+
+def _is_ready(export: ContactExport) -> bool:
+    return export.status == READY and not export.is_expired_at(datetime.now(timezone.utc))
+
+
+def _ready_at(export: ContactExport) -> float:
+    moment = export.completed_at or export.created_at
+    return moment.timestamp() if moment else 0.0
+
+
+def _type_of(export: ContactExport) -> str:
+    chosen = "list_export" if export.list_ids else "segment_export" if export.segment_ids else "contacts_export"
+    return export.export_type or chosen
+
+
+def _moment(text: str | float | None) -> float | None:
+    """A moment as seconds since the epoch.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text is None or isinstance(text, int | float):
+        return text
+    try:
+        moment = datetime.fromisoformat(str(text).strip().replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError(f"since must be a time in ISO 8601, or seconds since the epoch, not {text!r}.") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+async def _sleep(interval_seconds: float) -> None:
+    """A little shorter than the interval, so that several triggerers do not ask in step."""
+    await asyncio.sleep(interval_seconds * (1 - random.random() / 10))  # noqa: S311
