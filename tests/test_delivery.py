@@ -301,12 +301,13 @@ def test_a_damaged_file_is_not_stored(sendgrid, s3, compression, at):
         assert str(caught.value).startswith(f"SendGrid export {export_id} file 1 of 1: The file is ")
 
 
-def test_a_truncated_gzip_file_is_not_stored(sendgrid, s3):
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_truncated_gzip_file_is_not_stored(sendgrid, s3, compression):
     """Even where the storage says honestly that this is all."""
     export_id = sendgrid.export(100)
-    sendgrid.emulator.inject(Fault("truncate", listener="files", at=len(sendgrid.stored(export_id)) - 20))
+    sendgrid.emulator.inject(Fault("truncate", listener="files", at=len(sendgrid.stored(export_id)) - 4))
     with pytest.raises(ExportIncompleteError, match="file 1 of 1: The file is truncated"):
-        deliver(sendgrid, s3, export_id)
+        deliver(sendgrid, s3, export_id, compression=compression)
     assert_nothing_stored(s3)
 
 
