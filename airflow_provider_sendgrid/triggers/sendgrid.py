@@ -29,8 +29,6 @@ EXPORT_TYPES = ("contacts_export", "list_export", "segment_export")
 # Under this key and an export's id an asset's state store keeps that one of our own tasks started it.
 STARTED_KEY = "sendgrid_started_"
 
-# An event is in the database about a second after it was fired; only then it may be remembered as fired.
-_STORED_AFTER_SECONDS = 2.0
 # An id is kept at least so long; files live for 12 hours.
 _KEEP_SECONDS = 24 * 3600.0
 # The listing holds no counts; so many exports that become ready at once are asked for theirs.
@@ -138,6 +136,9 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             epoch) fire when the trigger first runs. Without it, those that are ready then do not.
     """
 
+    # An event is in the database about a second after it was fired; only then it is remembered as fired.
+    stored_after_seconds = 2.0
+
     def __init__(
         self,
         sendgrid_conn_id: str = SendGridHook.default_conn_name,
@@ -214,7 +215,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
                 yield TriggerEvent(payload)
             seen.note(wanted)
             if payloads:
-                await asyncio.sleep(_STORED_AFTER_SECONDS)
+                await asyncio.sleep(self.stored_after_seconds)
             await self._remember(seen)
 
     def _is_wanted(self, export: ContactExport) -> bool:

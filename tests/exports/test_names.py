@@ -30,7 +30,7 @@ def test_no_names_are_no_ids():
     assert ids_of_names("list", [], LISTS) == []
 
 
-@pytest.mark.parametrize("name", ["newsletter", "Newsletter ", "Newslettr", "NEWSLETTER"])
+@pytest.mark.parametrize("name", ["newsletter", "Newsletter ", "Newslettr", "NEWSLETTER", "news letter"])
 def test_a_name_that_is_not_exactly_there_fails_and_tells_the_nearest(name):
     """An export of the wrong people is worse than none."""
     with pytest.raises(SendGridNotFoundError, match="The nearest: 'Newsletter'") as caught:

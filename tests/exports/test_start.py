@@ -267,6 +267,13 @@ def test_another_task_that_never_tells_leaves_a_doubt():
         start(LOST, one, one, one, rivals=lambda: Rivals(starting=["other[3]"]))
 
 
+def test_a_doubt_that_the_others_clear_up_is_none():
+    """All that is there is theirs: ours was never begun."""
+    told = iter([Rivals(starting=["other"]), *[Rivals(ids={"theirs"})] * 2])
+    _, result = start(LOST, *[[export("theirs")]] * 3, ACCEPTED, rivals=lambda: next(told))
+    assert result == ("started", False)
+
+
 def test_nobody_is_asked_for_rivals_where_nothing_was_found():
     def rivals():
         raise AssertionError("asked")

@@ -9,8 +9,9 @@ from importlib import import_module
 
 import pytest
 
+from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS
 from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger
+from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
 pytestmark = pytest.mark.asyncio
 STATUS = "/v3/marketing/contacts/exports/"
@@ -165,3 +166,9 @@ async def test_many_waits_share_one_loop_without_blocking_it(sendgrid_emulator):
     assert [("ready", export_id) for export_id in export_ids] == [
         (event["outcome"], event["export"]["id"]) for [event] in fired
     ]
+
+
+@pytest.mark.skipif(HAS_EVENT_TRIGGERS, reason="Airflow 3 has such triggers")
+async def test_airflow_2_is_told_that_it_starts_no_dag_from_a_trigger():
+    with pytest.raises(RuntimeError, match="needs Airflow 3"):
+        SendGridNewExportTrigger()
