@@ -97,7 +97,7 @@ def run_once(case: Case, contender: Contender, content: Block, servers: Servers,
         timeout=_TIMEOUT_SECONDS,
     )
     if done.returncode:
-        raise PeerFailedError(f"failed: {done.stderr.strip()[-600:]}")
+        raise PeerFailedError(f"failed ({done.returncode}): {done.stderr.strip()[-600:]}")
     _check_delivered(contender, servers.report(), case.files, _stored_size(case, contender, content))
     return Run(**json.loads(done.stdout.strip().splitlines()[-1]))
 
