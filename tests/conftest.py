@@ -55,6 +55,7 @@ class AirflowVersion:
     def __init__(self) -> None:
         numbers = re.findall(r"\d+", version("apache-airflow"))
         self.number = (int(numbers[0]), int(numbers[1]))
+        self.starts_dags_from_triggers = self.number >= (3, 0)
 
     def reschedule_context(self) -> Any:
         """A context in which a sensor in reschedule mode finds that it pokes for the first time.

@@ -14,6 +14,7 @@ STATUS = {
     "sendgrid_files_to_s3": "/v3/marketing/contacts/exports/",
     "sendgrid_legacy_contacts_to_s3": "/v3/contactdb/exports/",
 }
+STARTED_BY_TRIGGERS = {"sendgrid_new_export_to_s3"}
 FOLDER = Path(__file__).parents[1] / "example_dags"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
 pytestmark = pytest.mark.usefixtures("airflow_database", "no_waiting")
@@ -46,8 +47,12 @@ def assert_delivered(emulator, s3, manifest):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_parses_without_any_connection(name, airflow_version):
     """And asks nobody anything; it has one DAG, named as its file, with a text that explains it."""
-    [(dag_id, dag)] = airflow_version.load_dags(FOLDER / f"{name}.py").items()
+    dags = airflow_version.load_dags(FOLDER / f"{name}.py")
 
+    if name in STARTED_BY_TRIGGERS and not airflow_version.starts_dags_from_triggers:
+        assert {} == dags
+        return
+    [(dag_id, dag)] = dags.items()
     assert name == dag_id
     assert "sendgrid_default" in dag.doc_md or "sendgrid_contacts_to_s3" in dag.doc_md
 
