@@ -1,6 +1,11 @@
-"""obstore at both ends, 16 MiB x 4: Rust does it all."""
+"""obstore at both ends, 16 MiB x 4: Rust does it all.
+
+Its threads abort the process now and then as the interpreter ends, after all is done: it ends without ceremony.
+"""
 
 import asyncio
+import os
+import sys
 from urllib.parse import urlsplit
 
 import obstore
@@ -29,3 +34,5 @@ async def copy_one(path: str, key: str) -> None:
 
 
 measure(copy)
+sys.stdout.flush()
+os._exit(0)
