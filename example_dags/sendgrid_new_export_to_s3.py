@@ -7,9 +7,10 @@ Needs Airflow 3; on Airflow 2, which starts no DAG from a trigger, this file hol
 `sendgrid_contacts_to_s3` needs: the connections `sendgrid_default` and `aws_default`, and the bucket's name in the
 environment variable `SENDGRID_EXPORT_BUCKET`.
 
-Do your own tasks export lists, too? Give their `SendGridExportContactsOperator` the asset below as an inlet (from
-Airflow 3.3 on), `inlets=[Asset("sendgrid_new_export")]`, and their exports do not start this DAG. Or narrow the trigger
-by `export_type`, `list_id` or `segment_id`.
+Do your own tasks export lists, too? From Airflow 3.3 on, give their `SendGridExportContactsOperator` the asset below as
+an inlet, `inlets=[Asset.ref(name="sendgrid_new_export")]`, and their exports do not start this DAG. (By a reference, for
+another file that declared the asset without its watcher would take the watcher away.) Or narrow the trigger by
+`export_type`, `list_id` or `segment_id`.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     Made for exports that nobody in Airflow started, say those that a marketer begins in SendGrid's own pages. SendGrid
     does not tell who began an export. So either choose by `export_type`, `list_id` or `segment_id` what your own tasks
-    do not export; or, from Airflow 3.3 on, give the `SendGridExportContactsOperator` the watched asset among its
-    ``inlets``: it then leaves word there, and its exports do not fire.
+    do not export; or, from Airflow 3.3 on, give the `SendGridExportContactsOperator` a reference to the watched asset
+    among its ``inlets`` (``Asset.ref(name=...)``): it then leaves word there, and its exports do not fire.
 
     The event says ``id``, ``family``, ``export_type``, ``list_ids``, ``segment_ids``, ``contact_count``,
     ``created_at``, ``completed_at`` and ``expires_at``: JSON values and no URL. ``contact_count`` is null where it

@@ -1,0 +1,63 @@
+"""What the tests of starting and waiting share: a whole Airflow of this environment's version with DAGs of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_sendgrid.emulator import Emulator
+from lab.postgres import postgres
+from lab.real_airflow import RealAirflow, airflow_version
+from lab.s3 import S3, s3_server
+from lab.stage import lab_folder
+
+PYTHON = Path(sys.executable)
+EXPORTS = "/v3/marketing/contacts/exports"
+
+
+def version() -> tuple[int, ...]:
+    """Of that Airflow: major and minor."""
+    return tuple(int(part) for part in airflow_version(PYTHON).split(".")[:2])
+
+
+def connection_to(emulator: Emulator) -> dict[str, Any]:
+    """As it is stored in Airflow's database."""
+    connection: dict[str, Any] = json.loads(emulator.connection_json())
+    return connection
+
+
+@contextmanager
+def airflow_with(
+    name: str, dags: Mapping[str, str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[RealAirflow, S3]]:
+    """A whole Airflow on PostgreSQL with these DAG files, and a bucket; all healthy."""
+    with lab_folder(name) as folder, ExitStack() as stack:
+        folder.chmod(0o755)
+        dags_folder = folder / "dags"
+        dags_folder.mkdir()
+        for file, text in dags.items():
+            (dags_folder / file).write_text(text)
+        s3 = stack.enter_context(s3_server("lake", folder))
+        settings = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **(environment or {})}
+        airflow = stack.enter_context(
+            RealAirflow(
+                PYTHON,
+                folder / "airflow",
+                dags_folder,
+                database_url=stack.enter_context(postgres(folder)),
+                environment=settings,
+            )
+        )
+        airflow.up({"aws_default": s3.connection})
+        yield airflow, s3
+
+
+def runs_of(airflow: RealAirflow, dag_id: str) -> list[dict[str, Any]]:
+    """All runs of a DAG, the first one first."""
+    answer = airflow.api.request("GET", f"/dags/{dag_id}/dagRuns?limit=100&order_by=id")
+    runs: list[dict[str, Any]] = answer["dag_runs"]
+    return runs
