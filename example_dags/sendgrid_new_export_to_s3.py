@@ -8,9 +8,9 @@ Needs Airflow 3; on Airflow 2, which starts no DAG from a trigger, this file hol
 environment variable `SENDGRID_EXPORT_BUCKET`.
 
 Do your own tasks export lists, too? From Airflow 3.3 on, give their `SendGridExportContactsOperator` the asset below as
-an inlet, `inlets=[Asset.ref(name="sendgrid_new_export")]`, and their exports do not start this DAG. (By a reference, for
-another file that declared the asset without its watcher would take the watcher away.) Or narrow the trigger by
-`export_type`, `list_id` or `segment_id`.
+an inlet, `inlets=[Asset.ref(name="sendgrid_new_export")]`, and their exports do not start this DAG. (By a reference: a
+file that declares the asset without its watcher takes the watcher away.) Or narrow the trigger by `export_type`,
+`list_id` or `segment_id`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of starting and waiting share: a whole Airflow of this environment's version with DAGs of their own."""
+"""What the tests of starting and waiting share: a whole Airflow of this environment's version with their own DAGs."""
 
 from __future__ import annotations
 
