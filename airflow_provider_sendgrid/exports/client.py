@@ -311,6 +311,6 @@ def _unavailable(
         )
     return SendGridUnavailableError(
         f"{what}: the connection broke or the answer did not come in time ({kind}, timeout "
-        f"{connection.timeout_seconds:g} s).",
+        f"{connection.timeout_seconds:g} s). Check that the host answers from here, or raise the connection's timeout.",
         may_have_been_accepted=request.method == "POST",
     )

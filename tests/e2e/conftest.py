@@ -1,0 +1,95 @@
+"""One whole Airflow on PostgreSQL for all end-to-end tests, with SendGrid's emulator and an S3 server beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Emulator
+from lab.airflow_api import TaskInstance
+from lab.postgres import postgres
+from lab.processes import end_on_sigterm
+from lab.real_airflow import RealAirflow, airflow_version
+from lab.s3 import S3, s3_server
+from lab.stage import LAB_FOLDER
+
+DAGS_FOLDER = Path(__file__).parent / "dags"
+SETTINGS = {
+    # A triggerer that died is missed after so many seconds; its triggers go to another.
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+}
+RUN_SECONDS = 600
+
+
+class Clock:
+    """The emulator's: moved on by hand, so that exports become ready when a test says so."""
+
+    def __init__(self) -> None:
+        self.ahead_seconds = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_seconds
+
+    def move_on(self, seconds: float) -> None:
+        self.ahead_seconds += seconds
+
+
+@dataclass(frozen=True)
+class World:
+    """All that runs."""
+
+    airflow: RealAirflow
+    sendgrid: Emulator
+    clock: Clock
+    s3: S3
+
+    def tasks(self, dag_id: str, run_id: str, task_id: str) -> list[TaskInstance]:
+        """The instances of one task, in the order of their map index."""
+        found = [task for task in self.airflow.api.task_instances(dag_id, run_id) if task.task_id == task_id]
+        return sorted(found, key=lambda task: task.map_index)
+
+    def log(self, dag_id: str, run_id: str, task: TaskInstance) -> str:
+        return self.airflow.api.task_log(dag_id, run_id, task.task_id, task.try_number, task.map_index)
+
+
+@pytest.fixture(scope="session")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    end_on_sigterm()
+    LAB_FOLDER.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"e2e-{airflow_version(Path(sys.executable))}-", dir=LAB_FOLDER))
+    # PostgreSQL runs as a user of its own, and passes through.
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        clock = Clock()
+        sendgrid = stack.enter_context(Emulator(clock=clock, populate=False))
+        s3 = stack.enter_context(s3_server("lake", folder))
+        url = stack.enter_context(postgres(folder))
+        airflow = RealAirflow(
+            Path(sys.executable), folder / "airflow", DAGS_FOLDER, database_url=url, environment=SETTINGS
+        )
+        stack.enter_context(airflow)
+        airflow.migrate()
+        add_connection(airflow, "sendgrid_default", sendgrid.connection_json())
+        add_connection(airflow, "aws_default", json.dumps(s3.connection))
+        airflow.start()
+        airflow.wait_until_healthy()
+        yield World(airflow, sendgrid, clock, s3)
+    if request.session.testsfailed:
+        print(f"All logs are kept in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_connection(airflow: RealAirflow, connection_id: str, connection: str) -> None:
+    """Into the metadata database, as an administrator does it."""
+    airflow.airflow("connections", "add", connection_id, "--conn-json", connection)
