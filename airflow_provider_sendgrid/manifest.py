@@ -8,8 +8,8 @@ Its form is the one that Redshift's ``COPY ... MANIFEST`` reads and its ``UNLOAD
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 MANIFEST_NAME = "_manifest.json"
@@ -73,8 +73,20 @@ class DeliveredFile:
     sha256: str
 
 
-def manifest_content(files: Sequence[DeliveredFile], export_summary: Mapping[str, Any]) -> bytes:
-    """The manifest of one delivery, as JSON."""
+def manifest_content(
+    files: Sequence[DeliveredFile],
+    export_summary: Mapping[str, Any],
+    facts: Mapping[str, FileFacts],
+    replaced_uris: Sequence[str] = (),
+) -> bytes:
+    """The manifest of one delivery, as JSON.
+
+    Args:
+        files: in SendGrid's order.
+        export_summary: of the export.
+        facts: of each file by its name: a task tried again finds there what it need not fetch.
+        replaced_uris: objects that are deleted when this is written.
+    """
     manifest = {
         "entries": [
             {"url": file.uri, "mandatory": True, "meta": {**_meta([file]), "sha256": file.sha256}} for file in files
@@ -82,6 +94,8 @@ def manifest_content(files: Sequence[DeliveredFile], export_summary: Mapping[str
         "meta": _meta(files),
         "author": {"name": _AUTHOR},
         "sendgrid_export": dict(export_summary),
+        "facts": {name: fact.to_metadata() for name, fact in facts.items()},
+        "replaces": list(replaced_uris),
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode()
 
@@ -99,10 +113,14 @@ class KnownManifest:
     Attributes:
         export_id: of the export that it is the proof of; empty where the file is not one of ours.
         uris: of the objects that it names.
+        facts: of its files, by their names; those of earlier versions have none.
+        replaced_uris: of the objects that were to be deleted when it was written.
     """
 
     export_id: str
-    uris: tuple[str, ...]
+    uris: tuple[str, ...] = ()
+    facts: Mapping[str, FileFacts] = field(default_factory=dict)
+    replaced_uris: tuple[str, ...] = ()
 
     @classmethod
     def from_content(cls, content: bytes) -> KnownManifest:
@@ -112,12 +130,28 @@ class KnownManifest:
         except (ValueError, RecursionError):
             payload = None
         if not isinstance(payload, dict):
-            return cls("", ())
-        export = payload.get("sendgrid_export")
-        entries = payload.get("entries")
-        urls = [entry.get("url") for entry in (entries if isinstance(entries, list) else []) if isinstance(entry, dict)]
-        export_id = export.get("id") if isinstance(export, dict) else None
+            return cls("")
+        export_id = _mapping(payload.get("sendgrid_export")).get("id")
+        facts = {
+            name: fact
+            for name, metadata in _mapping(payload.get("facts")).items()
+            if (fact := FileFacts.from_metadata(_mapping(metadata))) is not None
+        }
         return cls(
             export_id if isinstance(export_id, str) else "",
-            tuple(url for url in urls if isinstance(url, str)),
+            _texts(_mapping(entry).get("url") for entry in _list(payload.get("entries"))),
+            facts,
+            _texts(_list(payload.get("replaces"))),
         )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(value for value in values if isinstance(value, str))

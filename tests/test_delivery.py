@@ -445,6 +445,16 @@ def test_large_files_leave_a_receipt_until_the_manifest_is_written(large, s3, ca
     assert f"file 1 of 5 is stored already, as {export_id}-00001-of-00005.csv." in caplog.text
 
 
+def test_a_task_that_is_cleared_after_its_end_fetches_nothing(large, s3):
+    """The receipts are gone; the manifest says what they said."""
+    sendgrid, export_id = large
+    first = deliver(sendgrid, s3, export_id, compression="none")
+    sendgrid.emulator._log.clear()
+    second = deliver(sendgrid, s3, export_id, compression="none")
+    assert set() == files_asked_for(sendgrid)
+    assert (first.files, first.rows) == (second.files, second.rows)
+
+
 @pytest.mark.parametrize(
     "receipt", [b"", b"{", b"[]", b'{"size": "1", "sha256": "x", "records": "1"}', b'{"size": "x"}']
 )
@@ -630,6 +640,19 @@ def test_a_swap_that_fails_leaves_the_old_export_as_it_was(sendgrid, s3):
         deliver(sendgrid, s3, second, replace=True)
     assert first == manifest(s3)["sendgrid_export"]["id"]
     assert set(names(first, 2)) <= set(s3.stored_keys())
+
+
+def test_a_swap_that_is_cut_short_is_ended_by_the_next_try(sendgrid, s3, monkeypatch):
+    """The new manifest stands, the old objects too: the manifest still knows that they are to go."""
+    first, second = sendgrid.export(150), sendgrid.export(50)
+    deliver(sendgrid, s3, first)
+    monkeypatch.setattr(S3Storage, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        deliver(sendgrid, s3, second, replace=True)
+    monkeypatch.undo()
+    assert {*names(first, 2), *names(second, 1), "in/_manifest.json"} == set(s3.stored_keys())
+    deliver(sendgrid, s3, second)
+    assert {*names(second, 1), "in/_manifest.json"} == set(s3.stored_keys())
 
 
 def test_the_same_export_in_another_form_takes_the_place_of_its_own(sendgrid, s3):

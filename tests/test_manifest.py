@@ -18,6 +18,8 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
+FACTS = {"6f-00001-of-00002.csv.gz": FileFacts(100, "1" * 64, 3, "ab")}
+REPLACED = ["s3://lake/in/5e-00001-of-00001.csv.gz"]
 SUMMARY = {"id": "6f", "status": "ready", "contact_count": 3, "file_count": 2}
 
 
@@ -44,23 +46,39 @@ def test_a_manifest_has_the_form_that_redshift_reads():
         "meta": {"content_length": 300, "record_count": 3},
         "author": {"name": "airflow-provider-sendgrid"},
         "sendgrid_export": SUMMARY,
-    } == json.loads(manifest_content([file(1, 2), file(2, 1)], SUMMARY))
+        "facts": {
+            "6f-00001-of-00002.csv.gz": {
+                "size": "100",
+                "sha256": "1" * 64,
+                "records": "3",
+                "first-record-sha256": "ab",
+            }
+        },
+        "replaces": REPLACED,
+    } == json.loads(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
 
 
 def test_no_total_is_claimed_where_a_file_was_not_counted():
-    manifest = json.loads(manifest_content([file(1, 2), file(2, None)], SUMMARY))
+    manifest = json.loads(manifest_content([file(1, 2), file(2, None)], SUMMARY, {}))
     assert {"content_length": 300} == manifest["meta"]
     assert [True, False] == ["record_count" in entry["meta"] for entry in manifest["entries"]]
 
 
 def test_an_export_without_files_has_a_manifest_without_entries():
-    manifest = json.loads(manifest_content([], SUMMARY))
+    manifest = json.loads(manifest_content([], SUMMARY, {}))
     assert ([], {"content_length": 0, "record_count": 0}) == (manifest["entries"], manifest["meta"])
 
 
 def test_a_manifest_is_known_again():
-    known = KnownManifest.from_content(manifest_content([file(1, 2), file(2, 1)], SUMMARY))
-    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri)) == known
+    known = KnownManifest.from_content(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
+    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri), FACTS, tuple(REPLACED)) == known
+
+
+def test_a_manifest_of_an_earlier_version_is_known_too():
+    """It had neither facts nor what it replaced."""
+    earlier = json.loads(manifest_content([file(1, 2)], SUMMARY, FACTS, REPLACED))
+    del earlier["facts"], earlier["replaces"]
+    assert KnownManifest("6f", (file(1, 2).uri,)) == KnownManifest.from_content(json.dumps(earlier).encode())
 
 
 @given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 # A page of a listing holds a few hundred URLs of 1 to 2 KB; more than this is no answer of SendGrid's.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
+# As many as a delivery may open at once; requests keeps 10, and would open the others for each request anew.
+_POOL_SIZE = 64
 
 
 class SendGridClient:
@@ -215,6 +217,8 @@ def new_download_session(connection: SendGridConnection) -> requests.Session:
         return prepared
 
     session = requests.Session()
+    session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL_SIZE))
+    session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL_SIZE))
     session.auth = add_nothing  # or requests would look into ~/.netrc
     session.headers["User-Agent"] = _user_agent()
     if connection.proxy or connection.verify is not True:

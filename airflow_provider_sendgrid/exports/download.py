@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_SKIP_BYTES = 256 * 1024
+# Larger reads cost: urllib3 makes room for all that is asked for, and TLS brings 16 KiB at a time.
+_CHUNK_BYTES = 256 * 1024
 _MAX_REDIRECTS = 3
 
 
@@ -84,7 +86,7 @@ class FileDownload:
         checked: answers the URL it is given if it may be used, and raises otherwise; asked for redirects.
         timeout_seconds: longest wait for a connection, and for the next bytes.
         limits: when to give up.
-        sleep: how to wait, in seconds.
+        sleep: how to wait, in seconds; by default until then, or until `stop`.
         clock: seconds, from any moment on.
 
     Attributes:
@@ -105,12 +107,13 @@ class FileDownload:
         checked: Callable[[str], str],
         timeout_seconds: float = 30.0,
         limits: DownloadLimits = DEFAULT_LIMITS,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.limits = limits
-        self.sleep = sleep
+        self._stopped = threading.Event()
+        self.sleep = sleep or self._stopped.wait
         self.clock = clock
         self.length = -1
         self.etag: str | None = None
@@ -122,11 +125,10 @@ class FileDownload:
         self._session = session
         self._checked = checked
         self._timeout_seconds = timeout_seconds
-        self._is_stopped = False
 
     def stop(self) -> None:
         """Have all readers of this file give up at their next byte or try; safe from any thread."""
-        self._is_stopped = True
+        self._stopped.set()
 
     def raise_if_stopped(self) -> None:
         """Asked by readers.
@@ -134,7 +136,7 @@ class FileDownload:
         Raises:
             ExportIncompleteError: the download was stopped.
         """
-        if self._is_stopped:
+        if self._stopped.is_set():
             raise ExportIncompleteError(f"{self.name}: the download was stopped; run the task again.")
 
     def open(self) -> RangeReader:
@@ -318,7 +320,7 @@ class RangeReader:
     def _skip(self, response: requests.Response, count: int) -> None:
         log.warning("%s: the storage knows no ranges, %s bytes are read again.", self._download.name, count)
         while count > 0:
-            count -= len(self._receive(response, min(count, _SKIP_BYTES)))
+            count -= len(self._receive(response, min(count, _CHUNK_BYTES)))
 
     def _read_once(self, buffer: memoryview) -> int:
         response = self._response or self._connect()
@@ -334,7 +336,7 @@ class RangeReader:
         self._download.raise_if_stopped()
         asked_at = self._download.clock()
         try:
-            chunk: bytes = response.raw.read1(size, decode_content=False)
+            chunk: bytes = response.raw.read1(min(size, _CHUNK_BYTES), decode_content=False)
         except (HTTPError, OSError) as error:
             raise TryAgain(f"the connection broke ({type(error).__name__})") from None
         if not chunk:

@@ -11,7 +11,7 @@ from airflow_provider_sendgrid.delivery import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
-from airflow_provider_sendgrid.storage.s3 import S3Storage
+from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 
 _DEFAULTS = DeliveryOptions()
 
@@ -128,7 +128,6 @@ class SendGridToS3Operator(BaseOperator):
 
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-        from botocore.config import Config
 
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
@@ -137,9 +136,7 @@ class SendGridToS3Operator(BaseOperator):
             extra_args.setdefault("ServerSideEncryption", "AES256")
         if self.acl_policy:
             extra_args["ACL"] = self.acl_policy
-        # boto3 keeps 10 connections by default: with more threads than that it would open some for each call anew.
-        pool = Config(max_pool_connections=max(10, 2 * self.max_concurrency))
-        client = hook.get_client_type(config=hook.config.merge(pool))
+        client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
         return S3Storage(client, bucket, prefix, extra_args)
 
     def _bucket_and_prefix(self, bucket_of_connection: str | None) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 from airflow_provider_sendgrid.exports import gunzip
 from airflow_provider_sendgrid.exports.gunzip import Gunzip, Gzip, is_gzip
 
-LARGEST_PIECE = 256 * 1024
+LARGEST_PIECE = 1024 * 1024
 PLAIN = b'"EMAIL","CONTACT_ID"\n' + b"".join(b'"%d@example.com","%d"\n' % (n, n * n) for n in range(60))
 FILE = gzip.compress(PLAIN)
 BYTES = st.binary(max_size=300)
