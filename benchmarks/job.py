@@ -45,12 +45,13 @@ class Job:
         """Each URL with the key of its object."""
         return [(url, f"copied/{number:05}.csv.gz") for number, url in enumerate(self.urls)]
 
-    def s3_client(self, **config: Any) -> Any:
-        """boto3's client; the credentials stand in the environment."""
+    def s3_client(self, adapt: Callable[[Any], Any] = lambda config: config, **config: Any) -> Any:
+        """boto3's client, its config adapted by `adapt`; the credentials stand in the environment."""
         import boto3
         from botocore.config import Config
 
-        return boto3.client("s3", endpoint_url=self.endpoint, verify=self.authority, config=Config(**config))
+        config = adapt(Config(**config))
+        return boto3.client("s3", endpoint_url=self.endpoint, verify=self.authority, config=config)
 
     def session(self) -> requests.Session:
         import requests

@@ -9,7 +9,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.urls import SignedUrls
-from airflow_provider_sendgrid.storage.s3 import S3Storage
+from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 from benchmarks.job import BUCKET, job, measure
 
 job = job()
@@ -19,7 +19,7 @@ options = DeliveryOptions(verify_row_count=job.rows is not None, **job.options)
 export = ContactExport(id="benchmark", status="ready", urls=tuple(job.urls), contact_count=job.rows)
 urls = SignedUrls(lambda: export, allow_http=job.authority is None)
 session = new_download_session(SendGridConnection("SG.made.up", verify=job.authority or True))
-client = job.s3_client(max_pool_connections=max(10, 2 * options.max_concurrency))
+client = job.s3_client(lambda config: client_config(config, 2 * options.max_concurrency))
 
 
 def open_file(index: int, name: str) -> FileDownload:
