@@ -1,0 +1,241 @@
+"""500 exports wait in one triggerer of a real Airflow, and SendGrid grants 10 requests per 20 s.
+
+    .lab/env-3.3.2/bin/python -m benchmarks.scale              with one poll for all
+    .lab/env-3.3.2/bin/python -m benchmarks.scale --restart    and the triggerer stopped and started again in the middle
+    .lab/env-3.3.2/bin/python -m benchmarks.scale --alone      sharing switched off: 500 connections with the same key
+
+Says how late each export was seen, how many requests that took, and the triggerer's CPU; fails where an export is seen
+more than 45 s after it was ready, a task fails, or a 429 is not obeyed. Takes some seven minutes; needs Airflow 3.3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from airflow_provider_sendgrid.emulator import Emulator, Settings
+from airflow_provider_sendgrid.emulator.recording import RecordedRequest
+from lab.environment import REPOSITORY
+from lab.real_airflow import RealAirflow
+from lab.waiting import wait_until
+from tests.e2e.on_airflow import airflow_with, connection_to
+
+DAG_ID = "wait_at_scale"
+DAG = """
+import os
+from datetime import datetime
+
+from airflow.sdk import DAG, BaseOperator
+from airflow.triggers.base import StartTriggerArgs
+
+
+class Wait(BaseOperator):
+    start_from_trigger = True
+    start_trigger_args = StartTriggerArgs(
+        trigger_cls="benchmarks.scale_trigger.Waiting",
+        trigger_kwargs={"plan": os.environ["SCALE_PLAN"]},
+        next_method="execute_complete",
+    )
+
+    def __init__(self, *, number, **kwargs):
+        super().__init__(**kwargs)
+        self.number = number
+
+
+with DAG(
+    "wait_at_scale", start_date=datetime(2026, 1, 1), schedule=None, catchup=False, max_active_tasks=1000
+):
+    Wait.partial(task_id="wait").expand(number=list(range(int(os.environ["SCALE_EXPORTS"]))))
+"""
+LIMIT, WINDOW_SECONDS = 10, 20.0
+SEEN_WITHIN_SECONDS = 45.0
+# The first export is ready so long after its start: until then all of them wait. Then one after another.
+FIRST_READY_SECONDS = 100.0
+APART_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one run came to."""
+
+    seen: list[dict[str, Any]]
+    late_seconds: list[float]
+    states: Mapping[str, int]
+    requests: Sequence[RecordedRequest]
+    cpu_seconds: float
+    idle_cpu_seconds_per_minute: float
+    seconds: float
+    all_waited_after: float
+
+    @property
+    def refused(self) -> list[RecordedRequest]:
+        return [each for each in self.requests if each.status == 429]
+
+    @property
+    def disobeyed(self) -> int:
+        """Requests that came between a refusal and the end of its window."""
+        ends = 0.0
+        count = 0
+        start = None
+        for each in self.requests:
+            if start is None or each.time >= start + WINDOW_SECONDS:
+                start, ends = each.time, 0.0
+            count += each.time < ends
+            if each.status == 429:
+                ends = start + WINDOW_SECONDS
+        return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--exports", type=int, default=500)
+    parser.add_argument("--alone", action="store_true", help="share nothing")
+    parser.add_argument("--restart", action="store_true", help="stop and start the triggerer in the middle")
+    given = parser.parse_args()
+    watched = watch(given.exports, is_alone=given.alone, restarts=given.restart)
+    report(watched)
+    if not given.alone and (complaints := complaints_of(watched, given.exports, restarts=given.restart)):
+        sys.exit("\n".join(complaints))
+
+
+def watch(exports: int, *, is_alone: bool, restarts: bool) -> Watched:
+    settings = Settings(rate_limit=LIMIT, rate_limit_window=WINDOW_SECONDS, rate_limit_reset="seconds")
+    with tempfile.TemporaryDirectory() as folder, Emulator(settings, populate=False) as emulator:
+        plan = Path(folder) / "plan.json"
+        environment = {"SCALE_PLAN": str(plan), "SCALE_EXPORTS": str(exports), "PYTHONPATH": str(REPOSITORY)}
+        with airflow_with("scale", {"wait_at_scale.py": DAG}, environment) as (airflow, _):
+            connection_ids = connect(airflow, emulator, exports, Path(folder), is_alone=is_alone)
+            airflow.wait_for_dag(DAG_ID)
+            idle = cpu_while(airflow, 30.0) * 2
+            return run(airflow, emulator, plan, connection_ids, idle, restarts=restarts)
+
+
+def run(
+    airflow: RealAirflow,
+    emulator: Emulator,
+    plan: Path,
+    connection_ids: list[str],
+    idle: float,
+    *,
+    restarts: bool,
+) -> Watched:
+    lists = [
+        emulator.add_list(f"List {number}", contacts=0, ready_after=FIRST_READY_SECONDS + number * APART_SECONDS)
+        for number in range(len(connection_ids))
+    ]
+    started = time.time()
+    export_ids = [emulator.start_export([each]) for each in lists]
+    ready_at = [started + FIRST_READY_SECONDS + number * APART_SECONDS for number in range(len(lists))]
+    seen_file = plan.with_name("seen.jsonl")
+    seen_file.touch()
+    told = {
+        "export_ids": export_ids,
+        "connection_ids": connection_ids,
+        "end_time": ready_at[-1] + 150,
+        "seen": str(seen_file),
+    }
+    plan.write_text(json.dumps(told))
+    before = cpu_seconds(airflow)
+    run_id = airflow.trigger(DAG_ID)
+    wait_until("all wait", lambda: deferred(airflow, run_id) == len(lists), seconds=300, pause_seconds=2)
+    all_waited_after = time.time() - started
+    used = 0.0
+    if restarts:
+        wait_until("half of them are ready", lambda: time.time() > ready_at[len(lists) // 2], seconds=600)
+        used = cpu_seconds(airflow) - before
+        airflow.parts["triggerer"].stop()
+        airflow.parts["triggerer"].start()
+        before = 0.0
+    airflow.wait_for_run(DAG_ID, run_id, seconds=900)
+    used += cpu_seconds(airflow) - before
+    seen = [json.loads(line) for line in seen_file.read_text().splitlines()]
+    return Watched(
+        seen=seen,
+        late_seconds=[each["at"] - ready_at[each["number"]] for each in seen if each["outcome"] == "ready"],
+        states=Counter(str(task.state) for task in airflow.api.task_instances(DAG_ID, run_id)),
+        requests=emulator.requests(),
+        cpu_seconds=used,
+        idle_cpu_seconds_per_minute=idle,
+        seconds=time.time() - started,
+        all_waited_after=all_waited_after,
+    )
+
+
+def connect(airflow: RealAirflow, emulator: Emulator, exports: int, folder: Path, *, is_alone: bool) -> list[str]:
+    """The id of each export's connection; triggers on connections of different names share nothing."""
+    connection = connection_to(emulator)
+    if not is_alone:
+        airflow.api.store_connection("sendgrid_default", connection)
+        return ["sendgrid_default"] * exports
+    ids = [f"sendgrid_{number}" for number in range(exports)]
+    file = folder / "connections.json"
+    file.write_text(json.dumps(dict.fromkeys(ids, connection)))
+    airflow.airflow("connections", "import", str(file))
+    return ids
+
+
+def deferred(airflow: RealAirflow, run_id: str) -> int:
+    path = f"/dags/{DAG_ID}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances?state=deferred&limit=1"
+    count: int = airflow.api.request("GET", path)["total_entries"]
+    return count
+
+
+def cpu_while(airflow: RealAirflow, seconds: float) -> float:
+    before = cpu_seconds(airflow)
+    time.sleep(seconds)
+    return cpu_seconds(airflow) - before
+
+
+def cpu_seconds(airflow: RealAirflow) -> float:
+    """Of the triggerer and its children, so far."""
+    triggerer = airflow.parts["triggerer"].running
+    if triggerer is None:
+        return 0.0
+    process = psutil.Process(triggerer.pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def report(watched: Watched) -> None:
+    late = sorted(watched.late_seconds)
+    minutes = watched.seconds / 60
+    print(f"tasks             {dict(watched.states)}; all waited {watched.all_waited_after:.0f} s after the start")
+    if late:
+        print(
+            f"seen after ready  median {statistics.median(late):.1f} s, latest {late[-1]:.1f} s ({len(late)} exports)"
+        )
+    print(f"requests          {len(watched.requests)} in {minutes:.1f} minutes")
+    print(f"429               {len(watched.refused)}, {watched.disobeyed} requests before such a window's end")
+    idle = watched.idle_cpu_seconds_per_minute
+    print(f"triggerer's CPU   {watched.cpu_seconds:.1f} s; idle it takes {idle:.1f} s a minute")
+    errors = Counter((each["error"] or {}).get("type") for each in watched.seen if each["outcome"] != "ready")
+    if errors:
+        print(f"not seen          {dict(errors)}")
+
+
+def complaints_of(watched: Watched, exports: int, *, restarts: bool) -> list[str]:
+    found = []
+    if watched.states != {"success": exports}:
+        found.append(f"not all tasks succeeded: {dict(watched.states)}")
+    if Counter(each["number"] for each in watched.seen) != Counter(range(exports)):
+        found.append("not every export was seen exactly once")
+    if not restarts and max(watched.late_seconds, default=0.0) > SEEN_WITHIN_SECONDS:
+        found.append(f"an export was seen {max(watched.late_seconds):.1f} s after it was ready")
+    if watched.disobeyed:
+        found.append(f"{watched.disobeyed} requests came before the end of a window that had refused one")
+    return found
+
+
+if __name__ == "__main__":
+    main()
