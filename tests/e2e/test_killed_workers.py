@@ -58,6 +58,11 @@ with DAG("dying_start", start_date=datetime(2026, 1, 1), schedule=None, catchup=
         retries=2,
         retry_delay=timedelta(seconds=1),
     )
+
+with DAG("twins", start_date=datetime(2026, 1, 1), schedule=None, catchup=False):
+    SendGridExportContactsOperator.partial(
+        task_id="start", list_ids=["{{ dag_run.conf['list'] }}"], retries=0
+    ).expand(max_file_size=[5000, 5000])
 '''
 WAITING = "while it waits for the answer"
 DEATHS = [
@@ -100,11 +105,29 @@ def test_there_is_exactly_one_export_afterwards(airflow, sendgrid, dies, fault):
     run_id = airflow.trigger(DAG_ID, {"list": wanted, "dies": dies})
     state = airflow.wait_for_run(DAG_ID, run_id)
 
-    account = airflow.account_of(DAG_ID, run_id)
-    begun = [
-        each.id for each in sendgrid._backend.account.exports() if each.audiences and each.audiences[0].id == wanted
-    ]
+    account, begun = airflow.account_of(DAG_ID, run_id), exports_of(sendgrid, wanted)
     assert state == "success", account
     assert [airflow.api.xcom(DAG_ID, run_id, "start")] == begun, account
     [task] = airflow.api.task_instances(DAG_ID, run_id)
     assert task.try_number == (2 if dies else 1), account
+
+
+def test_two_mapped_tasks_that_start_the_same_at_once_have_one_each(airflow, sendgrid):
+    """Though the start of the second is lost, and the export of the first one looks like its own."""
+    sendgrid.clear_faults()
+    wanted = sendgrid.add_list("Wanted twice")
+    sendgrid.inject(Fault("reset", method="POST", nth=2))
+
+    run_id = airflow.trigger("twins", {"list": wanted})
+    state = airflow.wait_for_run("twins", run_id)
+
+    account = airflow.account_of("twins", run_id)
+    assert state == "success", account
+    told = [airflow.api.xcom("twins", run_id, "start", map_index=number) for number in (0, 1)]
+    assert sorted(told) == sorted(exports_of(sendgrid, wanted)), account
+    assert "answer was lost" not in account
+
+
+def exports_of(sendgrid, list_id):
+    begun = sendgrid._backend.account.exports()
+    return [each.id for each in begun if [chosen.id for chosen in each.audiences] == [list_id]]
