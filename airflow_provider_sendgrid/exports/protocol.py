@@ -80,12 +80,14 @@ class Patience:
         tries: requests in all, at least 1.
         first_wait_seconds: wait before the second try where SendGrid names none; doubles each time.
         longest_wait_seconds: a longer wait, even one that SendGrid asks for, is not begun.
+        slot_seconds: so long 429s are waited out, beyond the tries: hundreds of tasks may want the same few slots.
         jitter: answers numbers from 0 to 1; spreads the waits between half and all of their length.
     """
 
     tries: int = 6
     first_wait_seconds: float = 1.0
     longest_wait_seconds: float = 120.0
+    slot_seconds: float = 0.0
     jitter: Callable[[], float] = random.random
 
     def wait_seconds(self, tried: int) -> float:
@@ -95,6 +97,7 @@ class Patience:
 
 
 DEFAULT_PATIENCE = Patience()
+START_PATIENCE = Patience(slot_seconds=600.0)
 
 _MAX_PAGES = 1000
 # An answer's errors go into logs and events: so many, and so many characters of each text.
@@ -154,7 +157,7 @@ def get_scopes(patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[str]]
 
 
 def start_export(
-    family: ExportFamily, selection: ExportSelection, patience: Patience = DEFAULT_PATIENCE
+    family: ExportFamily, selection: ExportSelection, patience: Patience = START_PATIENCE
 ) -> Conversation[str]:
     """Start an export and return its id.
 
@@ -183,16 +186,20 @@ def start_export(
 def _ask_json(
     request: Request, what: str, patience: Patience, also_retried: tuple[int, ...] = ()
 ) -> Conversation[dict[str, Any]]:
-    tried = 0
+    tried, waited_for_slot = 0, 0.0
     while True:
         tried += 1
         try:
             reply = yield request
             return _json_object(reply, what, request)
         except SendGridError as error:
+            is_for_slot = isinstance(error, SendGridRateLimitError) and waited_for_slot < patience.slot_seconds
+            if is_for_slot:  # the tries are not used up by those who were faster
+                tried = min(tried, patience.tries - 1)
             wait = _wait_before_retry(error, tried, patience, also_retried)
             if wait is None:
                 raise
+            waited_for_slot += wait if is_for_slot else 0.0
             request = replace(request, after_seconds=wait, because=str(error))
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError
 from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import (
-    DEFAULT_PATIENCE,
+    START_PATIENCE,
     Conversation,
     Patience,
     Reply,
@@ -66,7 +66,7 @@ def start_export_once(
     family: ExportFamily,
     selection: ExportSelection,
     attempt: Attempt,
-    patience: Patience = DEFAULT_PATIENCE,
+    patience: Patience = START_PATIENCE,
 ) -> Conversation[tuple[str, bool]]:
     """The id of the export, and whether it was found rather than started.
 
@@ -130,7 +130,7 @@ def find_started(
     family: ExportFamily,
     selection: ExportSelection,
     attempt: Attempt,
-    patience: Patience = DEFAULT_PATIENCE,
+    patience: Patience = START_PATIENCE,
     after_seconds: float = 0.0,
     because: str = "",
 ) -> Conversation[ContactExport | None]:

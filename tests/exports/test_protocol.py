@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from urllib.parse import unquote, urlsplit
@@ -504,6 +505,25 @@ def test_a_longer_wait_than_patience_is_not_begun():
     assert len(requests) == 1
     assert type(error) is SendGridRateLimitError
     assert error.retry_after_seconds == 121.0
+
+
+STARTING = replace(protocol.START_PATIENCE, jitter=lambda: 0.0)
+
+
+def test_a_start_waits_for_its_slot_though_others_are_faster():
+    """Hundreds of tasks start at once, and ten requests are granted in a window."""
+    refused = [reply(429, {}, retry_after="20")] * 20
+    requests, export_id = start_export(*refused, reply(202, {"id": "started"}), patience=STARTING)
+    assert export_id == "started"
+    assert waits(requests) == [0.0] + [20.0] * 20
+
+
+@pytest.mark.parametrize("retry_after", ["20", "0", ""])
+def test_the_wait_for_a_slot_is_bounded_and_no_storm(retry_after):
+    requests, error = start_export(*[reply(429, {}, retry_after=retry_after)] * 200, patience=STARTING)
+    assert type(error) is SendGridRateLimitError
+    assert 590.0 <= sum(waits(requests)) <= 720.0
+    assert len(requests) < 100
 
 
 # --- what is left of the limit
