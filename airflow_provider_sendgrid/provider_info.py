@@ -15,6 +15,40 @@ CONNECTION_TYPE: dict[str, Any] = {
             "password": "SG.…",
             "host": "empty for SendGrid's own, by region",
             "extra": '{"region": "eu", "on_behalf_of": "subuser", "timeout": 30, "proxy": "http://proxy:3128"}',
+            "region": "global",
+            "on_behalf_of": "the account itself",
+            "timeout": "30",
+            "verify": "true",
+            "proxy": "http://proxy.example:3128",
+        },
+    },
+    # What extra may hold. Empty ones are stored as null, which counts as absent. Not even `verify` is a boolean here:
+    # Airflow 2 would store a box that nobody ticked as false, and switch the verification off.
+    "conn-fields": {
+        "region": {
+            "label": "Data region",
+            "description": "Where the account's data is kept; ignored where an API host is given.",
+            "schema": {"type": ["string", "null"], "enum": ["global", "eu"]},
+        },
+        "on_behalf_of": {
+            "label": "Subuser",
+            "description": "User name of the subuser to act for.",
+            "schema": {"type": ["string", "null"]},
+        },
+        "timeout": {
+            "label": "Timeout (seconds)",
+            "description": "Longest wait for a connection, and for the next bytes of an answer; 30 where empty.",
+            "schema": {"type": ["integer", "null"]},
+        },
+        "verify": {
+            "label": "Verify TLS certificates",
+            "description": "true, false, or the path of a CA bundle on every worker and triggerer.",
+            "schema": {"type": ["string", "null"]},
+        },
+        "proxy": {
+            "label": "Proxy",
+            "description": "URL of the proxy for all requests; the environment's (HTTPS_PROXY) where empty.",
+            "schema": {"type": ["string", "null"]},
         },
     },
 }

@@ -8,10 +8,12 @@ import json
 import subprocess
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 
 import jsonschema
 import pytest
 
+from airflow_provider_sendgrid.exports.connection import API_HOSTS, SendGridConnection
 from airflow_provider_sendgrid.provider_info import get_provider_info
 
 DISTRIBUTION = "airflow-provider-sendgrid"
@@ -64,6 +66,95 @@ def test_the_hook_has_the_type_name_and_form_of_the_metadata(hook_class):
     assert entry["connection-type"] == hook_class.conn_type
     assert entry["hook-name"] == hook_class.hook_name
     assert entry["ui-field-behaviour"] == form
+
+
+def fields_shown(code):
+    """The fields for extra that this Airflow shows: name, label, text, type and choices of each."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def fields_declared():
+    [entry] = get_provider_info()["connection-types"]
+    return {
+        name: [field["label"], field["description"], sorted(field["schema"]["type"]), field["schema"].get("enum")]
+        for name, field in entry["conn-fields"].items()
+    }
+
+
+AS_WTFORMS = """
+import json
+from wtforms import Form, IntegerField
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+form = type("F", (Form,), SendGridHook.get_connection_form_widgets())()
+def choices(field):
+    return next((list(each.values) for each in field.validators if hasattr(each, "values")), None)
+print(json.dumps({
+    field.name: [str(field.label.text), field.description,
+        ["integer" if isinstance(field, IntegerField) else "string"] + ["null"], choices(field)]
+    for field in form
+}))
+"""
+AS_AIRFLOW_3 = """
+import json
+from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+[meta] = [each for each in HookMetaService.hook_meta_data() if each.connection_type == "sendgrid"]
+print(json.dumps({
+    name: [field["schema"]["title"], field["description"], sorted(field["schema"]["type"]), field["schema"].get("enum")]
+    for name, field in (meta.extra_fields or {}).items()
+}))
+"""
+
+
+def test_the_form_of_airflow_2_shows_the_fields_of_the_metadata():
+    if not find_spec("flask_appbuilder"):
+        pytest.skip("this Airflow has no form of that kind")
+
+    shown = fields_shown(AS_WTFORMS)
+
+    assert fields_declared() == {name: [*rest[:2], sorted(rest[2]), rest[3]] for name, rest in shown.items()}
+
+
+def test_the_form_of_airflow_3_shows_the_fields_of_the_metadata(airflow_version):
+    """Before 3.2 it takes them from the hook's method, later from the metadata."""
+    if not has_module("airflow.api_fastapi.core_api.services.ui.connections"):
+        pytest.skip("this Airflow has no form of that kind")
+
+    if airflow_version.number == (3, 0) and not find_spec("flask_appbuilder"):
+        pytest.skip("Airflow 3.0 shows no fields of any provider without flask_appbuilder")
+
+    assert fields_declared() == fields_shown(AS_AIRFLOW_3)
+
+
+def has_module(name):
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def test_every_field_of_the_form_is_one_that_the_connection_reads():
+    """And what the form stores for an empty one, null or an empty text, counts as absent."""
+    names = fields_declared().keys()
+    plain = SendGridConnection.from_fields(name="c", password="SG.key")
+
+    for empty in (None, ""):
+        assert plain == SendGridConnection.from_fields(name="c", password="SG.key", extra=dict.fromkeys(names, empty))
+    texts = {"region": "eu", "on_behalf_of": "sub", "timeout": 5, "verify": "false", "proxy": "http://p.example:1"}
+    filled = SendGridConnection.from_fields(name="c", password="SG.key", extra=texts)
+    assert names == texts.keys()
+    assert (filled.base_url, filled.on_behalf_of, filled.timeout_seconds, filled.verify, filled.proxy) == (
+        "https://api.eu.sendgrid.com",
+        "sub",
+        5,
+        False,
+        "http://p.example:1",
+    )
+
+
+def test_the_form_offers_every_region():
+    assert set(API_HOSTS) == set(fields_declared()["region"][3])
 
 
 def test_the_hooks_form_satisfies_airflows_own_schema(hook_class):

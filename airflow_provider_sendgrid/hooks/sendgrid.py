@@ -69,6 +69,26 @@ class SendGridHook(BaseHook):
         form = CONNECTION_TYPE["ui-field-behaviour"]
         return {name.replace("-", "_"): value for name, value in form.items()}
 
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """The form's fields for what extra holds, for Airflow before 3.2, and where it has its form's parts."""
+        try:
+            from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+            from wtforms import IntegerField, StringField
+            from wtforms.validators import Optional, any_of
+        except ImportError:
+            return {}
+        widgets = {}
+        for name, field in CONNECTION_TYPE["conn-fields"].items():
+            schema = field["schema"]
+            widgets[name] = (IntegerField if "integer" in schema["type"] else StringField)(
+                field["label"],
+                description=field["description"],
+                validators=[Optional(), *([any_of(schema["enum"])] if "enum" in schema else [])],
+                widget=BS3TextFieldWidget(),
+            )
+        return widgets
+
     @cached_property
     def connection(self) -> SendGridConnection:
         """Who we are and whom we ask, read once; the key is masked in logs from here on.
