@@ -180,7 +180,8 @@ def connect(airflow: RealAirflow, emulator: Emulator, exports: int, folder: Path
         return ["sendgrid_default"] * exports
     ids = [f"sendgrid_{number}" for number in range(exports)]
     file = folder / "connections.json"
-    file.write_text(json.dumps(dict.fromkeys(ids, connection)))
+    given = {name: value for name, value in connection.items() if value}
+    file.write_text(json.dumps(dict.fromkeys(ids, given)))
     airflow.airflow("connections", "import", str(file))
     return ids
 

@@ -9,7 +9,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -173,15 +174,19 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire for each new export, for ever; before Airflow 3.3, which shares no streams."""
-        async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
-            yield event
+        async with (
+            aclosing(self.open_shared_stream(self.serialize()[1])) as stream,
+            aclosing(self.filter_shared_stream(stream)) as events,
+        ):
+            async for event in events:
+                yield event
 
     def shared_stream_key(self) -> Hashable:
         """Triggers with the same key share one poll."""
         return (type(self).__qualname__, self.sendgrid_conn_id, self.family, self.poll_interval)
 
     @classmethod
-    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Sequence[ContactExport]]:
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Sequence[ContactExport], None]:
         """The list of exports, again and again; whatever fails is tried again with the connection read anew."""
         family, interval = ExportFamily(kwargs["family"]), float(kwargs["poll_interval"])
         while True:
@@ -200,7 +205,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(
         self, shared_stream: AsyncIterator[Sequence[ContactExport]]
-    ) -> AsyncIterator[TriggerEvent]:
+    ) -> AsyncGenerator[TriggerEvent, None]:
         """Fire for each export that became ready, is of what was asked for, and has not fired yet."""
         seen: _Seen | None = None
         async for listed in shared_stream:

@@ -334,7 +334,7 @@ def test_a_mistake_of_ours_ends_the_wait_too():
 def test_the_log_tells_of_each_poll_but_of_no_url(caplog):
     caplog.set_level("INFO", logger=WATCHER)
     wait(Account({"a": [{"status": "archived", "urls": FILES}, READY]}))
-    [message] = caplog.messages
+    [message] = [record.getMessage() for record in caplog.records if record.name == WATCHER]
     assert "is 'archived'" in message
     assert "Next poll in 2.0 s" in message
     assert "5ecret" not in message

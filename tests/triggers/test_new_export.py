@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import aclosing
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
 
@@ -184,9 +185,8 @@ async def test_it_says_what_became_ready_and_no_url(sendgrid_emulator):
 
     async def stream():
         yield []
-        async for listed in Trigger.open_shared_stream(trigger.serialize()[1]):
-            yield listed
-            return
+        async with aclosing(Trigger.open_shared_stream(trigger.serialize()[1])) as looks:
+            yield await anext(looks)
 
     [payload] = [event.payload async for event in trigger.filter_shared_stream(stream())]
 
