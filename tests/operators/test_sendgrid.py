@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_sendgrid._compat import AirflowFailException
+from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowFailException
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import (
     ExportInDoubtError,
@@ -355,6 +355,42 @@ def test_what_others_learn_holds_no_key_and_no_name_of_a_list(sendgrid_emulator,
     assert {"of", "task", "began", "id"} == set(record)
     assert ("start", export_id) == (record["task"], record["id"])
     assert sendgrid_emulator.api_key not in json.dumps(record)
+
+
+# --- word for those who watch for new exports
+
+
+@pytest.mark.skipif(not HAS_EVENT_TRIGGERS, reason="Airflow 2 starts no DAG from a trigger")
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_word_is_left_with_the_assets_among_the_inlets():
+    """A trigger that watches for one of them then knows that this export is ours."""
+    from airflow.sdk import Asset
+
+    watched, other = Asset("watched"), Asset("other")
+    stores = {watched: Store(), other: Store()}
+    operator = SendGridExportContactsOperator(task_id="start", inlets=[watched])
+
+    export_id = operator.execute({"asset_state_store": _ByName(stores)})
+
+    assert {f"sendgrid_started_{export_id}"} == set(stores[watched].kept)
+    assert {} == stores[other].kept
+
+
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_no_word_is_left_where_airflow_keeps_none():
+    assert start(inlets=[]) != start(inlets=[])
+
+
+class _ByName:
+    """As in Airflow's context: a store for each asset; TypeError for what is none."""
+
+    def __init__(self, stores):
+        self.stores = {asset.name: store for asset, store in stores.items()}
+
+    def __getitem__(self, asset):
+        if not hasattr(asset, "name"):
+            raise TypeError(asset)
+        return self.stores[asset.name]
 
 
 # --- names
