@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -312,3 +313,21 @@ def test_every_error_is_one_of_the_tree():
     """Users name SendGridError in retry policies and catch all that SendGrid does."""
     with pytest.raises(SendGridError):
         SendGridHook().start_export(["no-such-list"])
+
+
+@pytest.mark.asyncio
+async def test_those_who_wait_on_one_connection_share_a_watch(sendgrid_emulator, monkeypatch):
+    """Nothing is shared between connections, even those with the same key, between families, or with a former key."""
+    monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", sendgrid_emulator.connection_json())
+    async with AsyncExitStack() as stack:
+
+        async def watch(*arguments):
+            return await stack.enter_async_context(SendGridHook(*arguments).watch())
+
+        first, second = await watch(), await watch("sendgrid_default", "marketing")
+        others = [await watch("another"), await watch("sendgrid_default", "legacy")]
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", sendgrid_emulator.connection_json(timeout=7))
+        others.append(await watch())
+
+        assert first is second
+        assert len({id(each) for each in (first, *others)}) == 4
