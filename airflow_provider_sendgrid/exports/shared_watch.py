@@ -22,6 +22,7 @@ from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.export import READY, ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.protocol import RateLimit
 from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, look_at
 
 log = logging.getLogger(__name__)
@@ -265,7 +266,15 @@ class _Shared:
         await self.client.aclose()
 
 
-_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Shared]] = WeakKeyDictionary()
+@dataclass(slots=True)
+class _Loop:
+    """What is shared on one event loop; of an account whom nobody waits for any more, its rate limit alone."""
+
+    shared: dict[Hashable, _Shared] = field(default_factory=dict)
+    rate_limits: dict[Hashable, RateLimit] = field(default_factory=dict)
+
+
+_LOOPS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -274,23 +283,27 @@ async def shared_watch(
 ) -> AsyncIterator[SharedWatch]:
     """The watch that everybody with the same `key` on this event loop shares; closed when the last one leaves.
 
+    What was learnt of the account's rate limit outlives it, and holds for both families: after a restart of a triggerer
+    most exports may be ready at the first look, so that one watch follows another.
+
     Args:
         key: who may share: the connection, by its name and all it holds.
         family: of the exports.
         connect: makes the client, where there is none yet.
     """
-    shared_here = _SHARED.setdefault(asyncio.get_running_loop(), {})
-    shared = shared_here.get((key, family))
+    here = _LOOPS.setdefault(asyncio.get_running_loop(), _Loop())
+    shared = here.shared.get((key, family))
     if shared is None:
         client = connect()
-        shared = shared_here[key, family] = _Shared(SharedWatch(client, family), client)
+        client.rate_limit = here.rate_limits.setdefault(key, client.rate_limit)
+        shared = here.shared[key, family] = _Shared(SharedWatch(client, family), client)
     shared.users += 1
     try:
         yield shared.watch
     finally:
         shared.users -= 1
         if not shared.users:
-            del shared_here[key, family]
+            del here.shared[key, family]
             await asyncio.shield(shared.aclose())
 
 

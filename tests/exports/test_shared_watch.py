@@ -78,6 +78,7 @@ class Account:
     asked: list = field(default_factory=list)
     refused: list = field(default_factory=list)
     clients: list = field(default_factory=list)
+    path: str = PATH
     closed: int = 0
     under_way: int = 0
     window_ends: float = -math.inf
@@ -107,7 +108,7 @@ class Account:
         return SharedWatch(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
 
     async def answer(self, request):
-        what = request.url.path.removeprefix(PATH).lstrip("/") or LISTING
+        what = request.url.path.removeprefix(self.path).lstrip("/") or LISTING
         self.asked.append((round(self.now - NOW, 3), what))
         await asyncio.sleep(self.answer_seconds)
         headers = self._take_slot()
@@ -732,6 +733,25 @@ def test_everybody_with_the_same_key_shares_a_client_until_the_last_one_leaves()
         assert account.closed == 4
 
     virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("family", list(ExportFamily))
+def test_the_rate_limit_is_remembered_when_the_last_one_has_left(family):
+    """After a restart of the triggerer one after another finds its export ready; none is refused for that."""
+    account = Account({"a": [READY]}, limit=2, window_seconds=20.0)
+
+    async def visit(chosen):
+        async with shared_watch("key", chosen, account.client) as watch:
+            watch._clock = lambda: account.now
+            await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600)
+
+    async def scenario():
+        for chosen in (ExportFamily.MARKETING, ExportFamily.MARKETING, family):
+            account.path = "/v3/contactdb/exports" if chosen is ExportFamily.LEGACY else PATH
+            await visit(chosen)
+
+    virtual_time.run(scenario())
+    assert (account.times, account.refused, account.closed) == ([0.0, 0.0, 20.0], [], 3)
 
 
 def test_nothing_is_shared_between_event_loops():
