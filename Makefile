@@ -54,6 +54,9 @@ e2e: ## a whole Airflow on PostgreSQL, its triggerer killed: VERSION=3.0.6
 e2e-matrix: ## the same on every Airflow line, one after the other
 	@$(PYTHON) -m lab.suite e2e $(E2E_VERSIONS)
 
+screenshots: ## the connection's form in a browser, on Airflow 2 and 3, into docs/images
+	@$(PYTHON) -m lab.suite browser 2.11.2 $(NEWEST)
+
 demo: $(ENVIRONMENT) ## one export from SendGrid's emulator through a real Airflow into a real S3 server
 	@$(BIN)/python -m lab.demo
 

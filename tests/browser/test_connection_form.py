@@ -1,0 +1,138 @@
+"""The connection's form in a real browser: filled, saved and tested; what is seen goes into the documentation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from airflow_provider_sendgrid.emulator import Emulator
+from lab.airflow_settings import ADMIN
+from lab.environment import REPOSITORY
+from lab.processes import end_on_sigterm
+from lab.real_airflow import RealAirflow
+from lab.stage import EXAMPLE_DAGS
+from lab.waiting import wait_until
+
+IMAGES = REPOSITORY / "docs" / "images"
+CHROMIUM = Path("/usr/bin/chromium")
+CONNECTION_ID = "sendgrid_default"
+ANSWER = "The API key works; it may export: marketing, legacy."
+MAX_BYTES = 150_000
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def sendgrid():
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory):
+    """Its pages alone, with the button that Airflow hides by default."""
+    end_on_sigterm()
+    settings = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
+    home = tmp_path_factory.mktemp("browser") / "airflow"
+    with RealAirflow(Path(sys.executable), home, EXAMPLE_DAGS, environment=settings) as airflow:
+        airflow.migrate()
+        pages = next(iter(airflow.parts.values()))
+        pages.start()
+        wait_until("the pages", airflow.api.health, seconds=120, evidence=pages.tail)
+        yield airflow
+
+
+@pytest.fixture(scope="module")
+def page():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 960})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def keep(page, name):
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"{name}.png"
+    page.screenshot(path=path, animations="disabled")
+    assert path.stat().st_size < MAX_BYTES
+
+
+def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
+    if airflow.place.is_airflow_2:
+        fill_test_and_save_in_airflow_2(airflow, sendgrid, page)
+    else:
+        fill_save_and_test_in_airflow_3(airflow, sendgrid, page)
+
+    stored = airflow.api.request("GET", f"/connections/{CONNECTION_ID}")
+    assert ("sendgrid", sendgrid.url) == (stored["conn_type"], stored["host"])
+    assert '"region": "global"' in stored["extra"]
+
+
+def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
+    page.set_viewport_size({"width": 1100, "height": 1400})
+    page.goto(f"{airflow.place.url}/login/")
+    page.fill("input[name=username]", ADMIN)
+    page.fill("input[name=password]", ADMIN)
+    page.click("input[type=submit]")
+    page.goto(f"{airflow.place.url}/connection/add")
+    page.wait_for_load_state("networkidle")
+    page.fill("#conn_id", CONNECTION_ID)
+    page.locator(".select2-selection").click()
+    page.locator(".select2-results__option", has_text="SendGrid").click()
+    for field in ("login", "schema", "port"):
+        expect(page.locator(f"#{field}")).to_be_hidden()
+    expect(page.get_by_text("API key", exact=True)).to_be_visible()
+    page.fill("#host", sendgrid.url)
+    page.fill("#password", sendgrid.api_key)
+    page.fill("[id$=sendgrid__region]", "global")
+    page.evaluate("window.scrollTo(0, 0)")
+    keep(page, "connection-form-airflow-2")
+    page.click("#test-connection")
+    page.evaluate("window.scrollTo(0, 0)")
+    expect(page.get_by_text(ANSWER)).to_be_visible()
+    keep(page, "connection-test-airflow-2")
+    page.locator("button[type=submit]", has_text="Save").click()
+    expect(page.get_by_text("Added Row")).to_be_visible()
+
+
+def fill_save_and_test_in_airflow_3(airflow, sendgrid, page):
+    page.goto(f"{airflow.place.url}/connections")
+    page.get_by_role("button", name="Add Connection").first.click()
+    form = page.get_by_role("dialog")
+    form.locator("input[name=connection_id]").fill(CONNECTION_ID)
+    form.get_by_role("combobox").first.click()
+    page.keyboard.type("SendGrid")
+    page.keyboard.press("Enter")
+    form.locator("input[name=host]").fill(sendgrid.url)
+    form.locator("input[name=password]").fill(sendgrid.api_key)
+    for field in ("login", "schema", "port"):
+        expect(form.locator(f"[name={field}]")).to_have_count(0)
+    expect(form.get_by_text("API key", exact=True)).to_be_visible()
+    keep(page, "connection-form-airflow-3")
+    form.get_by_text("Extra Fields", exact=True).click()
+    form.get_by_role("combobox").nth(1).click()
+    expect(page.get_by_role("option", name="eu")).to_be_visible()
+    keep(page, "connection-fields-airflow-3")
+    page.get_by_role("option", name="global").click()
+    form.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("successfully created")).to_be_visible()
+    # Airflow 3.3's button sends port 0 for none, and refuses that as another port than the one stored.
+    airflow.api.request("PATCH", f"/connections/{CONNECTION_ID}?update_mask=port", stored_with_port(airflow))
+    page.set_viewport_size({"width": 1100, "height": 560})
+    page.goto(f"{airflow.place.url}/connections")
+    with page.expect_response("**/connections/test") as answered:
+        page.get_by_label("Test Connection").click()
+    assert answered.value.json()["status"] is True
+    assert ANSWER in answered.value.json()["message"]
+    expect(page.get_by_text("Test Connection Successful")).to_be_visible()
+    keep(page, "connection-test-airflow-3")
+
+
+def stored_with_port(airflow):
+    stored = airflow.api.request("GET", f"/connections/{CONNECTION_ID}")
+    return {"connection_id": CONNECTION_ID, "conn_type": stored["conn_type"], "port": 443}
