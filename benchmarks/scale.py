@@ -160,9 +160,11 @@ def run(
     airflow.wait_for_run(DAG_ID, run_id, seconds=900)
     used += cpu_seconds(airflow) - before
     seen = [json.loads(line) for line in seen_file.read_text().splitlines()]
+    for each in seen:
+        each["late"] = each["at"] - ready_at[each["number"]]
     return Watched(
         seen=seen,
-        late_seconds=[each["at"] - ready_at[each["number"]] for each in seen if each["outcome"] == "ready"],
+        late_seconds=[each["late"] for each in seen if each["outcome"] == "ready"],
         states=Counter(str(task.state) for task in airflow.api.task_instances(DAG_ID, run_id)),
         requests=emulator.requests(),
         cpu_seconds=used,
@@ -216,6 +218,9 @@ def report(watched: Watched) -> None:
         print(
             f"seen after ready  median {statistics.median(late):.1f} s, latest {late[-1]:.1f} s ({len(late)} exports)"
         )
+    in_order = sorted(watched.seen, key=number_of)
+    tenths = [f"{each['late']:.0f}" for each in in_order[:: max(1, len(in_order) // 10)]]
+    print(f"in time's order   {', '.join(tenths)} s")
     print(f"requests          {len(watched.requests)} in {minutes:.1f} minutes")
     print(f"429               {len(watched.refused)}, {watched.disobeyed} requests before such a window's end")
     idle = watched.idle_cpu_seconds_per_minute
@@ -223,6 +228,11 @@ def report(watched: Watched) -> None:
     errors = Counter((each["error"] or {}).get("type") for each in watched.seen if each["outcome"] != "ready")
     if errors:
         print(f"not seen          {dict(errors)}")
+
+
+def number_of(seen: Mapping[str, Any]) -> int:
+    number: int = seen["number"]
+    return number
 
 
 def complaints_of(watched: Watched, exports: int, *, restarts: bool) -> list[str]:

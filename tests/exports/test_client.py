@@ -655,3 +655,11 @@ def test_both_clients_have_the_same_door():
     doors = [inspect.signature(each).parameters for each in (SendGridClient, AsyncSendGridClient)]
     assert list(doors[0]) == list(doors[1])
     assert doors[0]["sleep"].kind is doors[1]["sleep"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_certificates_are_read_once_for_all_clients(monkeypatch, tmp_path):
+    """Reading them takes a tenth of a second, in which a triggerer stands still; the environment may change."""
+    first = client_module._tls(True)
+    assert client_module._tls(True) is first
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert client_module._tls(True) is not first
