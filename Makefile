@@ -17,7 +17,7 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix screenshots demo ui bench clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix screenshots demo ui bench scale waiting clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,13 @@ ui: $(ENVIRONMENT) ## the same, left running to click around in
 
 bench: $(BENCH_ENVIRONMENT) ## our delivery beside its peers, measured; BENCH="--quick" or BENCH="--case tls" for less
 	@.lab/bench/bin/python -m benchmarks $(BENCH)
+
+scale: ## 500 exports wait in one triggerer, ten requests per 20 s; SCALE="--alone" or SCALE="--restart"
+	@$(PYTHON) -m lab.environment .lab/env-$(NEWEST) --airflow $(NEWEST) --group e2e --choose-python
+	@.lab/env-$(NEWEST)/bin/python -m benchmarks.scale $(SCALE)
+
+waiting: $(ENVIRONMENT) ## what 5,000 waiting exports cost an event loop; WAITING="--waiters 500 --alone" for the contrast
+	@$(BIN)/python -m benchmarks.waiting $(WAITING)
 
 clean: ## remove the environments and everything the lab wrote
 	rm -rf .venv .lab
