@@ -66,19 +66,31 @@ def fetch_parts(
         clocks: to tell whether the CPU is the bound.
     """
     pace = _Pace(max_connections, clocks or Clocks())
-    position = reader.position
+    position = stream_end = reader.position
     underway: deque[tuple[P, Future[None]]] = deque()
-    with ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as threads:
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="sendgrid-stream") as stream,
+        ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as ranges,
+    ):
         try:
             while position < download.length or underway:
-                while position < download.length and len(underway) < pace.connections_to(download):
-                    if not (download.has_ranges or underway or reader.position == position):
+                connections = pace.connections_to(download)
+                # One more than there are connections: it arrives while the reader of these parts works on another.
+                while position < download.length and len(underway) <= connections:
+                    if connections == 1 and position != stream_end:
+                        if underway:
+                            break
                         reader.close()
-                        reader = download.range(position, download.length)
+                        reader, stream_end = download.range(position, download.length), position
                     if (part := take(not underway)) is None:
                         break
                     room = part.room
-                    underway.append((part, threads.submit(_fill, room, download, reader, position)))
+                    if connections == 1:
+                        filled = stream.submit(reader.fill, room)
+                        stream_end += len(room)
+                    else:
+                        filled = ranges.submit(_fill_range, room, download, position)
+                    underway.append((part, filled))
                     position += len(room)
                 underway[0][1].result()
                 pace.part_arrived()
@@ -87,19 +99,16 @@ def fetch_parts(
             download.stop()
             raise
         finally:
-            threads.shutdown(cancel_futures=True)
+            stream.shutdown(cancel_futures=True)
+            ranges.shutdown(cancel_futures=True)
             reader.close()
             for part, _ in underway:
                 part.release()
 
 
-def _fill(room: memoryview, download: FileDownload, reader: RangeReader, position: int) -> None:
-    """Fill a part: from the open stream where that goes on here, else from a range of its own."""
-    if reader.position == position:
+def _fill_range(room: memoryview, download: FileDownload, position: int) -> None:
+    with download.range(position, position + len(room)) as reader:
         reader.fill(room)
-        return
-    with download.range(position, position + len(room)) as ranged:
-        ranged.fill(room)
 
 
 class _Pace:
