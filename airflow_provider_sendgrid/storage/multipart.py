@@ -318,11 +318,12 @@ class PartWriter:
         return part
 
     def _send_filled(self, part: Part) -> None:
-        """Keep a part back until another follows: an object of one part needs no multipart upload."""
+        """Keep a part back unless another was taken to follow: an object of one part needs no multipart upload."""
         self._kept_parts.append(part)
-        self._submit_kept(all_but=1)
         self.size += part.filled
         self._digest_and_tap(part)
+        is_followed = self._taken_parts > self._sent_parts + len(self._kept_parts)
+        self._submit_kept(all_but=0 if is_followed else 1)
 
     def _submit_kept(self, all_but: int = 0) -> None:
         """Hand parts on; one that cannot be stays kept, for `abort` to release."""

@@ -254,13 +254,13 @@ def test_every_way_out_leaves_no_upload_and_no_memory_taken(threads, failing, er
 
 
 def test_parts_that_were_taken_at_once_are_all_given_back(threads):
-    """The second is handed over when the upload of the first cannot begin."""
+    """The upload of the first cannot begin; the second was not handed over yet and is its taker's to release."""
     storage, buffers = Memory("begin"), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
     parts = [writer.take(), writer.take()]
-    writer.send(parts[0])
     with pytest.raises(OSError, match="the disk is full"):
-        writer.send(parts[1])
+        writer.send(parts[0])
+    parts[1].release()
     writer.abort()
     assert 0 == buffers._used_bytes
 
@@ -354,3 +354,14 @@ def test_an_aborted_upload_leaves_nothing_in_the_bucket(s3, threads, error):
         writer.complete({})
     writer.abort()
     assert ([], []) == (s3.stored_keys(), s3.open_uploads())
+
+
+def test_a_part_goes_up_as_soon_as_another_was_taken_to_follow(threads):
+    """Not only when that one is filled, which may take long."""
+    storage, buffers = Memory(), PartBuffers(2 * PART)
+    writer = writer_to(storage, threads, buffers)
+    first, second = writer.take(), writer.take()
+    writer.send(first)
+    assert not writer.is_small
+    second.release()
+    writer.abort()
