@@ -14,7 +14,9 @@
     ├── ExportExpiredError             its files are gone; start another export
     ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
     ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
-    └── DestinationConflictError       something of another export stands where this one would go
+    ├── DestinationConflictError       something of another export stands where this one would go
+    ├── DestinationRefusedError        the storage says no: bucket, permission, keys; mend these
+    └── DestinationError               the storage failed, or its credentials have run out; try again
 
 They are plain exceptions, not Airflow's: a task that was resumed with ``soft_fail`` is skipped on any
 ``AirflowException``, and a refused key must never look like a skip. No text of theirs holds an API key
@@ -148,6 +150,26 @@ class DestinationConflictError(SendGridError):
     """What stands at the destination belongs to another export, and ``replace`` is off."""
 
 
+class DestinationRefusedError(SendGridError):
+    """The storage says no, and will again: there is no such bucket, permission or key; somebody has to mend that.
+
+    Attributes:
+        code: the storage's own word for it.
+    """
+
+    code: str | None = None
+
+
+class DestinationError(SendGridError):
+    """The storage failed, did not answer, or found the credentials out of date; nothing incomplete was published.
+
+    Attributes:
+        code: the storage's own word for it, None where it gave no answer.
+    """
+
+    code: str | None = None
+
+
 # What a further try cannot help: somebody has to mend the connection or the arguments, or start anew.
 HOPELESS_ERRORS = (
     SendGridBadRequestError,
@@ -158,6 +180,7 @@ HOPELESS_ERRORS = (
     ExportExpiredError,
     ExportInDoubtError,
     DestinationConflictError,
+    DestinationRefusedError,
 )
 
 _CLASSES = {error_class.__name__: error_class for error_class in SendGridError.__subclasses__()}

@@ -12,11 +12,27 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo, crc32
 
 log = logging.getLogger(__name__)
 
 _MAX_READ_BYTES = 64 * 1024 * 1024
+# Bytes that were damaged on their way to S3 are sent again; boto3 itself does not.
+_DAMAGED = ("BadDigest", "XAmzContentSHA256Mismatch")
+_SENDS_OF_DAMAGED = 3
+_NOT_THERE = ("404", "NoSuchKey", "NotFound")
+_DENIED = "Check that the connection's credentials may read, write, list and delete there."
+_UNKNOWN_KEY = "Check the credentials in the AWS connection."
+# What a further try cannot help, and what to do.
+_REFUSALS = {
+    "NoSuchBucket": "Check the bucket's name and the account of the AWS connection.",
+    "AccessDenied": _DENIED,
+    "403": _DENIED,
+    "InvalidAccessKeyId": _UNKNOWN_KEY,
+    "SignatureDoesNotMatch": _UNKNOWN_KEY,
+}
+_OUT_OF_DATE = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 
 
 def client_config(config: Any, connections: int) -> Any:
@@ -62,25 +78,25 @@ class S3Storage:
     def begin(self, name: str, info: ObjectInfo) -> S3Upload:
         """Start a multipart upload."""
         answer = self.call("create_multipart_upload", name, **self._described(info), ChecksumAlgorithm="CRC32")
-        return S3Upload(self, name, answer["UploadId"])
+        return S3Upload(self, name, answer["UploadId"], info)
 
     def read(self, name: str) -> bytes | None:
         """The content of a small object, None where there is none."""
         try:
             answer = self.call("get_object", name)
-        except self._client.exceptions.NoSuchKey:
-            return None
+        except DestinationError as error:
+            if error.code in _NOT_THERE:
+                return None
+            raise
         with answer["Body"] as body:
             return bytes(body.read(_MAX_READ_BYTES))
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None where there is none."""
-        from botocore.exceptions import ClientError
-
         try:
             answer = self.call("head_object", name)
-        except ClientError as error:
-            if _code(error) in ("404", "NoSuchKey", "NotFound"):
+        except DestinationError as error:
+            if error.code in _NOT_THERE:
                 return None
             raise
         return StoredInfo(answer["ContentLength"], answer.get("Metadata") or {})
@@ -109,11 +125,30 @@ class S3Storage:
         self.call("delete_object", name)
 
     def call(self, method: str, name: str, **arguments: Any) -> Any:
-        """Call one of boto3's methods about an object, with those of the extra arguments that it knows."""
+        """Call one of boto3's methods about an object, with those of the extra arguments that it knows.
+
+        Raises:
+            DestinationRefusedError: S3 says no, and will again.
+            DestinationError: S3 failed or did not answer.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
         known = self._known_extra_args(method)
-        return getattr(self._client, method)(
-            **{**known, **arguments, "Bucket": self._bucket, "Key": self._prefix + name}
-        )
+        given = {**known, **arguments, "Bucket": self._bucket, "Key": self._prefix + name}
+        sends_left = _SENDS_OF_DAMAGED
+        while True:
+            sends_left -= 1
+            try:
+                return getattr(self._client, method)(**given)
+            except ClientError as error:
+                if _code(error) not in _DAMAGED or not sends_left:
+                    raise _told(error, method, self.uri(name)) from error
+                log.warning("%s was damaged on its way to S3 (%s); sending it again.", self.uri(name), _code(error))
+            except BotoCoreError as error:
+                raise DestinationError(
+                    f"{method} of {self.uri(name)}: S3 could not be asked ({type(error).__name__}: {error}). Check the "
+                    "AWS connection and the network; run the task again."
+                ) from error
 
     def _known_extra_args(self, method: str) -> dict[str, Any]:
         operation = self._client.meta.method_to_api_mapping[method]
@@ -130,10 +165,12 @@ class S3Storage:
 class S3Upload:
     """A multipart upload."""
 
-    def __init__(self, storage: S3Storage, name: str, upload_id: str) -> None:
+    def __init__(self, storage: S3Storage, name: str, upload_id: str, info: ObjectInfo | None = None) -> None:
         self._storage = storage
         self._name = name
         self._upload_id = upload_id
+        self._info = info
+        self._size = 0
         self._parts: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
@@ -143,21 +180,31 @@ class S3Upload:
         answer = self._call("upload_part", PartNumber=number, Body=part, ChecksumCRC32=checksum)
         with self._lock:
             self._parts[number] = {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
+            self._size += len(part)
 
     def complete(self) -> None:
         """Publish the object."""
         parts = [self._parts[number] for number in sorted(self._parts)]
-        self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        try:
+            self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        except DestinationError as error:
+            if error.code != "NoSuchUpload" or not self._is_published():
+                raise
+            log.info("%s was published already; only the answer had been lost.", self._storage.uri(self._name))
 
     def abort(self) -> None:
         """Leave nothing behind; an upload that has ended already is none."""
-        from botocore.exceptions import ClientError
-
         try:
             self._call("abort_multipart_upload")
-        except ClientError as error:
-            if _code(error) != "NoSuchUpload":
+        except DestinationError as error:
+            if error.code != "NoSuchUpload":
                 raise
+
+    def _is_published(self) -> bool:
+        """Whether the very object stands there: boto3 asks again where an answer was lost, and S3 is done then."""
+        stored = self._storage.head(self._name)
+        wanted = self._info.metadata if self._info else {}
+        return stored is not None and stored.size == self._size and wanted.items() <= stored.metadata.items()
 
     def _call(self, method: str, **arguments: Any) -> Any:
         return self._storage.call(method, self._name, UploadId=self._upload_id, **arguments)
@@ -167,6 +214,21 @@ def _code(error: Any) -> str | None:
     """S3's word for what went wrong, of a ClientError."""
     code: str | None = error.response.get("Error", {}).get("Code")
     return code
+
+
+def _told(error: Any, method: str, uri: str) -> DestinationError | DestinationRefusedError:
+    """What S3 said, as an error of ours: the operation, the object, S3's own words, and what to do."""
+    code, message = _code(error), error.response.get("Error", {}).get("Message")
+    said = f"{method} of {uri}: S3 answered {code} ({message})."
+    told: DestinationError | DestinationRefusedError
+    if code in _REFUSALS:
+        told = DestinationRefusedError(f"{said} {_REFUSALS[code]}")
+    elif code in _OUT_OF_DATE:
+        told = DestinationError(f"{said} The credentials have run out: renew those of the AWS connection.")
+    else:
+        told = DestinationError(f"{said} Run the task again.")
+    told.code = code
+    return told
 
 
 def _base64_crc32(checksum: int) -> str:
