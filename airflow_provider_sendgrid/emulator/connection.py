@@ -76,6 +76,8 @@ class Connection:
             self._end(with_reset=sending.drop == "reset")
 
     def _send(self, request: Request, answer: Answer, count: Count) -> None:
+        while answer.sending.endless_header and not self.ended.is_set():
+            self._send_part(answer.sending.endless_header, answer, count)
         limit = self._limit(answer)
         parts = () if request.method == "HEAD" else tuple(first_bytes(answer.body, limit))
         self._send_parts(_head(answer), parts, answer, count)

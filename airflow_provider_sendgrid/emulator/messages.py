@@ -70,6 +70,8 @@ class Sending:
     """Bytes of content that a connection may carry before it is closed; 0 = any."""
     endless: bytes = b""
     """What is sent over and over after the body, until the client goes away."""
+    endless_header: bytes = b""
+    """What is sent over and over after the status line, instead of all else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,10 @@ Knows answers and how they are sent. Must not know which requests a fault strike
 | `html` | a page of HTML instead (default 200) | `status` |
 | `redirect` | elsewhere (default 302) | `location`, `status` |
 | `endless` | JSON that never ends | |
+| `endless_header` | a header that never ends | |
+| `bomb` | gzip that becomes `at` MiB of blanks (default 1,024) | `at` |
 | `lost` | carried out, then the connection is closed, or reset, without an answer | `with_reset` |
+| `other_host` | the files' URLs lead to another origin | `location` |
 | `empty`, `broken_json` | carried out, nothing or half of the answer, of honest length | |
 | `cut` | the connection ends after some bytes of the body (default: half) | `at`, `with_reset` |
 | `trickle` | slow | `bytes_per_second` |
@@ -26,6 +29,8 @@ Knows answers and how they are sent. Must not know which requests a fault strike
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -106,6 +111,27 @@ def _never_end(_fault: Fault, _moment: Moment) -> Answer:
     return _sending(Answer(200, headers, (b'{"result": [',)), endless=b'{"id": "again and again"}, ' * 2_000)
 
 
+def _never_end_the_header(_fault: Fault, _moment: Moment) -> Answer:
+    return _sending(Answer(0), endless_header=b"HTTP/1.1 200 OK\r\n" + b"X-Filler: again and again\r\n" * 1_000)
+
+
+def _bomb(fault: Fault, _moment: Moment) -> Answer:
+    member = gzip.compress(b" " * 1024 * 1024, mtime=0)
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    return Answer(200, headers, (member * (1_024 if fault.at is None else fault.at),))
+
+
+def _lead_elsewhere(answer: Answer, fault: Fault) -> Answer:
+    try:
+        payload = json.loads(b"".join(part for part in answer.body if isinstance(part, bytes)))
+    except ValueError:
+        return answer
+    if not isinstance(payload, dict) or not isinstance(payload.get("urls"), list):
+        return answer
+    urls = [re.sub(r"^https?://[^/]*", fault.location.rstrip("/"), url) for url in payload["urls"]]
+    return replace(answer, body=(json.dumps({**payload, "urls": urls}).encode(),))
+
+
 def _half(answer: Answer, fault: Fault) -> int:
     return answer.length // 2 if fault.at is None else fault.at
 
@@ -153,6 +179,8 @@ _INSTEAD: Final[Mapping[str, Instead]] = {
     "html": _show_page,
     "redirect": _redirect,
     "endless": _never_end,
+    "endless_header": _never_end_the_header,
+    "bomb": _bomb,
 }
 _TREATMENTS: Final[Mapping[str, Treat]] = {
     "truncate": lambda treatment, fault: replace(treatment, visible_bytes=fault.at or 0),
@@ -163,6 +191,7 @@ _TREATMENTS: Final[Mapping[str, Treat]] = {
 _CHANGES: Final[Mapping[str, Change]] = {
     "delay": lambda answer, fault: _sending(answer, delay_seconds=fault.seconds),
     "lost": lambda answer, fault: _sending(answer, drop="reset" if fault.with_reset else "close"),
+    "other_host": _lead_elsewhere,
     "empty": lambda answer, _: replace(answer, body=()),
     "broken_json": lambda answer, _: replace(answer, body=tuple(first_bytes(answer.body, answer.length // 2))),
     "cut": lambda answer, fault: _sending(answer, cut_after=_half(answer, fault), cut_with_reset=fault.with_reset),

@@ -4,6 +4,8 @@ Only here requests wait and go out, and only here the key is added: to requests 
 never to another. Redirects are not followed (SendGrid's API knows none). What requests and httpx raise is
 turned into `SendGridUnavailableError` without their texts, for these may name URLs with a query.
 
+An answer is bounded in its size, unpacked, and in its time, from the first byte sent to the last received.
+
 `requests` and `httpx` are imported by the client that needs them: a worker needs no httpx, a triggerer no
 requests, and a DAG file neither.
 """
@@ -11,19 +13,28 @@ requests, and a DAG file neither.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import ssl
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
-from functools import cache
+from contextvars import copy_context
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid import __version__
-from airflow_provider_sendgrid.exceptions import SendGridError, SendGridServerError, SendGridUnavailableError
+from airflow_provider_sendgrid.exceptions import (
+    ExportIncompleteError,
+    SendGridError,
+    SendGridServerError,
+    SendGridUnavailableError,
+)
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
 
 if TYPE_CHECKING:
@@ -36,6 +47,10 @@ log = logging.getLogger(__name__)
 # A page of a listing holds a few hundred URLs of 1 to 2 KB; more than this is no answer of SendGrid's.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
+# A whole answer may take so many times as long as the wait for its next bytes: who sends one now and then is no API.
+_TIMEOUTS_OF_AN_ANSWER = 4
+# Unpacked here alone, a little at a time: HTTP clients unpack all that they have read at once, and layer after layer.
+_ACCEPTED_ENCODING = "gzip"
 # As many as a delivery may open at once; requests keeps 10, and would open the others for each request anew.
 _POOL_SIZE = 64
 
@@ -89,25 +104,34 @@ class SendGridClient:
 
     def _answer(self, request: Request) -> Reply:
         import requests
+        import urllib3
 
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             self._sleep(wait)
         try:
-            with self._session.request(
-                request.method,
-                self.connection.base_url + request.target,
-                json=request.body,
-                timeout=self.connection.timeout_seconds,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                body = _bounded(response.iter_content(_CHUNK_BYTES), request)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                reply = Reply(response.status_code, headers, body, self._clock())
-        except requests.RequestException as error:
+            reply = _in_time(_longest_answer_seconds(self.connection), partial(self._exchange, request))
+        except (requests.RequestException, OSError, urllib3.exceptions.HTTPError) as error:
             raise _unavailable(error, request, self.connection, _never_sent_by_requests(error)) from None
+        except concurrent.futures.TimeoutError as error:
+            raise _unavailable(error, request, self.connection, never_sent=False) from None
         self.rate_limit.note(reply)
         return reply
+
+    def _exchange(self, request: Request, given_up: threading.Event) -> Reply:
+        with self._session.request(
+            request.method,
+            self.connection.base_url + request.target,
+            json=request.body,
+            headers={"Accept-Encoding": _ACCEPTED_ENCODING},
+            timeout=self.connection.timeout_seconds,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            body = _Body(request, headers)
+            while not given_up.is_set() and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False)):
+                body.add(chunk)
+            return Reply(response.status_code, headers, bytes(body.content), self._clock())
 
 
 class AsyncSendGridClient:
@@ -168,17 +192,9 @@ class AsyncSendGridClient:
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             await self._sleep(wait)
         try:
-            async with self._client.stream(
-                request.method,
-                request.target,
-                json=request.body,
-                headers=_own_headers(self.connection),
-            ) as response:
-                body = _BoundedBody(request)
-                async for chunk in response.aiter_bytes(_CHUNK_BYTES):
-                    body.add(chunk)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                reply = Reply(response.status_code, headers, bytes(body.content), self._clock())
+            reply = await asyncio.wait_for(self._exchange(request), _longest_answer_seconds(self.connection))
+        except asyncio.TimeoutError as error:
+            raise _unavailable(error, request, self.connection, never_sent=False) from None
         except httpx.HTTPError as error:
             never_sent = isinstance(
                 error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError
@@ -187,6 +203,16 @@ class AsyncSendGridClient:
         self.rate_limit.note(reply)
         self.successes += 200 <= reply.status_code < 300
         return reply
+
+    async def _exchange(self, request: Request) -> Reply:
+        async with self._client.stream(
+            request.method, request.target, json=request.body, headers=_own_headers(self.connection)
+        ) as response:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            body = _Body(request, headers)
+            async for chunk in response.aiter_raw(_CHUNK_BYTES):
+                body.add(chunk)
+            return Reply(response.status_code, headers, bytes(body.content), self._clock())
 
 
 def new_session(connection: SendGridConnection) -> requests.Session:
@@ -238,7 +264,11 @@ def _new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
 
     return httpx.AsyncClient(
         base_url=connection.base_url,
-        headers={"Accept": "application/json", "User-Agent": _user_agent()},
+        headers={
+            "Accept": "application/json",
+            "Accept-Encoding": _ACCEPTED_ENCODING,
+            "User-Agent": _user_agent(),
+        },
         timeout=connection.timeout_seconds,
         verify=_tls(connection.verify),
         proxy=connection.proxy,
@@ -279,29 +309,68 @@ def _wait_seconds(request: Request, rate_limit: RateLimit, now: float) -> float:
     return max(request.after_seconds, for_slot)
 
 
-class _BoundedBody:
-    def __init__(self, request: Request) -> None:
+def _longest_answer_seconds(connection: SendGridConnection) -> float:
+    return _TIMEOUTS_OF_AN_ANSWER * connection.timeout_seconds
+
+
+def _in_time(seconds: float, exchange: Callable[[threading.Event], Reply]) -> Reply:
+    """What `exchange` answers within so many seconds, in all.
+
+    It runs in a thread of its own: a peer that sends a byte now and then, be it of a header, outlasts every timeout of
+    a socket. Given up, it ends with the next byte that comes, or does not come.
+
+    Raises:
+        concurrent.futures.TimeoutError: it took longer.
+    """
+    outcome: concurrent.futures.Future[Reply] = concurrent.futures.Future()
+    given_up = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.set_result(exchange(given_up))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            outcome.set_exception(error)
+
+    # No pool: its threads would be waited for when the worker ends.
+    threading.Thread(target=copy_context().run, args=(run,), name="sendgrid-api", daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    finally:
+        given_up.set()
+
+
+class _Body:
+    """The content of one answer as it arrives, unpacked where it came as gzip."""
+
+    def __init__(self, request: Request, headers: Mapping[str, str]) -> None:
         self.content = bytearray()
         self._request = request
+        self._gunzip = Gunzip() if headers.get("content-encoding", "").lower() in ("gzip", "x-gzip") else None
 
     def add(self, chunk: bytes) -> None:
-        self.content += chunk
-        if len(self.content) > MAX_ANSWER_BYTES:
-            raise SendGridServerError(
-                f"{self._request.method} {urlsplit(self._request.target).path}: the answer is larger than "
-                f"{MAX_ANSWER_BYTES} bytes; this is not an answer of SendGrid's API.",
-                may_have_been_accepted=self._request.method == "POST",
-            )
+        for piece in self._plain(chunk):
+            self.content += piece
+            if len(self.content) > MAX_ANSWER_BYTES:
+                raise self._error(f"is larger than {MAX_ANSWER_BYTES} bytes")
+
+    def _plain(self, chunk: bytes) -> Iterator[bytes]:
+        if self._gunzip is None:
+            yield chunk
+            return
+        try:
+            yield from self._gunzip.feed(memoryview(chunk))
+        except ExportIncompleteError:
+            raise self._error("is not the gzip that it says it is") from None
+
+    def _error(self, what: str) -> SendGridServerError:
+        return SendGridServerError(
+            f"{self._request.method} {urlsplit(self._request.target).path}: the answer {what}; this is not an answer "
+            "of SendGrid's API.",
+            may_have_been_accepted=self._request.method == "POST",
+        )
 
 
-def _bounded(chunks: Iterable[bytes], request: Request) -> bytes:
-    body = _BoundedBody(request)
-    for chunk in chunks:
-        body.add(chunk)
-    return bytes(body.content)
-
-
-def _never_sent_by_requests(error: requests.RequestException) -> bool:
+def _never_sent_by_requests(error: Exception) -> bool:
     """Whether the request surely did not reach SendGrid: no connection came about."""
     import requests
     from urllib3.exceptions import MaxRetryError, NewConnectionError
@@ -325,6 +394,7 @@ def _unavailable(
         )
     return SendGridUnavailableError(
         f"{what}: the connection broke or the answer did not come in time ({kind}, timeout "
-        f"{connection.timeout_seconds:g} s). Check that the host answers from here, or raise the connection's timeout.",
+        f"{connection.timeout_seconds:g} s, {_longest_answer_seconds(connection):g} s in all). Check that the host "
+        "answers from here, or raise the connection's timeout.",
         may_have_been_accepted=request.method == "POST",
     )

@@ -101,13 +101,14 @@ def _base_url(name: str, host: str | None, port: int | None, region: str) -> str
     number = int(match["port"] or port or 0) if match else 0
     if match is None or number > 65535:
         raise ValueError(f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}.")
-    if match["scheme"] == "http" and not _is_loopback(match["host"].strip("[]")):
+    if match["scheme"] == "http" and not is_loopback(match["host"].strip("[]")):
         raise ValueError(f"Connection {name!r}: the key would travel to {match['host']} unencrypted; use https://.")
     is_implied = number in (0, _PORTS[match["scheme"]])
     return f"{match['scheme']}://{match['host']}{'' if is_implied else f':{number}'}"
 
 
-def _is_loopback(hostname: str) -> bool:
+def is_loopback(hostname: str) -> bool:
+    """Whether a host of this name is this machine, as far as the name alone tells."""
     if hostname == "localhost":
         return True
     try:

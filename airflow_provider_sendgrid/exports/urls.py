@@ -12,6 +12,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridServerError
+from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport
 
 
@@ -20,7 +21,7 @@ class SignedUrls:
 
     Args:
         get_export: asks SendGrid for the export's status; each answer signs anew.
-        allow_http: whether plain HTTP will do: only where the API itself is played on this machine.
+        allow_http: whether plain HTTP from this machine will do: only where the API itself is played on it.
         clock: seconds, from any moment on.
         max_age_seconds: URLs older than this are not used to begin a file.
 
@@ -75,7 +76,8 @@ class SignedUrls:
             SendGridServerError: it is not https, or no URL at all.
         """
         origin = _origin(url)
-        if origin.startswith("https://") or (origin.startswith("http://") and self._allow_http):
+        scheme, _, host = origin.partition("://")
+        if scheme == "https" or (scheme == "http" and self._allow_http and is_loopback(host)):
             return url
         raise SendGridServerError(
             f"A file of the export is offered by {origin or 'what is no URL'}, not encrypted; nothing was fetched."

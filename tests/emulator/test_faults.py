@@ -190,6 +190,35 @@ def test_an_answer_may_never_end(emulator):
     connection.close()
 
 
+def test_a_header_may_never_end(emulator):
+    emulator.inject(Fault("endless_header"))
+    parts = urlsplit(emulator.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        connection.sendall(b"GET /v3/scopes HTTP/1.1\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            head = answer.read(300_000)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nX-Filler: ")
+    assert b"\r\n\r\n" not in head
+
+
+def test_an_answer_may_be_far_larger_than_it_looks(emulator, client):
+    emulator.inject(Fault("bomb", at=3))
+    reply = client.ask("GET", SCOPES)
+    assert reply.headers["Content-Encoding"] == "gzip"
+    assert len(reply.body) < 10_000
+    assert reply.content == b" " * 3 * 1024 * 1024
+
+
+def test_files_may_be_offered_elsewhere(emulator, client):
+    """Only their origin is another; what has no URLs stays as it is."""
+    right = client.list_url()
+    emulator.inject(Fault("other_host", location="http://elsewhere.example"))
+    wrong = client.list_url()
+    assert wrong.startswith("http://elsewhere.example/")
+    assert urlsplit(wrong).path.count("/") == urlsplit(right).path.count("/")
+    assert client.ask("GET", SCOPES).json["scopes"]
+
+
 # --- what: a file
 
 

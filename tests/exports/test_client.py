@@ -300,6 +300,49 @@ def test_an_answer_without_end_is_given_up(speaker, emulator, monkeypatch, kind)
         speaker.converse(protocol.get_scopes(CALM))
 
 
+@pytest.mark.parametrize("faults", [("trickle",), ("endless_header", "trickle")], ids=" ".join)
+def test_an_answer_that_trickles_is_bounded_in_its_whole_time(speaker, emulator, monkeypatch, faults):
+    """A byte comes in time for every read, in the body or in the header, and none of these reads is the last."""
+    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
+    emulator.inject(*(Fault(kind, bytes_per_second=50) for kind in faults))
+    with pytest.raises(SendGridUnavailableError, match=r"did not come in time \(TimeoutError, .*0\.5 s in all"):
+        speaker.get_export(patience=Patience(tries=1))
+
+
+def test_a_start_that_trickles_may_have_been_accepted(speaker, emulator, monkeypatch):
+    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
+    emulator.inject(Fault("trickle", bytes_per_second=50))
+    with pytest.raises(SendGridUnavailableError) as caught:
+        speaker.start_export()
+    assert caught.value.may_have_been_accepted is True
+    assert emulator.count("POST") == 1
+
+
+def test_a_header_without_end_is_given_up(speaker, emulator):
+    emulator.inject(Fault("endless_header"))
+    with pytest.raises(SendGridUnavailableError, match="the connection broke"):
+        speaker.get_export(patience=Patience(tries=1))
+
+
+def test_a_packed_answer_is_bounded_by_what_it_unpacks_to(speaker, emulator, monkeypatch):
+    """A few kilobytes that would become megabytes."""
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 5 * 1024 * 1024)
+    emulator.inject(Fault("bomb", at=20))
+    with pytest.raises(SendGridServerError, match="the answer is larger than 5242880 bytes"):
+        speaker.get_export(patience=Patience(tries=1))
+
+
+def test_a_packed_answer_is_unpacked(speaker, emulator):
+    emulator.inject(Fault("bomb", at=2))
+    assert speaker.ask().body == b" " * 2 * 1024 * 1024
+
+
+def test_an_answer_that_is_not_packed_as_it_says_is_told(speaker, emulator):
+    emulator.inject(Fault("bomb", at=2), Fault("corrupt", at=0))
+    with pytest.raises(SendGridServerError, match="the answer is not the gzip that it says it is"):
+        speaker.get_export(patience=Patience(tries=1))
+
+
 def test_an_answer_of_just_the_bound_is_read(speaker, monkeypatch):
     size = len(speaker.ask().body)
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", size)

@@ -165,7 +165,9 @@ class _Wire(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request):
         self.account.under_way += 1
         try:
-            return await self.account.answer(request)
+            answer = await self.account.answer(request)
+            # As from a wire, nothing of its content has been read yet.
+            return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(answer.content))
         except asyncio.CancelledError:
             await asyncio.sleep(0.1)  # a connection takes its time to close
             raise

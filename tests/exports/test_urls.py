@@ -130,6 +130,13 @@ def test_an_unencrypted_url_is_refused_before_it_is_handed_out():
 
 def test_an_emulator_on_this_machine_may_serve_plain_http():
     urls = SendGrid(scheme="http").urls(allow_http=True)
-    assert urls.url(0).startswith("http://")
+    for url in ("http://localhost:9000/1", "http://127.0.0.1/1", "http://[::1]:9000/1", "https://files.example/1"):
+        assert urls.checked(url) == url
     with pytest.raises(SendGridServerError):
         urls.checked("ftp://files.example/1")
+
+
+@pytest.mark.parametrize("host", ["files.example", "localhost.example", "127.0.0.1.example", "10.0.0.1"])
+def test_an_emulator_leads_nobody_to_plain_http_elsewhere(host):
+    with pytest.raises(SendGridServerError, match=f"offered by http://{host}, not encrypted; nothing was fetched"):
+        SendGrid().urls(allow_http=True).checked(f"http://{host}/1?X-Amz-Signature=1")
