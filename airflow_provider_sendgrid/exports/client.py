@@ -62,6 +62,7 @@ class SendGridClient:
         connection: who we are and whom we ask.
         sleep: how to wait, in seconds.
         clock: seconds since the epoch.
+        on_retry: told of each request that is made again.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class SendGridClient:
         *,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.time,
+        on_retry: Callable[[], object] = lambda: None,
     ) -> None:
         self.connection = connection
         self.rate_limit = RateLimit()
         self._session = new_session(connection)
+        self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
 
@@ -106,6 +109,8 @@ class SendGridClient:
         import requests
         import urllib3
 
+        if request.because:
+            self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             self._sleep(wait)
         try:
@@ -141,6 +146,7 @@ class AsyncSendGridClient:
         connection: who we are and whom we ask.
         sleep: how to wait, in seconds.
         clock: seconds since the epoch.
+        on_retry: told of each request that is made again, on the event loop: it must not block.
 
     Attributes:
         rate_limit: what SendGrid said of its limit last.
@@ -153,11 +159,13 @@ class AsyncSendGridClient:
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
+        on_retry: Callable[[], object] = lambda: None,
     ) -> None:
         self.connection = connection
         self.rate_limit = RateLimit()
         self.successes = 0
         self._client = _new_async_client(connection)
+        self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
 
@@ -189,6 +197,8 @@ class AsyncSendGridClient:
     async def _answer(self, request: Request) -> Reply:
         import httpx
 
+        if request.because:
+            self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             await self._sleep(wait)
         try:

@@ -96,6 +96,7 @@ class FileDownload:
         has_ranges: whether the storage sends a part of the file when asked for it, as far as is known.
         connections: how many were opened for it so far.
         fetched_bytes: received so far, those included that were fetched twice.
+        resumptions: how often it was gone on with, after a connection broke or was refused.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class FileDownload:
         self.has_ranges = True
         self.connections = 0
         self.fetched_bytes = 0
+        self.resumptions = 0
         self._url = url
         self._session = session
         self._checked = checked
@@ -295,6 +297,7 @@ class RangeReader:
                 self._count_failure(error)
                 wait = self._download.limits.wait_seconds(self._failures)
                 log.warning("%s: %s; going on in %.1f s.", self._download.name, self._causes[-1], wait)
+                self._download.resumptions += 1
                 self._download.sleep(wait)
 
     def _count_failure(self, error: TryAgain) -> None:
