@@ -366,14 +366,14 @@ def test_word_is_left_with_the_assets_among_the_inlets():
     """A trigger that watches for one of them then knows that this export is ours."""
     from airflow.sdk import Asset
 
-    watched, other = Asset("watched"), Asset("other")
-    stores = {watched: Store(), other: Store()}
+    watched = Asset("watched")
+    stores = {"watched": Store(), "other": Store()}  # by name: not every Airflow's assets can be keys
     operator = SendGridExportContactsOperator(task_id="start", inlets=[watched])
 
     export_id = operator.execute({"asset_state_store": _ByName(stores)})
 
-    assert {f"sendgrid_started_{export_id}"} == set(stores[watched].kept)
-    assert {} == stores[other].kept
+    assert {f"sendgrid_started_{export_id}"} == set(stores["watched"].kept)
+    assert {} == stores["other"].kept
 
 
 @pytest.mark.usefixtures("sendgrid_emulator")
@@ -385,7 +385,7 @@ class _ByName:
     """As in Airflow's context: a store for each asset; TypeError for what is none."""
 
     def __init__(self, stores):
-        self.stores = {asset.name: store for asset, store in stores.items()}
+        self.stores = stores
 
     def __getitem__(self, asset):
         if not hasattr(asset, "name"):
