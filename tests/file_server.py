@@ -21,6 +21,7 @@ class FileServer:
         self.files = files
         self.bend = bend
         self.headers_seen: list[dict[str, str]] = []
+        self.peers: set[object] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
@@ -41,7 +42,10 @@ class FileServer:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
+                server.peers.add(self.client_address)
                 server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
                 content = server.files[self.path.partition("?")[0]]
                 status, headers, body = _answer(content, self.headers.get("Range"))
