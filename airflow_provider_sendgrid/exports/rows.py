@@ -11,8 +11,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
+from airflow_provider_sendgrid.exports.line_feeds import LineFeeds, line_feeds
+
 _MAX_FIRST_RECORD_BYTES = 1024 * 1024
-_ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'"\n'))
+_LINE_FEED = ord("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class RecordCount:
 class RecordCounter(Protocol):
     """Counts the records of one file that is fed to it in pieces."""
 
-    def feed(self, plain: bytes) -> None:
+    def feed(self, plain: bytes | memoryview) -> None:
         """Count the next piece."""
 
     def finish(self) -> RecordCount:
@@ -51,35 +53,29 @@ def record_counter(file_type: str) -> RecordCounter:
 class CsvCounter:
     """Counts CSV records: line feeds outside quotes, and a last record without one."""
 
-    def __init__(self) -> None:
-        self._records = 0
-        self._in_quotes = False
+    def __init__(self, lines: LineFeeds | None = None) -> None:
+        self._lines = lines or line_feeds()
         self._is_open = False
         self._first_record: bytes | None = b""
 
-    def feed(self, plain: bytes) -> None:
+    def feed(self, plain: bytes | memoryview) -> None:
         """Count the next piece."""
         if not plain:
             return
-        if self._records == 0 and self._first_record is not None:
+        if self._lines.count == 0 and self._first_record is not None:
             self._keep_first_record(plain)
-        # Two quotes side by side open and close, or close and open, nothing in between: without them only
-        # the quotes around values with line breaks are left, in most pieces none.
-        structure = plain.translate(None, _ALL_BUT_STRUCTURE).replace(b'""', b"")
-        pieces = structure.split(b'"')
-        self._records += sum(map(len, pieces[self._in_quotes :: 2]))
-        self._in_quotes ^= len(pieces) % 2 == 0
-        self._is_open = self._in_quotes or not plain.endswith(b"\n")
+        self._lines.feed(plain)
+        self._is_open = self._lines.in_quotes or plain[-1] != _LINE_FEED
 
     def finish(self) -> RecordCount:
         """What was counted."""
         first = self._first_record
         digest = hashlib.sha256(first.rstrip(b"\r\n")).hexdigest() if first else ""
-        return RecordCount(self._records + self._is_open, digest)
+        return RecordCount(self._lines.count + self._is_open, digest)
 
-    def _keep_first_record(self, plain: bytes) -> None:
+    def _keep_first_record(self, plain: bytes | memoryview) -> None:
         """Collect bytes up to the first line feed outside quotes; give up on a record without end."""
-        known = (self._first_record or b"") + plain[: _MAX_FIRST_RECORD_BYTES + 1]
+        known = (self._first_record or b"") + bytes(plain[: _MAX_FIRST_RECORD_BYTES + 1])
         end = known.find(b"\n")
         while end >= 0 and known.count(b'"', 0, end) % 2:
             end = known.find(b"\n", end + 1)
@@ -94,9 +90,9 @@ class JsonCounter:
         self._records = 0
         self._is_open = False
 
-    def feed(self, plain: bytes) -> None:
+    def feed(self, plain: bytes | memoryview) -> None:
         """Count the next piece."""
-        first, *others = plain.split(b"\n")
+        first, *others = bytes(plain).split(b"\n")
         self._is_open = self._is_open or bool(first.strip())
         for line in others:
             self._records += self._is_open
