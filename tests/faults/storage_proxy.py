@@ -1,0 +1,227 @@
+"""A proxy in front of an S3 server that lets whatever can go wrong there go wrong, on demand and only then.
+
+It knows S3's operations by method and query, answers S3's errors in S3's words, damages bytes on their way, and refuses
+a body whose CRC32 is not the announced one, as S3 does (the server behind it does not look).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+_RESET: Final = struct.pack("ii", 1, 0)
+
+# What S3 answers: status, code, message.
+ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
+    "slow_down": (503, "SlowDown", "Please reduce your request rate."),
+    "internal_error": (500, "InternalError", "We encountered an internal error. Please try again."),
+    "expired_token": (400, "ExpiredToken", "The provided token has expired."),
+    "access_denied": (403, "AccessDenied", "Access Denied"),
+    "no_such_bucket": (404, "NoSuchBucket", "The specified bucket does not exist"),
+    "unknown_key": (403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
+    "error_in_200": (200, "InternalError", "We encountered an internal error. Please try again."),
+}
+# What happens to the connection or to the bytes.
+TROUBLES: Final = ("reset", "lost", "delay", "corrupt", "wrong_crc32")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageFault:
+    """One thing to go wrong at S3, for operations of a name (a shell pattern): each, the `nth`, or the `first` few.
+
+    `reset` carries nothing out; `lost` carries it out and gives no answer; `delay` answers after `seconds`; `corrupt`
+    turns one byte of the body over on the way, `wrong_crc32` the announced checksum.
+    """
+
+    kind: str
+    operation: str = "*"
+    nth: int = 0
+    first: int = 0
+    seconds: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in (*ERRORS, *TROUBLES):
+            raise ValueError(f"there is no fault {self.kind!r}; there are {', '.join((*ERRORS, *TROUBLES))}")
+
+    def is_due(self, number: int) -> bool:
+        return (self.nth == 0 and self.first == 0) or number == self.nth or number <= self.first
+
+
+@dataclass
+class StorageProxy:
+    """Listens on localhost between `__enter__` and `__exit__`; `operations` counts what was asked for."""
+
+    upstream: str
+    operations: Counter[str] = field(default_factory=Counter)
+    struck: Counter[str] = field(default_factory=Counter)
+    _faults: list[tuple[StorageFault, list[int]]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> StorageProxy:
+        handler = type("Handler", (_Handler,), {"proxy": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # connections break here on purpose
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def inject(self, *faults: StorageFault) -> None:
+        with self._lock:
+            self._faults += [(fault, [0]) for fault in faults]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._faults.clear()
+            self.operations.clear()
+            self.struck.clear()
+
+    def due(self, operation: str) -> list[StorageFault]:
+        with self._lock:
+            self.operations[operation] += 1
+            due = []
+            for fault, asked in self._faults:
+                if fnmatchcase(operation, fault.operation):
+                    asked[0] += 1
+                    due += [fault] if fault.is_due(asked[0]) else []
+            self.struck.update(fault.kind for fault in due)
+            return due
+
+
+def operation_of(method: str, target: str) -> str:
+    """S3's name for a request in path style."""
+    parts = urlsplit(target)
+    query = parse_qs(parts.query, keep_blank_values=True)
+    is_object = parts.path.strip("/").count("/") > 0
+    if "uploads" in query:
+        return "CreateMultipartUpload" if method == "POST" else "ListMultipartUploads"
+    if "uploadId" in query:
+        names = {"PUT": "UploadPart", "POST": "CompleteMultipartUpload", "DELETE": "AbortMultipartUpload"}
+        return names.get(method, "ListParts")
+    return (
+        {"GET": "GetObject", "HEAD": "HeadObject", "PUT": "PutObject", "DELETE": "DeleteObject"}.get(method, method)
+        if is_object
+        else f"{method} bucket"
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: StorageProxy
+
+    def setup(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().setup()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _serve(self) -> None:
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(100)
+            self.end_headers()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        due = self.proxy.due(operation_of(self.command, self.path))
+        headers = dict(self.headers.items())
+        for fault in due:
+            if fault.kind in ERRORS:
+                return self._refuse(*ERRORS[fault.kind])
+            step = _STEPS[fault.kind]
+            body = step(self, headers, body, fault)
+        if _is_damaged(headers, body):
+            return self._refuse(400, "BadDigest", "The CRC32 you specified did not match the calculated checksum.")
+        answer, content = self._forward(headers, body)
+        if any(fault.kind == "lost" for fault in due):
+            return self._drop()
+        return self._answer(answer.status, dict(answer.getheaders()), content)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - the standard library's names
+
+    def _forward(self, headers: Mapping[str, str], body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=120)
+        sent = {name: value for name, value in headers.items() if name.lower() not in ("expect", "connection")}
+        connection.request(self.command, self.path, body, sent)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer, content
+
+    def _answer(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        length = next((value for name, value in headers.items() if name.lower() == "content-length"), "0")
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        told = f"<Code>{code}</Code><Message>{message}</Message><RequestId>PROXY</RequestId>"
+        xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{told}</Error>'.encode()
+        self._answer(status, {"Content-Type": "application/xml"}, xml)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            # Files made of the socket keep it open: its last descriptor has to go for the reset to leave.
+            self.rfile.close()
+            self.connection.shutdown(socket.SHUT_RD)
+            self.connection.close()
+
+    def _reset(self, _headers: dict[str, str], _body: bytes, _fault: StorageFault) -> bytes:
+        self._drop()
+        raise ConnectionResetError
+
+    def _delay(self, _headers: dict[str, str], body: bytes, fault: StorageFault) -> bytes:
+        time.sleep(fault.seconds)
+        return body
+
+    def _corrupt(self, _headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
+        middle = len(body) // 2
+        return body[:middle] + bytes(byte ^ 0xFF for byte in body[middle : middle + 1]) + body[middle + 1 :]
+
+    def _mislabel(self, headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
+        for name in headers:
+            if name.lower() == "x-amz-checksum-crc32":
+                headers[name] = "AAAAAA=="
+        return body
+
+    def _nothing(self, _headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
+        return body
+
+
+_STEPS: Final[Mapping[str, Callable[[_Handler, dict[str, str], bytes, StorageFault], bytes]]] = {
+    "reset": _Handler._reset,
+    "lost": _Handler._nothing,
+    "delay": _Handler._delay,
+    "corrupt": _Handler._corrupt,
+    "wrong_crc32": _Handler._mislabel,
+}
+
+
+def _is_damaged(headers: Mapping[str, str], body: bytes) -> bool:
+    announced = next((value for name, value in headers.items() if name.lower() == "x-amz-checksum-crc32"), None)
+    return announced is not None and base64.b64decode(announced) != zlib.crc32(body).to_bytes(4, "big")
