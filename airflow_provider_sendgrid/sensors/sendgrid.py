@@ -30,16 +30,14 @@ from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, s
 class SendGridExportSensor(BaseSensorOperator):
     """Wait until an export is ready and return its summary.
 
-    ======================  ==================================================================
-    what SendGrid says      what the task does
-    ======================  ==================================================================
-    ``ready``               succeeds; the summary is its XCom: no URLs; with polls and waited_seconds
-    ``pending``             waits; polls after 2 s at first, then slower, up to `poke_interval`
-    any other status        waits as for ``pending`` and names the status when time is up
-    ``failure``             fails with SendGrid's message, without another try
-    files expired           fails and says so, without another try
-    401, 403, 404, ...      fails with the reason; Airflow's retries apply
-    ======================  ==================================================================
+    | what SendGrid says | what the task does |
+    |---|---|
+    | ``ready`` | succeeds; the summary is its XCom: no URLs; with polls and waited_seconds |
+    | ``pending`` | waits; polls after 2 s at first, then slower, up to `poke_interval` |
+    | any other status | waits as for ``pending`` and names the status when time is up |
+    | ``failure`` | fails with SendGrid's message, without another try |
+    | files expired | fails and says so, without another try |
+    | 401, 403, 404, ... | fails with the reason; Airflow's retries apply |
 
     With ``soft_fail`` a failed or expired export and a timeout skip the task; a refused key never does.
 
