@@ -17,7 +17,7 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix screenshots demo ui bench scale waiting clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix screenshots demo ui bench scale waiting docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,8 +73,15 @@ scale: ## 500 exports wait in one triggerer, ten requests per 20 s; SCALE="--alo
 waiting: $(ENVIRONMENT) ## what 5,000 waiting exports cost an event loop; WAITING="--waiters 500 --alone" for the contrast
 	@$(BIN)/python -m benchmarks.waiting $(WAITING)
 
-clean: ## remove the environments and everything the lab wrote
-	rm -rf .venv .lab
+docs: $(ENVIRONMENT) ## the documentation as pages, in site/
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
+
+dist: $(ENVIRONMENT) ## sdist and wheel in dist/: built twice and compared, looked into, installed
+	@$(BIN)/python -m lab.dist
+
+clean: ## remove the environments and everything that was built
+	rm -rf .venv .lab dist site
 
 $(ENVIRONMENT): pyproject.toml Makefile lab/environment.py
 	@$(PYTHON) -m lab.environment .venv --airflow $(AIRFLOW) --group dev

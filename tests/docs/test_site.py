@@ -1,0 +1,62 @@
+"""The site is built without a warning, from files alone, and holds what users look for."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from tests.docs.blocks import REPOSITORY
+
+pytestmark = pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="mkdocs is not installed here")
+# Whatever the build asked of the network would be asked of nobody, and fail.
+NO_NETWORK = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Built as `make docs` builds it: a warning is an error, a dead link is a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | NO_NETWORK, capture_output=True, text=True, check=False
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+    return folder
+
+
+def test_no_page_asks_another_host(site):
+    """Neither fonts nor scripts nor pictures come from elsewhere."""
+    asked = re.compile(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"?(https?:)?//[^\s>]+")
+    found = {page.name: asked.findall(page.read_text()) for page in site.rglob("*.html")}
+
+    assert len(found) > 10
+    assert {} == {name: hosts for name, hosts in found.items() if hosts}
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("start.html", ["list_names", "durable", "max_file_size"]),
+        ("wait.html", ["poke_interval", "deferrable", "end_time"]),
+        ("deliver.html", ["s3_key_prefix", "max_concurrency", "file_index"]),
+        ("watch.html", ["segment_id", "since"]),
+        ("hook.html", ["get_export", "alist_exports", "contact_count"]),
+        ("emulator.html", ["ready_after", "wrong_length", "retry_after", "/_emulator/faults"]),
+    ],
+)
+def test_parameters_are_taken_from_the_docstrings(site, page, words):
+    told = (site / "reference" / page).read_text()
+
+    assert [] == [word for word in words if word not in told]
+
+
+def test_no_docstring_is_shown_in_another_markup(site):
+    """Tables and lists of Sphinx would stand there as they are."""
+    pages = {page.name: page.read_text() for page in (site / "reference").glob("*.html")}
+
+    assert [] == [name for name, told in pages.items() if re.search(r"={6,}|<p>[^<]*::</p>|:class:|:param", told)]
