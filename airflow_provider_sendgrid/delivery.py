@@ -75,6 +75,7 @@ class Delivery:
 
     Attributes:
         files: those that this delivery was about, in SendGrid's order.
+        new_files: those of them that were not stored already.
         export: as SendGrid described it before the first file.
         manifest_uri: of the manifest, None where none was written.
         fetched_bytes: received from SendGrid's storage this time.
@@ -83,6 +84,7 @@ class Delivery:
     """
 
     files: tuple[DeliveredFile, ...]
+    new_files: tuple[DeliveredFile, ...]
     export: ContactExport
     manifest_uri: str | None
     fetched_bytes: int
@@ -142,7 +144,8 @@ def deliver_export(
         for file in stored:
             file.delete_receipt(storage)
     connections = sum(file.connections for file in stored)
-    return Delivery(files, export, manifest_uri, progress.fetched_bytes, progress.seconds, connections)
+    new_files = tuple(file for file, what in zip(files, stored, strict=True) if what.connections)
+    return Delivery(files, new_files, export, manifest_uri, progress.fetched_bytes, progress.seconds, connections)
 
 
 # Before the first byte

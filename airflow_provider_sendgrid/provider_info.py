@@ -70,6 +70,10 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "connection-types": [CONNECTION_TYPE],
+        "extra-links": [
+            "airflow_provider_sendgrid.links.sendgrid.SendGridExportsLink",
+            "airflow_provider_sendgrid.links.sendgrid.DeliveredObjectsLink",
+        ],
         "hooks": [_part("hooks")],
         "operators": [_part("operators")],
         "sensors": [_part("sensors")],

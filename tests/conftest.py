@@ -64,7 +64,8 @@ class AirflowVersion:
         """
         identity = {"dag_id": "dag", "task_id": "wait", "run_id": "run", "map_index": -1}
         numbers = {"try_number": 1, "max_tries": 0}
-        return {"ti": SimpleNamespace(**identity, **numbers, get_first_reschedule_date=lambda _context: None)}
+        methods = {"get_first_reschedule_date": lambda _context: None, "xcom_push": lambda **_xcom: None}
+        return {"ti": SimpleNamespace(**identity, **numbers, **methods)}
 
     def load_dags(self, path: Path) -> Mapping[str, Any]:
         """The DAGs of a file, parsed as Airflow's own dag processor does it."""

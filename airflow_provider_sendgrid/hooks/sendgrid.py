@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
+from airflow_provider_sendgrid import metrics
 from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_provider_sendgrid.delivery import Source
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
@@ -19,6 +20,7 @@ from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, Ex
 from airflow_provider_sendgrid.exports.names import ids_of_names
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
 from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
@@ -130,13 +132,13 @@ class SendGridHook(BaseHook):
         """A client that speaks the protocol, for a ``with`` block."""
         from airflow_provider_sendgrid.exports.client import SendGridClient
 
-        return SendGridClient(self.connection)
+        return SendGridClient(self.connection, on_retry=self._note_retry)
 
     async def aclient(self) -> AsyncSendGridClient:
         """The same for an ``async with`` block on an event loop."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 
-        return AsyncSendGridClient(await self.aload_connection())
+        return AsyncSendGridClient(await self.aload_connection(), on_retry=self._note_retry)
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[SharedWatch]:
@@ -146,7 +148,9 @@ class SendGridHook(BaseHook):
 
         connection = await self.aload_connection()
         key = (self.sendgrid_conn_id, connection)
-        async with shared_watch(key, self._family, lambda: AsyncSendGridClient(connection)) as watch:
+        async with shared_watch(
+            key, self._family, lambda: AsyncSendGridClient(connection, on_retry=self._note_retry)
+        ) as watch:
             yield watch
 
     async def aload_connection(self) -> SendGridConnection:
@@ -162,22 +166,29 @@ class SendGridHook(BaseHook):
         """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`."""
         from airflow_provider_sendgrid.exports.client import new_download_session
 
-        connection = self.connection
+        connection, downloads = self.connection, list[FileDownload]()
+        tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
         with self.client() as client, new_download_session(connection) as session:
             urls = SignedUrls(
                 lambda: client.converse(protocol.get_export(self._family, export_id)),
                 allow_http=connection.is_local,
             )
-            yield Source(
-                urls,
-                lambda index, name: FileDownload(
+
+            def open_file(index: int, name: str) -> FileDownload:
+                download = FileDownload(
                     lambda refused: urls.url(index, refused=refused),
                     session,
                     name=name,
                     checked=urls.checked,
                     timeout_seconds=connection.timeout_seconds,
-                ),
-            )
+                )
+                downloads.append(download)
+                return download
+
+            try:
+                yield Source(urls, open_file)
+            finally:
+                metrics.fetched(self._family, downloads, urls.renewals)
 
     def start_export(
         self,
@@ -202,12 +213,13 @@ class SendGridHook(BaseHook):
     def start_selection(self, selection: ExportSelection) -> str:
         """The same, with what to export in one value."""
         with self.client() as client:
-            return client.converse(protocol.start_export(self._family, selection))
+            return self._noted(client.converse(protocol.start_export(self._family, selection)), is_found=False)
 
     def start_export_once(self, selection: ExportSelection, attempt: Attempt) -> tuple[str, bool]:
         """Start an export, or find the one that an earlier try started; its id, and whether it was found."""
         with self.client() as client:
-            return client.converse(start_export_once(self._family, selection, attempt))
+            export_id, is_found = client.converse(start_export_once(self._family, selection, attempt))
+        return self._noted(export_id, is_found=is_found), is_found
 
     def ids_of_lists(self, names: Sequence[str]) -> list[str | int]:
         """The ids of the lists with these names."""
@@ -266,6 +278,19 @@ class SendGridHook(BaseHook):
             needed = " or ".join(traits.scope for traits in FAMILIES.values())
             return False, f"The API key works, but cannot export contacts: it lacks the scope {needed}."
         return True, f"The API key works; it may export: {', '.join(families)}. Scopes: {', '.join(scopes)}."
+
+    @property
+    def account(self) -> SendGridAccount:
+        """Whose datasets lineage speaks of."""
+        return SendGridAccount(self.connection.base_url, self._family)
+
+    def _noted(self, export_id: str, *, is_found: bool) -> str:
+        metrics.export_started(self._family, is_found=is_found)
+        tell_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
+        return export_id
+
+    def _note_retry(self) -> None:
+        metrics.request_retried(self._family)
 
     @property
     def _family(self) -> ExportFamily:

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridNotFoundError
 from airflow_provider_sendgrid.exports.export import FAILURE, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt, Rivals
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.triggers.sendgrid import STARTED_KEY
 
 # Under this key a task keeps, in its state store and as an XCom for other tasks: ``of`` (what it exports), ``began``
@@ -60,6 +62,10 @@ class SendGridExportContactsOperator(BaseOperator):
         "family",
         "sendgrid_conn_id",
     )
+    template_fields_renderers = dict.fromkeys(  # Airflow's own form
+        ("list_ids", "segment_ids", "list_names", "segment_names"), "json"
+    )
+    operator_extra_links = (SendGridExportsLink(),)
     ui_color = "#d1eefc"
 
     def __init__(
@@ -89,10 +95,12 @@ class SendGridExportContactsOperator(BaseOperator):
         self.durable = durable
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
+        self._started: tuple[lineage.SendGridAccount, ExportSelection, str] | None = None
 
     def execute(self, context: Context) -> str:
         """Start the export, or find it."""
         hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        SendGridExportsLink.keep_for(context, self.family)
         try:
             selection = self._selection(hook)
             if self.durable:
@@ -101,8 +109,13 @@ class SendGridExportContactsOperator(BaseOperator):
                 export_id = self._told(hook.start_selection(selection), is_found=False)
         except HOPELESS_ERRORS as error:
             raise AirflowFailException(str(error)) from error
+        self._started = (hook.account, selection, export_id)
         self._leave_word(context, export_id)
         return export_id
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
+        """From the lists and segments to the export; called by Airflow's OpenLineage provider."""
+        return lineage.lineage_of_start(*self._started) if self._started else lineage.no_lineage()
 
     def _leave_word(self, context: Context, export_id: str) -> None:
         """Tell a `SendGridNewExportTrigger` that watches for one of our inlets whose export this is (Airflow 3.3)."""
@@ -135,6 +148,7 @@ class SendGridExportContactsOperator(BaseOperator):
             known = _known(store, record["of"])
             if export_id := _usable_id(hook, known):
                 _announce(context, record | {"id": export_id})
+                metrics.export_started(self.family, is_found=True)
                 return self._told(export_id, is_found=True)
             is_retry = "began" in known and "id" not in known
             record["began"] = known["began"] if is_retry else now

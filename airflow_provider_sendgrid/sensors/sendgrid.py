@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import (
     AirflowFailException,
     AirflowSensorTimeout,
@@ -24,6 +25,7 @@ from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFaile
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, look_at
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, sighting_event
 
 
@@ -54,6 +56,7 @@ class SendGridExportSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("export_id", "family", "sendgrid_conn_id")
+    operator_extra_links = (SendGridExportsLink(),)
     ui_color = "#d1eefc"
 
     def __init__(
@@ -81,18 +84,23 @@ class SendGridExportSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait."""
+        SendGridExportsLink.keep_for(context, self.family)
         if self.deferrable:
             with self._skipping():
                 return self._look_then_defer()
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException) as error:
+            if error.__cause__ is None:  # time is up, and nothing else
+                metrics.wait_ended(self.family, Outcome.TIMEOUT.value, self._waited_seconds())
             # Airflow's text names neither the export nor its status.
             raise type(error)(f"{error.__cause__ or self._last_status()} {error}") from error
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
         sighting = self._look()
+        if sighting.outcome is not Outcome.WAITING:
+            metrics.wait_ended(self.family, sighting.outcome.value, self._waited_seconds())
         self._raise_if_hopeless(sighting.error())
         summary = sighting.summary()
         if self.reschedule:  # each look is a process of its own, that knows of no other
@@ -106,10 +114,19 @@ class SendGridExportSensor(BaseSensorOperator):
             SendGridError: the event is missing or not one of ours; nothing unknown passes as a success.
         """
         with self._skipping():
-            return self._end_of(event if isinstance(event, Mapping) else {})
+            told = event if isinstance(event, Mapping) else {}
+            if isinstance(export := told.get("export"), Mapping):
+                metrics.polled(self.family, int(export.get("polls") or 0))
+            return self._end_of(told)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
+        """The export that was waited for; called by Airflow's OpenLineage provider."""
+        return lineage.lineage_of_wait(self.hook.account, self.export_id)
 
     def _end_of(self, event: Mapping[str, Any]) -> dict[str, Any]:
         outcome, error, export = (event.get(name) for name in ("outcome", "error", "export"))
+        if isinstance(export, Mapping):
+            metrics.wait_ended(self.family, str(outcome), export.get("waited_seconds"))
         if isinstance(error, Mapping) and error:
             self._raise_if_hopeless(SendGridError.from_event(error))
         seen = event.get("description") or f"SendGrid export {self.export_id} is not ready."
@@ -134,6 +151,10 @@ class SendGridExportSensor(BaseSensorOperator):
                 raise AirflowSkipException(str(error)) from error
             raise
 
+    def _waited_seconds(self) -> float | None:
+        """Since the first look; None in reschedule mode, where each look is a process that knows of no other."""
+        return None if self.reschedule else time.time() - self._began
+
     def _last_status(self) -> str:
         seen = self._last_seen
         return f"SendGrid export {self.export_id} was {seen.export.status!r} when last seen." if seen else ""
@@ -141,6 +162,7 @@ class SendGridExportSensor(BaseSensorOperator):
     def _look(self) -> Sighting:
         self._began = self._began or time.time()
         export = self.hook.get_export(self.export_id)
+        metrics.polled(self.family)
         polls = self._last_seen.polls + 1 if self._last_seen else 1
         self._last_seen = look_at(export, now=time.time(), started_at=self._began, polls=polls)
         return self._last_seen

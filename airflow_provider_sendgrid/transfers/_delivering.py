@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
-from airflow_provider_sendgrid.delivery import DeliveryOptions, deliver_export
+from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
 from airflow_provider_sendgrid.storage.multipart import Storage
 
 _DEFAULTS = DeliveryOptions()
@@ -40,14 +42,20 @@ class DeliveringOperator(BaseOperator, ABC):
         write_manifest: write the manifest.
         file_index: deliver this file alone (from 0), and no manifest: for mapped tasks that share an export. A task
             without it, after them, finds their files stored, compares the rows and writes the manifest.
+        partition_key: which partition of the assets among the `outlets` this is, from Airflow 3.3 on. Without it, the
+            DAG run's, if it has one.
         family: ``"marketing"`` or ``"legacy"``.
         sendgrid_conn_id: connection of type ``sendgrid``.
 
     Returns:
-        The URIs of the files, in SendGrid's order.
+        The URIs of the files, in SendGrid's order. The events of the assets (datasets) among the `outlets` say in their
+        extra: ``export_id``, ``files``, ``rows``, ``bytes``, ``manifest`` and, where there is one, ``partition``.
     """
 
-    template_fields: Sequence[str] = ("export_id", "file_index", "family", "sendgrid_conn_id")
+    template_fields: Sequence[str] = ("export_id", "file_index", "partition_key", "family", "sendgrid_conn_id")
+    operator_extra_links = (SendGridExportsLink(), DeliveredObjectsLink())
+    # Of the storage's API, where that is known once `_storage` was called; the console's page depends on it.
+    _endpoint_url: str | None = None
     ui_color = "#d1eefc"
 
     def __init__(
@@ -61,6 +69,7 @@ class DeliveringOperator(BaseOperator, ABC):
         verify_row_count: bool = _DEFAULTS.verify_row_count,
         write_manifest: bool = _DEFAULTS.write_manifest,
         file_index: int | XComArg | None = None,
+        partition_key: str | XComArg | None = None,
         family: str = ExportFamily.MARKETING.value,
         sendgrid_conn_id: str = SendGridHook.default_conn_name,
         **kwargs: Any,
@@ -75,8 +84,10 @@ class DeliveringOperator(BaseOperator, ABC):
         self.verify_row_count = verify_row_count
         self.write_manifest = write_manifest
         self.file_index: int | str | None = file_index  # type: ignore[assignment]
+        self.partition_key: str | None = partition_key  # type: ignore[assignment]
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
+        self._delivered: tuple[lineage.SendGridAccount, Delivery] | None = None
 
     def execute(self, context: Context) -> list[str]:
         """Deliver."""
@@ -90,13 +101,28 @@ class DeliveringOperator(BaseOperator, ABC):
         )
         file_index = None if self.file_index is None else int(self.file_index)
         hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        SendGridExportsLink.keep_for(context, self.family)
         try:
             with hook.source(self.export_id) as source:
-                delivery = deliver_export(source, self._storage(), options, file_index)
+                storage = self._storage()
+                DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
+                delivery = deliver_export(source, storage, options, file_index)
         except HOPELESS_ERRORS as error:
             raise AirflowFailException(str(error)) from error
         self.log.info("%s", delivery.describe())
+        self._tell(hook, delivery, context)
         return [file.uri for file in delivery.files]
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
+        """From the export to its objects, with rows and bytes; called by Airflow's OpenLineage provider."""
+        return lineage.lineage_of_delivery(*self._delivered) if self._delivered else lineage.no_lineage()
+
+    def _tell(self, hook: SendGridHook, delivery: Delivery, context: Context) -> None:
+        """Let those know who count, draw lineage, or wait for the assets."""
+        self._delivered = (hook.account, delivery)
+        metrics.delivered(self.family, delivery)
+        lineage.tell_hook_lineage(hook, outputs=lineage.object_uris(delivery))
+        lineage.describe_in_asset_events(self.outlets, context, delivery, self.partition_key)
 
     @abstractmethod
     def _storage(self) -> Storage:

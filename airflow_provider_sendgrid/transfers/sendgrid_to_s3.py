@@ -72,6 +72,7 @@ class SendGridToS3Operator(DeliveringOperator):
         if self.acl_policy:
             extra_args["ACL"] = self.acl_policy
         client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
+        self._endpoint_url = client.meta.endpoint_url
         return S3Storage(client, bucket, prefix, extra_args)
 
     def _bucket_and_prefix(self, bucket_of_connection: str | None) -> tuple[str, str]:
