@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -21,7 +20,7 @@ from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 from airflow_provider_sendgrid.exports.download import FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.gunzip import Gunzip, Gzip, is_gzip
-from airflow_provider_sendgrid.exports.rows import RecordCount, record_counter
+from airflow_provider_sendgrid.exports.rows import RecordCount, RecordCounter, record_counter
 from airflow_provider_sendgrid.manifest import FileFacts, KnownManifest
 from airflow_provider_sendgrid.progress import FileProgress
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, Storage
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 
 EXPORT_ID_KEY = "sendgrid-export-id"
 _PIECE_BYTES = 256 * 1024
-_PIECES_BETWEEN = 4
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/x-ndjson",
@@ -187,7 +185,7 @@ def _writer(desk: Desk, name: str, plan: _Plan, download: FileDownload, counting
         executor=desk.uploads,
         part_bytes=desk.options.part_bytes,
         expected_bytes=download.length if plan.passes_through else None,
-        tap=counting.tap if plan.passes_through else None,
+        tap=counting.tap,
     )
 
 
@@ -271,74 +269,60 @@ def _pieces(head: bytes, reader: RangeReader, progress: FileProgress) -> Iterato
 
 
 def _recoded(plan: _Plan, pieces: Iterator[memoryview], counting: _Counting) -> Iterator[bytes]:
-    """The bytes to store, with the plain ones counted on the way."""
+    """The bytes to store."""
     if plan.came_gzip:
         gunzip = Gunzip()
         for piece in pieces:
-            for plain in gunzip.feed(piece):
-                counting.count(plain)
-                yield plain
+            yield from gunzip.feed(piece)
         gunzip.close()
         return
     gzip = Gzip()
     for piece in pieces:
-        counting.count(bytes(piece))
+        counting.count(piece)
         yield from gzip.feed(piece)
     yield gzip.close()
 
 
 class _Counting:
-    """Counts a file's rows; of parts that pass through on threads of its own, while the next ones arrive.
+    """Counts a file's rows: of the parts as they are stored, on a thread of its own while the next ones arrive.
 
-    One thread gunzips, another counts: together they need twice as long as either. Between them lie few pieces.
+    Gunzipping and counting share that thread, and with it the core's cache. Where plain text is stored as gzip, rows are counted before that.
     """
 
     def __init__(self, plan: _Plan, options: DeliveryOptions) -> None:
         self._counter = record_counter(plan.file_type) if options.verify_row_count else None
         self._gunzip = Gunzip() if plan.passes_through and plan.came_gzip else None
-        self._gunzip_thread = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-gunzip")
-        self._count_thread = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-count")
-        self._room = threading.Semaphore(_PIECES_BETWEEN)
-        self._failure: BaseException | None = None
+        self._counts_stored = plan.came_gzip or not plan.wants_gzip
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-count")
 
     def close(self) -> None:
-        """End the threads."""
-        self._count_thread.shutdown(cancel_futures=True)
-        self._gunzip_thread.shutdown(cancel_futures=True)
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
     def tap(self, part: memoryview) -> Future[None] | None:
         """Count a part as it is stored; the future is done when its bytes may be used again."""
-        return self._gunzip_thread.submit(self._count_stored, part) if self._counter else None
+        if self._counter is None or not self._counts_stored:
+            return None
+        return self._thread.submit(self._count_stored, self._counter, part)
 
-    def count(self, plain: bytes) -> None:
-        """Count plain bytes, soon."""
-        if self._counter is None:
-            return
-        self._room.acquire()
-        self._count_thread.submit(self._counter.feed, plain).add_done_callback(self._counted)
+    def count(self, plain: memoryview) -> None:
+        """Count plain bytes that are stored as gzip."""
+        if self._counter is not None:
+            self._counter.feed(plain)
 
     def finish(self) -> RecordCount | None:
-        """What was counted; None where rows are not counted."""
+        """What was counted, once every part was; None where rows are not counted."""
         if self._counter is None:
             return None
         if self._gunzip is not None:
             self._gunzip.close()
-        self._count_thread.shutdown()
-        if self._failure is not None:
-            raise self._failure
         return self._counter.finish()
 
-    def _count_stored(self, part: memoryview) -> None:
-        if self._gunzip is None:
-            self.count(bytes(part))
-            return
-        for plain in self._gunzip.feed(part):
-            self.count(plain)
-
-    def _counted(self, piece: Future[None]) -> None:
-        self._room.release()
-        if not piece.cancelled():
-            self._failure = self._failure or piece.exception()
+    def _count_stored(self, counter: RecordCounter, part: memoryview) -> None:
+        for start in range(0, len(part), _PIECE_BYTES):
+            piece = part[start : start + _PIECE_BYTES]
+            for plain in self._gunzip.feed(piece) if self._gunzip is not None else (piece,):
+                counter.feed(plain)
 
 
 @contextmanager
