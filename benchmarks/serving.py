@@ -65,6 +65,21 @@ class Stream:
             size -= len(piece)
             yield piece
 
+    def drop(self, size: int) -> None:
+        """Leave the next `size` bytes unread; without TLS the kernel does not even copy them."""
+        if isinstance(self.connection, ssl.SSLSocket):
+            for _ in self.pieces(size):
+                pass
+            return
+        at_hand = min(size, self._end - self._start)
+        self._start += at_hand
+        size -= at_hand
+        while size > 0:
+            count = self.connection.recv_into(self._view, min(size, _BUFFER_BYTES), socket.MSG_TRUNC)
+            if not count:
+                raise ConnectionError("the peer has gone")
+            size -= count
+
     def _read_until(self, mark: bytes) -> bytes | None:
         while (end := self._buffer.find(mark, self._start, self._end)) < 0:
             try:

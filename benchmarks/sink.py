@@ -30,9 +30,12 @@ class Body:
     size: int = 0
     content: bytearray | None = None
 
-    def take(self, piece: memoryview) -> None:
-        self.size += len(piece)
-        if self.content is not None:
+    def take(self, stream: Stream, size: int) -> None:
+        self.size += size
+        if self.content is None:
+            stream.drop(size)
+            return
+        for piece in stream.pieces(size):
             self.content += piece
 
     @property
@@ -121,8 +124,7 @@ def receive(request: Request, stream: Stream, body: Body) -> None:
     if request.headers.get("transfer-encoding", "").lower() == "chunked":
         _receive_chunks(stream, target)
     else:
-        for piece in stream.pieces(int(request.headers.get("content-length", "0"))):
-            target.take(piece)
+        target.take(stream, int(request.headers.get("content-length", "0")))
     if is_framed:
         body.size = int(request.headers["x-amz-decoded-content-length"])
         body.content = unframed(target.bytes) if body.content is not None else None
@@ -130,8 +132,7 @@ def receive(request: Request, stream: Stream, body: Body) -> None:
 
 def _receive_chunks(stream: Stream, body: Body) -> None:
     while size := int(stream.read_line().split(b";")[0], 16):
-        for piece in stream.pieces(size):
-            body.take(piece)
+        body.take(stream, size)
         stream.read_line()
     while stream.read_line():
         pass

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-import numpy
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_sendgrid.exports.line_feeds import NumpyLineFeeds, PlainLineFeeds, line_feeds
 
-WAYS = pytest.mark.parametrize("way", [PlainLineFeeds, lambda: NumpyLineFeeds(numpy)], ids=["plain", "numpy"])
+WAYS = pytest.mark.parametrize("way", [PlainLineFeeds, lambda: NumpyLineFeeds(np)], ids=["plain", "numpy"])
 # Bytes whose only sense is to stand where words of 64 bits and pieces of 128 KiB begin and end.
 TEXTS = st.lists(
     st.sampled_from([b'"', b"\n", b'""', b"a", b"\0", b"\x80\xff", b"x" * 61, b"x" * 64, b'"\n' * 33]), max_size=40
