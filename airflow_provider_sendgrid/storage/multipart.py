@@ -56,7 +56,7 @@ class Upload(Protocol):
     """An object on its way: invisible until `complete`, gone without a trace after `abort`."""
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
-        """Store part `number` (from 1); called by several threads at once."""
+        """Store part `number` (from 1); called by several threads at once, begun in the order of the numbers."""
 
     def complete(self) -> None:
         """Publish the object: all parts were written."""
@@ -298,7 +298,8 @@ class PartWriter:
 
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `complete`."""
-        for pending in self._pending:
+        # The last first: a part that has begun may wait for the ones before it, where a storage takes them in order.
+        for pending in reversed(self._pending):
             pending.cancel()
         wait(self._pending)
         self._release_all()

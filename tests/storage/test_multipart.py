@@ -311,6 +311,29 @@ def test_an_abort_waits_for_parts_on_their_way(threads):
 # --- to S3
 
 
+def test_an_abort_cancels_the_last_part_first():
+    """So that no part begins whose forerunner will never come: a storage that takes them in order would wait for it."""
+    cancelled = []
+
+    class Queued(Future):
+        def cancel(self) -> bool:
+            cancelled.append(self.part)
+            return super().cancel() and not self.set_running_or_notify_cancel()
+
+    class NeverBegun(ThreadPoolExecutor):
+        def submit(self, _function, _upload, number, part) -> Future:
+            future = Queued()
+            future.part = number
+            return future
+
+    with NeverBegun() as executor:
+        writer = writer_to(Memory(), executor)
+        writer.write(bytes(3 * PART))
+        writer.take()
+        writer.abort()
+    assert [3, 2, 1] == cancelled
+
+
 def test_an_object_of_one_part_takes_one_request(s3, threads):
     """And carries the metadata that is known only at its end."""
     calls, s3 = [], with_own_client(s3)
