@@ -77,7 +77,13 @@ class S3Storage:
 
     def begin(self, name: str, info: ObjectInfo) -> S3Upload:
         """Start a multipart upload."""
-        answer = self.call("create_multipart_upload", name, **self._described(info), ChecksumAlgorithm="CRC32")
+        try:
+            answer = self.call("create_multipart_upload", name, **self._described(info), ChecksumAlgorithm="CRC32")
+        except DestinationError:
+            self._abort_unanswered(name)
+            raise
+        if answer["ResponseMetadata"].get("RetryAttempts"):
+            self._abort_unanswered(name, answer["UploadId"])
         return S3Upload(self, name, answer["UploadId"], info)
 
     def read(self, name: str) -> bytes | None:
@@ -101,24 +107,38 @@ class S3Storage:
             raise
         return StoredInfo(answer["ContentLength"], answer.get("Metadata") or {})
 
-    def abort_uploads(self, name: str) -> int:
+    def abort_uploads(self, name: str, but: str = "") -> int:
         """End the multipart uploads of an object that a killed worker left open; answer how many there were.
+
+        One may be excepted, by its id.
 
         Without the permission ``s3:ListBucketMultipartUploads`` it does nothing but say so.
         """
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         key = self._prefix + name
         known = self._known_extra_args("list_multipart_uploads")
         try:
             answer = self._client.list_multipart_uploads(**{**known, "Bucket": self._bucket, "Prefix": key})
-        except ClientError as error:
-            log.info("Left-over uploads of %s cannot be looked for (%s).", key, _code(error))
+        except (ClientError, BotoCoreError) as error:
+            why = _code(error) if isinstance(error, ClientError) else type(error).__name__
+            log.info("Left-over uploads of %s cannot be looked for (%s).", key, why)
             return 0
-        left_over = [upload["UploadId"] for upload in answer.get("Uploads", []) if upload["Key"] == key]
+        left_over = [
+            upload["UploadId"]
+            for upload in answer.get("Uploads", [])
+            if upload["Key"] == key and upload["UploadId"] != but
+        ]
         for upload_id in left_over:
             S3Upload(self, name, upload_id).abort()
         return len(left_over)
+
+    def _abort_unanswered(self, name: str, but: str = "") -> None:
+        """End the uploads that were begun, though the answer with their id was lost."""
+        try:
+            self.abort_uploads(name, but)
+        except DestinationError as error:
+            log.info("An upload that may have been begun could not be ended: %s", error)
 
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens where there is none."""
