@@ -115,7 +115,12 @@ def airflow_database() -> None:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider's waits between tries take no time: each is a parameter, here with another default."""
+    """The provider's waits between tries take no time."""
+    take_no_time(monkeypatch)
+
+
+def take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the provider's waits between tries take no time: each is a parameter, here with another default."""
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
     from airflow_provider_sendgrid.exports.download import FileDownload
 
