@@ -81,7 +81,7 @@ def airflows_statsd():
     except ImportError:
         from airflow.metrics.statsd_logger import get_statsd_logger
 
-        return get_statsd_logger()
+        return get_statsd_logger(None)  # made for a class, which it does not use
     return get_stats_factory()()
 
 
