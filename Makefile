@@ -77,8 +77,8 @@ docs: $(ENVIRONMENT) ## the documentation as pages, in site/
 	@$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
-dist: $(ENVIRONMENT) ## sdist and wheel in dist/: built twice and compared, looked into, installed
-	@$(BIN)/python -m lab.dist
+dist: $(ENVIRONMENT) ## sdist and wheel in dist/: built twice and compared, looked into, installed; TAG=v0.1.0
+	@$(BIN)/python -m lab.dist $(if $(TAG),--tag $(TAG))
 
 clean: ## remove the environments and everything that was built
 	rm -rf .venv .lab dist site

@@ -1,0 +1,268 @@
+"""Every fenced block of README, CONTRIBUTING and docs does what it says: Python runs, commands exist, data is read."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from airflow_provider_sendgrid.emulator.__main__ import _parser as emulator_parser
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from tests.docs.blocks import REPOSITORY, all_blocks, blocks_of_kind, commands_of
+
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+TARGETS = set(re.findall(r"(?m)^([\w-]+):", MAKEFILE))
+# A page tells in a comment what differs on Airflow 2; there, this is what is run.
+ON_AIRFLOW_2 = re.compile(r"(?m)^( *)\S.*?  # Airflow 2: (.+)$")
+PLUGIN = "airflow_provider_sendgrid.emulator.pytest_plugin"
+LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
+PRELUDE = """
+from datetime import datetime, timedelta
+try:
+    from airflow.sdk import DAG, task
+except ImportError:
+    from airflow import DAG
+    from airflow.decorators import task
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
+from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+"""
+
+
+def each(kind):
+    return pytest.mark.parametrize("block", blocks_of_kind(kind), ids=str)
+
+
+def python_of(block, airflow_version):
+    is_airflow_2 = airflow_version.number < (3, 0)
+    return ON_AIRFLOW_2.sub(r"\1\2", block.text) if is_airflow_2 else block.text
+
+
+def test_every_block_is_run_or_says_why_not():
+    """Those that are not run are few: each is a line here."""
+    found = all_blocks()
+
+    assert [] == [f"{block}: {block.language or 'no language'}" for block in found if block.kind == "unknown"]
+    assert len([block for block in found if block.reason]) <= len(found) / 10
+
+
+@each("file")
+def test_a_file_that_is_shown_is_one_that_is_tested(block):
+    assert (REPOSITORY / block.included).is_file()
+    assert block.included.startswith("example_dags/"), "tests/test_example_dags.py runs these"
+
+
+# Python
+
+
+@pytest.fixture
+def lake(s3, monkeypatch):
+    """The bucket that the pages name."""
+    s3.client.create_bucket(Bucket="lake")
+    monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_SHOP_DE", os.environ["AIRFLOW_CONN_SENDGRID_DEFAULT"])
+    return s3
+
+
+@each("dag")
+@pytest.mark.usefixtures("airflow_database", "no_waiting")
+def test_a_dag_delivers(block, airflow_version, ticking_emulator, lake, tmp_path, monkeypatch):
+    """Saved in a folder of DAGs, read as Airflow reads it, and run to its end."""
+    file = tmp_path / "saved.py"
+    bundle = {"name": "saved", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
+    file.write_text(python_of(block, airflow_version))
+
+    [dag] = airflow_version.load_dags(file).values()
+    assert "success" == dag.test().state
+
+    assert 1 == ticking_emulator.count("POST")
+    listed = lake.client.list_objects_v2(Bucket="lake", Prefix="sendgrid/contacts/ds=")["Contents"]
+    assert [True, True] == [
+        any(item["Key"].endswith(end) for item in listed) for end in ("00001-of-00001.csv.gz", "_manifest.json")
+    ]
+
+
+@each("snippet")
+@pytest.mark.usefixtures("no_waiting")
+def test_a_snippet_runs(block, airflow_version, sendgrid_emulator, monkeypatch):
+    """In a DAG whose tasks it may name, against the emulator."""
+    monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", sendgrid_emulator.connection_json())
+    names = {"__name__": "snippet"}
+    exec(PRELUDE, names)
+    code = compile(python_of(block, airflow_version), str(REPOSITORY / block.page), "exec")
+    with names["DAG"]("snippets", schedule=None):
+        for task_id, name in (("start_before", "start"), ("store_before", "store")):
+            names[name] = names["SendGridExportContactsOperator"](task_id=task_id)
+        exec(code, names)
+
+
+@each("test")
+def test_a_test_passes(block, airflow_version, sendgrid_emulator):
+    """With the fixture that it asks for."""
+    names = {"__name__": "users_test"}
+    exec(compile(python_of(block, airflow_version), str(REPOSITORY / block.page), "exec"), names)
+    [test] = [value for name, value in names.items() if name.startswith("test_")]
+
+    test(sendgrid_emulator)
+
+    assert names.get("pytest_plugins", [PLUGIN]) == [PLUGIN]
+
+
+# Data
+
+
+@each("data")
+def test_data_is_read(block):
+    """And a connection is one that a task would take."""
+    if block.language == "json":
+        read_json(block.text)
+    elif block.language == "yaml":
+        yaml.safe_load(block.text)
+    elif block.language == "ini":
+        read_settings(block.text)
+    else:
+        for line in block.text.splitlines():
+            assert line.startswith(("--constraint ", "--find-links ", "--no-index")) or Requirement(line)
+
+
+def read_json(text):
+    value = json.loads(text)
+    if value.get("conn_type") == "sendgrid":
+        fields = {name: value.get(name) for name in ("host", "port", "extra")}
+        # The dots stand for a key that nobody should copy.
+        SendGridConnection.from_fields(name="shown", password=value["password"].replace("…", "key"), **fields)
+
+
+def read_settings(text):
+    """Those of Airflow, in the form `section.option = value`."""
+    from airflow.configuration import conf
+
+    parser = configparser.ConfigParser()
+    parser.read_string(f"[all]\n{text}")
+    for name in parser["all"]:
+        assert conf.has_option(*name.split(".")), name
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def airflow_cli():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from airflow.cli.cli_parser import get_parser
+
+        return get_parser()
+
+
+@each("commands")
+def test_commands_are_there(block, airflow_cli, sendgrid_emulator, s3_server):
+    """Each is run, or read by the parser of the program that it names."""
+    servers = {"http://127.0.0.1:8025": sendgrid_emulator.url, "http://127.0.0.1:5000": s3_server}
+    for line in commands_of(block):
+        words = shlex.split(line, comments=True)
+        if words[0] == "export" or words[:2] == [".", "venv/bin/activate"]:
+            check_exports(words[1:])
+        elif words[0] == "make":
+            check_make(words[1:])
+        elif words[0] == "airflow":
+            check_airflow(airflow_cli, words[1:])
+        elif words[:3] == ["python", "-m", "airflow_provider_sendgrid.emulator"]:
+            emulator_parser().parse_args(words[3:])
+        elif words[0] == "pip" or words[1:3] == ["-m", "pip"]:
+            check_pip(words[1:] if words[0] == "pip" else words[3:])
+        elif words[0] == "curl":
+            run(re.sub("|".join(servers), lambda match: servers[match[0]], line))
+        elif words[:3] == [".venv/bin/python", "-m", "pytest"]:
+            assert (REPOSITORY / words[3]).exists()
+        else:
+            check_program(words)
+
+
+def check_exports(assignments):
+    """A connection in an environment variable is one that can be used."""
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        if name.startswith("AIRFLOW_CONN_"):
+            read_json(value)
+
+
+def check_make(words):
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert f"$({name})" in MAKEFILE if is_variable else name in TARGETS, word
+
+
+def test_every_command_of_the_makefile_is_explained():
+    """All that `make help` lists."""
+    told = (REPOSITORY / "CONTRIBUTING.md").read_text()
+
+    assert [] == [name for name in re.findall(r"(?m)^([\w-]+):.*## ", MAKEFILE) if f"make {name}" not in told]
+
+
+def check_airflow(parser, words):
+    try:
+        with contextlib.redirect_stderr(None):
+            parser.parse_args(words)
+    except SystemExit:
+        pytest.fail(f"airflow has no such command: {shlex.join(words)}")
+
+
+def check_pip(words):
+    commands = pytest.importorskip("pip._internal.commands")
+    options, names = commands.create_command(words[0]).parser.parse_args(words[1:])
+    assert names or options.requirements
+    for name in names:
+        assert Requirement(name)
+
+
+def check_program(words):
+    """One that needs no more than to be there."""
+    known = {"python3 -m venv venv", "python3 -m zipfile -c plugins.zip 'wheels/*.whl'", "moto_server -p 5000"}
+    assert shlex.join(words) in known, f"say why this is not run, above the block: {shlex.join(words)}"
+    program = words[0] if words[0] != "moto_server" else str(Path(sys.executable).with_name("moto_server"))
+    assert shutil.which(program)
+
+
+def run(line):
+    done = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+
+# Words in the text
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md")),
+    ],
+)
+def test_what_a_page_names_is_there(page):
+    """Targets of make, tests, files and, where no site is built from them, links."""
+    text = (REPOSITORY / page).read_text()
+    for words in re.findall(r"`make ([a-z][\w-]*)", text):
+        assert words in TARGETS, f"make {words}"
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        assert re.search(rf"(?m)^ *(async )?def {name}\(", (REPOSITORY / file).read_text()), f"{file}::{name}"
+    for file in re.findall(r"`((?:tests|docs|lab|example_dags|benchmarks|\.github)/[\w./-]*)`", text):
+        assert (REPOSITORY / file).exists(), file
+    if "/" not in page:
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (REPOSITORY / target).exists(), target
