@@ -420,7 +420,7 @@ def _extent(response: requests.Response, name: str) -> tuple[int, int, int]:
         if count is None:
             raise ExportIncompleteError(
                 f"{name}: the storage does not say how long the file is, so nobody could tell whether it is "
-                "whole; nothing was stored. Is there a proxy in between that changes answers?"
+                "whole; nothing was stored. Is there a proxy in between that changes answers? Run the task again."
             )
         return 0, count, count
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())

@@ -1,0 +1,13 @@
+"""Every cell of the fault matrix: `make faults`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.cells import prove
+from tests.faults.matrix import cells
+
+
+@pytest.mark.parametrize("cell", list(cells()), ids=lambda cell: cell.name)
+def test_a_fault_ends_as_declared_and_nothing_is_left_behind(world, cell):
+    prove(world, cell)
