@@ -1,0 +1,173 @@
+"""Each text that the troubleshooting page shows is provoked, and said to the letter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from contextlib import aclosing
+
+import pytest
+
+from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.exports.export import ExportSelection
+from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
+from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger
+from tests.docs.blocks import blocks_of_kind
+
+
+class Trouble:
+    """Ways to get into it; each raises."""
+
+    def __init__(self, emulator, s3, monkeypatch):
+        self.emulator, self.s3, self.monkeypatch = emulator, s3, monkeypatch
+
+    def connect(self, **fields):
+        """Replace fields of the connection."""
+        known = json.loads(self.emulator.connection_json())
+        self.monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(known | fields))
+
+    def ask(self):
+        SendGridHook().get_export(SendGridHook().start_export())
+
+    def outage(self):
+        self.emulator.inject(Fault("status", status=503))
+        SendGridHook().get_lists()
+
+    def unknown_key(self):
+        self.connect(password="SG.unknown.key")
+        SendGridHook().get_lists()
+
+    def forbidden(self):
+        self.emulator.configure(product="legacy")
+        self.ask()
+
+    def unknown_export(self):
+        SendGridHook().get_export("no-such-export")
+
+    def rate_limited(self):
+        self.emulator.inject(Fault("status", status=429, retry_after=3600))
+        SendGridHook().get_lists()
+
+    def nobody_listens(self):
+        self.connect(host="http://127.0.0.1:9")
+        SendGridHook().get_lists()
+
+    def lost(self):
+        self.emulator.inject(Fault("lost"))
+        SendGridHook().get_lists()
+
+    def login_page(self):
+        self.emulator.inject(Fault("html"))
+        SendGridHook().get_lists()
+
+    def export_that_is(self, outcome):
+        return self.emulator.start_export([self.emulator.add_list("Odd", outcome=outcome)])
+
+    def failed(self):
+        SendGridExportSensor(task_id="wait", export_id=self.export_that_is("failure")).execute({})
+
+    def expired(self):
+        SendGridExportSensor(task_id="wait", export_id=self.export_that_is("expired")).execute({})
+
+    def stuck_while_deferred(self):
+        """The end of its time has come when the trigger looks."""
+        export_id = self.export_that_is("stuck")
+
+        async def first_event():
+            async with aclosing(SendGridExportTrigger(export_id, end_time=time.time()).run()) as events:
+                return (await anext(events)).payload
+
+        sensor = SendGridExportSensor(task_id="wait", export_id=export_id, timeout=7200)
+        sensor.execute_complete({}, asyncio.run(first_event()))
+
+    def stuck_while_poking(self):
+        export_id = self.export_that_is("stuck")
+        SendGridExportSensor(task_id="wait", export_id=export_id, poke_interval=0.01, timeout=0.02).execute({})
+
+    def deliver(self, export_id):
+        operator = SendGridToS3Operator(
+            task_id="store", export_id=export_id, s3_bucket=self.s3.bucket, s3_key_prefix="here/"
+        )
+        operator.execute({})
+
+    def count_disagrees(self):
+        """SendGrid's file lacks its last row."""
+        self.emulator.configure(encoding="plain")
+        export_id = self.emulator.start_export(file_type="json")
+        [file] = self.emulator.export_files(export_id)
+        whole = file.read()
+        self.emulator.inject(Fault("truncate", listener="files", at=whole.rstrip(b"\n").rindex(b"\n") + 1))
+        self.deliver(export_id)
+
+    def no_file(self):
+        self.emulator.inject(Fault("status", listener="files", status=503))
+        self.deliver(self.emulator.start_export())
+
+    def conflict(self):
+        for _ in range(2):
+            self.deliver(self.emulator.start_export())
+
+    def in_doubt(self):
+        since = time.time()
+        for _ in range(2):
+            self.emulator.start_export()
+        SendGridHook().start_export_once(ExportSelection(), Attempt(since, is_retry=True))
+
+    def no_connection(self):
+        self.monkeypatch.delenv("AIRFLOW_CONN_SENDGRID_DEFAULT")
+        SendGridExportContactsOperator(task_id="start").execute({})
+
+    def no_key(self):
+        self.connect(password="")
+        self.ask()
+
+    def unencrypted(self):
+        self.connect(host="http://sendgrid.example")
+        self.ask()
+
+
+# A phrase of the text, and how to get it.
+PROVOKED = {
+    "answered 401": Trouble.unknown_key,
+    "answered 403": Trouble.forbidden,
+    "answered 404": Trouble.unknown_export,
+    "answered 429": Trouble.rate_limited,
+    "answered 503": Trouble.outage,
+    "no connection (": Trouble.nobody_listens,
+    "the connection broke": Trouble.lost,
+    "not a JSON object": Trouble.login_page,
+    "'failure'": Trouble.failed,
+    "its files are deleted": Trouble.expired,
+    "SendGrid counted": Trouble.count_disagrees,
+    "brought nothing": Trouble.no_file,
+    "is 'pending' after": Trouble.stuck_while_deferred,
+    "when last seen": Trouble.stuck_while_poking,
+    "stands there already": Trouble.conflict,
+    "nobody can tell": Trouble.in_doubt,
+    "There is no connection": Trouble.no_connection,
+    "has no API key": Trouble.no_key,
+    "unencrypted": Trouble.unencrypted,
+}
+BLOCKS = blocks_of_kind("error")
+
+
+@pytest.mark.parametrize("phrase", PROVOKED)
+@pytest.mark.usefixtures("no_waiting")
+def test_the_text_is_the_one_that_is_said(phrase, sendgrid_emulator, s3, monkeypatch):
+    """Dots stand for what differs from case to case."""
+    [shown] = [block.text.strip() for block in BLOCKS if phrase in block.text]
+
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - the text is what is looked at
+        PROVOKED[phrase](Trouble(sendgrid_emulator, s3, monkeypatch))
+
+    assert re.fullmatch(re.escape(shown).replace("…", ".*"), str(raised.value)), str(raised.value)
+
+
+def test_every_text_is_provoked():
+    assert [] == [str(block) for block in BLOCKS if sum(phrase in block.text for phrase in PROVOKED) != 1]
