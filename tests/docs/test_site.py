@@ -13,6 +13,7 @@ import pytest
 from tests.docs.blocks import REPOSITORY
 
 pytestmark = pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="mkdocs is not installed here")
+DOCS = REPOSITORY / "docs"
 # Whatever the build asked of the network would be asked of nobody, and fail.
 NO_NETWORK = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
@@ -36,6 +37,14 @@ def test_no_page_asks_another_host(site):
 
     assert len(found) > 10
     assert {} == {name: hosts for name, hosts in found.items() if hosts}
+
+
+def test_every_page_is_found_in_the_navigation(site):
+    start = (site / "index.html").read_text()
+    pages = {page.relative_to(DOCS).with_suffix(".html").as_posix() for page in DOCS.rglob("*.md")}
+
+    assert len(pages) > 15
+    assert set() == {page for page in pages if f'href="{page}"' not in start} - {"index.html"}, "add it to mkdocs.yml"
 
 
 @pytest.mark.parametrize(
