@@ -270,7 +270,10 @@ class _Job:
                 return self._store_in_turn(index, stem, self._download(index))
             except FileChangedError as error:
                 log.warning("%s It is fetched anew from its start.", error)
-        return self._store_in_turn(index, stem, self._download(index))
+        try:
+            return self._store_in_turn(index, stem, self._download(index))
+        except FileChangedError as error:
+            raise FileChangedError(f"{error} So it did before; nothing of it was stored. Run the task again.") from None
 
     def _store_in_turn(self, index: int, stem: str, download: FileDownload) -> StoredFile:
         with download.open() as reader:

@@ -375,7 +375,7 @@ class _Body:
     def _error(self, what: str) -> SendGridServerError:
         return SendGridServerError(
             f"{self._request.method} {urlsplit(self._request.target).path}: the answer {what}; this is not an answer "
-            "of SendGrid's API.",
+            "of SendGrid's API. Check the connection's host.",
             may_have_been_accepted=self._request.method == "POST",
         )
 

@@ -275,7 +275,7 @@ def _json_object(reply: Reply, what: str, request: Request) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise SendGridServerError(
             f"{what}: SendGrid answered {reply.status_code} with something that is not a JSON object "
-            f"({len(reply.body)} bytes); is a proxy or a login page in between?",
+            f"({len(reply.body)} bytes); is a proxy or a login page in between? Check the connection's host.",
             status_code=reply.status_code,
             may_have_been_accepted=request.method == "POST",
         )

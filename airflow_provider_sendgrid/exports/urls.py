@@ -80,7 +80,8 @@ class SignedUrls:
         if scheme == "https" or (scheme == "http" and self._allow_http and is_loopback(host)):
             return url
         raise SendGridServerError(
-            f"A file of the export is offered by {origin or 'what is no URL'}, not encrypted; nothing was fetched."
+            f"A file of the export is offered by {origin or 'what is no URL'}, not encrypted; nothing was fetched. "
+            "Check the connection's host, and what stands in between."
         )
 
     def _fresh_export(self) -> ContactExport:

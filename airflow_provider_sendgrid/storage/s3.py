@@ -208,7 +208,7 @@ class S3Upload:
         try:
             self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
         except DestinationError as error:
-            if error.code != "NoSuchUpload" or not self._is_published():
+            if error.code not in (None, "NoSuchUpload") or not self._is_published():
                 raise
             log.info("%s was published already; only the answer had been lost.", self._storage.uri(self._name))
 
@@ -222,7 +222,10 @@ class S3Upload:
 
     def _is_published(self) -> bool:
         """Whether the very object stands there: boto3 asks again where an answer was lost, and S3 is done then."""
-        stored = self._storage.head(self._name)
+        try:
+            stored = self._storage.head(self._name)
+        except (DestinationError, DestinationRefusedError):
+            return False
         wanted = self._info.metadata if self._info else {}
         return stored is not None and stored.size == self._size and wanted.items() <= stored.metadata.items()
 

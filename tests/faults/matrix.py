@@ -145,12 +145,13 @@ _FILES: Final[tuple[_Files, ...]] = (
     ("500", Fault("status", status=500), "ok", _INCOMPLETE),
     ("503", Fault("status", status=503), "ok", _INCOMPLETE),
     ("a lost answer", Fault("lost"), "ok", _INCOMPLETE),
-    ("an empty answer", Fault("empty"), "ok", _INCOMPLETE),
-    ("cut after 100 kB", Fault("cut", at=100_000), "ok", "ok"),
-    ("cut after 100 kB by a reset", Fault("cut", at=100_000, with_reset=True), "ok", "ok"),
+    ("an empty answer, and honest about it", Fault("empty"), _INCOMPLETE, _INCOMPLETE),
+    ("cut after 1.2 MB", Fault("cut", at=1_200_000), "ok", "ok"),
+    ("cut after 1.2 MB by a reset", Fault("cut", at=1_200_000, with_reset=True), "ok", None),
+    ("cut after 100 kB", Fault("cut", at=100_000), "ok", _INCOMPLETE),
     ("cut after 50 bytes", Fault("cut", at=50), "ok", _INCOMPLETE),
-    ("a length too large", Fault("wrong_length"), "ok", _INCOMPLETE),
-    ("a length too small", Fault("wrong_length", at=-10), "ok", _INCOMPLETE),
+    ("a length too large", Fault("wrong_length"), "ok", "again FileChangedError"),
+    ("a length too small (gzip)", Fault("wrong_length", at=-10), _INCOMPLETE, _INCOMPLETE),
     ("another range than asked for", Fault("wrong_range"), "ok", "ok"),
     ("a redirect to plain HTTP elsewhere", Fault("redirect", location="http://elsewhere.example/"), _SERVER, _SERVER),
     ("a redirect in a circle", Fault("redirect", location="?"), "ok", _INCOMPLETE),
@@ -191,6 +192,7 @@ _STORAGE_QUICK: Final = (
     ("a damaged byte", "UploadPart"),
     ("NoSuchBucket", "GetObject"),
     ("a lost answer", "CompleteMultipartUpload"),
+    ("a lost answer", "CreateMultipartUpload"),
 )
 
 
