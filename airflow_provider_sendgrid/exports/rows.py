@@ -77,8 +77,11 @@ class CsvCounter:
         """Collect bytes up to the first line feed outside quotes; give up on a record without end."""
         known = (self._first_record or b"") + bytes(plain[: _MAX_FIRST_RECORD_BYTES + 1])
         end = known.find(b"\n")
-        while end >= 0 and known.count(b'"', 0, end) % 2:
-            end = known.find(b"\n", end + 1)
+        quotes = known.count(b'"', 0, max(0, end))
+        while end >= 0 and quotes % 2:
+            following = known.find(b"\n", end + 1)
+            quotes += known.count(b'"', end, max(end, following))
+            end = following
         known = known[: end + 1] if end >= 0 else known
         self._first_record = known if len(known) <= _MAX_FIRST_RECORD_BYTES else None
 

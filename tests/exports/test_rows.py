@@ -146,3 +146,10 @@ def test_json_files_of_next_to_nothing_are_counted(content, records):
 @pytest.mark.parametrize(("file_type", "kind"), [("csv", CsvCounter), ("json", JsonCounter)])
 def test_each_file_type_has_its_counter(file_type, kind):
     assert type(record_counter(file_type)) is kind
+
+
+def test_a_first_record_of_many_line_feeds_costs_no_more_than_its_bytes():
+    """Each of them is looked at once: with all before it each time, half a million would take minutes."""
+    counter = record_counter("csv")
+    counter.feed(b'"' + b"\n" * 500_000 + b'",x\ny\n')
+    assert counter.finish().records == 2
