@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BaseOperatorLink,
         BaseSensorOperator,
         Context,
+        ObjectStoragePath,  # for annotations alone: importing it brings fsspec
         PokeReturnValue,
         XComArg,
     )
@@ -117,6 +118,7 @@ __all__ = [
     "BaseSensorOperator",
     "BaseTrigger",
     "Context",
+    "ObjectStoragePath",
     "PokeReturnValue",
     "Stats",
     "TriggerEvent",

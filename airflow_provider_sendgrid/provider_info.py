@@ -83,7 +83,15 @@ def get_provider_info() -> dict[str, Any]:
                 "source-integration-name": _INTEGRATION,
                 "target-integration-name": "Amazon Simple Storage Service (S3)",
                 "python-module": "airflow_provider_sendgrid.transfers.sendgrid_to_s3",
-            }
+            },
+            *(
+                {
+                    "source-integration-name": _INTEGRATION,
+                    "target-integration-name": target,
+                    "python-module": "airflow_provider_sendgrid.transfers.sendgrid_to_object_storage",
+                }
+                for target in ("Google Cloud Storage (GCS)", "Microsoft Azure Blob Storage", "Local files")
+            ),
         ],
     }
 

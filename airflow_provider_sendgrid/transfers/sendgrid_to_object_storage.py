@@ -1,0 +1,98 @@
+"""Brings every file of a SendGrid contact export to where an `ObjectStoragePath` points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_sendgrid._compat import XComArg
+from airflow_provider_sendgrid.storage.local import LocalStorage
+from airflow_provider_sendgrid.storage.multipart import Storage
+from airflow_provider_sendgrid.storage.object_storage import Location, Provider
+from airflow_provider_sendgrid.transfers._delivering import DeliveringOperator
+
+if TYPE_CHECKING:
+    from airflow_provider_sendgrid._compat import ObjectStoragePath
+
+
+class SendGridToObjectStorageOperator(DeliveringOperator):
+    """Deliver all files of a ready export to any storage, checked and counted, then write a manifest.
+
+    | path | default connection | extra to install |
+    |---|---|---|
+    | ``file:///folder`` | | |
+    | ``s3://conn_id@bucket/folder`` | ``aws_default`` | |
+    | ``gs://conn_id@bucket/folder`` | ``google_cloud_default`` | ``airflow-provider-sendgrid[google]`` |
+    | ``abfs://conn_id@container/folder`` | ``wasb_default`` | ``airflow-provider-sendgrid[azure]`` |
+
+    Nothing appears under its final name before it is whole: a local file is renamed when all of it is on the disk, the
+    clouds commit an upload at its end.
+
+    Args:
+        path: the folder; a text, or an `ObjectStoragePath`. Use one folder per export or per run.
+        conn_id: connection of the storage, where `path` names none.
+        kwargs: what all deliveries take: `export_id`, `replace`, `compression`, `part_size`, `max_concurrency`,
+            `verify_row_count`, `write_manifest`, `file_index`, `partition_key`, `family` and `sendgrid_conn_id`, see
+            `DeliveringOperator`; and what all of Airflow's operators do.
+
+    Returns:
+        The URIs of the files, in SendGrid's order; they name no connection.
+    """
+
+    template_fields: Sequence[str] = (*DeliveringOperator.template_fields, "path", "conn_id")
+
+    def __init__(self, *, path: str | ObjectStoragePath | XComArg, conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Airflow renders templates and XComs before these are used.
+        self.path: str | ObjectStoragePath = path  # type: ignore[assignment]
+        self.conn_id = conn_id
+
+    def _storage(self) -> Storage:
+        location = Location.of(str(self.path))
+        make = {
+            Provider.LOCAL: self._local,
+            Provider.S3: self._s3,
+            Provider.GCS: self._gcs,
+            Provider.AZURE: self._azure,
+        }
+        return make[location.provider](location, location.conn_id or self.conn_id)
+
+    def _local(self, location: Location, _conn_id: str | None) -> Storage:
+        return LocalStorage(Path(location.prefix))
+
+    def _s3(self, location: Location, conn_id: str | None) -> Storage:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
+
+        hook = S3Hook(aws_conn_id=conn_id or S3Hook.default_conn_name)
+        client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
+        self._endpoint_url = client.meta.endpoint_url
+        return S3Storage(client, location.bucket, location.prefix)
+
+    def _gcs(self, location: Location, conn_id: str | None) -> Storage:
+        try:
+            from airflow.providers.google.cloud.hooks.gcs import GCSHook
+        except ImportError as error:
+            raise _missing("Google Cloud Storage", "google") from error
+        from airflow_provider_sendgrid.storage.gcs import GcsStorage
+
+        client = GCSHook(gcp_conn_id=conn_id or GCSHook.default_conn_name).get_conn()
+        return GcsStorage(client, location.bucket, location.prefix)
+
+    def _azure(self, location: Location, conn_id: str | None) -> Storage:
+        try:
+            from airflow.providers.microsoft.azure.hooks.wasb import WasbHook
+        except ImportError as error:
+            raise _missing("Azure Blob Storage", "azure") from error
+        from airflow_provider_sendgrid.storage.azure import AzureStorage
+
+        service = WasbHook(wasb_conn_id=conn_id or WasbHook.default_conn_name).get_conn()
+        return AzureStorage(service.get_container_client(location.bucket), location.address, location.prefix)
+
+
+def _missing(storage: str, extra: str) -> ImportError:
+    return ImportError(
+        f"Airflow's provider for {storage} is not installed; run pip install airflow-provider-sendgrid[{extra}]"
+    )

@@ -1,0 +1,367 @@
+"""What is promised of every storage alike: S3, a folder, Google Cloud Storage, Azure Blob Storage.
+
+Each is a real server, but for the folder. All four are tested by `make test-clouds`, which installs Azure's; the quick
+tests know what S3 does from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
+from airflow_provider_sendgrid.exceptions import DestinationConflictError, ExportIncompleteError
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
+from lab.azurite import azurite
+from lab.gcs import gcs_server
+from tests.destinations import Destination
+from tests.sendgrid_source import SendGrid
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_SECONDS = 30.0
+PART = 5 * MIB
+LARGE = 25_000  # contacts in a plain file of some 6 MB: more than one part
+OPTIONS = {"part_bytes": PART, "max_concurrency": 4}
+NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")
+KINDS = [pytest.param("s3", marks=NOT_QUICK), "file", "gs", pytest.param("abfs", marks=NOT_QUICK)]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory, request):
+    """Each is started when it is first asked for."""
+    with ExitStack() as stack:
+        started: dict[str, str] = {}
+
+        def server_of(kind: str) -> str:
+            if kind not in started:
+                started[kind] = {
+                    "s3": lambda: request.getfixturevalue("s3_server"),
+                    "file": lambda: str(tmp_path_factory.mktemp("folders")),
+                    "gs": lambda: stack.enter_context(gcs_server()),
+                    "abfs": lambda: stack.enter_context(azurite(tmp_path_factory.mktemp("azurite"))),
+                }[kind]()
+            return started[kind]
+
+        yield server_of
+
+
+@pytest.fixture(params=KINDS)
+def place(request, servers) -> Destination:
+    return Destination.fresh(request.param, servers(request.param))
+
+
+@pytest.fixture(scope="module")
+def sendgrid_of_small_files():
+    with Emulator(Settings(contacts_per_file=100), populate=False) as emulator:
+        yield SendGrid(emulator)
+
+
+@pytest.fixture
+def sendgrid(sendgrid_of_small_files):
+    emulator = sendgrid_of_small_files.emulator
+    emulator.clear_faults()
+    emulator._log.clear()
+    emulator.configure(encoding="x-gzip", contacts_per_file=100)
+    return sendgrid_of_small_files
+
+
+@pytest.fixture(scope="module")
+def large_files():
+    with Emulator(Settings(encoding="plain", contacts_per_file=LARGE), populate=False) as emulator:
+        yield emulator, emulator.add_list("Many", contacts=3 * LARGE)
+
+
+@pytest.fixture
+def large(large_files):
+    """Three large files, and the id of their export."""
+    emulator, list_id = large_files
+    emulator._log.clear()
+    export_id = emulator.start_export([list_id])
+    emulator.export_files(export_id)
+    yield SendGrid(emulator), export_id
+    emulator.clear_faults()
+
+
+def deliver(sendgrid, place, export_id, file_index=None, **options) -> Delivery:
+    with sendgrid.source(export_id) as source:
+        return deliver_export(source, place.storage(), DeliveryOptions(**OPTIONS | options), file_index)
+
+
+def names(export_id, count, ending=".csv.gz"):
+    return [f"in/{export_id}-{number:05}-of-{count:05}{ending}" for number in range(1, count + 1)]
+
+
+def truth(sendgrid, export_id):
+    return [file.read() for file in sendgrid.emulator.export_files(export_id)]
+
+
+def manifest(place):
+    return json.loads(place.read("in/_manifest.json"))
+
+
+def files_asked_for(sendgrid):
+    paths = [request.path for request in sendgrid.emulator.requests(listener="files")]
+    return {int(re.search(r"-(\d{5})\.", path)[1]) for path in paths}
+
+
+# --- whole
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
+def test_every_file_arrives_and_is_written_down(place, sendgrid, encoding, compression):
+    """Byte for byte, with rows, sizes and hashes in the manifest, under URIs that name no connection."""
+    sendgrid.emulator.configure(encoding=encoding)
+    export_id = sendgrid.export(250)
+
+    delivery = deliver(sendgrid, place, export_id, compression=compression)
+
+    expected = names(export_id, 3, ".csv.gz" if compression == "gzip" else ".csv")
+    assert sorted([*expected, "in/_manifest.json"]) == place.stored_keys()
+    assert [place.root + name for name in expected] == [file.uri for file in delivery.files]
+    assert truth(sendgrid, export_id) == [place.read_plain(file.uri) for file in delivery.files]
+    contents = [place.read(file.uri) for file in delivery.files]
+    told = [entry["meta"] for entry in manifest(place)["entries"]]
+    assert [(len(each), hashlib.sha256(each).hexdigest()) for each in contents] == [
+        (meta["content_length"], meta["sha256"]) for meta in told
+    ]
+    assert ([100, 100, 50], 250) == ([meta["record_count"] for meta in told], delivery.rows)
+    assert f"{place.root}in/_manifest.json" == delivery.manifest_uri
+    assert [] == place.unfinished()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_file_of_several_parts_arrives_identical(place, large, compression):
+    sendgrid, export_id = large
+
+    delivery = deliver(sendgrid, place, export_id, compression=compression)
+
+    assert truth(sendgrid, export_id) == [place.read_plain(file.uri) for file in delivery.files]
+    assert 3 * LARGE == manifest(place)["meta"]["record_count"]
+    assert ([], 4) == (place.unfinished(), len(place.stored_keys())), "no receipt may be left"
+
+
+@pytest.mark.parametrize("contacts", [10, LARGE])
+def test_each_object_says_what_it_is(place, large, contacts):
+    """What a task tried again has to know is read from the storage alone."""
+    sendgrid, _ = large
+    export_id = sendgrid.export(contacts)
+    [file] = deliver(sendgrid, place, export_id, compression="none").files
+
+    info = place.storage().head(file.name)
+
+    assert (file.size, export_id) == (info.size, info.metadata["sendgrid-export-id"])
+    assert "sendgrid-etag" in info.metadata
+    if contacts == 10:
+        assert (file.sha256, "11") == (info.metadata["sha256"], info.metadata["records"])
+
+
+# --- nothing that is not whole
+
+
+def test_a_file_cut_for_good_leaves_nothing(place, large):
+    """Its first part was up already."""
+    sendgrid, export_id = large
+    sendgrid.emulator.inject(
+        Fault("cut", path="*-00001.*", nth=2, at=PART + 1_000),
+        *(Fault("refuse", path="*-00001.*", nth=number) for number in range(3, 30)),
+    )
+
+    with pytest.raises(ExportIncompleteError, match="file 1 of 3"):
+        deliver(sendgrid, place, export_id, 0, compression="none")
+
+    assert [] == place.stored_keys()
+    assert place.kind == "abfs" or [] == place.unfinished(), "Azure alone forgets blocks by itself, later"
+
+
+def test_a_count_that_disagrees_leaves_nothing(place, large):
+    """Neither objects, nor receipts, nor a manifest."""
+    sendgrid, export_id = large
+    with sendgrid.source(export_id) as source:
+        short = SignedUrls(lambda: replace(source.urls.export(), contact_count=7), allow_http=True)
+        with pytest.raises(ExportIncompleteError, match="SendGrid counted 7 contacts"):
+            deliver_export(Source(short, source.open_file), place.storage(), DeliveryOptions(**OPTIONS))
+    assert ([], []) == (place.stored_keys(), place.unfinished())
+
+
+def test_a_worker_killed_in_the_second_file_leaves_nothing_of_it_under_its_name(place, large):
+    """SIGKILL to a process of its own, when a part is up; the next try fetches files 2 and 3 alone, and cleans up."""
+    sendgrid, export_id = large
+    sendgrid.emulator.inject(
+        Fault("cut", path="*-00002.*", nth=2, at=PART + 500_000), Fault("hang", path="*-00002.*", nth=3)
+    )
+    given = {
+        "url": sendgrid.emulator.url,
+        "api_key": sendgrid.emulator.api_key,
+        "export_id": export_id,
+        "destination": asdict(place),
+        "options": OPTIONS | {"compression": "none"},
+    }
+    second = sendgrid.emulator.export_files(export_id)[1].name
+    command = [sys.executable, "-m", "tests.deliver_somewhere", json.dumps(given)]
+    with subprocess.Popen(command, cwd=REPOSITORY) as worker:
+        try:
+            path = f"/sg-contact-exports/8315072/{second}"
+            assert sendgrid.emulator.wait_for_requests(3, "GET", path, "files", DEADLINE_SECONDS)
+        finally:
+            worker.kill()
+    assert -signal.SIGKILL == worker.returncode
+    assert names(export_id, 3, ".csv")[:1] == [key for key in place.stored_keys() if "_receipts" not in key]
+    sendgrid.emulator.clear_faults()
+    sendgrid.emulator._log.clear()
+
+    delivery = deliver(sendgrid, place, export_id, compression="none")
+
+    assert {2, 3} == files_asked_for(sendgrid)
+    assert truth(sendgrid, export_id) == [place.read(file.uri) for file in delivery.files]
+    assert ([], 4) == (place.unfinished(), len(place.stored_keys()))
+
+
+# --- once
+
+
+def test_a_task_tried_again_fetches_only_what_is_missing(place, large):
+    """After a failure in the second file, and after its end."""
+    sendgrid, export_id = large
+    sendgrid.emulator.inject(*(Fault("refuse", path="*-00002.*", nth=number) for number in range(1, 30)))
+    with pytest.raises(ExportIncompleteError, match="file 2 of 3"):
+        deliver(sendgrid, place, export_id, compression="none")
+    sendgrid.emulator.clear_faults()
+    sendgrid.emulator._log.clear()
+
+    first = deliver(sendgrid, place, export_id, compression="none")
+
+    assert {2, 3} == files_asked_for(sendgrid)
+    sendgrid.emulator._log.clear()
+    again = deliver(sendgrid, place, export_id, compression="none")
+    assert set() == files_asked_for(sendgrid)
+    assert (first.files, 3 * LARGE) == (again.files, again.rows)
+
+
+def test_tasks_that_share_an_export_leave_nothing_to_fetch_for_the_last(place, large):
+    """One file each, no manifest, at once; the last one compares the rows and writes it."""
+    sendgrid, export_id = large
+    tasks = [
+        threading.Thread(target=deliver, args=(sendgrid, place, export_id, index), kwargs={"compression": "none"})
+        for index in range(3)
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert "in/_manifest.json" not in place.stored_keys()
+    sendgrid.emulator._log.clear()
+
+    last = deliver(sendgrid, place, export_id, compression="none")
+
+    assert 0 == sendgrid.emulator.count(listener="files")
+    assert (3, 3 * LARGE) == (len(manifest(place)["entries"]), last.rows)
+    assert sorted([*names(export_id, 3, ".csv"), "in/_manifest.json"]) == place.stored_keys()
+
+
+def test_an_object_of_somebody_else_is_not_taken_for_ours(place, sendgrid):
+    export_id = sendgrid.export(100)
+    [name] = names(export_id, 1)
+    place.write(name, b"theirs")
+
+    deliver(sendgrid, place, export_id)
+
+    assert sendgrid.stored(export_id) == place.read(name)
+
+
+# --- what stands there
+
+
+def test_what_another_export_stored_is_refused_before_anything_is_fetched(place, sendgrid):
+    first, second = sendgrid.export(10), sendgrid.export(20)
+    deliver(sendgrid, place, first)
+    before = place.stored_keys(), sendgrid.emulator.count(listener="files")
+
+    with pytest.raises(DestinationConflictError, match=f"the manifest of export {first}; nothing was downloaded"):
+        deliver(sendgrid, place, second)
+
+    assert before == (place.stored_keys(), sendgrid.emulator.count(listener="files"))
+
+
+def test_replace_swaps_new_for_old_and_touches_nothing_else(place, sendgrid):
+    first, second = sendgrid.export(150), sendgrid.export(50)
+    deliver(sendgrid, place, first)
+    foreign = ["in/notes.txt", "in/_receipts/mine", f"other/{first}-00001-of-00002.csv.gz"]
+    for key in foreign:
+        place.write(key, b"x")
+
+    deliver(sendgrid, place, second, replace=True)
+
+    assert sorted([*names(second, 1), "in/_manifest.json", *foreign]) == place.stored_keys()
+
+
+# --- the storage itself
+
+
+def test_what_is_not_there_is_none_and_may_be_deleted(place):
+    storage = place.storage()
+    assert (None, None) == (storage.head("nothing"), storage.read("nothing"))
+    storage.delete("nothing")
+    assert 0 == storage.abort_uploads("nothing")
+
+
+def test_small_objects_are_put_read_and_deleted(place):
+    storage = place.storage()
+    for content in (b"first", b"", "the last, é".encode()):
+        storage.put("sub/small.json", content, ObjectInfo("application/json", {"made-by": "us"}))
+        assert content == storage.read("sub/small.json") == place.read("in/sub/small.json")
+        info = storage.head("sub/small.json")
+        assert (len(content), "us") == (info.size, info.metadata["made-by"])
+    storage.delete("sub/small.json")
+    assert [] == place.stored_keys()
+
+
+@pytest.mark.parametrize("sizes", [[PART, 1], [PART, PART], [PART + 77, PART + 77, 3], [1], [2 * MIB]])
+def test_parts_written_by_several_threads_arrive_in_their_order(place, sizes):
+    """Of any size; each storage has a unit of its own."""
+    if place.kind == "s3" and any(size < PART for size in sizes[:-1]):
+        pytest.skip("S3 takes no smaller ones")
+    storage = place.storage()
+    parts = [bytearray([number]) * size for number, size in enumerate(sizes, 1)]
+    upload = storage.begin("parts.bin", ObjectInfo("application/gzip", {"made-by": "us"}))
+    threads = [
+        threading.Thread(target=upload.write_part, args=(number, part, crc32(part)))
+        for number, part in enumerate(parts, 1)
+    ]
+    for thread in reversed(threads):
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert [] == place.stored_keys(), "nothing may be seen before it is whole"
+
+    upload.complete()
+
+    assert b"".join(parts) == place.read("in/parts.bin")
+    assert "us" == storage.head("parts.bin").metadata["made-by"]
+
+
+def test_an_aborted_upload_leaves_what_stood_there(place):
+    storage = place.storage()
+    storage.put("parts.bin", b"old", ObjectInfo("text/plain", {"made-by": "them"}))
+    upload = storage.begin("parts.bin", ObjectInfo("text/plain", {"made-by": "us"}))
+    part = bytearray(PART)
+    upload.write_part(1, part, crc32(part))
+
+    upload.abort()
+
+    assert b"old" == place.read("in/parts.bin")
+    assert "them" == storage.head("parts.bin").metadata["made-by"]
+    assert [] == place.unfinished()
