@@ -74,7 +74,7 @@ waiting: $(ENVIRONMENT) ## what 5,000 waiting exports cost an event loop; WAITIN
 	@$(BIN)/python -m benchmarks.waiting $(WAITING)
 
 docs: $(ENVIRONMENT) ## the documentation as pages, in site/
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
 dist: $(ENVIRONMENT) ## sdist and wheel in dist/: built twice and compared, looked into, installed; TAG=v0.1.0

@@ -50,9 +50,9 @@ class SendGridExportSensor(BaseSensorOperator):
         deferrable: wait in the triggerer, without a worker; the default is Airflow's
             ``[operators] default_deferrable``.
         poke_interval: longest time between two polls, in seconds.
-        timeout: longest wait in all, in seconds.
 
-    Other arguments are those of Airflow's ``BaseSensorOperator``: ``mode``, ``soft_fail``, ...
+    Other arguments are those of Airflow's ``BaseSensorOperator``: ``timeout`` (longest wait in all, in seconds; a week
+    where it is not given), ``mode``, ``soft_fail``, ...
     """
 
     template_fields: Sequence[str] = ("export_id", "family", "sendgrid_conn_id")

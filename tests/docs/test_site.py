@@ -69,3 +69,11 @@ def test_no_docstring_is_shown_in_another_markup(site):
     pages = {page.name: page.read_text() for page in (site / "reference").glob("*.html")}
 
     assert [] == [name for name, told in pages.items() if re.search(r"={6,}|<p>[^<]*::</p>|:class:|:param", told)]
+
+
+def test_defaults_are_values(site):
+    """Not names of constants that nobody knows."""
+    pages = {page.name: page.read_text() for page in (site / "reference").glob("*.html")}
+
+    assert [] == [name for name, told in pages.items() if re.search(r"<code>[^/]*(_DEFAULTS|MARKETING)", told)]
+    assert "8388608" in pages["deliver.html"]
