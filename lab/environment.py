@@ -187,7 +187,10 @@ def wish_from_command_line() -> Wish:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--airflow", required=True, metavar="VERSION")
     parser.add_argument(
-        "--group", default="dev", choices=["dev", "test", "e2e"], help="dependency group in pyproject.toml"
+        "--group",
+        default="dev",
+        choices=["dev", "test", "e2e", "clouds", "celery"],
+        help="dependency group in pyproject.toml",
     )
     parser.add_argument("--choose-python", action="store_true", help="the Python usual for that Airflow version")
     parser.add_argument("--with", action="append", default=[], metavar="REQUIREMENT", dest="extra_requirements")
