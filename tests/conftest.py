@@ -22,7 +22,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
+
+# No test times anything: a first import, or a busy machine, may take its time.
+hypothesis.settings.register_profile("calm", deadline=None)
+hypothesis.settings.load_profile("calm")
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE_DAGS = REPOSITORY / "example_dags"
@@ -87,6 +92,14 @@ class AirflowVersion:
         except ImportError:
             newer = exceptions
         return SimpleNamespace(**{name: getattr(newer, name, None) or getattr(exceptions, name) for name in names})
+
+    def object_storage_path(self) -> Any:
+        """The class of Airflow's paths."""
+        try:
+            from airflow.sdk import ObjectStoragePath
+        except ImportError:
+            from airflow.io.path import ObjectStoragePath
+        return ObjectStoragePath
 
     def redact(self, text: str) -> str:
         """`text` as it would stand in a task's log."""

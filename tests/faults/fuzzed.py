@@ -1,0 +1,34 @@
+"""What is fuzzed, imported so that atheris sees which of its lines were reached."""
+
+# ruff: noqa: F401 - they are handed on by their names
+from __future__ import annotations
+
+from contextlib import nullcontext
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any
+
+
+def _instrumented() -> Any:
+    try:
+        import atheris
+    except ImportError:
+        return nullcontext()
+    return atheris.instrument_imports(include=["airflow_provider_sendgrid"])
+
+
+def import_instrumented() -> SimpleNamespace:
+    """Everything that reads foreign bytes."""
+    with _instrumented():
+        from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridError, redact
+        from airflow_provider_sendgrid.exports import protocol
+        from airflow_provider_sendgrid.exports.download import TryAgain, _extent
+        from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, ExportSelection
+        from airflow_provider_sendgrid.exports.gunzip import Gunzip
+        from airflow_provider_sendgrid.exports.protocol import Reply
+        from airflow_provider_sendgrid.exports.rows import record_counter
+        from airflow_provider_sendgrid.exports.watch import judge
+        from airflow_provider_sendgrid.manifest import KnownManifest
+
+    found = {name: value for name, value in locals().items() if not name.startswith("_")}
+    return SimpleNamespace(**found, extent=_extent, now=datetime(2026, 1, 2, tzinfo=timezone.utc))
