@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ def connection_to(emulator: Emulator) -> dict[str, Any]:
 
 @contextmanager
 def airflow_with(
-    name: str, dags: Mapping[str, str], environment: Mapping[str, str] | None = None
+    name: str,
+    dags: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    storage: Callable[[str, Path], AbstractContextManager[S3]] = s3_server,
 ) -> Iterator[tuple[RealAirflow, S3]]:
     """A whole Airflow on PostgreSQL with these DAG files, and a bucket; all healthy."""
     with lab_folder(name) as folder, ExitStack() as stack:
@@ -41,7 +44,7 @@ def airflow_with(
         dags_folder.mkdir()
         for file, text in dags.items():
             (dags_folder / file).write_text(text)
-        s3 = stack.enter_context(s3_server("lake", folder))
+        s3 = stack.enter_context(storage("lake", folder))
         settings = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **(environment or {})}
         airflow = stack.enter_context(
             RealAirflow(
