@@ -18,7 +18,7 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix e2e-celery test-clouds screenshots demo ui bench scale waiting docs dist clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix e2e-celery test-clouds screenshots demo ui bench scale waiting faults soak fuzz docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,16 @@ scale: ## 500 exports wait in one triggerer, ten requests per 20 s; SCALE="--alo
 
 waiting: $(ENVIRONMENT) ## what 5,000 waiting exports cost an event loop; WAITING="--waiters 500 --alone" for the contrast
 	@$(BIN)/python -m benchmarks.waiting $(WAITING)
+
+faults: $(ENVIRONMENT) ## everything that can break, broken at every door; writes the table in docs/faults.md
+	@$(BIN)/python -m pytest tests/faults/whole_matrix.py -q $(PYTEST)
+	@$(BIN)/python -m tests.faults.table
+
+soak: $(ENVIRONMENT) ## random weather for hundreds of pipelines, 10 minutes at most; SOAK="--pipelines 300 --seed 7"
+	@$(BIN)/python -m tests.faults.soak $(SOAK)
+
+fuzz: $(ENVIRONMENT) ## any bytes to what reads foreign ones; FUZZ="--minutes 20"; by atheris where it is installed
+	@$(BIN)/python -m tests.faults.fuzz $(FUZZ)
 
 docs: $(ENVIRONMENT) ## the documentation as pages, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

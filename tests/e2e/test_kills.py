@@ -15,7 +15,6 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from lab.delivery import Delivery
-from lab.processes import descendants
 from tests.e2e.on_airflow import airflow_with, connection_to
 
 DAG_ID = "killed"
@@ -91,13 +90,15 @@ class Killer:
     run_id: str
     chance: random.Random
     killed: list[str] = field(default_factory=list)
+    strikes: int = -1
 
     def is_over(self) -> bool:
         return self.airflow.api.run_state(DAG_ID, self.run_id) in ("success", "failed")
 
     def strike(self) -> None:
-        """One of the three; a worker's death is that of all processes of one running task."""
-        kind = ("worker", "triggerer", "scheduler")[len(self.killed) % 3]
+        """One of the three, in turn."""
+        self.strikes += 1
+        kind = ("worker", "triggerer", "scheduler")[self.strikes % 3]
         if kind == "worker":
             if self._kill_a_worker():
                 self.killed.append(kind)
@@ -109,22 +110,24 @@ class Killer:
         self.killed.append(kind)
 
     def _kill_a_worker(self) -> bool:
-        scheduler = self.airflow.parts["scheduler"]
-        leaves = [each for each in descendants(scheduler.running.pid) if is_running_a_task(each)]
-        if not leaves:
+        """The process in which one task's operator runs, with no word to the one that watches over it."""
+        scheduler = psutil.Process(self.airflow.parts["scheduler"].running.pid)
+        tasks = sorted(tasks_below(scheduler), key=lambda each: each.pid)
+        if not tasks:
             return False
-        self.chance.choice(sorted(leaves, key=lambda each: each.pid)).kill()
+        self.chance.choice(tasks).kill()
         return True
 
 
-def is_running_a_task(process: psutil.Process) -> bool:
-    """Whether it is the last of its line: the process in which an operator's code runs."""
-    try:
-        is_a_leaf = not process.children()
-        said = " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
-    return is_a_leaf and ("task" in said or "supervis" in said) and "log" not in said
+def tasks_below(scheduler: psutil.Process) -> list[psutil.Process]:
+    """The last of each line below the executor's workers, which are the scheduler's children."""
+    found = []
+    for worker in scheduler.children():
+        try:
+            found += [each for each in worker.children(recursive=True) if not each.children()]
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 @dataclass(frozen=True)

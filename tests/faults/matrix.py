@@ -126,6 +126,12 @@ _API: Final[tuple[_Api, ...]] = (
     ("JSON without end", Fault("endless"), _FINE, _doors(_SERVER, _SERVER)),
     ("a header without end", Fault("endless_header"), _FINE, _doors(_UNAVAILABLE, _UNAVAILABLE)),
     ("1 GB of blanks in 1 MB of gzip", Fault("bomb"), _FINE, _doors(_SERVER, _SERVER)),
+    (
+        "files offered over plain HTTP",
+        Fault("other_host", location="http://elsewhere.example"),
+        {"deliver": _SERVER},
+        None,
+    ),
 )
 _QUICK_DOORS: Final = ("hook", "deferrable", "start")
 _API_QUICK: Final = ("no answer", "429, Reset is an epoch", "500", "a lost answer", "401", "half of the JSON")
@@ -157,6 +163,7 @@ _FILES: Final[tuple[_Files, ...]] = (
     ("a redirect in a circle", Fault("redirect", location="?"), "ok", _INCOMPLETE),
     ("ranges ignored", Fault("no_ranges"), "ok", "ok"),
     ("a header without end", Fault("endless_header"), "ok", _INCOMPLETE),
+    ("a body without end", Fault("endless"), _INCOMPLETE, _INCOMPLETE),
     ("truncated, and honest about it", Fault("truncate", at=60_000), _INCOMPLETE, _INCOMPLETE),
     ("a damaged byte (gzip)", Fault("corrupt", at=30_000), _INCOMPLETE, _INCOMPLETE),
     ("200 with a page of HTML", Fault("html"), _INCOMPLETE, _INCOMPLETE),
