@@ -42,7 +42,7 @@ class Result:
 
 
 def run(suite: str, airflow: str, more: Iterable[str] = ()) -> Result:
-    """Makes the environment where it is not there, and runs one suite in it, or those of its files that `more` names."""
+    """Makes the environment where it is not there, and runs one suite in it, or what `more` names of it."""
     wish = Wish(LAB_FOLDER / f"env-{airflow}", airflow, group="e2e", choose_python=True)
     if not wish.is_fulfilled:
         make(wish)
