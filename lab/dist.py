@@ -39,7 +39,8 @@ print(json.dumps({"info": entry.load()(), "version": version("airflow-provider-s
 def main() -> None:
     tag = arguments().tag
     with tempfile.TemporaryDirectory() as folder:
-        first, second = (build(Path(folder) / name) for name in ("one", "two"))
+        source = copy_of_what_git_knows(Path(folder) / "source")
+        first, second = (build(source, Path(folder) / name) for name in ("one", "another"))
         same_twice(first, second)
         shutil.rmtree(DIST, ignore_errors=True)
         shutil.copytree(first, DIST)
@@ -62,15 +63,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(folder: Path) -> Path:
-    """Builds both from a copy of what git knows; answers the folder with them."""
-    source, built = folder / "source", folder / "dist"
-    for name in git("ls-files", "-z").split("\0"):
-        if name and (REPOSITORY / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, source / name)
+def copy_of_what_git_knows(folder: Path) -> Path:
+    for name in filter(None, git("ls-files", "-z").split("\0")):
+        if (REPOSITORY / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+    return folder
+
+
+def build(source: Path, folder: Path) -> Path:
+    """Builds both from a copy of the source; answers the folder with them."""
+    shutil.copytree(source, folder / "source")
+    built = folder / "dist"
     environment = uv_environment(Path(sys.executable)) | {"SOURCE_DATE_EPOCH": git("log", "-1", "--format=%ct").strip()}
-    run([uv(), "build", "--quiet", "--out-dir", str(built), str(source)], environment)
+    run([uv(), "build", "--quiet", "--out-dir", str(built), str(folder / "source")], environment)
     for other in built.glob(".*"):  # uv leaves a .gitignore
         other.unlink()
     return built
