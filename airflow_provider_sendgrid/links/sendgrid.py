@@ -39,8 +39,11 @@ class _KeptLink(BaseOperatorLink):
 
     @classmethod
     def keep(cls, context: Context, address: str) -> None:
-        """Leave the address for the pages; an empty one is none. Nothing is left where a task is to push no XComs."""
-        if not address or "ti" not in context or not getattr(context.get("task"), "do_xcom_push", True):
+        """Leave the address for the pages. Nothing is left where a task is to push no XComs.
+
+        An empty one is left, too: Airflow 3 asks for it at the task's end, and logs an error where there is none.
+        """
+        if "ti" not in context or not getattr(context.get("task"), "do_xcom_push", True):
             return
         try:
             context["ti"].xcom_push(key=cls.xcom_key, value=address)

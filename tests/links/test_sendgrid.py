@@ -124,11 +124,12 @@ def test_a_delivery_to_amazon_leads_to_its_objects(sendgrid_emulator, s3, contex
 
 
 def test_a_delivery_elsewhere_leads_to_no_console_of_amazons(sendgrid_emulator, s3, context, instance):
+    """That is said: an address that is missing would stand in the task's log as an error."""
     export_id = sendgrid_emulator.start_export([sendgrid_emulator.add_list("Some")])
 
     SendGridToS3Operator(task_id="store", export_id=export_id, s3_key_prefix=f"s3://{s3.bucket}/a/").execute(context)
 
-    assert {"sendgrid_exports_link": MARKETING} == instance.kept
+    assert {"sendgrid_exports_link": MARKETING, "sendgrid_delivered_objects_link": ""} == instance.kept
 
 
 def test_a_task_that_pushes_no_xcoms_leaves_none(context, instance):
