@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator
@@ -78,6 +81,32 @@ def test_every_contact_arrives(ticking_emulator, s3, run, name, prefix):
     assert all(key.startswith(prefix) for key in s3.stored_keys())
     assert 1 == ticking_emulator.count("POST")
     assert [] == ticking_emulator.leaks()
+
+
+def test_duckdb_counts_every_contact(ticking_emulator, airflow_version, monkeypatch, tmp_path):
+    """From a folder, out of several files, values with line breaks and doubled quotes among them."""
+    monkeypatch.setenv("SENDGRID_EXPORT_FOLDER", str(tmp_path / "exports"))
+    monkeypatch.setenv("SENDGRID_DUCKDB", str(tmp_path / "contacts.duckdb"))
+    ticking_emulator.configure(contacts_per_file=1_000)
+    name = "sendgrid_contacts_to_duckdb"
+    dag = airflow_version.load_dags(FOLDER / f"{name}.py")[name]
+
+    assert "success" == dag.test().state
+
+    [export] = ticking_emulator._backend.account.exports()
+    truth = [contact for file in ticking_emulator.export_files(export.id) for contact in contacts_of(file.read())]
+    with duckdb.connect(str(tmp_path / "contacts.duckdb")) as database:
+        columns = ", ".join(f'"{column}"' for column in truth[0])
+        stored = database.execute(f"SELECT {columns} FROM contacts").fetchall()
+    expected = [tuple(value or None for value in contact.values()) for contact in truth]
+    assert sorted(expected, key=repr) == sorted(stored, key=repr)
+    assert any("\n" in value for contact in stored for value in contact if value)
+    assert any('"' in value for contact in stored for value in contact if value)
+
+
+def contacts_of(content):
+    """As Python's own reader sees them."""
+    return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
 
 
 def test_every_list_arrives_under_a_prefix_of_its_own(monkeypatch, s3, run):

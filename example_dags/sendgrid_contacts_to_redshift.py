@@ -1,0 +1,58 @@
+"""Contacts to S3, then into Redshift, which reads the delivery's manifest itself.
+
+Needs the connections `sendgrid_default`, `aws_default` and `redshift_default`, the name of a bucket in the environment
+variable SENDGRID_EXPORT_BUCKET, and a table `contacts` with the columns of the files.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+
+try:
+    from airflow.sdk import DAG
+except ImportError:  # Airflow 2
+    from airflow import DAG
+
+from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
+
+from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
+from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+
+BUCKET = os.environ.get("SENDGRID_EXPORT_BUCKET", "lake")
+
+with DAG(
+    dag_id="sendgrid_contacts_to_redshift",
+    doc_md=__doc__,
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
+    tags=["sendgrid", "example"],
+):
+    start = SendGridExportContactsOperator(task_id="start_export")
+    wait = SendGridExportSensor(
+        task_id="wait_for_export",
+        export_id=start.output,
+        deferrable=True,
+        timeout=timedelta(hours=2).total_seconds(),
+    )
+    store = SendGridToS3Operator(
+        task_id="store",
+        export_id=start.output,
+        s3_bucket=BUCKET,
+        s3_key_prefix="sendgrid/contacts/run={{ ts_nodash }}/",
+    )
+    load = SQLExecuteQueryOperator(
+        task_id="load",
+        conn_id="redshift_default",
+        sql=[
+            "BEGIN",
+            "DELETE FROM contacts",
+            f"""COPY contacts FROM 's3://{BUCKET}/sendgrid/contacts/run={{{{ ts_nodash }}}}/_manifest.json'
+            IAM_ROLE default MANIFEST CSV QUOTE AS '"' GZIP IGNOREHEADER 1 EMPTYASNULL TIMEFORMAT 'auto'""",
+            "COMMIT",
+        ],
+    )
+    wait >> store >> load
