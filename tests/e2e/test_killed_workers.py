@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
-from tests.e2e.on_airflow import airflow_with, connection_to
+from tests.e2e.on_airflow import airflow_with, connection_to, version
 
 DAG_ID = "dying_start"
+# Airflow 3.0 fails a task whose process was killed, whatever its retries: there somebody has to clear it.
+RETRIES_THE_KILLED = version() != (3, 0)
 DAG = '''
 import os
 import signal
@@ -104,6 +106,9 @@ def test_there_is_exactly_one_export_afterwards(airflow, sendgrid, dies, fault):
 
     run_id = airflow.trigger(DAG_ID, {"list": wanted, "dies": dies})
     state = airflow.wait_for_run(DAG_ID, run_id)
+    if dies and state == "failed" and not RETRIES_THE_KILLED:
+        airflow.api.clear(DAG_ID, run_id, "start")
+        state = airflow.wait_for_run(DAG_ID, run_id)
 
     account, begun = airflow.account_of(DAG_ID, run_id), exports_of(sendgrid, wanted)
     assert state == "success", account
