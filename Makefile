@@ -65,8 +65,8 @@ test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folde
 screenshots: ## the connection's form in a browser, on Airflow 2 and 3, into docs/images
 	@$(PYTHON) -m lab.suite browser 2.11.2 $(NEWEST)
 
-demo: $(ENVIRONMENT) ## one export from SendGrid's emulator through a real Airflow into a real S3 server
-	@$(BIN)/python -m lab.demo
+demo: $(if $(filter gcs azure,$(TARGET)),$(CLOUDS_ENVIRONMENT),$(ENVIRONMENT)) ## an export through a real Airflow into S3; TARGET=file, gcs or azure
+	@$(if $(filter gcs azure,$(TARGET)),.lab/env-clouds/bin,$(BIN))/python -m lab.demo $(TARGET)
 
 ui: $(ENVIRONMENT) ## the same, left running to click around in
 	@$(BIN)/python -m lab.ui

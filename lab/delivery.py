@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TextIO
 
-from lab.s3 import S3, bucket_and_key
+from lab.s3 import bucket_and_key
+from lab.targets import Place
 
 MANIFEST = "_manifest.json"
 
@@ -20,7 +21,7 @@ MANIFEST = "_manifest.json"
 class Delivery:
     """The objects that the last task named, and all that lies beside them."""
 
-    s3: S3
+    place: Place
     uris: list[str]
 
     @property
@@ -32,10 +33,10 @@ class Delivery:
         return self.keys[0].rpartition("/")[0] + "/"
 
     def sizes(self) -> dict[str, int]:
-        return self.s3.sizes(self.prefix)
+        return self.place.sizes(self.prefix)
 
     def manifest(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.s3.open(self.prefix + MANIFEST).read())
+        content: dict[str, Any] = json.loads(self.place.open(self.prefix + MANIFEST).read())
         return content
 
     def contacts(self) -> int:
@@ -47,7 +48,7 @@ class Delivery:
         return [line.rstrip("\n") for line in islice(self._text(self.keys[0]), count)]
 
     def _text(self, key: str) -> TextIO:
-        body = self.s3.open(key)
+        body = self.place.open(key)
         plain = gzip.GzipFile(fileobj=body) if key.endswith(".gz") else body
         return io.TextIOWrapper(plain, encoding="utf-8", newline="")
 

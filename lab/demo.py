@@ -1,11 +1,14 @@
-"""`make demo`: one export of contacts from SendGrid into S3 by a real Airflow, told as it happens.
+"""`make demo`: one export of contacts from SendGrid into a storage by a real Airflow, told as it happens.
 
-Everything runs on this machine: SendGrid's emulator, an S3 server, and all of Airflow's processes. With
+    python -m lab.demo [s3|file|gcs|azure]
+
+Everything runs on this machine: SendGrid's emulator, the storage's server, and all of Airflow's processes. With
 SENDGRID_API_KEY, SENDGRID_EXPORT_BUCKET and AWS credentials in the environment, the real services are used.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,10 +17,9 @@ from lab.airflow_api import FINAL_RUN_STATES, TaskInstance
 from lab.delivery import Delivery
 from lab.processes import end_on_sigterm
 from lab.stage import EXAMPLE_DAGS, Say, Stage, lab_folder, stage, teller
+from lab.targets import DAG_OF, TARGETS
 from lab.waiting import wait_until
 
-DAG_ID = "sendgrid_contacts_to_s3"
-DAG_FILE = EXAMPLE_DAGS / f"{DAG_ID}.py"
 SENSOR = "wait_for_export"
 LAST_TASK = "store"
 EMULATED_RUN_SECONDS = 120
@@ -29,9 +31,12 @@ ROW_CHARACTERS_SHOWN = 150
 
 def main() -> None:
     end_on_sigterm()
-    say = teller()
+    target, say = target_from_command_line(), teller()
     try:
-        with lab_folder("demo") as folder, stage(folder, say, folder_with_one_dag(folder)) as on_stage:
+        with (
+            lab_folder("demo") as folder,
+            stage(folder, say, folder_with_one_dag(folder, DAG_OF[target]), target=target) as on_stage,
+        ):
             play(on_stage, say)
         say("done")
     except KeyboardInterrupt:
@@ -40,25 +45,32 @@ def main() -> None:
         sys.exit(f"FAILED: {error}")
 
 
-def folder_with_one_dag(folder: Path) -> Path:
+def target_from_command_line() -> str:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("target", nargs="?", default="s3", choices=TARGETS)
+    return str(parser.parse_args().target)
+
+
+def folder_with_one_dag(folder: Path, dag_id: str) -> Path:
     """The demo's DAG alone: other examples need not be parsed for it."""
     dags_folder = folder / "dags"
     dags_folder.mkdir()
-    (dags_folder / DAG_FILE.name).symlink_to(DAG_FILE)
+    dag_file = EXAMPLE_DAGS / f"{dag_id}.py"
+    (dags_folder / dag_file.name).symlink_to(dag_file)
     return dags_folder
 
 
 def play(on_stage: Stage, say: Say) -> None:
     """One run of the DAG, and what it left behind."""
     airflow = on_stage.airflow
-    run_id = airflow.trigger(DAG_ID)
-    say(f"{DAG_ID} started over the REST API: {run_id}")
+    run_id = airflow.trigger(on_stage.target.dag_id)
+    say(f"{on_stage.target.dag_id} started over the REST API: {run_id}")
     states_seen = follow(on_stage, run_id, say)
-    if airflow.api.run_state(DAG_ID, run_id) != "success":
-        raise RuntimeError(f"the run failed\n{airflow.account_of(DAG_ID, run_id)}")
+    if airflow.api.run_state(on_stage.target.dag_id, run_id) != "success":
+        raise RuntimeError(f"the run failed\n{airflow.account_of(on_stage.target.dag_id, run_id)}")
     if not on_stage.is_real and (SENSOR, "deferred") not in states_seen:
         raise RuntimeError(f"{SENSOR} was not seen waiting in the triggerer: {states_seen}")
-    show_tasks(airflow.api.task_instances(DAG_ID, run_id))
+    show_tasks(airflow.api.task_instances(on_stage.target.dag_id, run_id))
     show_delivery(on_stage, run_id)
 
 
@@ -68,8 +80,8 @@ def follow(on_stage: Stage, run_id: str, say: Say) -> list[tuple[str, str]]:
     seen: list[tuple[str, str]] = []
 
     def tell_until_over() -> bool:
-        is_over = api.run_state(DAG_ID, run_id) in FINAL_RUN_STATES
-        for task in sorted(api.task_instances(DAG_ID, run_id), key=start_order):
+        is_over = api.run_state(on_stage.target.dag_id, run_id) in FINAL_RUN_STATES
+        for task in sorted(api.task_instances(on_stage.target.dag_id, run_id), key=start_order):
             if task.state and (task.task_id, task.state) not in seen:
                 seen.append((task.task_id, task.state))
                 say(f"  {task.task_id:<16} {in_words(task.state)}")
@@ -77,10 +89,10 @@ def follow(on_stage: Stage, run_id: str, say: Say) -> list[tuple[str, str]]:
         return is_over
 
     wait_until(
-        f"the run of {DAG_ID} over",
+        f"the run of {on_stage.target.dag_id} over",
         tell_until_over,
         seconds=REAL_RUN_SECONDS if on_stage.is_real else EMULATED_RUN_SECONDS,
-        evidence=lambda: on_stage.airflow.account_of(DAG_ID, run_id),
+        evidence=lambda: on_stage.airflow.account_of(on_stage.target.dag_id, run_id),
     )
     return seen
 
@@ -89,7 +101,7 @@ def tell_errors(on_stage: Stage, run_id: str, task: TaskInstance) -> None:
     """At once, for Airflow may try again for minutes before the run fails."""
     if task.state not in {"up_for_retry", "failed"}:
         return
-    log = on_stage.airflow.api.task_log(DAG_ID, run_id, task.task_id, task.try_number, task.map_index)
+    log = on_stage.airflow.api.task_log(on_stage.target.dag_id, run_id, task.task_id, task.try_number, task.map_index)
     for line in [line for line in log.splitlines() if "error" in line.lower()][-ERROR_LINES_SHOWN:]:
         print(f"            {line}")
 
@@ -110,8 +122,8 @@ def show_tasks(tasks: list[TaskInstance]) -> None:
 
 def show_delivery(on_stage: Stage, run_id: str) -> None:
     api = on_stage.airflow.api
-    delivery = Delivery(on_stage.s3, api.xcom(DAG_ID, run_id, LAST_TASK))
-    print(f"\nObjects in the bucket {on_stage.s3.bucket}")
+    delivery = Delivery(on_stage.target.place, api.xcom(on_stage.target.dag_id, run_id, LAST_TASK))
+    print(f"\nObjects in {on_stage.target.place.bucket}")
     for key, size_bytes in delivery.sizes().items():
         print(f"  {size_bytes:>12,} bytes  {key}")
     if not on_stage.is_real:
@@ -129,7 +141,7 @@ def show_rows(delivery: Delivery) -> None:
 
 def check_count(delivered: int, on_stage: Stage, run_id: str) -> None:
     """Counts with other code than the package's, against what the emulator really exported."""
-    export_id = on_stage.airflow.api.xcom(DAG_ID, run_id, "start_export")
+    export_id = on_stage.airflow.api.xcom(on_stage.target.dag_id, run_id, "start_export")
     exported = on_stage.sendgrid.exported_contacts(export_id)
     if exported is not None and exported != delivered:
         raise RuntimeError(f"{exported:,} contacts exported, {delivered:,} delivered")

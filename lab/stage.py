@@ -1,4 +1,4 @@
-"""SendGrid, S3 and Airflow, connected: what the demo plays on."""
+"""SendGrid, a storage and Airflow, connected: what the demo plays on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from lab.environment import REPOSITORY
 from lab.real_airflow import RealAirflow
-from lab.s3 import S3, s3_server
+from lab.s3 import S3
 from lab.sendgrid import SendGrid, emulated_sendgrid, real_sendgrid
+from lab.targets import TARGETS, Target, s3_target
 
 EXAMPLE_DAGS = REPOSITORY / "example_dags"
 LAB_FOLDER = REPOSITORY / ".lab"
@@ -31,7 +32,7 @@ class Stage:
     """All is up and connected."""
 
     sendgrid: SendGrid
-    s3: S3
+    target: Target
     airflow: RealAirflow
 
     @property
@@ -67,32 +68,36 @@ def lab_folder(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def stage(folder: Path, say: Say, dags_folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Stage]:
+def stage(
+    folder: Path, say: Say, dags_folder: Path, settings: Mapping[str, str] | None = None, target: str = "s3"
+) -> Iterator[Stage]:
     """Starts everything and ends everything; `settings` are more environment variables for Airflow."""
     with ExitStack() as stack:
-        sendgrid, s3 = connect_services(stack, folder, say)
-        environment = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **NO_SCHEDULES, **(settings or {})}
+        sendgrid, storage = connect_services(stack, folder, say, target)
+        environment = {**storage.environment, **NO_SCHEDULES, **(settings or {})}
         airflow = stack.enter_context(
             RealAirflow(Path(sys.executable), folder / "airflow", dags_folder, environment=environment)
         )
-        raise_curtain(airflow, {"sendgrid_default": sendgrid.connection, "aws_default": s3.connection}, say)
-        yield Stage(sendgrid, s3, airflow)
+        raise_curtain(airflow, {"sendgrid_default": sendgrid.connection, **storage.connections}, say)
+        yield Stage(sendgrid, storage, airflow)
         say("ending all that was started")
 
 
-def connect_services(stack: ExitStack, folder: Path, say: Say) -> tuple[SendGrid, S3]:
+def connect_services(stack: ExitStack, folder: Path, say: Say, target: str) -> tuple[SendGrid, Target]:
     """The real services where the environment names them, else their stand-ins on this machine."""
     api_key, bucket = os.environ.get("SENDGRID_API_KEY"), os.environ.get("SENDGRID_EXPORT_BUCKET")
     if bool(api_key) != bool(bucket):
         sys.exit("Set both SENDGRID_API_KEY and SENDGRID_EXPORT_BUCKET for the real services, or neither")
     if api_key and bucket:
+        if target != "s3":
+            sys.exit("The real services are SendGrid and S3; unset SENDGRID_API_KEY for another TARGET")
         say(f"the real SendGrid, with your key; the real S3, bucket {bucket}")
-        return real_sendgrid(api_key), S3(bucket)
+        return real_sendgrid(api_key), s3_target(S3(bucket), "the real S3")
     sendgrid = stack.enter_context(emulated_sendgrid())
     say(f"SendGrid's emulator at {sendgrid.connection['host']}, with made-up contacts")
-    s3 = stack.enter_context(s3_server("lake", folder))
-    say(f"an S3 server at {s3.endpoint}, with an empty bucket: {s3.bucket}")
-    return sendgrid, s3
+    storage = stack.enter_context(TARGETS[target](folder))
+    say(f"{storage.address}, empty: {storage.place.bucket}")
+    return sendgrid, storage
 
 
 def raise_curtain(airflow: RealAirflow, connections: Mapping[str, dict], say: Say) -> None:

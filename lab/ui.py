@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 from lab.airflow_settings import ADMIN
-from lab.demo import DAG_ID, SENSOR, play
+from lab.demo import SENSOR, play
 from lab.processes import end_on_sigterm
 from lab.stage import EXAMPLE_DAGS, Stage, lab_folder, stage, teller
 
@@ -37,7 +37,7 @@ def guide(on_stage: Stage) -> str:
     return f"""
 Airflow  {place.url}  ({login})
 {services(on_stage)}
-  1. Open {place.url}/dags/{DAG_ID}: the run above stands there, task by task.
+  1. Open {place.url}/dags/{on_stage.target.dag_id}: the run above stands there, task by task.
   2. Press "Trigger" at the upper right and watch {SENSOR} turn deferred, then go on.
   3. Click a task, then "Logs" or "XCom": no key and no signed URL stands there.
   4. Admin, Connections, sendgrid_default: the form of the connection; "Test" asks SendGrid.
@@ -47,9 +47,9 @@ Ctrl-C ends everything."""
 
 def services(on_stage: Stage) -> str:
     if on_stage.sendgrid.emulator is None:
-        return f"SendGrid is the real one, with your key; the bucket is {on_stage.s3.bucket}."
+        return f"SendGrid is the real one, with your key; the bucket is {on_stage.target.place.bucket}."
     emulator = on_stage.sendgrid.emulator
-    return f"SendGrid {emulator.url}  (emulator; key {emulator.api_key})\nS3       {on_stage.s3.endpoint}\n"
+    return f"SendGrid {emulator.url}  (emulator; key {emulator.api_key})\nStorage  {on_stage.target.address}\n"
 
 
 if __name__ == "__main__":

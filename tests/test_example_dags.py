@@ -83,6 +83,18 @@ def test_every_contact_arrives(ticking_emulator, s3, run, name, prefix):
     assert [] == ticking_emulator.leaks()
 
 
+def test_any_storage_will_do(ticking_emulator, airflow_version, monkeypatch, tmp_path):
+    """Here a folder."""
+    monkeypatch.setenv("SENDGRID_EXPORT_PATH", f"file://{tmp_path}")
+    name = "sendgrid_contacts_to_object_storage"
+
+    assert "success" == airflow_version.load_dags(FOLDER / f"{name}.py")[name].test().state
+
+    [manifest] = tmp_path.glob("contacts/run=*/_manifest.json")
+    assert ticking_emulator.count("POST") == 1
+    assert json.loads(manifest.read_text())["meta"]["record_count"] > 0
+
+
 def test_duckdb_counts_every_contact(ticking_emulator, airflow_version, monkeypatch, tmp_path):
     """From a folder, out of several files, values with line breaks and doubled quotes among them."""
     monkeypatch.setenv("SENDGRID_EXPORT_FOLDER", str(tmp_path / "exports"))

@@ -11,9 +11,11 @@ import base64
 import hashlib
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo
 
 
@@ -37,30 +39,25 @@ class AzureStorage:
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo) -> None:
         """Store a small blob at once."""
-        self._blob(name).upload_blob(bytes(content), overwrite=True, validate_content=True, **_described(info))
+        with _told("put", self.uri(name)):
+            self._blob(name).upload_blob(bytes(content), overwrite=True, validate_content=True, **_described(info))
 
     def begin(self, name: str, info: ObjectInfo) -> AzureUpload:
         """Start to stage blocks; Azure is not asked yet."""
-        return AzureUpload(self._blob(name), info)
+        return AzureUpload(self._blob(name), self.uri(name), info)
 
     def read(self, name: str) -> bytes | None:
         """The content of a small blob, None where there is none."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        try:
+        with _told("read", self.uri(name)):
             return bytes(self._blob(name).download_blob(max_concurrency=1).readall())
-        except ResourceNotFoundError as error:
-            _raise_where_container_is_missing(error)
-            return None
+        return None
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a blob without reading it, None where there is none."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        try:
+        properties = None
+        with _told("look", self.uri(name)):
             properties = self._blob(name).get_blob_properties()
-        except ResourceNotFoundError as error:
-            _raise_where_container_is_missing(error)
+        if properties is None:
             return None
         metadata = {key.lower().replace("_", "-"): value for key, value in (properties.metadata or {}).items()}
         return StoredInfo(properties.size, metadata)
@@ -71,12 +68,8 @@ class AzureStorage:
 
     def delete(self, name: str) -> None:
         """Remove a blob; nothing happens where there is none."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        try:
+        with _told("delete", self.uri(name)):
             self._blob(name).delete_blob(delete_snapshots="include")
-        except ResourceNotFoundError:
-            return
 
     def _blob(self, name: str) -> Any:
         return self._container.get_blob_client(self._prefix + name)
@@ -85,8 +78,9 @@ class AzureStorage:
 class AzureUpload:
     """Blocks that are staged for one blob."""
 
-    def __init__(self, blob: Any, info: ObjectInfo) -> None:
+    def __init__(self, blob: Any, uri: str, info: ObjectInfo) -> None:
         self._blob = blob
+        self._uri = uri
         self._info = info
         # Another try may have staged blocks of the same blob: none of its numbers is mistaken for one of ours.
         self._token = secrets.token_hex(8)
@@ -97,7 +91,8 @@ class AzureUpload:
         """Stage part `number` (from 1); Azure refuses it where its MD5 differs."""
         block_id = f"{self._token}-{number:06d}"
         checksum = base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
-        self._blob.stage_block(block_id, part, length=len(part), headers={"Content-MD5": checksum})
+        with _told("upload", self._uri):
+            self._blob.stage_block(block_id, part, length=len(part), headers={"Content-MD5": checksum})
         with self._lock:
             self._block_ids[number] = block_id
 
@@ -106,7 +101,8 @@ class AzureUpload:
         from azure.storage.blob import BlobBlock
 
         blocks = [BlobBlock(block_id=self._block_ids[number]) for number in sorted(self._block_ids)]
-        self._blob.commit_block_list(blocks, **_described(self._info))
+        with _told("commit", self._uri):
+            self._blob.commit_block_list(blocks, **_described(self._info))
 
     def abort(self) -> None:
         """Nothing is to be seen of blocks that are not committed."""
@@ -123,7 +119,24 @@ def _named(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key.replace("-", "_"): value for key, value in metadata.items()}
 
 
-def _raise_where_container_is_missing(error: Any) -> None:
-    """A container that is not there is a mistake, not an empty one."""
-    if error.error_code == "ContainerNotFound":
-        raise error
+@contextmanager
+def _told(operation: str, uri: str) -> Iterator[None]:
+    """Tell of Azure's errors as ours; that a blob is not there is none."""
+    from azure.core.exceptions import AzureError, HttpResponseError
+
+    try:
+        yield
+    except HttpResponseError as error:
+        code = getattr(error, "error_code", None)
+        if code == "BlobNotFound" or (error.status_code == 404 and code is None):
+            return
+        said = f"{operation} of {uri}: Azure answered {error.status_code} ({code}: {error.reason})."
+        if error.status_code in (401, 403, 404):
+            raise DestinationRefusedError(
+                f"{said} Mend the container's name, its permissions or the connection."
+            ) from error
+        raise DestinationError(f"{said} Run the task again.") from error
+    except AzureError as error:
+        raise DestinationError(
+            f"{operation} of {uri}: Azure could not be asked ({type(error).__name__}). Run the task again."
+        ) from error

@@ -11,10 +11,12 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
+from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.in_order import InOrderUpload
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo
 
@@ -27,10 +29,6 @@ _LONGEST_WAIT_SECONDS = 30.0
 _TRIES = 6
 _TIMEOUT_SECONDS = (30, 120)
 _RETRIED = {408, 429, 500, 502, 503, 504}
-
-
-class GcsUploadError(Exception):
-    """Google Cloud Storage did not take an upload; nothing was published."""
 
 
 class GcsStorage:
@@ -57,13 +55,15 @@ class GcsStorage:
         """Store a small object at once."""
         blob = self._blob(name, info)
         # Google's client tries only what cannot do harm twice: this is the same each time.
-        blob.upload_from_string(bytes(content), content_type=info.content_type, checksum="crc32c", retry=_retry())
+        with _told("put", self.uri(name)):
+            blob.upload_from_string(bytes(content), content_type=info.content_type, checksum="crc32c", retry=_retry())
 
     def begin(self, name: str, info: ObjectInfo) -> GcsUpload:
         """Start a resumable upload."""
-        session_url = self._blob(name, info).create_resumable_upload_session(
-            content_type=info.content_type, checksum=None
-        )
+        with _told("begin", self.uri(name)):
+            session_url = self._blob(name, info).create_resumable_upload_session(
+                content_type=info.content_type, checksum=None
+            )
         return GcsUpload(session_url, self.uri(name), self._sleep)
 
     def read(self, name: str) -> bytes | None:
@@ -71,14 +71,16 @@ class GcsStorage:
         from google.api_core.exceptions import NotFound
 
         try:
-            return bytes(self._blob(name).download_as_bytes())
+            with _told("read", self.uri(name), unless=NotFound):
+                return bytes(self._blob(name).download_as_bytes())
         except NotFound:
             self._check_bucket()
             return None
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None where there is none."""
-        blob = self._bucket.get_blob(self._prefix + name)
+        with _told("look", self.uri(name)):
+            blob = self._bucket.get_blob(self._prefix + name)
         return None if blob is None else StoredInfo(int(blob.size), blob.metadata or {})
 
     def abort_uploads(self, name: str) -> int:
@@ -90,7 +92,8 @@ class GcsStorage:
         from google.api_core.exceptions import NotFound
 
         try:
-            self._blob(name).delete(retry=_retry())
+            with _told("delete", self.uri(name), unless=NotFound):
+                self._blob(name).delete(retry=_retry())
         except NotFound:
             return
 
@@ -104,7 +107,7 @@ class GcsStorage:
         """A bucket that is not there is a mistake, not an empty one; who may not ask for it may be right.
 
         Raises:
-            ValueError: there is none.
+            DestinationRefusedError: there is none.
         """
         from google.api_core.exceptions import Forbidden
 
@@ -113,7 +116,29 @@ class GcsStorage:
         except Forbidden:
             return
         if not is_there:
-            raise ValueError(f"There is no bucket {self._address}")
+            raise DestinationRefusedError(f"There is no bucket {self._address}; make it, or mend the path.")
+
+
+@contextmanager
+def _told(operation: str, uri: str, unless: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Tell of Google's errors as ours: the operation, the object, Google's own words, and what to do."""
+    from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
+    from google.auth.exceptions import GoogleAuthError
+    from requests import RequestException
+
+    try:
+        yield
+    except unless:
+        raise
+    except (Unauthorized, Forbidden, NotFound) as error:
+        raise DestinationRefusedError(
+            f"{operation} of {uri}: Google Cloud Storage answered {error.code}: {error.message}. Mend the "
+            "bucket's name, its permissions or the connection."
+        ) from error
+    except (GoogleAPICallError, RetryError, GoogleAuthError, RequestException) as error:
+        raise DestinationError(
+            f"{operation} of {uri}: Google Cloud Storage failed ({type(error).__name__}: {error}). Run the task again."
+        ) from error
 
 
 def _retry() -> Any:
@@ -176,7 +201,7 @@ class GcsUpload(InOrderUpload):
             total: bytes of the object; with it this chunk is the last, and publishes the object.
 
         Raises:
-            GcsUploadError: it does not take it.
+            DestinationError: it does not take it.
         """
         start, end = self._sent_bytes, self._sent_bytes + len(chunk)
         held, answer = start, _Answer(None)
@@ -193,7 +218,9 @@ class GcsUpload(InOrderUpload):
                 return
             if not answer.is_worth_another_try or not start <= held <= end:
                 break
-        raise GcsUploadError(f"Google Cloud Storage did not take the upload of {self._uri}: {answer.text}")
+        raise DestinationError(
+            f"upload of {self._uri}: Google Cloud Storage did not take it ({answer.text}). Run the task again."
+        )
 
     def _put(self, chunk: _Chunk, start: int, end: int, total: int | None) -> _Answer:
         """Send a chunk, or, where it is empty, ask what is there."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.in_order import InOrderUpload
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo
 
@@ -91,18 +93,20 @@ class LocalUpload(InOrderUpload):
         self._path = path
         self._metadata = info.metadata
         self._unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._unfinished.open("xb", buffering=0)
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._unfinished.open("xb", buffering=0)
 
     def complete(self) -> None:
         """Have the disk hold all of it, then give it its name."""
-        os.fsync(self._file.fileno())
-        status = os.fstat(self._file.fileno())
-        self._file.close()
-        if self._metadata:
-            _write_metadata(self._path, status, self._metadata)
-        self._unfinished.replace(self._path)
-        _sync_folder(self._path.parent)
+        with _told(self._path):
+            os.fsync(self._file.fileno())
+            status = os.fstat(self._file.fileno())
+            self._file.close()
+            if self._metadata:
+                _write_metadata(self._path, status, self._metadata)
+            self._unfinished.replace(self._path)
+            _sync_folder(self._path.parent)
 
     def abort(self) -> None:
         """Leave nothing behind."""
@@ -111,8 +115,22 @@ class LocalUpload(InOrderUpload):
 
     def _append(self, part: bytearray) -> None:
         rest = memoryview(part)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        with _told(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell of the disk's errors as ours."""
+    try:
+        yield
+    except PermissionError as error:
+        raise DestinationRefusedError(
+            f"write of {path}: {error}. Mend the folder's permissions or the path."
+        ) from error
+    except OSError as error:
+        raise DestinationError(f"write of {path}: {error}. Make room or mend the disk; run the task again.") from error
 
 
 def _metadata_path(path: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from airflow_provider_sendgrid.exceptions import DestinationError
 from airflow_provider_sendgrid.storage.local import LocalStorage
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo
 
@@ -39,7 +40,7 @@ def test_metadata_of_a_file_that_never_got_its_name_describes_no_other(storage):
     upload = storage.begin("a.csv", INFO)
     upload.write_part(1, bytearray(b"54321"), 0)
     upload._unfinished.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DestinationError):
         upload.complete()
     assert b"12345" == storage.read("a.csv")
     assert {} == storage.head("a.csv").metadata
@@ -50,7 +51,7 @@ def test_only_this_files_left_overs_are_removed(storage, tmp_path):
     uploads = [storage.begin(name, INFO) for name in ("a[1].csv", "a[1].csv", "a1.csv", "b.csv")]
     assert 2 == storage.abort_uploads("a[1].csv")
     assert 2 == len(list(tmp_path.glob(".*.part")))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DestinationError):
         uploads[0].complete()
     uploads[3].complete()
     assert b"" == storage.read("b.csv")
@@ -63,7 +64,7 @@ def test_a_disk_that_is_full_leaves_nothing(storage, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DestinationError, match=r"No space left on device.*run the task again"):
         storage.put("a.csv", b"12345", INFO)
     assert [] == list(tmp_path.iterdir())
 

@@ -22,7 +22,11 @@ import pytest
 
 from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
-from airflow_provider_sendgrid.exceptions import DestinationConflictError, ExportIncompleteError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationConflictError,
+    DestinationRefusedError,
+    ExportIncompleteError,
+)
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
 from lab.azurite import azurite
@@ -316,6 +320,16 @@ def test_what_is_not_there_is_none_and_may_be_deleted(place):
     assert (None, None) == (storage.head("nothing"), storage.read("nothing"))
     storage.delete("nothing")
     assert 0 == storage.abort_uploads("nothing")
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_one(place):
+    """Somebody has to mend it: the task is not tried again."""
+    if place.kind == "file":
+        pytest.skip("folders are made")
+    storage = replace(place, bucket="nobody-made-it").storage()
+    for use in (lambda: storage.read("x"), lambda: storage.put("x", b"x", ObjectInfo("text/plain", {}))):
+        with pytest.raises(DestinationRefusedError, match=r"bucket|container"):
+            use()
 
 
 def test_small_objects_are_put_read_and_deleted(place):
