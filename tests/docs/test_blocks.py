@@ -260,7 +260,7 @@ def test_what_a_page_names_is_there(page):
     for words in re.findall(r"`make ([a-z][\w-]*)", text):
         assert words in TARGETS, f"make {words}"
     for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
-        assert re.search(rf"(?m)^ *(async )?def {name}\(", (REPOSITORY / file).read_text()), f"{file}::{name}"
+        assert re.search(rf"(?m)^(?: *(?:async )?def )?{name}\b", (REPOSITORY / file).read_text()), f"{file}::{name}"
     for file in re.findall(r"`((?:tests|docs|lab|example_dags|benchmarks|\.github)/[\w./-]*)`", text):
         assert (REPOSITORY / file).exists(), file
     if "/" not in page:
