@@ -1,8 +1,10 @@
-"""What Airflow learns about this package at its start: pure data, imports nothing."""
+"""What Airflow learns about this package at its start: pure data, imports nothing but the version."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from airflow_provider_sendgrid import __version__
 
 CONNECTION_TYPE: dict[str, Any] = {
     "connection-type": "sendgrid",
@@ -62,6 +64,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-sendgrid",
         "name": "SendGrid contact exports",
         "description": "Starts, awaits and delivers SendGrid contact exports into cloud storage.",
+        "versions": [__version__],  # Airflow does not ask for it, catalogues of providers do
         "integrations": [
             {
                 "integration-name": _INTEGRATION,

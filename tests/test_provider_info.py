@@ -46,6 +46,15 @@ def test_the_package_name_is_the_distributions():
     assert DISTRIBUTION == get_provider_info()["package-name"]
 
 
+def test_a_catalogue_of_providers_finds_what_it_asks_for():
+    """The Astronomer Registry takes name, description and versions from here, and Airflow's classifiers from PyPI."""
+    about = importlib.metadata.metadata(DISTRIBUTION)
+
+    assert [about["Version"]] == get_provider_info()["versions"]
+    assert {"Framework :: Apache Airflow :: Provider", "Framework :: Apache Airflow"} <= {*about.get_all("Classifier")}
+    assert all(get_provider_info()[name] for name in ("name", "description"))
+
+
 @pytest.mark.parametrize("module", [*python_modules(get_provider_info())])
 def test_every_module_that_it_names_is_there(module):
     assert importlib.import_module(module)
