@@ -132,8 +132,9 @@ def find_stored(desk: Desk, stem: str, url_path: str, known: KnownManifest | Non
     if info is None or info.metadata.get(EXPORT_ID_KEY) != desk.export_id:
         return None
     facts, has_receipt = FileFacts.from_metadata(info.metadata), False
-    if facts is None and known is not None:
-        facts = known.facts.get(name)
+    if facts is None and known is not None and name in known.facts:
+        # A delivery that was cut short after its manifest may have left the receipt.
+        facts, has_receipt = known.facts[name], desk.storage.head(_receipt_name(name)) is not None
     if facts is None:
         facts, has_receipt = _read_receipt(desk.storage, name), True
     if facts is None or facts.size != info.size or (facts.records is None and desk.options.verify_row_count):

@@ -456,6 +456,17 @@ def test_a_task_that_is_cleared_after_its_end_fetches_nothing(large, s3):
     assert (first.files, first.rows) == (second.files, second.rows)
 
 
+def test_a_receipt_that_was_left_behind_goes_with_the_next_try(large, s3):
+    """The delivery was cut short between the manifest and the last receipt."""
+    sendgrid, export_id = large
+    deliver(sendgrid, s3, export_id, compression="none")
+    whole = s3.stored_keys()
+    [name, *_] = names(export_id, 5, ".csv")
+    s3.client.put_object(Bucket=s3.bucket, Key=f"in/_receipts/{name.removeprefix('in/')}.json", Body=b"{}")
+    deliver(sendgrid, s3, export_id, compression="none")
+    assert whole == s3.stored_keys()
+
+
 @pytest.mark.parametrize(
     "receipt", [b"", b"{", b"[]", b'{"size": "1", "sha256": "x", "records": "1"}', b'{"size": "x"}']
 )
