@@ -65,7 +65,7 @@ class Block:
 
 def pages() -> list[Path]:
     """What users read, but for pages that are nothing but another file."""
-    found = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    found = [*sorted(REPOSITORY.glob("[A-Z]*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
     return [page for page in found if not _INCLUDED.fullmatch(page.read_text().strip())]
 
 

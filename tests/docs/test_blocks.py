@@ -248,9 +248,7 @@ def run(line):
 @pytest.mark.parametrize(
     "page",
     [
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
+        *sorted(path.name for path in REPOSITORY.glob("[A-Z]*.md")),
         *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md")),
     ],
 )
