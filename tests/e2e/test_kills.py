@@ -112,9 +112,11 @@ class Killer:
     def _kill_a_worker(self) -> bool:
         """The process in which one task's operator runs, with no word to the one that watches over it."""
         scheduler = psutil.Process(self.airflow.parts["scheduler"].running.pid)
-        tasks = sorted(tasks_below(scheduler), key=lambda each: each.pid)
-        if not tasks:
-            return False
+        deadline = time.monotonic() + 30
+        while not (tasks := sorted(tasks_below(scheduler), key=lambda each: each.pid)):
+            if time.monotonic() > deadline or self.is_over():
+                return False
+            time.sleep(0.1)
         self.chance.choice(tasks).kill()
         return True
 
