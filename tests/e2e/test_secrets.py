@@ -1,6 +1,6 @@
 """After failures of every kind no secret stands anywhere: logs, database, lineage, what was delivered.
 
-The connection's own row is left out: there the key is, encrypted. So is what Airflow notes of whoever made a connection:
+The connection's own row is left out: there the key is, encrypted. So is what Airflow notes of those who made one:
 its audit log keeps, in some versions, all of the extra as it was typed.
 """
 
