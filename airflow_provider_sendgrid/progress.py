@@ -85,7 +85,7 @@ class FileProgress:
         left = (self._length - self.position) / max(rate, 1.0)
         return (
             f"File {self._index + 1} of {file_count}: {_size(self.position)} of {_size(self._length)} ({percent} %), "
-            f"{rate / 1e6:.0f} MB/s, about {left:.0f} s left."
+            f"{rate / 1e6:.{0 if rate >= 1e7 else 1}f} MB/s, about {left:.0f} s left."
         )
 
 

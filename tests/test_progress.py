@@ -35,7 +35,7 @@ def test_small_files_are_told_in_mib(clock, lines):
     file = Progress(1, clock=clock).file(0, 40 * MIB)
     clock.advance(10)
     file.advance(10 * MIB)
-    assert ["File 1 of 1: 10.0 MiB of 40.0 MiB (25 %), 1 MB/s, about 30 s left."] == lines()
+    assert ["File 1 of 1: 10.0 MiB of 40.0 MiB (25 %), 1.0 MB/s, about 30 s left."] == lines()
 
 
 def test_there_is_a_line_every_ten_seconds_at_most(clock, lines):
