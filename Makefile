@@ -62,7 +62,7 @@ e2e-celery: ## one export's files on two Celery workers, with Redis and PostgreS
 test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folder, Google's and Azure's, each a real server
 	@TEST_CLOUDS=1 .lab/env-clouds/bin/python -m pytest tests/storage tests/transfers -o filterwarnings=default $(PYTEST)
 
-screenshots: ## the connection's form in a browser, on Airflow 2 and 3, into docs/images
+screenshots: ## the pages of Airflow 2 and 3 in a browser: connection, graph, log, links; into docs/images
 	@$(PYTHON) -m lab.suite browser 2.11.2 $(NEWEST)
 
 demo: $(if $(filter gcs azure,$(TARGET)),$(CLOUDS_ENVIRONMENT),$(ENVIRONMENT)) ## an export through a real Airflow into S3; TARGET=file, gcs or azure
