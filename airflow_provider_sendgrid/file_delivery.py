@@ -287,7 +287,8 @@ def _recoded(plan: _Plan, pieces: Iterator[memoryview], counting: _Counting) -> 
 class _Counting:
     """Counts a file's rows: of the parts as they are stored, on a thread of its own while the next ones arrive.
 
-    Gunzipping and counting share that thread, and with it the core's cache. Where plain text is stored as gzip, rows are counted before that.
+    Gunzipping and counting share that thread, and with it the core's cache. Where plain text is stored as gzip, rows
+    are counted before that.
     """
 
     def __init__(self, plan: _Plan, options: DeliveryOptions) -> None:
