@@ -18,7 +18,7 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix e2e-celery test-clouds screenshots demo ui bench scale waiting faults soak fuzz docs dist clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix e2e-celery test-clouds screenshots demo ui bench bench-targets scale waiting faults soak fuzz docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ docs: $(ENVIRONMENT) ## the documentation as pages, in site/
 
 dist: $(ENVIRONMENT) ## sdist and wheel in dist/: built twice and compared, looked into, installed; TAG=v0.1.0
 	@$(BIN)/python -m lab.dist $(if $(TAG),--tag $(TAG))
+
+bench-targets: $(CLOUDS_ENVIRONMENT) ## 1 GiB to each storage, by us and by Airflow's own ObjectStoragePath: TARGETS="--mib 256"
+	@.lab/env-clouds/bin/python -m benchmarks.targets $(TARGETS)
 
 clean: ## remove the environments and everything that was built
 	rm -rf .venv .lab dist site

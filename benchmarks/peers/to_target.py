@@ -1,0 +1,50 @@
+"""One file to any storage: by our operator's storage, or by Airflow's own `ObjectStoragePath`, copied in chunks.
+
+Its job is JSON: ``how`` (ours, counting, airflow), ``url`` and ``path``. Connections stand in the environment.
+"""
+
+import json
+import shutil
+import sys
+
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.exports.client import new_download_session
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.download import FileDownload
+from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.transfers.sendgrid_to_object_storage import SendGridToObjectStorageOperator
+from benchmarks.job import measure, peak_bytes
+
+given = json.loads(sys.argv[1])
+session = new_download_session(SendGridConnection("SG.made.up"))
+
+
+def deliver() -> None:
+    deliver_export(Source(urls, open_file), storage, options)
+
+
+def open_file(index: int, name: str) -> FileDownload:
+    return FileDownload(lambda refused: urls.url(index, refused=refused), session, name=name, checked=urls.checked)
+
+
+def copy() -> None:
+    with session.get(given["url"], stream=True) as source, target.open("wb") as file:
+        shutil.copyfileobj(source.raw, file, 1024 * 1024)
+
+
+if given["how"] == "airflow":
+    target = ObjectStoragePath(given["path"]) / "copied.csv.gz"
+    target.exists()
+    transfer = copy
+else:
+    export = ContactExport(id="benchmark", status="ready", urls=(given["url"],))
+    urls = SignedUrls(lambda: export, allow_http=True)
+    storage = SendGridToObjectStorageOperator(task_id="store", export_id="benchmark", path=given["path"])._storage()
+    storage.head("nothing")
+    options = DeliveryOptions(verify_row_count=given["how"] == "counting", replace=True)
+    transfer = deliver
+print(json.dumps({"idle": peak_bytes()}))
+measure(transfer)
