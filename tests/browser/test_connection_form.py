@@ -6,21 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from airflow_provider_sendgrid.emulator import Emulator
-from lab.airflow_settings import ADMIN
-from lab.environment import REPOSITORY
 from lab.processes import end_on_sigterm
 from lab.real_airflow import RealAirflow
 from lab.stage import EXAMPLE_DAGS
 from lab.waiting import wait_until
+from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 
-IMAGES = REPOSITORY / "docs" / "images"
-CHROMIUM = Path("/usr/bin/chromium")
 CONNECTION_ID = "sendgrid_default"
 ANSWER = "The API key works; it may export: marketing, legacy."
-MAX_BYTES = 150_000
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser: apt-get install chromium")
 
@@ -47,19 +43,8 @@ def airflow(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 960})
-        page.set_default_timeout(30_000)
+    with browser_page(1100, 960) as page:
         yield page
-        browser.close()
-
-
-def keep(page, name):
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    path = IMAGES / f"{name}.png"
-    page.screenshot(path=path, animations="disabled")
-    assert path.stat().st_size < MAX_BYTES
 
 
 def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
@@ -75,10 +60,7 @@ def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
 
 def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
     page.set_viewport_size({"width": 1100, "height": 1400})
-    page.goto(f"{airflow.place.url}/login/")
-    page.fill("input[name=username]", ADMIN)
-    page.fill("input[name=password]", ADMIN)
-    page.click("input[type=submit]")
+    log_in_to_airflow_2(page, airflow.place.url)
     page.goto(f"{airflow.place.url}/connection/add")
     page.wait_for_load_state("networkidle")
     page.fill("#conn_id", CONNECTION_ID)

@@ -1,0 +1,150 @@
+"""An export in Airflow's pages, in a real browser: the graph with a wait in the triggerer, the log, the links.
+
+What is seen goes into the documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import expect
+
+from airflow_provider_sendgrid.emulator import Emulator, Settings
+from lab.processes import end_on_sigterm
+from lab.real_airflow import RealAirflow
+from lab.s3 import amazon_s3
+from lab.stage import EXAMPLE_DAGS, NO_SCHEDULES, lab_folder
+from lab.waiting import wait_until
+from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+
+DAG_ID = "sendgrid_contacts_to_s3"
+SENSOR, DELIVERY = "wait_for_export", "store"
+HELD_SECONDS = 7200
+# Three parts of a file, of which each takes longer than the time between two lines that tell the progress.
+CONTACTS = 300_000
+BYTES_PER_SECOND = 500_000
+OBJECTS = "https://console.aws.amazon.com/s3/buckets/lake?prefix=sendgrid%2Fcontacts%2Frun%3D"
+EXPORTS = "https://mc.sendgrid.com/contacts/exports"
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser: apt-get install chromium")
+
+
+class Clock:
+    """The emulator's: moved on by hand, so that the export is ready when its wait was seen."""
+
+    ahead_seconds = 0.0
+
+    def __call__(self):
+        return time.time() + self.ahead_seconds
+
+
+@dataclass
+class Run:
+    """A run of the example DAG."""
+
+    airflow: Any
+    clock: Clock
+    run_id: str
+
+    @property
+    def is_airflow_2(self):
+        return self.airflow.place.is_airflow_2
+
+    def state(self, task_id):
+        return {task.task_id: task.state for task in self.airflow.api.task_instances(DAG_ID, self.run_id)}.get(task_id)
+
+    def address(self, task_id="", tab=""):
+        """Of a page: of the run, of one of its tasks, and of a part of that."""
+        dag, run = f"{self.airflow.place.url}/dags/{DAG_ID}", quote(self.run_id, safe="")
+        if self.is_airflow_2:
+            return f"{dag}/grid?dag_run_id={run}&tab={tab or 'graph'}" + (f"&task_id={task_id}" if task_id else "")
+        return f"{dag}/runs/{run}" + (f"/tasks/{task_id}" if task_id else "") + (f"/{tab}" if tab == "details" else "")
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Up to where it waits."""
+    end_on_sigterm()
+    clock = Clock()
+    settings = Settings(ready_after=HELD_SECONDS, bytes_per_second=BYTES_PER_SECOND)
+    with lab_folder("pages") as folder:
+        dags_folder = folder / "dags"
+        dags_folder.mkdir()
+        (dags_folder / f"{DAG_ID}.py").symlink_to(EXAMPLE_DAGS / f"{DAG_ID}.py")
+        with (
+            Emulator(settings, contacts=CONTACTS, clock=clock) as sendgrid,
+            amazon_s3("lake", folder) as s3,
+            RealAirflow(
+                Path(sys.executable),
+                folder / "airflow",
+                dags_folder,
+                environment={"SENDGRID_EXPORT_BUCKET": s3.bucket, **NO_SCHEDULES},
+            ) as airflow,
+        ):
+            airflow.up({"sendgrid_default": json.loads(sendgrid.connection_json()), "aws_default": s3.connection})
+            found = Run(airflow, clock, airflow.trigger(DAG_ID))
+            wait_until("the wait deferred", lambda: found.state(SENSOR) == "deferred", seconds=300)
+            yield found
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    with browser_page(1280, 640) as page:
+        if run.is_airflow_2:
+            log_in_to_airflow_2(page, run.airflow.place.url)
+        yield page
+
+
+@pytest.fixture(scope="module")
+def name(run):
+    """Of a picture."""
+    return lambda what: f"{what}-airflow-{2 if run.is_airflow_2 else 3}"
+
+
+def test_the_graph_shows_a_wait_that_holds_no_worker(run, page, name):
+    if run.is_airflow_2:  # more stands above the graph there
+        page.set_viewport_size({"width": 1280, "height": 860})
+    page.goto(run.address())
+    if not run.is_airflow_2:
+        page.get_by_label("Show Graph (Press g)").click()
+    expect(page.get_by_text("deferred").last).to_be_visible()
+    expect(page.get_by_text("SendGridToS3Operator").last).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(3_000)  # the graph is moved into its place
+    keep(page, name("graph"))
+    if not run.is_airflow_2:  # it remembers what it was asked to show
+        page.get_by_label("Show Grid (Press g)").click()
+
+
+def test_the_log_tells_the_progress_and_the_outcome(run, page, name):
+    run.clock.ahead_seconds = HELD_SECONDS
+    assert "success" == run.airflow.wait_for_run(DAG_ID, run.run_id, seconds=600)
+
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(run.address(DELIVERY, "logs"))
+    expect(page.get_by_text("Delivered SendGrid export").first).to_be_visible(timeout=180_000)
+    if run.is_airflow_2:
+        page.get_by_text("Wrap", exact=True).click()
+    else:
+        page.keyboard.press("w")  # likewise
+    page.wait_for_timeout(1_500)
+    expect(page.get_by_text("s left.").first).to_be_visible()
+    keep(page, name("log"))
+
+
+def test_the_links_lead_to_the_exports_and_the_objects(run, page, name):
+    page.set_viewport_size({"width": 1280, "height": 640})
+    page.goto(run.address(DELIVERY, "details"))
+    for link, address in (("SendGrid exports", EXPORTS), ("Delivered objects", OBJECTS)):
+        found = page.get_by_role("link", name=link)
+        expect(found).to_be_visible()
+        assert found.get_attribute("href").startswith(address)
+    page.wait_for_timeout(1_000)
+    keep(page, name("links"))
