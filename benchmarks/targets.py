@@ -30,6 +30,8 @@ MIB = 1024 * 1024
 BLOCK_BYTES = 16 * MIB
 HOWS = ("ours", "counting", "airflow")
 CONNECTION = "the_target"
+# Else gcsfs asks Google itself of what kind the bucket is.
+GCSFS = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 KINDS = ("file", "s3", "gs", "abfs")
 
 
@@ -54,7 +56,9 @@ def target(kind: str, folder: Path) -> Iterator[Target]:
             yield Target(f"s3://{CONNECTION}@bench/in", {name: json.dumps(connection)})
         elif kind == "gs":
             url = f"http://127.0.0.1:{stack.enter_context(_server(['benchmarks.gcs_sink']))}"
-            yield Target(f"gs://{CONNECTION}@lake/in", {name: json.dumps(GCS_CONNECTION), "STORAGE_EMULATOR_HOST": url})
+            yield Target(
+                f"gs://{CONNECTION}@lake/in", {name: json.dumps(GCS_CONNECTION), "STORAGE_EMULATOR_HOST": url, **GCSFS}
+            )
         else:
             from azure.storage.blob import BlobServiceClient
 

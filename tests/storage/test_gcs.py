@@ -1,0 +1,175 @@
+"""What Google's resumable uploads need beyond what every storage promises: what goes wrong on the way."""
+
+from __future__ import annotations
+
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import google_crc32c
+import pytest
+
+from airflow_provider_sendgrid.exceptions import DestinationError
+from airflow_provider_sendgrid.storage.gcs import GcsUpload
+from airflow_provider_sendgrid.storage.multipart import MIB
+
+CONTENT = bytes(range(251)) * (9 * MIB // 251)
+
+
+class Session:
+    """A resumable session that answers as Google documents it, and fails where it is told to."""
+
+    def __init__(self, *faults):
+        self.faults = list(faults)  # of each request: None, a status, "cut", or how many bytes to keep
+        self.held = b""
+        self.published = None
+        self.ranges = []
+        session = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_PUT(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                session.ranges.append(self.headers["Content-Range"])
+                fault = session.faults.pop(0) if session.faults else None
+                if fault == "cut":
+                    self.close_connection = True
+                    return
+                if isinstance(fault, tuple):
+                    session.take(self.headers["Content-Range"], body[: fault[0]], None)
+                    self.answer(503)
+                elif fault:
+                    self.answer(fault)
+                else:
+                    session.take(self.headers["Content-Range"], body, self.headers.get("x-goog-hash"))
+                    self.answer(200 if session.published is not None else 308)
+
+            def do_DELETE(self):
+                session.held = b""
+                self.answer(499)
+
+            def answer(self, status):
+                self.send_response(status)
+                if status == 308 and session.held:
+                    self.send_header("Range", f"bytes=0-{len(session.held) - 1}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/upload?upload_id=secret"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def take(self, span, body, checksum):
+        start, total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", span).groups()
+        if start is not None:
+            assert int(start) <= len(self.held), "a gap"
+            self.held = self.held[: int(start)] + body
+        if total not in (None, "*") and len(self.held) == int(total):
+            assert checksum is None or checksum.startswith("crc32c=")
+            self.published = self.held
+
+
+@pytest.fixture
+def session_with():
+    started = []
+
+    def start(*faults):
+        started.append(Session(*faults))
+        return started[-1]
+
+    yield start
+    for session in started:
+        session.server.shutdown()
+        session.server.server_close()
+
+
+def upload_to(session, waits=None):
+    return GcsUpload(session.url, "gs://lake/a.csv", (waits if waits is not None else []).append)
+
+
+def write_all(upload):
+    for number, start in enumerate(range(0, len(CONTENT), 4 * MIB), 1):
+        upload.write_part(number, bytearray(CONTENT[start : start + 4 * MIB]), 0)
+    upload.complete()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        [503],
+        [None, 503, None, 502, 503],
+        ["cut"],
+        [None, "cut", None, "cut"],
+        [(1 * MIB,)],
+        [None, (256 * 1024,), None, (0,)],
+        [None, None, None, "cut"],
+        [429, 429, 429],
+    ],
+    ids=str,
+)
+def test_it_goes_on_where_google_has_it(session_with, faults):
+    """Whatever was lost on the way: requests, answers, or part of a request."""
+    session = session_with(*faults)
+    waits = []
+    write_all(upload_to(session, waits))
+    assert CONTENT == session.published
+    assert bool(faults) == bool(waits)
+
+
+def test_every_request_but_the_last_is_of_whole_units(session_with):
+    """Of 256 KiB, as Google asks for; the last one is never empty."""
+    session = session_with()
+    write_all(upload_to(session))
+    *chunks, last = [re.fullmatch(r"bytes (\d+)-(\d+)/(.*)", span).groups() for span in session.ranges]
+    assert all((int(end) + 1 - int(start)) % (256 * 1024) == 0 and total == "*" for start, end, total in chunks)
+    assert str(len(CONTENT)) == last[2]
+
+
+@pytest.mark.parametrize(("faults", "tries"), [([404], 1), ([410], 1), ([503] * 20, 12)])
+def test_what_google_refuses_is_told_without_the_secret_address(session_with, faults, tries):
+    session = session_with(*faults)
+    with pytest.raises(DestinationError, match=r"upload of gs://lake/a\.csv") as caught:
+        write_all(upload_to(session))
+    assert "secret" not in str(caught.value)
+    assert None is session.published
+    assert len(session.ranges) <= tries
+
+
+def test_the_last_request_carries_the_checksum_of_all(session_with, monkeypatch):
+    session = session_with()
+    seen = []
+    monkeypatch.setattr(
+        session,
+        "take",
+        lambda span, body, checksum: seen.append(checksum) or Session.take(session, span, body, checksum),
+    )
+    write_all(upload_to(session))
+    import base64
+
+    expected = base64.b64encode(google_crc32c.Checksum(CONTENT).digest()).decode()
+    assert [f"crc32c={expected}"] == [each for each in seen if each]
+
+
+def test_parts_that_wait_fail_with_the_one_before_them(session_with):
+    """None waits for ever."""
+    upload = upload_to(session_with(404))
+    failures = []
+
+    def write(number):
+        try:
+            upload.write_part(number, bytearray(4 * MIB), 0)
+        except DestinationError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (3, 2, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert 3 == len(failures)
+    assert 1 == len(set(map(id, failures)))
