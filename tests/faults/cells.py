@@ -14,7 +14,7 @@ from tests.faults.world import EXPORTS, Sendgrid, World, all_texts, is_ours, out
 
 # Silence is waited for; everything else is answered at once, however busy this machine is.
 _SILENT: Final = ("hang", "trickle")
-_SHORT_SECONDS, _LONG_SECONDS = 0.4, 20.0
+_SHORT_SECONDS, _LONG_SECONDS = 0.8, 30.0
 # A message says what to do next.
 NEXT_STEP: Final = re.compile(r"\b(Check|Run|run|Start|Mend|Poll|Wait|Choose|try again|look for|One of three causes)\b")
 _THING: Final = re.compile(r"export|/v3/|s3://")

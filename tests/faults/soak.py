@@ -125,7 +125,7 @@ def play(world: World, pipeline: Pipeline) -> str:
     sendgrid = pipeline.sendgrid
     world.calm()
     is_silent = any(each.kind in ("hang", "trickle") for each in pipeline.faults)
-    world.connect(sendgrid, 0.4 if is_silent else 20.0)
+    world.connect(sendgrid, 0.8 if is_silent else 30.0)
     list_id = sendgrid.emulator.add_list(f"List {pipeline.number}", contacts=pipeline.contacts)
     prefix = world.new_prefix()
     for fault in pipeline.faults:
