@@ -113,6 +113,16 @@ class Trouble:
         for _ in range(2):
             self.deliver(self.emulator.start_export())
 
+    def no_bucket(self):
+        SendGridToS3Operator(
+            task_id="store", export_id=self.emulator.start_export(), s3_key_prefix="s3://no-such-bucket/here/"
+        ).execute({})
+
+    def no_credentials(self):
+        self.monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
+        self.monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        self.deliver(self.emulator.start_export())
+
     def in_doubt(self):
         since = time.time()
         for _ in range(2):
@@ -149,6 +159,8 @@ PROVOKED = {
     "is 'pending' after": Trouble.stuck_while_deferred,
     "when last seen": Trouble.stuck_while_poking,
     "stands there already": Trouble.conflict,
+    "NoSuchBucket": Trouble.no_bucket,
+    "could not be asked": Trouble.no_credentials,
     "nobody can tell": Trouble.in_doubt,
     "There is no connection": Trouble.no_connection,
     "has no API key": Trouble.no_key,

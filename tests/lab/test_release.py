@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lab.dist import check_tag, version_of_the_source
+from lab.dist import check_tag, check_wheel, same_twice, version_of_the_source
 
 REPOSITORY = Path(__file__).parents[2]
 WORKFLOW = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "release.yml").read_text())
@@ -65,6 +66,24 @@ def test_a_tag_must_be_that_of_the_version():
 def test_a_version_must_stand_in_the_changelog():
     with pytest.raises(SystemExit, match="no section"):
         check_tag("v999.0.0", "999.0.0")
+
+
+def test_two_builds_that_differ_are_not_released(tmp_path):
+    for name in ("one", "another"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.whl").write_text(name)
+
+    with pytest.raises(SystemExit, match="differ"):
+        same_twice(tmp_path / "one", tmp_path / "another")
+
+
+def test_a_wheel_that_lacks_a_file_or_has_one_too_many_is_not_released(tmp_path):
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tests/test_secret.py", "")
+
+    with pytest.raises(SystemExit, match=r"missing: .*py\.typed.* too many: \['tests/test_secret\.py'\]"):
+        check_wheel(wheel, version_of_the_source())
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
