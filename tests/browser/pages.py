@@ -14,7 +14,7 @@ from lab.environment import REPOSITORY
 
 IMAGES = REPOSITORY / "docs" / "images"
 CHROMIUM = Path("/usr/bin/chromium")
-MAX_BYTES = 150_000
+MAX_BYTES = 200_000
 
 
 @contextmanager
