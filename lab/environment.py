@@ -30,8 +30,9 @@ PINNED_BY_AIRFLOW = "https://raw.githubusercontent.com/apache/airflow/constraint
 DOWNLOAD_TIMEOUT_SECONDS = 8
 PINNED = "as Airflow's constraints pin it"
 UNPINNED = "newest that resolve"
-# Airflow's constraint files pin them for Airflow's own tests; an old moto answers with wrong checksums.
-STAND_INS = ("moto", "py-partiql-parser")
+# Pins that are left out: moto is pinned for Airflow's own tests, and an old one answers with wrong checksums; numpy's is
+# often for a newer Python only, and what is used of it has been there for ever.
+UNHEEDED_PINS = ("moto", "py-partiql-parser", "numpy")
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,12 @@ def constraints(airflow: str, python_version: str, folder: Path) -> Path | None:
         pins.write_bytes(nearby.read_bytes())
     elif download(constraints_url(airflow, python_version), pins) is None:
         return None
-    pins.write_text(without_stand_ins(pins.read_text()))
+    pins.write_text(heeded(pins.read_text()))
     return pins
 
 
-def without_stand_ins(pins: str) -> str:
-    return re.sub(rf"(?mi)^({'|'.join(STAND_INS)})\b.*\n", "", pins)
+def heeded(pins: str) -> str:
+    return re.sub(rf"(?mi)^({'|'.join(UNHEEDED_PINS)})\b.*\n", "", pins)
 
 
 def constraints_url(airflow: str, python_version: str) -> str:
