@@ -71,7 +71,7 @@ def test_a_completion_may_fail_inside_a_200(client, proxy, s3):
     named = {"Bucket": s3.bucket, "Key": "b", "UploadId": upload}
     part = client.upload_part(**named, PartNumber=1, Body=b"part")
     proxy.inject(StorageFault("error_in_200", "CompleteMultipartUpload"))
-    with pytest.raises(client.exceptions.ClientError, match="InternalError|Unknown"):  # as older botocores tell it
+    with pytest.raises(client.exceptions.ClientError, match=r"InternalError|Unknown"):  # as older botocores tell it
         client.complete_multipart_upload(**named, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
     assert [] == s3.stored_keys()
 
