@@ -30,8 +30,8 @@ PINNED_BY_AIRFLOW = "https://raw.githubusercontent.com/apache/airflow/constraint
 DOWNLOAD_TIMEOUT_SECONDS = 8
 PINNED = "as Airflow's constraints pin it"
 UNPINNED = "newest that resolve"
-# Pins that are left out: moto is pinned for Airflow's own tests, and an old one answers with wrong checksums; numpy's is
-# often for a newer Python only, and what is used of it has been there for ever.
+# Pins that are left out: moto is pinned for Airflow's own tests, and an old one answers with wrong checksums; numpy's
+# is often for a newer Python only, and what is used of it has been there for ever.
 UNHEEDED_PINS = ("moto", "py-partiql-parser", "numpy")
 
 
