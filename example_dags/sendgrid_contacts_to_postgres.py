@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 from datetime import datetime, timedelta
+from typing import IO, Any
 
 try:
     from airflow.sdk import DAG, task
@@ -21,6 +22,17 @@ from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 from airflow_provider_sendgrid.transfers.sendgrid_to_object_storage import SendGridToObjectStorageOperator
 
 FOLDER = os.environ.get("SENDGRID_EXPORT_FOLDER", "/var/lib/sendgrid")
+
+
+def copy(cursor: Any, sql: str, source: IO[bytes]) -> None:
+    """As the installed driver wants it."""
+    if hasattr(cursor, "copy_expert"):  # psycopg 2
+        cursor.copy_expert(sql, source)
+        return
+    with cursor.copy(sql) as target:
+        while piece := source.read(1024 * 1024):
+            target.write(piece)
+
 
 with DAG(
     dag_id="sendgrid_contacts_to_postgres",
@@ -65,7 +77,7 @@ with DAG(
             cursor.execute(f"CREATE TABLE contacts ({columns})")
             for file in files:
                 with gzip.open(file) as plain:
-                    cursor.copy_expert("COPY contacts FROM STDIN (FORMAT csv, HEADER match, ENCODING 'utf8')", plain)
+                    copy(cursor, "COPY contacts FROM STDIN (FORMAT csv, HEADER match, ENCODING 'utf8')", plain)
             cursor.execute("SELECT count(*) FROM contacts")
             [count] = cursor.fetchone()
         return int(count)
