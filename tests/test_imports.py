@@ -17,7 +17,19 @@ DOORS = [
     "airflow_provider_sendgrid.transfers.sendgrid_to_object_storage",
     "airflow_provider_sendgrid.transfers.sendgrid_to_s3",
 ]
-COSTLY = {"azure", "boto3", "botocore", "fsspec", "google", "requests", "httpx", "isal", "openlineage", "jsonschema", "moto"}
+COSTLY = {
+    "azure",
+    "boto3",
+    "botocore",
+    "fsspec",
+    "google",
+    "requests",
+    "httpx",
+    "isal",
+    "openlineage",
+    "jsonschema",
+    "moto",
+}
 
 # What any DAG file imports is in the DAG processor's memory anyway; then a fresh process for each door.
 IMPORTER = """
