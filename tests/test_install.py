@@ -91,7 +91,7 @@ def test_it_resolves_under_the_constraints_of(resolutions, version):
 
 
 def test_it_resolves_with_the_lowest_versions_that_it_names(resolutions, requirements):
-    """All but Airflow's own: its first releases no longer install without their constraints; extras are not asked for."""
+    """All but Airflow's own: its first releases install with their constraints alone; extras are not asked for."""
     floors = dict(re.findall(r"(?m)^([\w.-]+)>=([\w.]+)", "\n".join(requirements)))
 
     taken = resolutions[LOWEST].result()
