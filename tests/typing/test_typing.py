@@ -18,7 +18,6 @@ HERE = Path(__file__).parent
 LISTED = HERE / "public_api.txt"
 PUBLIC_MODULES = [
     "emulator",
-    "emulator.pytest_plugin",
     "exceptions",
     "exports.export",
     "hooks.sendgrid",
