@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sendgrid._compat import XComArg
+from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.local import LocalStorage
 from airflow_provider_sendgrid.storage.multipart import Storage
 from airflow_provider_sendgrid.storage.object_storage import Location, Provider
-from airflow_provider_sendgrid.transfers._delivering import DeliveringOperator
+from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator
 
 if TYPE_CHECKING:
     from airflow_provider_sendgrid._compat import ObjectStoragePath
@@ -29,12 +31,12 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
     Nothing appears under its final name before it is whole: a local file is renamed when all of it is on the disk, the
     clouds commit an upload at its end.
 
+    What all deliveries take, from `export_id` to `sendgrid_conn_id`, is described at `DeliveringOperator`.
+
     Args:
         path: the folder; a text, or an `ObjectStoragePath`. Use one folder per export or per run.
         conn_id: connection of the storage, where `path` names none.
-        kwargs: what all deliveries take: `export_id`, `replace`, `compression`, `part_size`, `max_concurrency`,
-            `verify_row_count`, `write_manifest`, `file_index`, `partition_key`, `family` and `sendgrid_conn_id`, see
-            `DeliveringOperator`; and what all of Airflow's operators do.
+        kwargs: what all of Airflow's operators take.
 
     Returns:
         The URIs of the files, in SendGrid's order; they name no connection.
@@ -42,8 +44,38 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
 
     template_fields: Sequence[str] = (*DeliveringOperator.template_fields, "path", "conn_id")
 
-    def __init__(self, *, path: str | ObjectStoragePath | XComArg, conn_id: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        export_id: str | XComArg,
+        path: str | ObjectStoragePath | XComArg,
+        conn_id: str | None = None,
+        replace: bool = DEFAULTS.replace,
+        compression: str = DEFAULTS.compression,
+        part_size: int = DEFAULTS.part_bytes,
+        max_concurrency: int = DEFAULTS.max_concurrency,
+        verify_row_count: bool = DEFAULTS.verify_row_count,
+        write_manifest: bool = DEFAULTS.write_manifest,
+        file_index: int | XComArg | None = None,
+        partition_key: str | XComArg | None = None,
+        family: str = ExportFamily.MARKETING.value,
+        sendgrid_conn_id: str = SendGridHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            export_id=export_id,
+            replace=replace,
+            compression=compression,
+            part_size=part_size,
+            max_concurrency=max_concurrency,
+            verify_row_count=verify_row_count,
+            write_manifest=write_manifest,
+            file_index=file_index,
+            partition_key=partition_key,
+            family=family,
+            sendgrid_conn_id=sendgrid_conn_id,
+            **kwargs,
+        )
         # Airflow renders templates and XComs before these are used.
         self.path: str | ObjectStoragePath = path  # type: ignore[assignment]
         self.conn_id = conn_id

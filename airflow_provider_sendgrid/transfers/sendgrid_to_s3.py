@@ -7,12 +7,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid._compat import XComArg
+from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
-from airflow_provider_sendgrid.transfers._delivering import DeliveringOperator
+from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator
 
 
 class SendGridToS3Operator(DeliveringOperator):
     """Deliver all files of a ready export to S3, checked and counted, then write a manifest.
+
+    What all deliveries take, from `export_id` to `sendgrid_conn_id`, is described at `DeliveringOperator`.
 
     Args:
         s3_bucket: name of the bucket; leave it out where `s3_key_prefix` is a full ``s3://bucket/prefix/``.
@@ -22,9 +26,7 @@ class SendGridToS3Operator(DeliveringOperator):
         acl_policy: canned ACL of the objects.
         extra_args: further arguments of S3's calls: ``StorageClass``, ``SSEKMSKeyId``, ``Tagging``, ...
         verify: False, or the path of a CA bundle, for connections to S3.
-        kwargs: what all deliveries take: `export_id`, `replace`, `compression`, `part_size`, `max_concurrency`,
-            `verify_row_count`, `write_manifest`, `file_index`, `family` and `sendgrid_conn_id`, see
-            `DeliveringOperator`; and what all of Airflow's operators do.
+        kwargs: what all of Airflow's operators take.
 
     Returns:
         The ``s3://`` URIs of the files, in SendGrid's order.
@@ -42,6 +44,7 @@ class SendGridToS3Operator(DeliveringOperator):
     def __init__(
         self,
         *,
+        export_id: str | XComArg,
         s3_key_prefix: str | XComArg,
         s3_bucket: str | XComArg | None = None,
         aws_conn_id: str | None = "aws_default",
@@ -49,9 +52,32 @@ class SendGridToS3Operator(DeliveringOperator):
         acl_policy: str | None = None,
         extra_args: Mapping[str, Any] | None = None,
         verify: bool | str | None = None,
+        replace: bool = DEFAULTS.replace,
+        compression: str = DEFAULTS.compression,
+        part_size: int = DEFAULTS.part_bytes,
+        max_concurrency: int = DEFAULTS.max_concurrency,
+        verify_row_count: bool = DEFAULTS.verify_row_count,
+        write_manifest: bool = DEFAULTS.write_manifest,
+        file_index: int | XComArg | None = None,
+        partition_key: str | XComArg | None = None,
+        family: str = ExportFamily.MARKETING.value,
+        sendgrid_conn_id: str = SendGridHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            export_id=export_id,
+            replace=replace,
+            compression=compression,
+            part_size=part_size,
+            max_concurrency=max_concurrency,
+            verify_row_count=verify_row_count,
+            write_manifest=write_manifest,
+            file_index=file_index,
+            partition_key=partition_key,
+            family=family,
+            sendgrid_conn_id=sendgrid_conn_id,
+            **kwargs,
+        )
         # Airflow renders templates and XComs before these are used.
         self.s3_bucket: str | None = s3_bucket  # type: ignore[assignment]
         self.s3_key_prefix: str = s3_key_prefix  # type: ignore[assignment]

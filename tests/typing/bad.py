@@ -21,7 +21,10 @@ SendGridExportSensor(task_id="a", export_id="6f", deferrable="yes")  # error: ar
 SendGridToS3Operator(task_id="a", export_id="6f")  # error: call-arg
 SendGridToS3Operator(task_id="a", export_id="6f", s3_key_prefix="a/", encrypt="AES256")  # error: arg-type
 SendGridToS3Operator(task_id="a", export_id="6f", s3_key_prefix="a/", extra_args=["ACL"])  # error: arg-type
+SendGridToS3Operator(task_id="a", s3_key_prefix="a/")  # error: call-arg
+SendGridToS3Operator(task_id="a", export_id="6f", s3_key_prefix="a/", replace="yes")  # error: arg-type
 SendGridToObjectStorageOperator(task_id="a", export_id="6f")  # error: call-arg
+SendGridToObjectStorageOperator(task_id="a", export_id="6f", path="file:///a", part_size="8M")  # error: arg-type
 SendGridExportTrigger()  # error: call-arg
 SendGridExportTrigger("6f", end_time="soon")  # error: arg-type
 SendGridHook().start_export(max_file_size="500")  # error: arg-type
