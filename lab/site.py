@@ -14,7 +14,7 @@ from airflow_provider_sendgrid.file_delivery import DeliveryOptions
 _VALUES: dict[str, Callable[[re.Match[str]], object]] = {
     r"ExportFamily\.MARKETING(\.value)?": lambda _: repr(ExportFamily.MARKETING.value),
     r"SendGridHook\.default_conn_name|default_conn_name": lambda _: "'sendgrid_default'",
-    r"_DEFAULTS\.(\w+)": lambda match: repr(getattr(DeliveryOptions(), match[1])),
+    r"DEFAULTS\.(\w+)": lambda match: repr(getattr(DeliveryOptions(), match[1])),
     r"conf\.getboolean\(.*": lambda _: "Airflow's",
 }
 _CODE = re.compile(r"<code>((?:[^<]|<(?!/?code>))*)</code>")

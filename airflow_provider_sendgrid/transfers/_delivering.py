@@ -13,6 +13,7 @@ from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
+from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
 from airflow_provider_sendgrid.storage.multipart import Storage
@@ -61,16 +62,16 @@ class DeliveringOperator(BaseOperator, ABC):
         self,
         *,
         export_id: str | XComArg,
-        replace: bool,
-        compression: str,
-        part_size: int,
-        max_concurrency: int,
-        verify_row_count: bool,
-        write_manifest: bool,
-        file_index: int | XComArg | None,
-        partition_key: str | XComArg | None,
-        family: str,
-        sendgrid_conn_id: str,
+        replace: bool = DEFAULTS.replace,
+        compression: str = DEFAULTS.compression,
+        part_size: int = DEFAULTS.part_bytes,
+        max_concurrency: int = DEFAULTS.max_concurrency,
+        verify_row_count: bool = DEFAULTS.verify_row_count,
+        write_manifest: bool = DEFAULTS.write_manifest,
+        file_index: int | XComArg | None = None,
+        partition_key: str | XComArg | None = None,
+        family: str = ExportFamily.MARKETING.value,
+        sendgrid_conn_id: str = SendGridHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
