@@ -106,15 +106,15 @@ def test_what_was_read_already_is_not_read_again(sendgrid):
 
 
 def test_parts_that_arrive_out_of_order_wait_for_their_turn():
-    """The second part is answered only when the third has been asked for."""
-    third_is_asked_for = threading.Event()
+    """The third part, the first with a request of its own, is answered only when the fourth has been asked for."""
+    fourth_is_asked_for = threading.Event()
 
     def hold_back(request) -> None:
         asked = request.headers.get("range", "")
-        if asked.startswith(f"bytes={2 * PART_BYTES}-"):
-            third_is_asked_for.set()
-        elif asked.startswith(f"bytes={PART_BYTES}-"):
-            assert third_is_asked_for.wait(DEADLINE_SECONDS)
+        if asked.startswith(f"bytes={3 * PART_BYTES}-"):
+            fourth_is_asked_for.set()
+        elif asked.startswith(f"bytes={2 * PART_BYTES}-"):
+            assert fourth_is_asked_for.wait(DEADLINE_SECONDS)
 
     with Emulator(Settings(encoding="plain"), populate=False, observe=hold_back) as emulator:
         sendgrid = SendGrid(emulator)
@@ -124,9 +124,8 @@ def test_parts_that_arrive_out_of_order_wait_for_their_turn():
             shop = Shop(download.length)
             for part in fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks()):
                 content += part.room
-                reader.position = -1  # the open stream is of no more use: each part needs a request of its own
         assert sendgrid.stored(export_id) == content
-    assert third_is_asked_for.is_set()
+    assert fourth_is_asked_for.is_set()
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(0.0, [2, 3, 5, 9, 9]), (0.69, [2, 3, 5, 9, 9]), (0.71, [2] * 5)])
