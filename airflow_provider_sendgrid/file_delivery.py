@@ -22,7 +22,7 @@ from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.gunzip import Gunzip, Gzip, is_gzip
 from airflow_provider_sendgrid.exports.rows import RecordCount, RecordCounter, record_counter
 from airflow_provider_sendgrid.manifest import FileFacts, KnownManifest
-from airflow_provider_sendgrid.progress import FileProgress
+from airflow_provider_sendgrid.progress import FileProgress, speed
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, Storage
 
 log = logging.getLogger(__name__)
@@ -365,14 +365,14 @@ def _facts(writer: PartWriter, count: RecordCount | None) -> FileFacts:
 def _log_stored(download: FileDownload, name: str, facts: FileFacts, progress: FileProgress) -> None:
     seconds = progress.seconds
     log.info(
-        "%s: stored as %s, %s bytes from %s, %s records, in %.1f s (%.0f MB/s) over %s connections.",
+        "%s: stored as %s, %s bytes from %s, %s records, in %.1f s (%s) over %s connections.",
         download.name,
         name,
         facts.size,
         download.length,
         "uncounted" if facts.records is None else facts.records,
         seconds,
-        download.length / 1e6 / max(seconds, 1e-3),
+        speed(download.length / max(seconds, 1e-3)),
         download.connections,
     )
 

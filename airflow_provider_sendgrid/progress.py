@@ -85,8 +85,13 @@ class FileProgress:
         left = (self._length - self.position) / max(rate, 1.0)
         return (
             f"File {self._index + 1} of {file_count}: {_size(self.position)} of {_size(self._length)} ({percent} %), "
-            f"{rate / 1e6:.{0 if rate >= 1e7 else 1}f} MB/s, about {left:.0f} s left."
+            f"{speed(rate)}, about {left:.0f} s left."
         )
+
+
+def speed(bytes_per_second: float) -> str:
+    """In MB/s, with a digit more for slow links."""
+    return f"{bytes_per_second / 1e6:.{0 if bytes_per_second >= 1e7 else 1}f} MB/s"
 
 
 def _size(count: int) -> str:
