@@ -241,7 +241,7 @@ def test_metrics_come_from_every_task(seen):
     assert sum(file.rows for file in files) == counts["sendgrid.delivered_rows"]
     assert sum(file.stored_bytes for file in files) == counts["sendgrid.fetched_bytes"]
     assert 2 <= counts["sendgrid.polls"]
-    assert 1_000 < float(wait.removesuffix("|ms"))
+    assert 0 < float(wait.removesuffix("|ms"))
     assert 1 == len([name for name, _ in told if name == "sendgrid.delivery"])
 
 
