@@ -6,12 +6,10 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -20,7 +18,8 @@ from asgiref.sync import sync_to_async
 from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, BaseEventTrigger, BaseTrigger, TriggerEvent
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
-from airflow_provider_sendgrid.exports.export import READY, ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.seen import SeenExports
 from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
@@ -30,8 +29,6 @@ EXPORT_TYPES = ("contacts_export", "list_export", "segment_export")
 # Under this key and an export's id an asset's state store keeps that one of our own tasks started it.
 STARTED_KEY = "sendgrid_started_"
 
-# An id is kept at least so long; files live for 12 hours.
-_KEEP_SECONDS = 24 * 3600.0
 # The listing holds no counts; so many exports that become ready at once are asked for theirs.
 _COUNTS_AT_ONCE = 10
 
@@ -207,7 +204,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         self, shared_stream: AsyncIterator[Sequence[ContactExport]]
     ) -> AsyncGenerator[TriggerEvent, None]:
         """Fire for each export that became ready, is of what was asked for, and has not fired yet."""
-        seen: _Seen | None = None
+        seen: SeenExports | None = None
         async for listed in shared_stream:
             try:
                 seen = seen or await self._recall()
@@ -267,10 +264,10 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         """The state store of the asset that is watched; None before Airflow 3.3."""
         return getattr(self, "asset_state_store", None)
 
-    async def _recall(self) -> _Seen:
+    async def _recall(self) -> SeenExports:
         since = _moment(self.since)
         if self._store is None:
-            return _Seen(since=since)
+            return SeenExports(since=since)
         try:
             kept = await sync_to_async(self._store.get)(self._key)
         except ValueError:  # says Airflow of a trigger that several assets share
@@ -279,10 +276,10 @@ class SendGridNewExportTrigger(BaseEventTrigger):
                 "cannot be remembered over a restart of the triggerer. Watch by one asset, and let DAGs share it."
             )
             self.asset_state_store = None
-            return _Seen(since=since)
-        return _Seen(since=since, ids=dict(kept) if isinstance(kept, Mapping) else None)
+            return SeenExports(since=since)
+        return SeenExports(since=since, ids=dict(kept) if isinstance(kept, Mapping) else None)
 
-    async def _remember(self, seen: _Seen) -> None:
+    async def _remember(self, seen: SeenExports) -> None:
         if self._store is None or not seen.is_changed:
             return
         try:
@@ -298,49 +295,6 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         if self._store is None:
             return list(news)
         return [each for each in news if not await sync_to_async(self._store.get)(f"{STARTED_KEY}{each.id}")]
-
-
-@dataclass(slots=True)
-class _Seen:
-    """Which exports were ready already.
-
-    Attributes:
-        since: exports that became ready from then on are news at the first look; None: none is.
-        ids: when each was first seen ready, in seconds since the epoch; None before the first look.
-        is_changed: whether `ids` is still to be kept.
-        forgotten: ids that are no longer among them.
-    """
-
-    since: float | None = None
-    ids: dict[str, float] | None = None
-    is_changed: bool = False
-    forgotten: set[str] = field(default_factory=set)
-
-    def news(self, listed: Sequence[ContactExport]) -> list[ContactExport]:
-        """Those that have become ready, the first one first; nothing is noted yet."""
-        ready = sorted(filter(_is_ready, listed), key=_ready_at)
-        if self.ids is not None:
-            return [each for each in ready if each.id not in self.ids]
-        # SendGrid's times are whole seconds.
-        return [] if self.since is None else [each for each in ready if _ready_at(each) >= math.floor(self.since)]
-
-    def note(self, listed: Sequence[ContactExport]) -> None:
-        """All that is ready has been seen; what is long gone is forgotten."""
-        now, known = time.time(), self.ids or {}
-        recent = {each: when for each, when in known.items() if when > now - _KEEP_SECONDS}
-        ids = recent | {each.id: known.get(each.id, round(now)) for each in listed if _is_ready(each)}
-        self.forgotten |= known.keys() - ids.keys()
-        self.is_changed = self.is_changed or ids != self.ids
-        self.ids = ids
-
-
-def _is_ready(export: ContactExport) -> bool:
-    return export.status == READY and not export.is_expired_at(datetime.now(timezone.utc))
-
-
-def _ready_at(export: ContactExport) -> float:
-    moment = export.completed_at or export.created_at
-    return moment.timestamp() if moment else 0.0
 
 
 def _type_of(export: ContactExport) -> str:

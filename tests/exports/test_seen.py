@@ -1,0 +1,59 @@
+"""Which exports are news."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.seen import SeenExports
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
+
+
+class Clock:
+    now = NOON
+
+    def __call__(self):
+        return self.now.timestamp()
+
+
+def export(name, status="ready", minutes=0):
+    completed = NOON + timedelta(minutes=minutes)
+    return ContactExport(id=name, status=status, completed_at=completed, expires_at=completed + timedelta(hours=12))
+
+
+def ids(exports):
+    return [each.id for each in exports]
+
+
+def test_at_the_first_look_only_what_became_ready_since_is_news():
+    listed = [export("later", minutes=2), export("before", minutes=-1), export("then"), export("no", "pending")]
+    assert ids(SeenExports(clock=Clock()).news(listed)) == []
+    assert ids(SeenExports(since=NOON.timestamp() + 0.9, clock=Clock()).news(listed)) == ["then", "later"]
+
+
+def test_what_was_noted_is_no_news_and_looking_alone_notes_nothing():
+    seen = SeenExports(since=0.0, clock=Clock())
+    assert ids(seen.news([export("a")])) == ids(seen.news([export("a")])) == ["a"]
+    assert not seen.is_changed
+    seen.note([export("a"), export("b", "pending")])
+    assert seen.is_changed
+    assert ids(seen.news([export("a"), export("b")])) == ["b"]
+
+
+def test_an_export_that_has_expired_is_none_that_is_ready():
+    clock = Clock()
+    clock.now = NOON + timedelta(hours=13)
+    assert SeenExports(since=0.0, clock=clock).news([export("a")]) == []
+
+
+def test_what_is_long_gone_is_forgotten_but_not_what_left_the_listing_for_a_while():
+    clock = Clock()
+    seen = SeenExports(clock=clock)
+    seen.note([export("a")])
+    clock.now += timedelta(hours=23)
+    seen.note([])
+    assert (set(seen.ids), seen.forgotten) == ({"a"}, set())
+    clock.now += timedelta(hours=2)
+    seen.note([])
+    assert (set(seen.ids), seen.forgotten) == (set(), {"a"})
