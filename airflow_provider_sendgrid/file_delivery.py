@@ -9,6 +9,7 @@ Knows one file and one storage. Knows nothing of the other files, nor when the e
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterator
@@ -208,9 +209,17 @@ class _Plan:
 
     @classmethod
     def of(cls, head: bytes, path: str, options: DeliveryOptions) -> _Plan:
+        """Decide.
+
+        Raises:
+            ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them.
+        """
         came_gzip = is_gzip(head)
         plain = next(Gunzip().feed(memoryview(head)), b"") if came_gzip else head
-        is_json = plain.lstrip()[:1] == b"{" or (not plain and ".json" in path)
+        first = plain.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        if first == b"<":
+            raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
+        is_json = first == b"{" or (not plain and ".json" in path)
         return cls(head, "json" if is_json else "csv", came_gzip, options.compression == "gzip")
 
     @property

@@ -312,6 +312,18 @@ def test_a_truncated_gzip_file_is_not_stored(sendgrid, s3, compression):
     assert_nothing_stored(s3)
 
 
+@pytest.mark.parametrize("contacts", [0, 100])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("verify_row_count", [True, False])
+def test_a_page_in_the_place_of_a_file_is_not_stored(sendgrid, s3, contacts, compression, verify_row_count):
+    """Its one line would pass for the header of an empty export, and for anything where rows are not counted."""
+    export_id = sendgrid.export(contacts)
+    sendgrid.emulator.inject(Fault("html", listener="files"))
+    with pytest.raises(ExportIncompleteError, match="file 1 of 1: What came is a page of HTML or XML"):
+        deliver(sendgrid, s3, export_id, compression=compression, verify_row_count=verify_row_count)
+    assert_nothing_stored(s3)
+
+
 def test_a_file_cut_for_good_leaves_no_upload(large, s3):
     """Its first part was up already."""
     sendgrid, export_id = large
