@@ -79,11 +79,7 @@ class Seen:
 
     def completed(self, task_id: str) -> dict[str, Any]:
         """The event of OpenLineage that tells how a task ended."""
-        [event] = [
-            event
-            for event in self.events
-            if event["eventType"] == "COMPLETE" and event["job"]["name"] == f"{DAG_ID}.{task_id}"
-        ]
+        [event] = completed(self.events, task_id)
         return event
 
     def stored(self) -> dict[str, int]:
@@ -115,8 +111,20 @@ def seen(tmp_path_factory):
             clock.move_on(HELD_SECONDS)
             assert "success" == airflow.wait_for_run(DAG_ID, run_id, seconds=300)
             export_id = airflow.api.xcom(DAG_ID, run_id, "start")
-            events = [json.loads(line) for line in told.read_text().splitlines()]
-            yield Seen(airflow.api, s3, sendgrid, run_id, export_id, received(receiver), events)
+            # Airflow tells of a task's end beside it, and on a busy machine after it.
+            wait_until("the delivery told of", lambda: completed(events_in(told), "store"), seconds=60)
+            yield Seen(airflow.api, s3, sendgrid, run_id, export_id, received(receiver), events_in(told))
+
+
+def events_in(told):
+    return [json.loads(line) for line in told.read_text().splitlines()]
+
+
+def completed(events, task_id):
+    """The events of OpenLineage that tell how a task ended."""
+    return [
+        event for event in events if event["eventType"] == "COMPLETE" and event["job"]["name"] == f"{DAG_ID}.{task_id}"
+    ]
 
 
 def is_deferred(api, run_id):
