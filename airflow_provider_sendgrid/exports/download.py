@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -258,9 +259,13 @@ class RangeReader:
 
     def _finish(self) -> None:
         """Let the next range use the connection, where the answer holds nothing further."""
+        from urllib3.exceptions import HTTPError
+
         if self._response is not None and (self._response.status_code == 206 or self.end == self._download.length):
-            self._response.raw.drain_conn()
-            self._response.raw.release_conn()
+            raw = self._response.raw
+            with suppress(HTTPError, HTTPException, OSError):
+                getattr(raw, "_fp", raw).read()  # nothing, but then it knows that this was all
+                raw.release_conn()
         self.close()
 
     def close(self) -> None:
