@@ -322,12 +322,19 @@ class _Counting:
             self._counter.feed(plain)
 
     def finish(self) -> RecordCount | None:
-        """What was counted, once every part was; None where rows are not counted."""
+        """What was counted, once every part was; None where rows are not counted.
+
+        Raises:
+            ExportIncompleteError: the end is missing.
+        """
         if self._counter is None:
             return None
         if self._gunzip is not None:
             self._gunzip.close()
-        return self._counter.finish()
+        count = self._counter.finish()
+        if count.ends_in_quotes:
+            raise ExportIncompleteError("The file is truncated: it ends within a quoted value.")
+        return count
 
     def _count_stored(self, counter: RecordCounter, part: memoryview) -> None:
         for start in range(0, len(part), _PIECE_BYTES):

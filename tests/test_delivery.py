@@ -312,6 +312,20 @@ def test_a_truncated_gzip_file_is_not_stored(sendgrid, s3, compression):
     assert_nothing_stored(s3)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_truncated_plain_file_is_not_stored(sendgrid, s3, compression):
+    """Where the storage says that this is all, and every row is there, if not whole."""
+    sendgrid.emulator.configure(encoding="plain")
+    export_id = sendgrid.export(100)
+    content = sendgrid.stored(export_id)
+    at = content.rindex(b'"') - 1
+    assert content[:at].count(b"\n") == content.count(b"\n") - 1
+    sendgrid.emulator.inject(Fault("truncate", listener="files", at=at))
+    with pytest.raises(ExportIncompleteError, match="file 1 of 1: The file is truncated: it ends within a quoted"):
+        deliver(sendgrid, s3, export_id, compression=compression)
+    assert_nothing_stored(s3)
+
+
 @pytest.mark.parametrize("contacts", [0, 100])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("verify_row_count", [True, False])

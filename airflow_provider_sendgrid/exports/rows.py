@@ -24,10 +24,12 @@ class RecordCount:
     Attributes:
         records: all records, a header included.
         first_record_sha256: of the first record of a CSV file, empty where there is none.
+        ends_in_quotes: whether a CSV file ends within a quoted value, as no whole one does.
     """
 
     records: int
     first_record_sha256: str = ""
+    ends_in_quotes: bool = False
 
     def rows(self, header_sha256: str) -> int:
         """Contacts in this file, where `header_sha256` is the digest of the export's header."""
@@ -71,7 +73,7 @@ class CsvCounter:
         """What was counted."""
         first = self._first_record
         digest = hashlib.sha256(first.rstrip(b"\r\n")).hexdigest() if first else ""
-        return RecordCount(self._lines.count + self._is_open, digest)
+        return RecordCount(self._lines.count + self._is_open, digest, self._lines.in_quotes)
 
     def _keep_first_record(self, plain: bytes | memoryview) -> None:
         """Collect bytes up to the first line feed outside quotes; give up on a record without end."""
