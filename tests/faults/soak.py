@@ -46,7 +46,7 @@ OPERATIONS: Final = (
     "GetObject", "ListMultipartUploads", "DeleteObject", "*",
 )  # fmt: skip
 # Of a plain file nobody can tell: its bytes have no checksum.
-_UNSEEN_IN_PLAIN: Final = ("corrupt", "truncate")
+_UNSEEN_IN_PLAIN: Final = ("corrupt", "truncate", "wrong_length")
 _API_ALONE: Final = ("other_host", "broken_json")
 _FILES_ALONE: Final = ("wrong_range", "no_ranges", "changed", "expire", "truncate")
 
