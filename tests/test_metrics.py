@@ -77,12 +77,12 @@ def statsd(monkeypatch):
 def airflows_statsd():
     """What Airflow's Stats would send with, as its settings say now."""
     try:
-        from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
+        from airflow.sdk.observability.metrics.statsd_logger import get_statsd_logger
     except ImportError:
         from airflow.metrics.statsd_logger import get_statsd_logger
 
         return get_statsd_logger(None)  # made for a class, which it does not use
-    return get_stats_factory()()
+    return get_statsd_logger()
 
 
 def start(**arguments):
