@@ -253,7 +253,12 @@ class _Job:
         if stored is not None:
             log.info("%s is stored already, as %s.", self._title(index), stored.name)
         else:
-            stored = self._fetch_and_store(index, stem)
+            try:
+                stored = self._fetch_and_store(index, stem)
+            except ExportIncompleteError:
+                # Another try may bring it; the files before it are stored by then, instead of given up half-way.
+                self._turns.wait_for(index)
+                raise
         self._turns.finish(index)
         return stored
 

@@ -38,7 +38,7 @@ from airflow_provider_sendgrid.storage.multipart import MIB
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from tests.file_server import FileServer
 from tests.s3_client import with_own_client
-from tests.sendgrid_source import SendGrid
+from tests.sendgrid_source import LIMITS, SendGrid
 
 REPOSITORY = Path(__file__).parents[1]
 DEADLINE_SECONDS = 30.0
@@ -403,6 +403,23 @@ def test_one_file_that_fails_stops_all(large, s3):
     assert sum(request.bytes_sent for request in sendgrid.emulator.requests(listener="files", path_prefix=paths[0])) < (
         len(sendgrid.stored(export_id))
     )
+
+
+def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(large, s3):
+    """The second file is given up while the first is still on its way; the first is stored all the same."""
+    sendgrid, export_id = large
+    s3 = with_own_client(s3)
+    sendgrid.emulator.inject(Fault("refuse", path="*-00002.*"))
+    second = f"/sg-contact-exports/8315072/{sendgrid.emulator.export_files(export_id)[1].name}"
+
+    def wait_for_the_last_try(**_) -> None:
+        assert sendgrid.emulator.wait_for_requests(LIMITS.tries, "GET", second, "files", DEADLINE_SECONDS)
+
+    s3.client.meta.events.register("provide-client-params.s3.UploadPart", wait_for_the_last_try)
+    with pytest.raises(ExportIncompleteError, match="file 2 of 5"):
+        deliver(sendgrid, s3, export_id, compression="none")
+    assert names(export_id, 5, ".csv")[:1] == [key for key in s3.stored_keys() if "_receipts" not in key]
+    assert [] == s3.open_uploads()
 
 
 # --- order
