@@ -22,7 +22,7 @@ from lab.environment import REPOSITORY, Wish, make, say
 from lab.pythons import version_of
 
 LAB_FOLDER = REPOSITORY / ".lab"
-SUITES = {"test": "tests", "e2e": "tests/e2e", "browser": "tests/browser"}
+SUITES = {"test": "tests", "e2e": "tests/e2e", "kills": "tests/kills", "browser": "tests/browser"}
 # What an old Airflow and its dependencies warn of is theirs; what we or an example do to be warned is an error.
 WARNINGS = "default\nerror:::airflow_provider_sendgrid\nerror:::sendgrid_"
 
