@@ -83,6 +83,8 @@ QUICK = Scale(large=32 * MIB, largest=64 * MIB, limited=32 * MIB, block_bytes=8 
 _OURS = Contender("ours", "ours")
 _UPLOAD_FILEOBJ = Contender("upload_fileobj", "upload_fileobj")
 _CURL_CURL = Contender("curl | curl", "curl_pipes", {"into": "curl"})
+_LEAST = Contender("the least: sockets, SHA-256", "least")
+_LEAST_GUNZIP = Contender("the least: sockets, SHA-256, gunzip", "least", {"gunzip": True})
 _PEERS = (
     Contender("upload_fileobj, tuned", "upload_fileobj", _TUNED),
     Contender("obstore", "obstore_put"),
@@ -118,7 +120,7 @@ def _one_file(scale: Scale, hashing: float) -> Case:
             most=1.5 + hashing,
         ),
     )
-    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, *_PEERS)
+    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, _LEAST, *_PEERS)
     return Case("one-file", "One file, passed through", scale.large, contenders, bars, block_bytes=scale.block_bytes)
 
 
@@ -137,7 +139,7 @@ def _rows(scale: Scale, plain_size: int) -> Case:
         rate_bar("gunzip and counting: ≥ 300 MB of CSV per CPU second", counting.name, "ours", plain_size, least=300),
     )
     title = f"One file of gzip with its rows counted ({plain_size / 1e9:.1f} GB of CSV)"
-    contenders = (counting, _UPLOAD_FILEOBJ, _OURS)
+    contenders = (counting, _UPLOAD_FILEOBJ, _OURS, _LEAST_GUNZIP)
     return Case("rows", title, scale.large, contenders, bars, block_bytes=scale.block_bytes)
 
 
