@@ -165,6 +165,7 @@ class AsyncSendGridClient:
         self.rate_limit = RateLimit()
         self.successes = 0
         self._client = _new_async_client(connection)
+        self._under_way: set[asyncio.Task[Reply]] = set()
         self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
@@ -185,7 +186,9 @@ class AsyncSendGridClient:
                 return end.value  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, once no request is under way: also one that was cancelled takes a moment to end."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
         await self._client.aclose()
 
     async def __aenter__(self) -> AsyncSendGridClient:
@@ -201,8 +204,11 @@ class AsyncSendGridClient:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             await self._sleep(wait)
+        exchange = asyncio.ensure_future(self._exchange(request))
+        self._under_way.add(exchange)
+        exchange.add_done_callback(self._under_way.discard)
         try:
-            reply = await asyncio.wait_for(self._exchange(request), _longest_answer_seconds(self.connection))
+            reply = await asyncio.wait_for(exchange, _longest_answer_seconds(self.connection))
         except asyncio.TimeoutError as error:
             raise _unavailable(error, request, self.connection, never_sent=False) from None
         except httpx.HTTPError as error:

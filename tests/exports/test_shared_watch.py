@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -786,7 +787,10 @@ def test_the_client_is_closed_only_when_no_request_is_under_way():
     assert virtual_time.run(scenario()) == (1, 0)
 
 
-def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open():
+@pytest.mark.parametrize("seed", range(10))
+def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open(seed):
+    """In whatever order: also the poller and its request before those who wait for them."""
+
     async def wait_shared(account, export_id):
         async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
             await watch.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
@@ -795,7 +799,8 @@ def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open():
         account = Account({f"e{n}": [PENDING] for n in range(20)}, answer_seconds=5.0)
         waiting = [asyncio.ensure_future(wait_shared(account, each)) for each in account.answers]
         await asyncio.sleep(1)
-        everything = asyncio.all_tasks() - {asyncio.current_task()}
+        everything = sorted(asyncio.all_tasks() - {asyncio.current_task()}, key=asyncio.Task.get_name)
+        random.Random(seed).shuffle(everything)
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
