@@ -50,9 +50,10 @@ class FileServer:
                 content = server.files[self.path.partition("?")[0]]
                 straight_status, straight_headers, body = _answer(content, self.headers.get("Range"))
                 status, headers = server.bend(straight_status, dict(straight_headers))
-                # What lies about its length leaves bytes behind that the next answer must not begin with.
-                self.close_connection |= (status, headers) != (straight_status, straight_headers)
                 self.send_response(status)
+                # What lies about its length leaves bytes behind that the next answer must not begin with.
+                if (status, headers) != (straight_status, straight_headers):
+                    self.send_header("Connection", "close")
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
