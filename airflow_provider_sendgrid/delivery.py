@@ -210,7 +210,8 @@ def _store_all(
         ThreadPoolExecutor(most, thread_name_prefix="sendgrid-upload") as uploads,
         ThreadPoolExecutor(min(most, max(len(indexes), 1)), thread_name_prefix="sendgrid-file") as threads,
     ):
-        desk = Desk(export.id, storage, options, PartBuffers(most * options.part_bytes), uploads)
+        buffers = PartBuffers((most + 1) * options.part_bytes)  # one is sent while the others are fetched
+        desk = Desk(export.id, storage, options, buffers, uploads)
         job = _Job(source, desk, export, indexes, before, progress)
         files = [threads.submit(job.store, index) for index in indexes]
         try:

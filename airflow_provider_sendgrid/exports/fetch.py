@@ -1,8 +1,8 @@
 """The parts of one file, in order; over several connections where the link, not the CPU, is the bound.
 
 One connection is enough on a fast link, where the CPU is the bound. A single stream from S3 brings some 50 to 90 MB/s
-and leaves the CPU idle: then more connections are opened, twice as many after each part, as long as the process uses
-less than `BUSY` of one core. A storage without ranges is read as one stream.
+and leaves the CPU idle: then more connections are opened, after each part as many as would keep one core at work, as
+long as the process uses less than `BUSY` of it. A storage without ranges is read as one stream.
 
 Knows ranges and the size of buffers. What a buffer is for, and when it may be used again, is its owner's business.
 """
@@ -125,6 +125,8 @@ class _Pace:
 
     def part_arrived(self) -> None:
         wall, cpu = self._clocks.wall(), self._clocks.cpu()
-        if cpu - self._since[1] < BUSY * (wall - self._since[0]):
-            self._connections = min(self._connections * 2, self._most)
+        seconds, busy_seconds = wall - self._since[0], cpu - self._since[1]
+        if busy_seconds < BUSY * seconds:
+            would_keep_busy = int(self._connections * seconds / max(busy_seconds, 1e-9))
+            self._connections = min(max(self._connections * 2, would_keep_busy), self._most)
         self._since = (wall, cpu)

@@ -24,8 +24,8 @@ DEFAULTS = DeliveryOptions()
 class DeliveringOperator(BaseOperator, ABC):
     """Deliver all files of a ready export, checked and counted, then write a manifest.
 
-    The files are streamed: memory is about `max_concurrency` times `part_size`, whatever their size. Signed URLs
-    are fetched by the task itself, right before use. Each object is published only when its length and checksums
+    The files are streamed: memory is about (`max_concurrency` + 1) times `part_size`, whatever their size. Signed
+    URLs are fetched by the task itself, right before use. Each object is published only when its length and checksums
     agree; the manifest is written only when all rows agree with SendGrid's count.
 
     Objects are named ``<prefix><export id>-00001-of-00003.csv.gz`` (``.csv``, ``.json.gz``, ``.json``); the manifest
@@ -37,7 +37,7 @@ class DeliveringOperator(BaseOperator, ABC):
             when this one's manifest is written. Without it such a manifest fails the task before any download.
         compression: ``"gzip"`` stores gzip whatever came, ``"none"`` stores plain.
         part_size: size of a part on its way, in bytes, 5 MiB or more.
-        max_concurrency: parts on their way at once.
+        max_concurrency: parts fetched at once, while one more is sent.
         verify_row_count: count the rows and compare them with SendGrid's count.
         write_manifest: write the manifest.
         file_index: deliver this file alone (from 0), and no manifest: for mapped tasks that share an export. A task
