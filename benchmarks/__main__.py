@@ -1,6 +1,6 @@
 """Measures our delivery and its peers in turn; prints a table, writes JSON and a picture.
 
-    python -m benchmarks                      everything, some 40 minutes
+    python -m benchmarks                      everything, some 25 minutes
     python -m benchmarks --case tls --rounds 3
     python -m benchmarks --quick              small files: shows that everything works, says nothing about speed
 
