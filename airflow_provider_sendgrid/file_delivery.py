@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 EXPORT_ID_KEY = "sendgrid-export-id"
 _PIECE_BYTES = 256 * 1024
-_PIECES_AHEAD = 4
+_PIECES_AHEAD = 4  # of gunzip's before the counting
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/x-ndjson",
@@ -320,7 +320,7 @@ class _Counting:
         if self._counter is None or not self._counts_stored:
             return None
         if self._gunzip is None:
-            return self._counts.submit(self._counter.feed, part)
+            return self._counts.submit(self._count_pieces, self._counter, part)
         return self._gunzips.submit(self._gunzip_and_count, self._gunzip, self._counter, part)
 
     def count(self, plain: memoryview) -> None:
@@ -344,6 +344,10 @@ class _Counting:
         if count.ends_in_quotes:
             raise ExportIncompleteError("The file is truncated: it ends within a quoted value.")
         return count
+
+    def _count_pieces(self, counter: RecordCounter, part: memoryview) -> None:
+        for start in range(0, len(part), _PIECE_BYTES):
+            counter.feed(part[start : start + _PIECE_BYTES])
 
     def _gunzip_and_count(self, gunzip: Gunzip, counter: RecordCounter, part: memoryview) -> None:
         for plain in gunzip.feed(part):

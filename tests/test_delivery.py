@@ -33,6 +33,7 @@ from airflow_provider_sendgrid.exports.client import new_download_session
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.rows import record_counter
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.storage.multipart import MIB
 from airflow_provider_sendgrid.storage.s3 import S3Storage
@@ -245,6 +246,20 @@ def test_large_recoded_files_arrive_whole(large, s3):
     sendgrid, export_id = large
     delivery = deliver(sendgrid, s3, export_id, 0)
     assert sendgrid.stored(export_id, 0) == s3.read_plain(delivery.files[0].uri)
+
+
+@pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
+@pytest.mark.parametrize("file_type", ["csv", "json"])
+def test_rows_are_counted_in_small_pieces_however_large_the_parts(sendgrid, s3, monkeypatch, encoding, file_type):
+    """A counter may copy what it is given: a part may be of 1 GiB."""
+    sendgrid.emulator.configure(encoding=encoding, contacts_per_file=LARGE)
+    export_id = sendgrid.export(LARGE, file_type=file_type)
+    counter, fed = record_counter(file_type), []
+    monkeypatch.setattr(counter, "feed", lambda plain, feed=counter.feed: (fed.append(len(plain)), feed(plain))[1])
+    monkeypatch.setattr("airflow_provider_sendgrid.file_delivery.record_counter", lambda _: counter)
+    compression = "gzip" if encoding == "x-gzip" else "none"
+    assert LARGE == deliver(sendgrid, s3, export_id, compression=compression).rows
+    assert max(fed) <= 256 * 1024
 
 
 def test_rows_need_not_be_counted(sendgrid, s3):
