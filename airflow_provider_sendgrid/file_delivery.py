@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 EXPORT_ID_KEY = "sendgrid-export-id"
 _PIECE_BYTES = 256 * 1024
-_PIECES_AHEAD = 4  # of gunzip's before the counting
+_PIECES_AHEAD = 2  # of gunzip's before the counting
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/x-ndjson",

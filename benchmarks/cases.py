@@ -126,7 +126,7 @@ def _one_file(scale: Scale, hashing: float) -> Case:
 
 def _tls(scale: Scale) -> Case:
     bars = (ratio_bar("wall ≤ 0.75 x upload_fileobj", "ours", "upload_fileobj", most=0.75),)
-    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL)
+    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, _LEAST)
     return Case(
         "tls", "One file over TLS at both ends", scale.large, contenders, bars, block_bytes=scale.block_bytes, tls=True
     )

@@ -67,15 +67,12 @@ class Stream:
 
     def drop(self, size: int) -> None:
         """Leave the next `size` bytes unread; without TLS the kernel does not even copy them."""
-        if isinstance(self.connection, ssl.SSLSocket):
-            for _ in self.pieces(size):
-                pass
-            return
+        flags = 0 if isinstance(self.connection, ssl.SSLSocket) else socket.MSG_TRUNC
         at_hand = min(size, self._end - self._start)
         self._start += at_hand
         size -= at_hand
         while size > 0:
-            count = self.connection.recv_into(self._view, min(size, _BUFFER_BYTES), socket.MSG_TRUNC)
+            count = self.connection.recv_into(self._view, min(size, _BUFFER_BYTES), flags)
             if not count:
                 raise ConnectionError("the peer has gone")
             size -= count

@@ -259,7 +259,7 @@ def test_rows_are_counted_in_small_pieces_however_large_the_parts(sendgrid, s3, 
     monkeypatch.setattr("airflow_provider_sendgrid.file_delivery.record_counter", lambda _: counter)
     compression = "gzip" if encoding == "x-gzip" else "none"
     assert LARGE == deliver(sendgrid, s3, export_id, compression=compression).rows
-    assert max(fed) <= 256 * 1024
+    assert max(fed) <= 1024 * 1024
 
 
 def test_rows_need_not_be_counted(sendgrid, s3):

@@ -16,7 +16,7 @@ from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 31  # zlib's way to say: with gzip's header and checksum
 _INPUT_BYTES = 256 * 1024
-_OUTPUT_BYTES = 256 * 1024
+_OUTPUT_BYTES = 1024 * 1024  # measured: a quarter of that costs the counting beside it a tenth of its speed
 
 
 def _fastest_zlib() -> Any:
@@ -37,7 +37,7 @@ def is_gzip(first_bytes: bytes | memoryview) -> bool:
 
 
 class Gunzip:
-    """Decompresses a stream of gzip members, at most 256 KiB at once, however much a gzip bomb would give.
+    """Decompresses a stream of gzip members, at most 1 MiB at once, however much a gzip bomb would give.
 
     The checksum and the length in each member's trailer are checked.
     """

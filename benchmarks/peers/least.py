@@ -6,8 +6,9 @@ options say so. It shows what is left for everything else that a delivery does.
 
 import hashlib
 import itertools
+import ssl
 from collections.abc import Callable
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from queue import SimpleQueue
 from threading import Thread
 from urllib.parse import urlsplit
@@ -53,9 +54,15 @@ def stage(work: Callable[[memoryview], object], taken: "SimpleQueue", given: "Si
     return thread
 
 
+def connection(url: str) -> HTTPConnection:
+    if job.authority is None:
+        return HTTPConnection(urlsplit(url).netloc)
+    return HTTPSConnection(urlsplit(url).netloc, context=ssl.create_default_context(cafile=job.authority))
+
+
 def copy() -> None:
     [(url, key)] = job.targets()
-    source, sink = HTTPConnection(urlsplit(url).netloc), HTTPConnection(urlsplit(job.endpoint).netloc)
+    source, sink = connection(url), connection(job.endpoint)
     source.request("GET", urlsplit(url).path)
     response = source.getresponse()
     sink.putrequest("PUT", f"/{BUCKET}/{key}", skip_accept_encoding=True)
