@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.runs import MIB, Quantity, Spread, values
 
 _OURS, _OTHERS, _INK = "#1a82e2", "#b9c1c9", "#3c4650"
 _COLUMNS = 2
+_TITLE_LETTERS = 46  # in a line, as wide as a column of any reader's font
 
 
 def draw(outcomes: list[Outcome], path: Path, *, is_quick: bool) -> None:
@@ -50,7 +52,7 @@ def _draw_case(outcome: Outcome, axis: Any) -> None:
         error_kw={"elinewidth": 0.6},
     )
     axis.bar_label(bars, [f" {spread.middle:.3g}" for spread in spreads], padding=3)
-    axis.set_title(f"{outcome.case.title}: {unit}", loc="left", fontsize=9)
+    axis.set_title(textwrap.fill(f"{outcome.case.title}: {unit}", _TITLE_LETTERS), loc="left", fontsize=9)
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.spines[["top", "right"]].set_visible(False)
