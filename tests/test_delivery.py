@@ -304,6 +304,25 @@ def test_a_count_that_disagrees_leaves_nothing(large, s3):
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_what_an_earlier_try_stored_is_fetched_anew_where_the_rows_disagree(sendgrid, s3, caplog, compression):
+    """A plain file that the storage cut between two rows looks whole, until the rows of all files are compared."""
+    sendgrid.emulator.configure(encoding="plain")
+    export_id = sendgrid.export(250)
+    cut_at = sendgrid.stored(export_id).index(b'"\n"', 5_000) + 2
+    sendgrid.emulator.inject(Fault("truncate", listener="files", at=cut_at))
+    assert 20 < deliver(sendgrid, s3, export_id, 0, compression=compression).files[0].rows < 100
+    sendgrid.emulator.clear_faults()
+
+    delivery = deliver(sendgrid, s3, export_id, compression=compression)
+
+    assert 250 == delivery.rows
+    assert truth(sendgrid, export_id) == [s3.read_plain(file.uri) for file in delivery.files]
+    assert "disagree with files that an earlier try stored" in caplog.text
+    objects = names(export_id, 3, ".csv.gz" if compression == "gzip" else ".csv")
+    assert {*objects, "in/_manifest.json"} == set(s3.stored_keys())
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("at", [0, 20, 1_000, -5])
 def test_a_damaged_file_is_not_stored(sendgrid, s3, compression, at):
     """The checksum in the gzip trailer tells, and which file it was is told."""

