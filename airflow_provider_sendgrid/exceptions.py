@@ -58,7 +58,10 @@ class SendGridError(Exception):
         errors: SendGrid's own list of errors, each with ``message`` and, where given, ``field``,
             ``error_id``, ``parameter`` and ``help``.
         may_have_been_accepted: the request may have been carried out although no good answer came.
+        retry_after_seconds: how long SendGrid asks to wait, None where it does not say.
     """
+
+    retry_after_seconds: float | None = None
 
     def __init__(
         self,
@@ -113,13 +116,7 @@ class SendGridNotFoundError(SendGridError):
 
 
 class SendGridRateLimitError(SendGridError):
-    """429: too many requests.
-
-    Attributes:
-        retry_after_seconds: how long SendGrid asks to wait, None where it does not say.
-    """
-
-    retry_after_seconds: float | None = None
+    """429: too many requests."""
 
 
 class SendGridServerError(SendGridError):
@@ -182,5 +179,8 @@ HOPELESS_ERRORS = (
     DestinationConflictError,
     DestinationRefusedError,
 )
+
+# Errors that may pass: a wait goes on until its deadline.
+RETRYABLE_ERRORS = (SendGridRateLimitError, SendGridServerError, SendGridUnavailableError)
 
 _CLASSES = {error_class.__name__: error_class for error_class in SendGridError.__subclasses__()}

@@ -82,6 +82,7 @@ class ContactExport:
         export_type: ``contacts_export``, ``list_export`` or ``segment_export``; in listings only.
         list_ids: ids of the lists exported, as text; in listings only.
         segment_ids: ids of the segments exported, as text; in listings only.
+        as_of: SendGrid's time when it sent this description; None where an export was not read from a response.
     """
 
     id: str
@@ -97,14 +98,18 @@ class ContactExport:
     export_type: str | None = None
     list_ids: tuple[str, ...] = ()
     segment_ids: tuple[str, ...] = ()
+    as_of: datetime | None = field(default=None, compare=False)
 
     @classmethod
-    def from_payload(cls, payload: Mapping[str, Any], *, export_id: str = "") -> ContactExport:
+    def from_payload(
+        cls, payload: Mapping[str, Any], *, export_id: str = "", as_of: datetime | None = None
+    ) -> ContactExport:
         """Read SendGrid's JSON of either family in either spelling; what is missing, null or odd is absent.
 
         Args:
             payload: the object of a status answer, or one item of a listing.
             export_id: the id that was asked for, where the answer names none.
+            as_of: SendGrid's time when it sent the response.
         """
         times = {name: _time(_first(payload, name)) for name in _SPELLINGS if name.endswith("_at")}
         metadata = _first(payload, "metadata")
@@ -118,6 +123,7 @@ class ContactExport:
             export_type=_text(_first(payload, "export_type")),
             list_ids=_ids(payload.get("lists")),
             segment_ids=_ids(payload.get("segments")),
+            as_of=as_of,
             **times,
         )
 

@@ -14,7 +14,7 @@ import json
 import random
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timezone
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
@@ -125,8 +125,11 @@ def get_export(
         raise ValueError(f"export_id {export_id!r} is none: it must be the id that starting an export returned.")
     target = f"{FAMILIES[family].exports_path}/{quote(export_id, safe='')}"
     what = f"status of {family.value} export {export_id}"
-    payload = yield from _ask_json(Request("GET", target), what, patience, also_retried=(404,))
-    return ContactExport.from_payload(payload, export_id=export_id)
+
+    def read(payload: dict[str, Any], reply: Reply) -> ContactExport:
+        return ContactExport.from_payload(payload, export_id=export_id, as_of=time_at_sendgrid(reply))
+
+    return (yield from _ask(Request("GET", target), what, patience, read, also_retried=(404,)))
 
 
 def list_exports(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[ContactExport]]:
@@ -134,26 +137,32 @@ def list_exports(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) ->
 
     Source: "Get All Existing Exports".
     """
-    pages = _all_pages(FAMILIES[family].exports_path, f"list of {family.value} exports", patience)
-    return [ContactExport.from_payload(item) for item in (yield from pages)]
+
+    def read(item: Mapping[str, Any], reply: Reply) -> ContactExport:
+        return ContactExport.from_payload(item, as_of=time_at_sendgrid(reply))
+
+    return (yield from _all_pages(FAMILIES[family].exports_path, f"list of {family.value} exports", patience, read))
 
 
 def get_lists(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[dict[str, Any]]]:
     """All contact lists, as SendGrid describes them: ``id``, ``name`` and a count."""
     query = "?page_size=1000" if family is ExportFamily.MARKETING else ""
     path = FAMILIES[family].lists_path + query
-    return (yield from _all_pages(path, f"{family.value} lists", patience))
+    return (yield from _all_pages(path, f"{family.value} lists", patience, _as_it_is))
 
 
 def get_segments(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[dict[str, Any]]]:
     """All segments, as SendGrid describes them: ``id``, ``name`` and a count."""
-    return (yield from _all_pages(FAMILIES[family].segments_path, f"{family.value} segments", patience))
+    return (yield from _all_pages(FAMILIES[family].segments_path, f"{family.value} segments", patience, _as_it_is))
 
 
 def get_scopes(patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[str]]:
     """What the API key may do."""
-    payload = yield from _ask_json(Request("GET", "/v3/scopes"), "scopes of the API key", patience)
-    return [str(scope) for scope in _items(payload, ("scopes",))]
+
+    def read(payload: dict[str, Any], _reply: Reply) -> list[str]:
+        return [str(scope) for scope in _items(payload, ("scopes",))]
+
+    return (yield from _ask(Request("GET", "/v3/scopes"), "scopes of the API key", patience, read))
 
 
 def start_export(
@@ -168,30 +177,47 @@ def start_export(
         ValueError: an argument cannot be right.
     """
     request = Request("POST", FAMILIES[family].exports_path, selection.to_payload(family))
-    payload = yield from _ask_json(request, f"start of a {family.value} export", patience)
-    export_id = payload.get("id")
-    if not isinstance(export_id, str) or not export_id:
-        raise SendGridServerError(
-            f"start of a {family.value} export: SendGrid accepted it without naming its id; "
-            "look for it in the list of exports before you start another.",
-            status_code=202,
-            may_have_been_accepted=True,
-        )
-    return export_id
+
+    def read(payload: dict[str, Any], _reply: Reply) -> str:
+        export_id = payload.get("id")
+        if not isinstance(export_id, str) or not export_id:
+            raise SendGridServerError(
+                f"start of a {family.value} export: SendGrid accepted it without naming its id; "
+                "look for it in the list of exports before you start another.",
+                status_code=202,
+                may_have_been_accepted=True,
+            )
+        return export_id
+
+    return (yield from _ask(request, f"start of a {family.value} export", patience, read))
 
 
 # How it is asked, again and again
 
 
-def _ask_json(
-    request: Request, what: str, patience: Patience, also_retried: tuple[int, ...] = ()
-) -> Conversation[dict[str, Any]]:
+def _ask(
+    request: Request,
+    what: str,
+    patience: Patience,
+    read: Callable[[dict[str, Any], Reply], T],
+    also_retried: tuple[int, ...] = (),
+) -> Conversation[T]:
+    """Send `request` until a response can be read.
+
+    Args:
+        request: what to send.
+        what: names the operation in messages.
+        patience: how often, and how long.
+        read: the result of a JSON object and its response; raises `SendGridServerError` where it cannot be right, which
+            is repeated like any other broken response.
+        also_retried: client errors that are repeated a few times.
+    """
     tried, waited_for_slot = 0, 0.0
     while True:
         tried += 1
         try:
             reply = yield request
-            return _json_object(reply, what, request)
+            return read(_json_object(reply, what, request), reply)
         except SendGridError as error:
             is_for_slot = isinstance(error, SendGridRateLimitError) and waited_for_slot < patience.slot_seconds
             if is_for_slot:  # the tries are not used up by those who were faster
@@ -222,23 +248,33 @@ def _wait_before_retry(
     return wait if asked <= patience.longest_wait_seconds else None
 
 
-def _all_pages(target: str, what: str, patience: Patience) -> Conversation[list[dict[str, Any]]]:
+def _all_pages(
+    target: str, what: str, patience: Patience, read: Callable[[Mapping[str, Any], Reply], T]
+) -> Conversation[list[T]]:
     """Follow ``_metadata.next`` to the end; its host is never used, so the key cannot be sent elsewhere."""
-    found: list[dict[str, Any]] = []
+
+    def read_page(payload: dict[str, Any], reply: Reply) -> tuple[list[T], str | None]:
+        items = [item for item in _items(payload, _LISTS) if isinstance(item, dict)]
+        return [read(item, reply) for item in items], _next_target(payload)
+
+    found: list[T] = []
     path, asked = urlsplit(target).path, set[str]()
     while target not in asked:
         asked.add(target)
         if len(asked) > _MAX_PAGES:
             raise SendGridServerError(f"{what}: more than {_MAX_PAGES} pages; this cannot be right.")
-        payload = yield from _ask_json(Request("GET", target), what, patience)
-        found += [item for item in _items(payload, _LISTS) if isinstance(item, dict)]
-        following = _next_target(payload)
+        page, following = yield from _ask(Request("GET", target), what, patience, read_page)
+        found += page
         if following is None:
             return found
         if following.partition("?")[0] != path:
             raise SendGridServerError(f"{what}: the next page is not one of the same list; nothing was read.")
         target = following
     raise SendGridServerError(f"{what}: its pages go round in a circle.")
+
+
+def _as_it_is(item: Mapping[str, Any], _reply: Reply) -> dict[str, Any]:
+    return dict(item)
 
 
 # The names under which SendGrid's listings keep their items.
@@ -344,6 +380,15 @@ def _said(error: Mapping[str, Any]) -> str:
     message = error.get("message", "no message")
     place = error.get("field") or error.get("parameter")
     return f"{place}: {message}" if place else message
+
+
+def time_at_sendgrid(reply: Reply) -> datetime:
+    """When SendGrid sent the response: its ``Date`` header; this machine's clock where there is none."""
+    try:
+        date = parsedate_to_datetime(reply.headers.get("date", ""))
+    except (ValueError, TypeError, OverflowError):
+        return datetime.fromtimestamp(reply.received_at, tz=timezone.utc)
+    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
 
 
 def rate_limit_wait_seconds(reply: Reply) -> float | None:
