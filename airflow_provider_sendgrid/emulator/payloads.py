@@ -142,9 +142,11 @@ def _marketing_segment(audience: Audience, origins: Origins) -> Payload:
         "sample_updated_at": moment,
         "next_sample_update": moment,
         "parent_list_ids": [],
-        "query_version": "2",
+        "query_version": "" if audience.first_api else "2",
         "status": {"query_validation": "VALID"},
-        "_metadata": {"self": f"{origins.api}/v3/marketing/segments/2.0/{audience.id}"},
+        "_metadata": {
+            "self": f"{origins.api}/v3/marketing/segments/{'' if audience.first_api else '2.0/'}{audience.id}"
+        },
     }
 
 

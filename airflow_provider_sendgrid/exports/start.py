@@ -165,7 +165,8 @@ def find_started(
         return None
     rivals = attempt.rivals()
     found = [export for export in found if export.id not in rivals.ids]
-    if len(found) > 1 or (found and rivals.starting):
+    is_unclear = any(not export.is_selection_known for export in found)
+    if len(found) > 1 or (found and rivals.starting) or is_unclear:
         raise _doubt(family, found, rivals, attempt)
     return found[0] if found else None
 
@@ -184,6 +185,8 @@ def _doubt(
 
 def _is_of(export: ContactExport, selection: ExportSelection) -> bool:
     """Whether it is of the same lists, segments and, where its files tell, of the same type."""
+    if not export.is_selection_known:
+        return True  # it may be; `find_started` raises a doubt
     types = {kind for url in export.urls for kind in ("csv", "json") if f".{kind}" in urlsplit(url).path.lower()}
     return (
         set(export.list_ids) == {str(item) for item in selection.list_ids}

@@ -17,7 +17,7 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.names import ids_of_names
+from airflow_provider_sendgrid.exports.names import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
@@ -226,8 +226,9 @@ class SendGridHook(BaseHook):
         return ids_of_names("list", names, self.get_lists()) if names else []
 
     def ids_of_segments(self, names: Sequence[str]) -> list[str | int]:
-        """The ids of the segments with these names."""
-        return ids_of_names("segment", names, self.get_segments()) if names else []
+        """The ids of the segments with these names, of the segments API 2.0 and of the first one."""
+        with self.client() as client:
+            return client.converse(ids_of_segments(self._family, names))
 
     def get_export(self, export_id: str) -> ContactExport:
         """The status of one export, with freshly signed URLs once it is ready."""
@@ -245,7 +246,7 @@ class SendGridHook(BaseHook):
             return client.converse(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
-        """All segments: ``id``, ``name`` and a count each."""
+        """All segments: ``id``, ``name`` and a count each; of the marketing family those of the API 2.0."""
         with self.client() as client:
             return client.converse(protocol.get_segments(self._family))
 
@@ -277,7 +278,8 @@ class SendGridHook(BaseHook):
         if not families:
             needed = " or ".join(traits.scope for traits in FAMILIES.values())
             return False, f"The API key works, but cannot export contacts: it lacks the scope {needed}."
-        return True, f"The API key works; it may export: {', '.join(families)}. Scopes: {', '.join(scopes)}."
+        hint = f" {protocol.LEGACY_EXPORTS}" if ExportFamily.LEGACY.value in families else ""
+        return True, f"The API key works; it may export: {', '.join(families)}.{hint} Scopes: {', '.join(scopes)}."
 
     @property
     def account(self) -> SendGridAccount:

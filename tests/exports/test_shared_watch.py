@@ -141,7 +141,8 @@ class Account:
     def _listed(self, export_id):
         """Without count and message, as in SendGrid."""
         seen = self._current(export_id)
-        return {"id": export_id, **{name: seen[name] for name in ("status", "urls", "expires_at") if name in seen}}
+        listed = {name: seen[name] for name in ("status", "urls", "expires_at") if name in seen}
+        return {"id": export_id, "created_at": "2026-01-02T03:04:05Z", **listed}
 
     def _status(self, export_id):
         if export_id not in self.answers:

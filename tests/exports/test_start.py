@@ -134,7 +134,7 @@ def test_the_starts_are_bounded():
 def test_an_answer_without_an_id_is_a_lost_one():
     requests, result = start({}, [export("ours")])
     assert result == ("ours", True)
-    assert "without naming its id" in requests[1].because
+    assert "no usable id" in requests[1].because
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
@@ -184,13 +184,27 @@ def test_another_try_that_cannot_have_the_list_starts_nothing():
         (export("x", segments=["s"]), "of a segment, too"),
         (export("x", status="failure"), "failed"),
         (export("x", status="ready", expires_at=at(5).isoformat()), "its files are gone"),
-        (export("x", created_at=None), "begun nobody knows when"),
         (export("x", status="ready", urls=["https://f.example/contacts.json.gzip?a=.csv"]), "of another type"),
     ],
 )
 def test_another_export_is_not_adopted(other, why):
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), [other])
     assert found is None, why
+
+
+@pytest.mark.parametrize("fields", [{}, {"lists": None, "segments": None}, {"export_type": "list_export", "lists": []}])
+@pytest.mark.parametrize("selection", [CUSTOMERS, ExportSelection()])
+def test_an_export_of_unknown_lists_is_a_doubt(selection, fields):
+    """It is neither adopted as an export of all contacts nor ruled out."""
+    unclear = {"id": "x", "status": "pending", "created_at": at(1).isoformat(), **fields}
+    with pytest.raises(ExportInDoubtError, match="x"):
+        walk(find_started(MARKETING, selection, Attempt(NOW), CALM), [unclear])
+
+
+def test_a_listing_with_an_unreadable_time_decides_nothing():
+    """It is repeated; the export may be ours."""
+    with pytest.raises(SendGridServerError, match="created_at"):
+        walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), *[[export("x", created_at="soon")]] * CALM.tries)
 
 
 @pytest.mark.parametrize(
