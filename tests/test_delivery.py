@@ -795,6 +795,24 @@ def test_what_is_not_ready_is_not_delivered(export, error, told):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
 
+@pytest.mark.parametrize("hours", [-20, 20])
+def test_expiry_is_compared_with_sendgrids_clock(s3, hours):
+    """This worker's clock is hours ahead or behind."""
+    with Emulator(clock=lambda: time.time() + hours * 3600) as emulator:
+        sendgrid = SendGrid(emulator)
+        assert sum(file.rows for file in deliver(sendgrid, s3, sendgrid.export(3)).files) == 3
+
+
+def test_an_export_expired_by_sendgrids_clock_is_not_delivered():
+    now = datetime.now(timezone.utc)
+    export = ContactExport(
+        "6f", "ready", urls=("https://f/1",), expires_at=now + timedelta(hours=1), as_of=now + timedelta(hours=2)
+    )
+    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
+    with pytest.raises(ExportExpiredError):
+        deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
+
+
 def test_an_export_about_to_expire_is_not_begun():
     """Half of it would be gone before it is here."""
     soon = datetime.now(timezone.utc) + timedelta(seconds=30)

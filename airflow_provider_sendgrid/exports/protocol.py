@@ -337,6 +337,8 @@ def _all_pages(
     least_count = math.inf
 
     def read_page(payload: dict[str, Any], response: Reply) -> tuple[dict[str, T], str | None, float]:
+        if response.status_code not in (200, 203):
+            raise UnreadableError("a complete listing comes with 200")
         entries = _items(payload, listing.keys)
         page = {_id_of_entry(entry): read(entry, response) for entry in entries}
         following, count = _next_target(payload), min(least_count, _count_of(payload))
@@ -466,7 +468,7 @@ _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
         SendGridAuthError,
         (
             "Check the API key in the connection's password: it begins with 'SG.'; the key's ID is not the key. A key "
-            f"works in one region only: check that the connection has the account's, {_REGIONS}."
+            f"works in its account's region only: check that the connection names it, {_REGIONS}."
         ),
     ),
     403: (
@@ -506,13 +508,18 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
     errors = _errors(response.body)
     said = _joined(errors) or ("an HTML page" if _is_html(response) else "no message")
     error_class, next_step = _ERRORS.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
+    is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
     is_for_legacy_exports = request.target == FAMILIES[ExportFamily.LEGACY].exports_path
     if status == 400 and _LACKS_PERMISSION.search(said):
         next_step = _PLAN_OR_PERMISSION
     elif 300 <= status < 400:
         next_step = _redirect_step(response)
-    elif status in (403, 404) and is_for_legacy_exports:
-        next_step = f"{LEGACY_EXPORTS} If yours has them: {next_step}"
+    elif status in (400, 404) and _is_html(response):
+        next_step = _UNEXPECTED[1]
+    elif status == 404 and not is_by_id:
+        next_step = "Check the family ('marketing' or 'legacy'), the region and the account of the connection."
+    if status in (403, 404) and is_for_legacy_exports:
+        next_step = f"{LEGACY_EXPORTS} Otherwise: {next_step}"
     error = error_class(
         f"{what}: SendGrid answered {status} ({said}). {next_step}",
         status_code=status,
@@ -556,7 +563,10 @@ def _errors(body: bytes) -> list[dict[str, Any]]:
 def _errors_in(payload: Any) -> list[dict[str, Any]]:
     places = [payload.get(key) for key in _ERROR_KEYS] if isinstance(payload, Mapping) else [payload]
     errors = next((errors for place in places if (errors := _flat(place))), [])
-    return [{key: _bounded(value) for key, value in error.items()} for error in errors[:_MAX_ERRORS]]
+    return [
+        {str(_bounded(key)): _bounded(value) for key, value in islice(error.items(), _MAX_ERRORS)}
+        for error in errors[:_MAX_ERRORS]
+    ]
 
 
 def _flat(value: Any, field_name: str | None = None, depth: int = 3) -> list[dict[str, Any]]:

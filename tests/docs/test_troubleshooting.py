@@ -39,6 +39,32 @@ class Trouble:
         self.emulator.inject(Fault("status", status=503))
         SendGridHook().get_lists()
 
+    def refused_arguments(self):
+        SendGridHook().start_export(["no-such-list"])
+
+    def missing_plan(self):
+        self.emulator.inject(Fault("status", status=400, message="authorization required"))
+        SendGridHook().start_export()
+
+    def legacy_without_exports(self):
+        self.emulator.inject(Fault("status", status=404, path="/v3/contactdb/exports"))
+        SendGridHook(family="legacy").start_export()
+
+    def null_listing(self):
+        self.emulator.inject(Fault("null_listing"))
+        SendGridHook().get_lists()
+
+    def redirected(self):
+        self.emulator.inject(Fault("redirect", location="https://login.example/?from=api"))
+        SendGridHook().get_lists()
+
+    def unknown_segment(self):
+        SendGridHook().ids_of_segments(["Active last month"])
+
+    def refused_first_api(self):
+        self.emulator.inject(Fault("status", status=403, path="/v3/marketing/segments"))
+        SendGridHook().ids_of_segments(["Old buyers"])
+
     def unknown_key(self):
         self.connect(password="SG.unknown.key")
         SendGridHook().get_lists()
@@ -144,9 +170,16 @@ class Trouble:
 
 # A phrase of the text, and how to get it.
 PROVOKED = {
+    "answered 400 (list_ids": Trouble.refused_arguments,
+    "answered 400 (authorization": Trouble.missing_plan,
     "answered 401": Trouble.unknown_key,
-    "answered 403": Trouble.forbidden,
-    "answered 404": Trouble.unknown_export,
+    "answered 403 (…). One": Trouble.forbidden,
+    "Check the id,": Trouble.unknown_export,
+    "upgraded in 2025": Trouble.legacy_without_exports,
+    "'result' is null": Trouble.null_listing,
+    "This is a redirect": Trouble.redirected,
+    "The nearest:": Trouble.unknown_segment,
+    "could not be read": Trouble.refused_first_api,
     "answered 429": Trouble.rate_limited,
     "answered 503": Trouble.outage,
     "no connection (": Trouble.nobody_listens,

@@ -351,6 +351,12 @@ def test_an_export_that_cannot_be_read_breaks_the_listing(change):
     assert next(iter(change)) in str(error)
 
 
+@pytest.mark.parametrize("status", [201, 202, 206])
+def test_a_listing_that_may_be_incomplete_is_repeated(status):
+    requests, exports = list_exports(reply(status, {"result": []}), page("a"))
+    assert (len(requests), len(exports)) == (2, 1)
+
+
 def test_times_that_were_never_set_are_no_fault():
     never = {"completed_at": "0001-01-01T00:00:00Z", "expires_at": None, "updated_at": ""}
     _, [export] = list_exports(reply(200, {"result": [entry(**never)]}))
@@ -525,12 +531,28 @@ def test_an_error_body_of_another_shape_is_shown(payload, said):
     assert f"SendGrid answered 400 ({said})." in str(error)
 
 
-def test_a_page_is_named_by_its_content_type():
-    _, error = get_export(reply(400, b"", content_type="text/html; charset=utf-8"))
-    assert "(an HTML page)" in str(error)
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_page_is_named_by_its_content_type(status):
+    """A proxy sent it, so neither the arguments nor the id are the reason."""
+    _, error = get_export(*[reply(status, b"", content_type="text/html; charset=utf-8")] * 3)
+    assert "(an HTML page). Check the connection's host" in str(error)
 
 
-@pytest.mark.parametrize("payload", [b"x" * 10_000_000, b"[" * 100_000, {"errors": {"a" * 9999: ["b" * 9999] * 9999}}])
+def test_a_404_speaks_of_an_id_only_where_there_is_one():
+    assert "Check the id" in str(get_export(*[refusal(404)] * 3)[1])
+    for _, error in (start_export(refusal(404)), list_exports(refusal(404))):
+        assert "Check the family" in str(error)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"x" * 10_000_000,
+        b"[" * 100_000,
+        {"errors": {"a" * 9999: ["b" * 9999] * 9999}},
+        {"errors": [{"message": "x", **{f"{number}{'a' * 999}": "b" for number in range(9999)}}]},
+    ],
+)
 def test_an_error_body_of_any_shape_and_size_is_bounded(payload):
     _, error = get_export(reply(400, payload))
     assert len(str(error)) < 20_000
@@ -570,7 +592,7 @@ def test_a_400_about_permission_names_plan_and_permission(said):
 
 def test_a_401_names_both_regions():
     _, error = get_export(refusal(401, "authorization required"))
-    for part in ("'global' (api.sendgrid.com)", "'eu' (api.eu.sendgrid.com)", "one region only"):
+    for part in ("'global' (api.sendgrid.com)", "'eu' (api.eu.sendgrid.com)", "account's region only"):
         assert part in str(error)
 
 

@@ -23,6 +23,7 @@ FAMILIES = ("marketing", "legacy")
 EXPORTS = {"marketing": "/v3/marketing/contacts/exports", "legacy": "/v3/contactdb/exports"}
 WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
 READS_LEGACY = Key("SG.readslegacy.secretsecret", frozenset({"marketing_campaigns.read", "user.scopes.read"}))
+READS_MARKETING = Key("SG.readsmarketing.secretsecret", frozenset({"marketing.read", "user.scopes.read"}))
 READS_NOTHING = Key("SG.readsnothing.secretsecret", frozenset({"user.scopes.read", "mail.send"}))
 
 
@@ -276,6 +277,24 @@ def test_the_button_tells_what_is_wrong_with_the_key(connect, key, expected):
     assert expected[0] is works
     assert expected[1] in text
     assert key == "" or key not in text
+
+
+@pytest.mark.parametrize(("secret", "is_named"), [(READS_LEGACY.secret, True), (READS_MARKETING.secret, False)])
+def test_the_button_names_the_upgrade_of_legacy_accounts(connect, secret, is_named):
+    """A key may have the scope, and the account no exports."""
+    with Emulator(keys=[READS_LEGACY, READS_MARKETING]) as emulator:
+        connect(emulator.url, secret)
+        works, text = SendGridHook().test_connection()
+
+    assert works
+    assert ("upgraded in 2025" in text) is is_named
+
+
+def test_segments_of_both_apis_are_found_by_name(sendgrid_emulator):
+    old = sendgrid_emulator.add_segment("Old buyers", first_api=True)
+    new = sendgrid_emulator.segment_id("Customers in Germany")
+    assert [old, new] == SendGridHook().ids_of_segments(["Old buyers", "Customers in Germany"])
+    assert [] == SendGridHook().ids_of_segments([])
 
 
 @pytest.mark.usefixtures("no_waiting")
