@@ -461,7 +461,10 @@ LEGACY_EXPORTS = (
     "without them."
 )
 _SERVER_ERROR = (SendGridServerError, "SendGrid has a problem; try again later.")
-_UNEXPECTED = (SendGridServerError, "Check the connection's host: this is not an answer of SendGrid's API.")
+_UNEXPECTED = (
+    SendGridServerError,
+    "Check the connection's host and proxy: this is not a response of SendGrid's API.",
+)
 _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
     400: (SendGridBadRequestError, "Correct the arguments: ids belong to one family, sizes are in MB."),
     401: (
@@ -507,19 +510,8 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
     status = response.status_code
     errors = _errors(response.body)
     said = _joined(errors) or ("an HTML page" if _is_html(response) else "no message")
-    error_class, next_step = _ERRORS.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
-    is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
-    is_for_legacy_exports = request.target == FAMILIES[ExportFamily.LEGACY].exports_path
-    if status == 400 and _LACKS_PERMISSION.search(said):
-        next_step = _PLAN_OR_PERMISSION
-    elif 300 <= status < 400:
-        next_step = _redirect_step(response)
-    elif status in (400, 404) and _is_html(response):
-        next_step = _UNEXPECTED[1]
-    elif status == 404 and not is_by_id:
-        next_step = "Check the family ('marketing' or 'legacy'), the region and the account of the connection."
-    if status in (403, 404) and is_for_legacy_exports:
-        next_step = f"{LEGACY_EXPORTS} Otherwise: {next_step}"
+    error_class, usual_step = _ERRORS.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
+    next_step = _next_step(response, request, said, usual_step)
     error = error_class(
         f"{what}: SendGrid answered {status} ({said}). {next_step}",
         status_code=status,
@@ -530,6 +522,23 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
     if error.retry_after_seconds is None and status == 429:
         error.retry_after_seconds = rate_limit_wait_seconds(response)
     return error
+
+
+def _next_step(response: Reply, request: Request, said: str, usual_step: str) -> str:
+    """What to do about an error; `usual_step` unless the response or the request says more than the status."""
+    status = response.status_code
+    is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
+    if 300 <= status < 400:
+        return _redirect_step(response)
+    if status in (400, 401, 403, 404) and _is_html(response):
+        return _UNEXPECTED[1]  # a proxy sent it
+    if status == 400 and _LACKS_PERMISSION.search(said):
+        return _PLAN_OR_PERMISSION
+    if status == 404 and not is_by_id:
+        usual_step = "Check the family ('marketing' or 'legacy'), the region and the account of the connection."
+    if status in (403, 404) and request.target == FAMILIES[ExportFamily.LEGACY].exports_path:
+        return f"{LEGACY_EXPORTS} Otherwise: {usual_step}"
+    return usual_step
 
 
 def _redirect_step(response: Reply) -> str:

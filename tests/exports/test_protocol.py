@@ -531,9 +531,9 @@ def test_an_error_body_of_another_shape_is_shown(payload, said):
     assert f"SendGrid answered 400 ({said})." in str(error)
 
 
-@pytest.mark.parametrize("status", [400, 404])
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_page_is_named_by_its_content_type(status):
-    """A proxy sent it, so neither the arguments nor the id are the reason."""
+    """A proxy sent it, so neither the arguments nor the key nor the id are the reason."""
     _, error = get_export(*[reply(status, b"", content_type="text/html; charset=utf-8")] * 3)
     assert "(an HTML page). Check the connection's host" in str(error)
 
