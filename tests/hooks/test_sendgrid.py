@@ -290,6 +290,17 @@ def test_the_button_names_the_upgrade_of_legacy_accounts(connect, secret, is_nam
     assert ("upgraded in 2025" in text) is is_named
 
 
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_is_not_empty_before_it_says_so_twice(sendgrid_emulator, family):
+    """Its count and its files may be filled in a moment after its status."""
+    export_id = sendgrid_emulator.start_export(family=family)
+    sendgrid_emulator.inject(Fault("unfilled", first=1))
+    export = SendGridHook(family=family).get_export(export_id)
+    assert export.contact_count
+    assert export.urls
+
+
 def test_segments_of_both_apis_are_found_by_name(sendgrid_emulator):
     old = sendgrid_emulator.add_segment("Old buyers", first_api=True)
     new = sendgrid_emulator.segment_id("Customers in Germany")
