@@ -263,8 +263,9 @@ def _in_time(seconds: float, exchange: Callable[[threading.Event], Reply], sendi
             outcome.set_exception(error)
 
     # No pool: its threads would be waited for when the worker ends.
-    threading.Thread(target=copy_context().run, args=(run,), name="sendgrid-api", daemon=True).start()
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="sendgrid-api", daemon=True)
     try:
+        thread.start()  # a time limit may be raised here, too
         return outcome.result(seconds)
     except concurrent.futures.TimeoutError:  # before Python 3.11 not the built-in one
         raise TimeoutError from None

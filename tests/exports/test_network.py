@@ -229,6 +229,10 @@ def test_worker_triggerer_and_download_agree(kind, set_up, server, proxy, right,
 
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_a_proxy_that_speaks_tls_is_trusted_by_the_same_rules(kind, server, right, wrong):
+    import httpx
+
+    if kind == "httpx" and httpx.__version__.startswith("0.27."):
+        pytest.skip("httpx 0.27 trusts certifi's certificates only, where a proxy speaks TLS on an event loop")
     with Proxy("", right).running() as proxy:
         connection = SendGridConnection("SG.key", server.url, timeout_seconds=10, proxy=proxy.url)
         assert outcome(kind, replace(connection, verify=str(right)))
