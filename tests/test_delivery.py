@@ -29,11 +29,11 @@ from airflow_provider_sendgrid.exceptions import (
     ExportFailedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.exports.client import new_download_session
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.rows import record_counter
+from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.storage.multipart import MIB
 from airflow_provider_sendgrid.storage.s3 import S3Storage

@@ -167,6 +167,31 @@ class Trouble:
         self.connect(host="http://sendgrid.example")
         self.ask()
 
+    def misspelled_key(self):
+        self.connect(extra={"regoin": "eu"})
+        self.ask()
+
+    def extra_that_is_no_json(self):
+        self.connect(extra="region: eu")
+        self.ask()
+
+    def contradiction(self):
+        self.connect(host="api.sendgrid.com", extra={"region": "eu"})
+        self.ask()
+
+    def no_such_certificates(self):
+        self.connect(extra={"verify": "/no/such/file.pem"})
+        self.ask()
+
+    def no_such_port(self):
+        self.monkeypatch.delenv("https_proxy", raising=False)
+        self.monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:99999")
+        self.ask()
+
+    def placeholder(self):
+        self.connect(password="***")
+        self.ask()
+
 
 # A phrase of the text, and how to get it.
 PROVOKED = {
@@ -198,6 +223,12 @@ PROVOKED = {
     "There is no connection": Trouble.no_connection,
     "has no API key": Trouble.no_key,
     "unencrypted": Trouble.unencrypted,
+    "did you mean region": Trouble.misspelled_key,
+    "must be a JSON object, such as": Trouble.extra_that_is_no_json,
+    "but the host": Trouble.contradiction,
+    "/no/such/file.pem": Trouble.no_such_certificates,
+    "HTTPS_PROXY": Trouble.no_such_port,
+    "placeholder": Trouble.placeholder,
 }
 BLOCKS = blocks_of_kind("error")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from contextlib import AsyncExitStack
@@ -247,6 +248,57 @@ def test_switching_tls_verification_off_is_said_in_the_log(sendgrid_emulator, co
     assert SendGridHook().connection.verify is False
 
     assert "switches the verification of TLS certificates off" in output_of_all_logs()
+
+
+# Settings that are wrong
+
+
+@pytest.fixture
+def connect_raw(monkeypatch):
+    """Set the connection `sendgrid_default` with extra as a text."""
+
+    def to(extra, **fields):
+        known = {"conn_type": "sendgrid", "password": "SG.key", "extra": extra, **fields}
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(known))
+
+    return to
+
+
+WRONG_SETTINGS = [
+    ({"extra": "region: eu"}, {}, "extra must be a JSON object"),
+    ({"extra": '["eu"]'}, {}, "extra must be a JSON object"),
+    ({"extra": '{"region": "eu"'}, {}, "extra must be a JSON object"),
+    ({"extra": '{"regoin": "eu"}'}, {}, "did you mean region"),
+    ({"extra": '{"verify": "/nowhere.pem"}'}, {}, "verify is '/nowhere.pem', which cannot be read"),
+    ({"extra": '{"region": "eu"}', "host": "api.sendgrid.com"}, {}, "but the host"),
+    ({"extra": "", "host": "https://proxy.example/sendgrid/"}, {}, "no path"),
+    ({"extra": "", "schema": "sendgrid"}, {}, "no path"),
+    ({"extra": ""}, {"https_proxy": "http://proxy.example:99999"}, "https_proxy must be a URL"),
+    ({"extra": ""}, {"REQUESTS_CA_BUNDLE": "/nowhere.pem"}, "REQUESTS_CA_BUNDLE is '/nowhere.pem'"),
+    ({"extra": "", "password": "***"}, {}, "placeholder"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+@pytest.mark.parametrize(("fields", "environ", "text"), WRONG_SETTINGS, ids=[each[2] for each in WRONG_SETTINGS])
+def test_a_wrong_setting_is_a_value_error_at_once(connect_raw, monkeypatch, fields, environ, text):
+    """In a worker, in a triggerer, and for the button: never after retries."""
+    connect_raw(**fields)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ValueError, match=text):
+        SendGridHook().connection  # noqa: B018 - reads it
+    with pytest.raises(ValueError, match=text):
+        asyncio.run(SendGridHook().aload_connection())
+    works, said = SendGridHook().test_connection()
+    assert (works, text in said) == (False, True)
+
+
+def test_extra_that_is_null_or_empty_is_absent(connect_raw):
+    for extra in ("", "{}", "null", None):
+        connect_raw(extra)
+        assert "https://api.sendgrid.com" == SendGridHook().connection.base_url
 
 
 # The button of the connection form
