@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow.sdk.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRescheduleException,
         AirflowSensorTimeout,
         AirflowSkipException,
     )
@@ -55,9 +56,9 @@ else:
     except ImportError:
         from airflow.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
     try:
-        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRescheduleException
     except ImportError:
-        from airflow.exceptions import AirflowNotFoundException
+        from airflow.exceptions import AirflowNotFoundException, AirflowRescheduleException
     try:
         from airflow.sdk.log import mask_secret
     except ImportError:
@@ -108,6 +109,7 @@ __all__ = [
     "HAS_EVENT_TRIGGERS",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "Asset",

@@ -12,6 +12,7 @@
     ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; try again
     ├── ExportFailedError              SendGrid says ``failure``; start another export
     ├── ExportExpiredError             its files are gone; start another export
+    ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
     ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
     ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
     ├── DestinationConflictError       something of another export stands where this one would go
@@ -135,6 +136,10 @@ class ExportExpiredError(SendGridError):
     """The export's files are no longer kept: they live for 12 hours."""
 
 
+class ExportWithoutFilesError(SendGridError):
+    """SendGrid calls the export ready, but names no files and no count of 0; its lists are probably empty."""
+
+
 class ExportIncompleteError(SendGridError):
     """A file or the export as a whole is not what SendGrid says it is; nothing incomplete was published."""
 
@@ -175,6 +180,7 @@ HOPELESS_ERRORS = (
     SendGridNotFoundError,
     ExportFailedError,
     ExportExpiredError,
+    ExportWithoutFilesError,
     ExportInDoubtError,
     DestinationConflictError,
     DestinationRefusedError,

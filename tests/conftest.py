@@ -149,6 +149,15 @@ def take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(callee.__kwdefaults__, "sleep", sleep)
 
 
+@pytest.fixture
+def no_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sensors and triggers may poll as often as a test's interval says."""
+    from airflow_provider_sendgrid.exports.watch import PollSchedule
+
+    assert "floor_seconds" in PollSchedule.__init__.__kwdefaults__
+    monkeypatch.setitem(PollSchedule.__init__.__kwdefaults__, "floor_seconds", 0.0)
+
+
 class TickingClock:
     """Real time, ten seconds further with each question for an export's status: nobody has to sleep."""
 

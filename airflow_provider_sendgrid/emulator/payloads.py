@@ -61,7 +61,7 @@ def status_payload(export: Export, backend: Backend, origins: Origins) -> Payloa
     payload = {
         "id": export.id,
         "status": status,
-        "created_at": timestamp(export.created),
+        "created_at": timestamp(export.shown_created),
         "updated_at": timestamp(export.created if pending else export.completed),
         "completed_at": None if pending else timestamp(export.completed),
         "expires_at": timestamp(export.expires),
@@ -79,7 +79,7 @@ def listed_payload(export: Export, backend: Backend, origins: Origins) -> Payloa
     payload = {
         "id": export.id,
         "status": status,
-        "created_at": timestamp(export.created),
+        "created_at": timestamp(export.shown_created),
         "completed_at": None if status == "pending" else timestamp(export.completed),
         "expires_at": timestamp(export.expires),
         "urls": backend.signed_urls(export, origins.files) if status == "ready" else None,

@@ -175,8 +175,10 @@ class ContactExport:
         return cls.from_payload(entry, as_of=as_of)
 
     def is_expired_at(self, now: datetime) -> bool:
-        """Whether its files are gone at `now`."""
-        return self.expires_at is not None and self.expires_at <= now
+        """Whether its files are gone at `now`; an `expires_at` that is not after `created_at` means nothing."""
+        if self.expires_at is None or (self.created_at and self.expires_at <= self.created_at):
+            return False
+        return self.expires_at <= now
 
     def summary(self) -> dict[str, Any]:
         """What may go into an XCom, a log or a manifest: JSON values, no URLs."""
@@ -228,6 +230,40 @@ class ExportSelection:
         if self.max_file_size is not None:
             payload["max_file_size"] = _megabytes(self.max_file_size)
         return payload
+
+
+def parse_export_id(value: Any) -> str:
+    """`value`, as a template or an XCom rendered it, as the id of one export.
+
+    Raises:
+        TypeError: it is something else, such as a list of ids; the message says how to pass one id.
+        ValueError: it is empty, or a text that cannot be an id.
+    """
+    if isinstance(value, Mapping):
+        raise TypeError(
+            "export_id is a mapping, not an id. If it is the result of a SendGridExportSensor, pass its id: "
+            'wait.output["id"].'
+        )
+    if value is None or isinstance(value, float | bool | bytes):
+        raise TypeError(f"export_id is {value!r}, not an id. {_ID_EXPECTED}")
+    if not isinstance(value, str | int):
+        raise TypeError(
+            f"export_id is a {type(value).__name__}, not one id. For one task per export, map the task: "
+            ".partial(...).expand(export_id=...). The output of a task must be passed to an operator's argument, "
+            "where Airflow replaces it by the id."
+        )
+    text = str(value).strip()
+    if text in ("", ".", "..", "0") or text.casefold() in ("none", "null") or not _EXPORT_ID.fullmatch(text):
+        shown = redact(text if len(text) <= 100 else f"{text[:100]}…")
+        raise ValueError(f"export_id is {shown!r}, which cannot be the id of an export. {_ID_EXPECTED}")
+    return text
+
+
+_ID_EXPECTED = (
+    "Pass the id that the SendGridExportContactsOperator returned, and check that the task that starts the export ran."
+)
+# Blanks, quotes and brackets show that a list or a mapping was rendered as text.
+_EXPORT_ID = re.compile(r"[^\s\"'\[\](){}<>,]+")
 
 
 def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:

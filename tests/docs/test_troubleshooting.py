@@ -7,12 +7,15 @@ import json
 import re
 import time
 from contextlib import aclosing
+from datetime import datetime, timezone
 
 import pytest
 
 from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.exports.export import ExportSelection
+from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.exports.watch import Outcome, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
@@ -100,6 +103,29 @@ class Trouble:
 
     def expired(self):
         SendGridExportSensor(task_id="wait", export_id=self.export_that_is("expired")).execute({})
+
+    def never_finished(self):
+        """Pending when the client's clock shows a day later."""
+        clock = AsyncSendGridClient.__init__.__kwdefaults__["clock"]
+        self.monkeypatch.setitem(SendGridClient.__init__.__kwdefaults__, "clock", lambda: clock() + 24 * 3600)
+        SendGridExportSensor(task_id="wait", export_id=self.export_that_is("stuck")).execute({})
+
+    def without_files(self):
+        ready = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        export = ContactExport("an-id", "ready", completed_at=ready)
+        raise Sighting(export, Outcome.WITHOUT_FILES).error()
+
+    def wait_for(self, export_id):
+        SendGridExportSensor(task_id="wait", export_id=export_id).execute({})
+
+    def no_id(self):
+        self.wait_for(None)
+
+    def several_ids(self):
+        self.wait_for(["an-id"])
+
+    def whole_summary(self):
+        self.wait_for({"id": "an-id"})
 
     def stuck_while_deferred(self):
         """The end of its time has come when the trigger looks."""
@@ -212,6 +238,11 @@ PROVOKED = {
     "not a JSON object": Trouble.login_page,
     "'failure'": Trouble.failed,
     "its files are deleted": Trouble.expired,
+    "never finished it": Trouble.never_finished,
+    "names no files": Trouble.without_files,
+    "not an id. Pass": Trouble.no_id,
+    "not one id": Trouble.several_ids,
+    "is a mapping": Trouble.whole_summary,
     "SendGrid counted": Trouble.count_disagrees,
     "brought nothing": Trouble.no_file,
     "is 'pending' after": Trouble.stuck_while_deferred,

@@ -16,6 +16,7 @@ from airflow_provider_sendgrid.exports.export import (
     ContactExport,
     ExportFamily,
     ExportSelection,
+    parse_export_id,
 )
 
 OPENAPI = Path(__file__).parents[3] / "shared" / "openapi"
@@ -418,3 +419,36 @@ def test_endpoints_are_as_published(family):
     traits = FAMILIES[family]
     assert set(paths[traits.exports_path]) >= {"get", "post"}
     assert "get" in paths[traits.exports_path + "/{id}"]
+
+
+# --- an export's id, as it was rendered
+
+
+@pytest.mark.parametrize(("value", "expected"), [("6f-0a", "6f-0a"), (" 6f0a\n", "6f0a"), (42, "42")])
+def test_an_id_may_be_digits_or_have_blanks_around_it(value, expected):
+    """Native rendering turns digits into a number."""
+    assert parse_export_id(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "error_class", "cure"),
+    [
+        (None, TypeError, "task that starts the export ran"),
+        (True, TypeError, "not an id"),
+        (1.5, TypeError, "not an id"),
+        ("", ValueError, "task that starts the export ran"),
+        ("  ", ValueError, "cannot be the id"),
+        ("None", ValueError, "cannot be the id"),
+        ("..", ValueError, "cannot be the id"),
+        ("['a', 'b']", ValueError, "cannot be the id"),
+        ("{'id': 'a'}", ValueError, "cannot be the id"),
+        (["a"], TypeError, "expand"),
+        (iter(["a"]), TypeError, "expand"),
+        (object(), TypeError, "operator's argument"),
+        ({"id": "a", "status": "ready"}, TypeError, '["id"]'),
+    ],
+)
+def test_what_cannot_be_an_id_is_refused_with_the_cure(value, error_class, cure):
+    with pytest.raises(error_class) as caught:
+        parse_export_id(value)
+    assert cure in str(caught.value)
