@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 
 from .admin import PREFIX, Admin, answer_admin
 from .api import answer_api, key_of
@@ -38,6 +39,7 @@ class Service:
             return answer_api(backend, request, origins)
 
         answer = self.admin.faults.spoiled("api", request, lambda _: self.rate_limit.limited(backend.settings, respond))
+        answer = answer.with_headers({"Date": formatdate(backend.clock(), usegmt=True), **answer.headers})
         key = key_of(backend, request)
         return answer, self._record("api", request, answer, key.id if key else "")
 
