@@ -59,8 +59,8 @@ kills: ## worker, triggerer and scheduler of a whole Airflow, killed at random m
 	@$(PYTHON) -m lab.suite kills $(VERSION) --pytest="-s $(PYTEST)"
 
 e2e-celery: ## one export's files on two Celery workers, with Redis and PostgreSQL; a worker is killed
-	@$(PYTHON) -m lab.environment .lab/env-celery --airflow $(NEWEST) --group celery --choose-python
-	@.lab/env-celery/bin/python -m pytest tests/celery -s -p no:cacheprovider -o filterwarnings=default $(PYTEST)
+	@$(PYTHON) -m lab.environment .lab/env-$(NEWEST) --airflow $(NEWEST) --group e2e --choose-python
+	@.lab/env-$(NEWEST)/bin/python -m pytest tests/celery -s -p no:cacheprovider -o filterwarnings=default $(PYTEST)
 
 test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folder, Google's and Azure's, each a real server
 	@TEST_CLOUDS=1 .lab/env-clouds/bin/python -m pytest tests/storage tests/transfers -o filterwarnings=default $(PYTEST)

@@ -190,7 +190,7 @@ def wish_from_command_line() -> Wish:
     parser.add_argument(
         "--group",
         default="dev",
-        choices=["dev", "test", "e2e", "clouds", "celery"],
+        choices=["dev", "test", "e2e", "clouds"],
         help="dependency group in pyproject.toml",
     )
     parser.add_argument("--choose-python", action="store_true", help="the Python usual for that Airflow version")

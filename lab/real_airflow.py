@@ -160,12 +160,21 @@ class RealAirflow:
             raise RuntimeError(f"airflow {' '.join(arguments[:2])} failed:\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
+    def celery_worker(self, name: str, environment: Mapping[str, str] | None = None) -> Process:
+        """A worker that does one task at a time, not started yet; without its log server, for the logs are local."""
+        arguments = ["celery", "worker", "--concurrency", "1", "--celery-hostname", f"{name}@%h", "--skip-serve-logs"]
+        command = [self.python, "-m", "airflow", *arguments]
+        return Process(name, command, {**self.environment, **(environment or {})}, self._log_file(name))
+
     def tails(self) -> str:
         return "\n".join(part.tail() for part in self.parts.values())
 
     def _part(self, name: str, arguments: tuple[str, ...]) -> Process:
         command = [self.python, "-m", "airflow", name, *arguments]
-        return Process(name, command, self.environment, self.place.home / "processes" / f"{name}.log")
+        return Process(name, command, self.environment, self._log_file(name))
+
+    def _log_file(self, name: str) -> Path:
+        return self.place.home / "processes" / f"{name}.log"
 
     def _create_admin(self) -> None:
         person = ["--firstname", "A", "--lastname", "B", "--email", "admin@example.com", "--role", "Admin"]

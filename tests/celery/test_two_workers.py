@@ -118,15 +118,9 @@ def world():
             )
         )
         airflow.up({"aws_default": s3.connection, "sendgrid_default": json.loads(sendgrid.connection_json())})
-        workers = {name: worker_of(airflow, name, folder) for name in ("worker-1", "worker-2")}
+        workers = {name: airflow.celery_worker(name) for name in ("worker-1", "worker-2")}
         stack.callback(lambda: [worker.stop() for worker in workers.values()])
         yield World(airflow, sendgrid, s3, workers, list_id)
-
-
-def worker_of(airflow: RealAirflow, name: str, folder: Path) -> Process:
-    """One task at a time; its log server is left out, for the logs lie on one disk."""
-    arguments = ["celery", "worker", "--concurrency", "1", "--celery-hostname", f"{name}@%h", "--skip-serve-logs"]
-    return Process(name, [airflow.python, "-m", "airflow", *arguments], airflow.environment, folder / f"{name}.log")
 
 
 def run(world: World, export_id: str) -> str:

@@ -1,0 +1,33 @@
+"""A clock that is wrong: environment variables with which a program runs minutes ahead of this machine, or behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Debian has one folder for each architecture; Fedora, /usr/lib64/faketime.
+LIBRARIES = ("usr/lib/*/faketime/libfaketimeMT.so.1", "usr/lib*/faketime/libfaketimeMT.so.1")
+HOW_TO_INSTALL = (
+    "libfaketime was not found below /usr/lib. On Debian or Ubuntu: apt-get install libfaketime. "
+    "On Fedora: dnf install libfaketime."
+)
+
+
+def shifted_clock(seconds: int, root: Path = Path("/")) -> dict[str, str]:
+    """Variables that shift the wall clock of a program and its children; none for 0 seconds.
+
+    The monotonic clock stays right, so that timeouts and sleeps last as long as they should.
+
+    Raises:
+        RuntimeError: libfaketime is not installed; says what to install.
+    """
+    if not seconds:
+        return {}
+    library = next((path for pattern in LIBRARIES for path in sorted(root.glob(pattern))), None)
+    if library is None:
+        raise RuntimeError(HOW_TO_INSTALL)
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{seconds:+d}",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "PYTHONPATH": str(Path(__file__).parent),  # for sitecustomize.py
+    }
