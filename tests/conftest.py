@@ -169,17 +169,26 @@ class TickingClock:
     def __call__(self) -> float:
         return time.time() + self.ahead_seconds
 
+    def advance(self, seconds: float) -> None:
+        self.ahead_seconds += seconds
+
     def observe(self, request: Any) -> None:
         if request.method == "GET" and re.search(r"/exports/[^/]+$", request.path):
             self.ahead_seconds += self.seconds_per_question
 
 
 @pytest.fixture
-def ticking_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def ticking_clock() -> TickingClock:
+    """The clock of `ticking_emulator`."""
+    return TickingClock()
+
+
+@pytest.fixture
+def ticking_emulator(monkeypatch: pytest.MonkeyPatch, ticking_clock: TickingClock) -> Iterator[Any]:
     """An emulator whose exports are pending when first asked for, and done when asked for again."""
     from airflow_provider_sendgrid.emulator import Emulator, Settings
 
-    clock = TickingClock()
+    clock = ticking_clock
     with Emulator(Settings(ready_after=5), clock=clock, observe=clock.observe) as emulator:
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
         yield emulator

@@ -17,7 +17,13 @@ from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
-from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.export import (
+    FAMILIES,
+    ContactExport,
+    ExportFamily,
+    ExportSelection,
+    parse_export_id,
+)
 from airflow_provider_sendgrid.exports.names import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
@@ -172,6 +178,7 @@ class SendGridHook(BaseHook):
         """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`."""
         from airflow_provider_sendgrid.exports.sessions import new_download_session
 
+        export_id = parse_export_id(export_id)
         connection, downloads = self.connection, list[FileDownload]()
         tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
         with self.client() as client, new_download_session(connection) as session:
@@ -239,7 +246,7 @@ class SendGridHook(BaseHook):
     def get_export(self, export_id: str) -> ContactExport:
         """The status of one export, with freshly signed URLs once it is ready."""
         with self.client() as client:
-            return client.converse(protocol.get_export(self._family, export_id))
+            return client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
 
     def list_exports(self) -> list[ContactExport]:
         """All exports in flight or recently completed (without counts and messages)."""
@@ -264,7 +271,7 @@ class SendGridHook(BaseHook):
     async def aget_export(self, export_id: str) -> ContactExport:
         """`get_export` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.get_export(self._family, export_id))
+            return await client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
 
     async def alist_exports(self) -> list[ContactExport]:
         """`list_exports` on an event loop."""

@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -14,7 +15,6 @@ import pytest
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError
-from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 
 pytestmark = pytest.mark.usefixtures("no_shortest_wait")
@@ -126,6 +126,8 @@ LISTS = {
 }
 
 
+# How long after the task the triggerer looks.
+BETWEEN_SECONDS = {"expired": 24 * 3600}
 MODES = ("poke", "reschedule", "deferrable")
 TABLE = [(mode, said) for mode in MODES for said in OUTCOMES]
 TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in ("timeout", "unknown status")]
@@ -134,7 +136,7 @@ TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in
 @pytest.mark.parametrize("soft_fail", [False, True])
 @pytest.mark.parametrize(("how", "said"), TABLE)
 def test_the_outcome_is_the_same_in_every_mode(
-    ticking_emulator, monkeypatch, output_of_all_logs, wait_in, how, said, soft_fail
+    ticking_emulator, ticking_clock, monkeypatch, output_of_all_logs, wait_in, how, said, soft_fail
 ):
     """A failed export is not tried again, soft_fail skips what is over, and never hides a refused key."""
     mode = how.partition(" ")[0]
@@ -143,12 +145,10 @@ def test_the_outcome_is_the_same_in_every_mode(
     if at_first_look or mode != "deferrable":
         traits["ready_after"] = 0
     elif said == "expired":
-        # Pending when the task looked, and gone before the triggerer did, a day later.
-        traits["outcome"] = "ready"
-        a_day_later = lambda: time.time() + 24 * 3600  # noqa: E731
-        monkeypatch.setitem(AsyncSendGridClient.__init__.__kwdefaults__, "clock", a_day_later)
+        traits["outcome"] = "ready"  # pending when the task looked, and gone before the triggerer did, a day later
     export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
     wait = wait_in(mode, export_id=export_id, soft_fail=soft_fail)
+    wait.between = partial(ticking_clock.advance, BETWEEN_SECONDS.get(said, 0))
     if said in ("timeout", "unknown status"):
         wait.arguments["timeout"] = 0
 
