@@ -82,6 +82,14 @@ class AirflowVersion:
         assert {} == bag.import_errors
         return bag.dags
 
+    def dag(self, dag_id: str) -> Any:
+        """A DAG without a schedule."""
+        try:
+            from airflow.sdk import DAG
+        except ImportError:
+            from airflow import DAG
+        return DAG(dag_id, schedule=None)
+
     def exceptions(self) -> Any:
         """Airflow's exceptions from where this version keeps them."""
         from airflow import exceptions

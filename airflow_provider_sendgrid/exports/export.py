@@ -268,9 +268,9 @@ _EXPORT_ID = re.compile(r"[^\s\"'\[\](){}<>,]+")
 
 def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
     # An empty text, as a template may render to, must not be taken for "every contact".
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable | None):
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise TypeError(f"{name} must be a list of ids, not {ids!r}.")
-    given, id_type = list(ids or ()), FAMILIES[family].id_type
+    given, id_type = list(ids), FAMILIES[family].id_type
     odd = [item for item in given if not _text(item) or not str(item).strip()]
     if odd:
         raise ValueError(f"{name} must hold ids, texts or numbers, not {odd[0]!r}.")

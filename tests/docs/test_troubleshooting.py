@@ -181,6 +181,9 @@ class Trouble:
             self.emulator.start_export()
         SendGridHook().start_export_once(ExportSelection(), Attempt(since, is_retry=True))
 
+    def no_list(self):
+        SendGridExportContactsOperator(task_id="start", list_ids=[]).execute({})
+
     def no_connection(self):
         self.monkeypatch.delenv("AIRFLOW_CONN_SENDGRID_DEFAULT")
         SendGridExportContactsOperator(task_id="start").execute({})
@@ -250,7 +253,8 @@ PROVOKED = {
     "stands there already": Trouble.conflict,
     "NoSuchBucket": Trouble.no_bucket,
     "could not be asked": Trouble.no_credentials,
-    "nobody can tell": Trouble.in_doubt,
+    "it is not certain": Trouble.in_doubt,
+    "rendered to nothing": Trouble.no_list,
     "There is no connection": Trouble.no_connection,
     "has no API key": Trouble.no_key,
     "unencrypted": Trouble.unencrypted,

@@ -345,7 +345,7 @@ def test_every_option_is_sent(family):
 
 
 @pytest.mark.parametrize("name", ["list_ids", "segment_ids"])
-@pytest.mark.parametrize("ids", ["ca1d", "", b"", b"7", 7, 0])
+@pytest.mark.parametrize("ids", ["ca1d", "", b"", b"7", 7, 0, None, {}, {"ca1d": 1}])
 @BOTH_FAMILIES
 def test_ids_that_are_no_list_are_refused(family, name, ids):
     """Above all the empty text that a template may render to: it must not mean every contact."""
