@@ -319,13 +319,12 @@ def _doubt(
 
 def _is_of(export: ContactExport, selection: ExportSelection) -> bool:
     """Whether it has the same lists and segments; an export of lists is never one of all contacts."""
+    if not selection.list_ids and not selection.segment_ids and export.export_type in ("list_export", "segment_export"):
+        return False
     if not export.is_selection_known:
         return True  # it may be; `find_started` raises a doubt
-    is_of_all = not selection.list_ids and not selection.segment_ids
-    return (
-        _texts(export.list_ids) == _texts(selection.list_ids)
-        and _texts(export.segment_ids) == _texts(selection.segment_ids)
-        and not (is_of_all and export.export_type in ("list_export", "segment_export"))
+    return _texts(export.list_ids) == _texts(selection.list_ids) and _texts(export.segment_ids) == _texts(
+        selection.segment_ids
     )
 
 

@@ -202,8 +202,14 @@ def test_another_export_is_not_adopted(other, why):
     assert found is None, why
 
 
-@pytest.mark.parametrize("fields", [{}, {"lists": None, "segments": None}, {"export_type": "list_export", "lists": []}])
-@pytest.mark.parametrize("selection", [CUSTOMERS, ExportSelection()])
+UNREAD, OF_LISTS = {"lists": None, "segments": None}, {"export_type": "list_export", "lists": []}
+EVERYONE = ExportSelection()
+
+
+@pytest.mark.parametrize(
+    ("selection", "fields"),
+    [(CUSTOMERS, {}), (CUSTOMERS, UNREAD), (CUSTOMERS, OF_LISTS), (EVERYONE, {}), (EVERYONE, UNREAD)],
+)
 def test_an_export_of_unknown_lists_is_a_doubt(selection, fields):
     """It is neither adopted as an export of all contacts nor ruled out."""
     unclear = {"id": "x", "status": "pending", "created_at": at(1).isoformat(), **fields}
