@@ -11,8 +11,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
+from airflow_provider_sendgrid.emulator import Emulator, Fault
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt
 from airflow_provider_sendgrid.exports.watch import Outcome, Sighting
@@ -105,10 +104,13 @@ class Trouble:
         SendGridExportSensor(task_id="wait", export_id=self.export_that_is("expired")).execute({})
 
     def never_finished(self):
-        """Pending when the client's clock shows a day later."""
-        clock = AsyncSendGridClient.__init__.__kwdefaults__["clock"]
-        self.monkeypatch.setitem(SendGridClient.__init__.__kwdefaults__, "clock", lambda: clock() + 24 * 3600)
-        SendGridExportSensor(task_id="wait", export_id=self.export_that_is("stuck")).execute({})
+        """Pending a day after its start, by SendGrid's clock."""
+        ahead = [0.0]
+        with Emulator(clock=lambda: time.time() + ahead[0]) as emulator:
+            self.monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
+            export_id = emulator.start_export([emulator.add_list("Odd", outcome="stuck")])
+            ahead[0] = 24 * 3600.0
+            SendGridExportSensor(task_id="wait", export_id=export_id).execute({})
 
     def without_files(self):
         ready = datetime(2026, 1, 1, tzinfo=timezone.utc)
