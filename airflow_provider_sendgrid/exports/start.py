@@ -18,7 +18,12 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError, SendGridNotFoundError
+from airflow_provider_sendgrid.exceptions import (
+    ExportInDoubtError,
+    SendGridError,
+    SendGridNotFoundError,
+    SendGridPermissionError,
+)
 from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import (
     START_PATIENCE,
@@ -161,7 +166,11 @@ def start_export_once(
         error.may_have_been_accepted = True  # by an earlier try
         raise
     if attempt.keep is not None and not attempt.is_retry:
-        baseline = yield from read_baseline(family, selection, patience)
+        try:
+            baseline = yield from read_baseline(family, selection, patience)
+        except (SendGridPermissionError, SendGridNotFoundError):
+            # A key may start exports and not list them. A lost response then ends the try with its error.
+            baseline = Baseline(attempt.since, Clock.WORKER, ())
         attempt.keep(baseline)
         attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=baseline.known_ids)
     return (yield from _start(family, selection, attempt, patience))

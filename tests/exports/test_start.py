@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timezone
 from email.utils import format_datetime
 
@@ -367,6 +368,18 @@ def test_nothing_is_started_where_the_list_cannot_be_read_before():
     with pytest.raises(SendGridServerError) as caught:
         start(broken, broken, keep=lambda _: None)
     assert not caught.value.may_have_been_accepted
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_key_that_may_not_list_exports_may_start_one(status):
+    """The worker's clock stands in for SendGrid's."""
+    kept = []
+    refused = [Reply(status, {}, b"{}", NOW)] * (3 if status == 403 else 1)
+    patience = replace(CALM, tries=6)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, keep=kept.append), patience)
+    requests, result = walk(flow, *refused, ACCEPTED)
+    assert "POST" == requests[-1].method
+    assert (result[1], kept) == (False, [Baseline(NOW, Clock.WORKER, ())])
 
 
 def test_a_refusal_of_a_retry_that_could_not_look_is_not_definite():
