@@ -18,7 +18,7 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix kills e2e-celery test-clouds screenshots demo ui bench bench-targets scale waiting faults soak fuzz docs dist clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix kills e2e-celery test-clouds screenshots demo ui bench bench-targets scale waiting faults soak fuzz model docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ e2e: ## a whole Airflow on PostgreSQL, its triggerer killed: VERSION=3.0.6
 
 e2e-matrix: ## the same on every Airflow line, one after the other
 	@$(PYTHON) -m lab.suite e2e $(E2E_VERSIONS)
+
+model: $(ENVIRONMENT) ## 10,000 random histories of starts, with and without a state store
+	@MODEL_HISTORIES=10000 $(BIN)/python -m pytest -q tests/exports/test_start_model.py $(PYTEST)
 
 kills: ## worker, triggerer and scheduler of a whole Airflow, killed at random moments: VERSION=3.3.2, KILLS_SEED=7
 	@$(PYTHON) -m lab.suite kills $(VERSION) --pytest="-s $(PYTEST)"

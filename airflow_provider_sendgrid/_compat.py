@@ -5,7 +5,7 @@ Each name is taken from where the newest Airflow keeps it, and from its older pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow.sdk.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRescheduleException,
         AirflowSensorTimeout,
         AirflowSkipException,
     )
@@ -55,9 +56,9 @@ else:
     except ImportError:
         from airflow.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
     try:
-        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRescheduleException
     except ImportError:
-        from airflow.exceptions import AirflowNotFoundException
+        from airflow.exceptions import AirflowNotFoundException, AirflowRescheduleException
     try:
         from airflow.sdk.log import mask_secret
     except ImportError:
@@ -87,6 +88,50 @@ def read_xcom(ti_key: Any, key: str) -> Any:
     return XCom.get_value(ti_key=ti_key, key=key)
 
 
+def mapped_arguments(operator: Any) -> Collection[str]:
+    """Names of the arguments that a mapped task passed to `operator`, also those that are None; else empty."""
+    is_mapped = getattr(operator, "_BaseOperator__from_mapped", False)
+    return frozenset(getattr(operator, "_BaseOperator__init_kwargs", ())) if is_mapped else frozenset()
+
+
+def task_states(ti: Any, task_ids: Iterable[str]) -> dict[str, dict[str, str | None]]:
+    """States of these tasks in all runs of their DAG: run id, then task id (mapped: ``<task id>_<map index>``).
+
+    Empty where `ti` is no task instance of a running Airflow.
+    """
+    if hasattr(ti, "get_task_states"):  # Airflow 3
+        states: dict[str, dict[str, str | None]] = ti.get_task_states(dag_id=ti.dag_id, task_ids=list(task_ids))
+        return states
+    try:
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+    except ImportError:
+        return {}
+    if not isinstance(ti, TaskInstance):
+        return {}
+    found: dict[str, dict[str, str | None]] = {}
+    columns = (TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state)
+    with create_session() as session:
+        query = session.query(*columns).filter(
+            TaskInstance.dag_id == ti.dag_id, TaskInstance.task_id.in_(list(task_ids))
+        )
+        for run_id, task_id, map_index, state in query:
+            found.setdefault(run_id, {})[task_id if map_index < 0 else f"{task_id}_{map_index}"] = state
+    return found
+
+
+def xcoms_of_run(ti: Any, task_ids: Iterable[str], key: str, run_id: str) -> Any:
+    """What these tasks of another run of the same DAG pushed under `key`, with the values of mapped tasks."""
+    if hasattr(ti, "get_task_states"):  # Airflow 3
+        return ti.xcom_pull(task_ids=list(task_ids), key=key, run_id=run_id)
+    from airflow.models.xcom import XCom
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = XCom.get_many(key=key, task_ids=list(task_ids), dag_ids=ti.dag_id, run_id=run_id, session=session)
+        return [XCom.deserialize_value(xcom) for xcom in found]
+
+
 def note_hook_lineage(context: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
     """Tell Airflow's collector of hook lineage what `context`, a hook, read and wrote: URIs of assets.
 
@@ -108,6 +153,7 @@ __all__ = [
     "HAS_EVENT_TRIGGERS",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "Asset",
@@ -124,7 +170,10 @@ __all__ = [
     "TriggerEvent",
     "XComArg",
     "conf",
+    "mapped_arguments",
     "mask_secret",
     "note_hook_lineage",
     "read_xcom",
+    "task_states",
+    "xcoms_of_run",
 ]

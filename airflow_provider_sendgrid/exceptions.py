@@ -3,15 +3,16 @@
 ::
 
     SendGridError                      anything below; has ``status_code`` and ``errors``
-    ├── SendGridBadRequestError        400: SendGrid does not accept what was asked; mend the arguments
-    ├── SendGridAuthError              401: the API key is unknown; mend the connection
-    ├── SendGridPermissionError        403: scope, product or address; the message names all three
+    ├── SendGridBadRequestError        400, 413: SendGrid does not accept the request; correct the arguments
+    ├── SendGridAuthError              401, 407: the API key or the proxy's password is wrong; correct the connection
+    ├── SendGridPermissionError        403, 451: scope, product or address; the message names the causes
     ├── SendGridNotFoundError          404: no such export here; mend the id, the family or the account
     ├── SendGridRateLimitError         429: too many requests; wait ``retry_after_seconds``
-    ├── SendGridServerError            5xx, or an answer that cannot be read; try again
+    ├── SendGridServerError            5xx, or a response of unknown shape; try again
     ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; try again
     ├── ExportFailedError              SendGrid says ``failure``; start another export
     ├── ExportExpiredError             its files are gone; start another export
+    ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
     ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
     ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
     ├── DestinationConflictError       something of another export stands where this one would go
@@ -100,15 +101,15 @@ class SendGridError(Exception):
 
 
 class SendGridBadRequestError(SendGridError):
-    """400: SendGrid does not accept what was asked."""
+    """400 or 413: SendGrid does not accept the request."""
 
 
 class SendGridAuthError(SendGridError):
-    """401: SendGrid does not know the API key."""
+    """401 or 407: SendGrid does not accept the API key, or a proxy asks for a password."""
 
 
 class SendGridPermissionError(SendGridError):
-    """403: the key lacks the scope, the account is on the other product, or the address is blocked."""
+    """403 or 451: the key lacks the scope, the account is on the other product, or the address is blocked."""
 
 
 class SendGridNotFoundError(SendGridError):
@@ -120,7 +121,7 @@ class SendGridRateLimitError(SendGridError):
 
 
 class SendGridServerError(SendGridError):
-    """5xx, or an answer that is not what SendGrid's API promises."""
+    """5xx, or a response of unknown shape: it is never read as an empty result."""
 
 
 class SendGridUnavailableError(SendGridError):
@@ -133,6 +134,10 @@ class ExportFailedError(SendGridError):
 
 class ExportExpiredError(SendGridError):
     """The export's files are no longer kept: they live for 12 hours."""
+
+
+class ExportWithoutFilesError(SendGridError):
+    """SendGrid calls the export ready, but names no files and no count of 0; its lists are probably empty."""
 
 
 class ExportIncompleteError(SendGridError):
@@ -175,6 +180,7 @@ HOPELESS_ERRORS = (
     SendGridNotFoundError,
     ExportFailedError,
     ExportExpiredError,
+    ExportWithoutFilesError,
     ExportInDoubtError,
     DestinationConflictError,
     DestinationRefusedError,

@@ -29,12 +29,12 @@ CONNECTION_TYPE: dict[str, Any] = {
     "conn-fields": {
         "region": {
             "label": "Data region",
-            "description": "Where the account's data is kept; ignored where an API host is given.",
+            "description": "Where the account's data is kept; must not contradict the API host.",
             "schema": {"type": ["string", "null"], "enum": ["global", "eu"]},
         },
         "on_behalf_of": {
             "label": "Subuser",
-            "description": "User name of the subuser to act for.",
+            "description": "User name of the subuser to act for, or account-id and an id.",
             "schema": {"type": ["string", "null"]},
         },
         "timeout": {
@@ -44,12 +44,12 @@ CONNECTION_TYPE: dict[str, Any] = {
         },
         "verify": {
             "label": "Verify TLS certificates",
-            "description": "true, false, or the path of a CA bundle on every worker and triggerer.",
+            "description": "true, false, or the path of a file or folder of CA certificates on each machine.",
             "schema": {"type": ["string", "null"]},
         },
         "proxy": {
             "label": "Proxy",
-            "description": "URL of the proxy for all requests; the environment's (HTTPS_PROXY) where empty.",
+            "description": "URL of the proxy for all requests; the environment's (HTTPS_PROXY, NO_PROXY) where empty.",
             "schema": {"type": ["string", "null"]},
         },
     },

@@ -82,6 +82,14 @@ class AirflowVersion:
         assert {} == bag.import_errors
         return bag.dags
 
+    def dag(self, dag_id: str) -> Any:
+        """A DAG without a schedule."""
+        try:
+            from airflow.sdk import DAG
+        except ImportError:
+            from airflow import DAG
+        return DAG(dag_id, schedule=None)
+
     def exceptions(self) -> Any:
         """Airflow's exceptions from where this version keeps them."""
         from airflow import exceptions
@@ -149,6 +157,15 @@ def take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(callee.__kwdefaults__, "sleep", sleep)
 
 
+@pytest.fixture
+def no_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sensors and triggers may poll as often as a test's interval says."""
+    from airflow_provider_sendgrid.exports.watch import PollSchedule
+
+    assert "floor_seconds" in PollSchedule.__init__.__kwdefaults__
+    monkeypatch.setitem(PollSchedule.__init__.__kwdefaults__, "floor_seconds", 0.0)
+
+
 class TickingClock:
     """Real time, ten seconds further with each question for an export's status: nobody has to sleep."""
 
@@ -160,17 +177,26 @@ class TickingClock:
     def __call__(self) -> float:
         return time.time() + self.ahead_seconds
 
+    def advance(self, seconds: float) -> None:
+        self.ahead_seconds += seconds
+
     def observe(self, request: Any) -> None:
         if request.method == "GET" and re.search(r"/exports/[^/]+$", request.path):
             self.ahead_seconds += self.seconds_per_question
 
 
 @pytest.fixture
-def ticking_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def ticking_clock() -> TickingClock:
+    """The clock of `ticking_emulator`."""
+    return TickingClock()
+
+
+@pytest.fixture
+def ticking_emulator(monkeypatch: pytest.MonkeyPatch, ticking_clock: TickingClock) -> Iterator[Any]:
     """An emulator whose exports are pending when first asked for, and done when asked for again."""
     from airflow_provider_sendgrid.emulator import Emulator, Settings
 
-    clock = TickingClock()
+    clock = ticking_clock
     with Emulator(Settings(ready_after=5), clock=clock, observe=clock.observe) as emulator:
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
         yield emulator

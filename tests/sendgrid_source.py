@@ -11,10 +11,11 @@ from typing import Any
 from airflow_provider_sendgrid.delivery import Source
 from airflow_provider_sendgrid.emulator import Emulator
 from airflow_provider_sendgrid.exports import protocol
-from airflow_provider_sendgrid.exports.client import SendGridClient, new_download_session
+from airflow_provider_sendgrid.exports.client import SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 
 LIMITS = DownloadLimits(jitter=lambda: 1.0)

@@ -29,11 +29,11 @@ from airflow_provider_sendgrid.exceptions import (
     ExportFailedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.exports.client import new_download_session
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.rows import record_counter
+from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.storage.multipart import MIB
 from airflow_provider_sendgrid.storage.s3 import S3Storage
@@ -792,6 +792,24 @@ def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
 def test_what_is_not_ready_is_not_delivered(export, error, told):
     source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
     with pytest.raises(error, match=told):
+        deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
+
+
+@pytest.mark.parametrize("hours", [-20, 20])
+def test_expiry_is_compared_with_sendgrids_clock(s3, hours):
+    """This worker's clock is hours ahead or behind."""
+    with Emulator(clock=lambda: time.time() + hours * 3600) as emulator:
+        sendgrid = SendGrid(emulator)
+        assert sum(file.rows for file in deliver(sendgrid, s3, sendgrid.export(3)).files) == 3
+
+
+def test_an_export_expired_by_sendgrids_clock_is_not_delivered():
+    now = datetime.now(timezone.utc)
+    export = ContactExport(
+        "6f", "ready", urls=("https://f/1",), expires_at=now + timedelta(hours=1), as_of=now + timedelta(hours=2)
+    )
+    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
+    with pytest.raises(ExportExpiredError):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
 

@@ -83,6 +83,21 @@ def test_every_contact_arrives(ticking_emulator, s3, run, name, prefix):
     assert [] == ticking_emulator.leaks()
 
 
+def test_an_export_without_files_skips_the_manifest(monkeypatch, s3, run):
+    """SendGrid may name no files for an empty list: nothing to map, nothing to store, and the run is green."""
+    with Emulator() as emulator:
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
+        monkeypatch.setattr(type(emulator._backend), "signed_urls", lambda *_: [])
+        monkeypatch.setattr(type(emulator._backend), "count", lambda *_: 0)
+
+        dag_run = run("sendgrid_files_to_s3")
+
+        states = {each.task_id: each.state for each in dag_run.get_task_instances()}
+        assert "success" == dag_run.state
+        assert "skipped" == states["write_manifest"]
+        assert [] == s3.stored_keys()
+
+
 def test_any_storage_will_do(ticking_emulator, airflow_version, monkeypatch, tmp_path):
     """Here a folder."""
     monkeypatch.setenv("SENDGRID_EXPORT_PATH", f"file://{tmp_path}")

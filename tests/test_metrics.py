@@ -22,7 +22,7 @@ DOCUMENTATION = Path(__file__).parents[1] / "docs" / "metrics.md"
 NAMES = {
     *("exports_started", "exports_found", "polls", "retries", "fetched_bytes", "resumptions", "url_renewals"),
     *("deliveries", "delivered_files", "delivered_bytes", "delivered_rows", "delivery", "wait"),
-    *("waits_ready", "waits_failure", "waits_expired", "waits_timeout"),
+    *("waits_ready", "waits_failure", "waits_expired", "waits_timeout", "waits_without_files"),
 }
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

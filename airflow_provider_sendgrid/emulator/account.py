@@ -40,6 +40,7 @@ class Account:
                 outcome=new.outcome,
                 message=new.message,
                 ready_after=new.ready_after,
+                first_api=new.first_api,
             )
             self._audiences.append(audience)
         return audience

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from .audience import Audience, Family, Kind
@@ -114,8 +115,9 @@ def _list_marketing_lists(call: Call) -> Answer:
     return _page(call, *_audiences(call, "list"), "result")
 
 
-def _list_marketing_segments(call: Call) -> Answer:
-    return _page(call, *_audiences(call, "segment"), "results")
+def _list_marketing_segments(call: Call, *, first_api: bool = False) -> Answer:
+    segments, size, show = _audiences(call, "segment")
+    return _page(call, [each for each in segments if each.first_api == first_api], size, show, "results")
 
 
 def _list_legacy_lists(call: Call) -> Answer:
@@ -166,6 +168,7 @@ ROUTES: Final = (
     Route("GET", "/v3/marketing/contacts/exports/(?P<id>[^/]+)", _get_export, "marketing"),
     Route("GET", "/v3/marketing/lists", _list_marketing_lists, "marketing"),
     Route("GET", re.escape("/v3/marketing/segments/2.0"), _list_marketing_segments, "marketing"),
+    Route("GET", "/v3/marketing/segments", partial(_list_marketing_segments, first_api=True), "marketing"),
     Route("POST", "/v3/contactdb/exports", _start_export, "legacy"),
     Route("GET", "/v3/contactdb/exports", _list_exports, "legacy"),
     Route("GET", "/v3/contactdb/exports/(?P<id>[^/]+)", _get_export, "legacy"),

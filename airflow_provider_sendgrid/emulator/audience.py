@@ -39,6 +39,8 @@ class NewAudience:
     message: str = DEFAULT_MESSAGE
     ready_after: float | None = None
     """Seconds; None takes the setting."""
+    first_api: bool = False
+    """A marketing segment that was made with the first segments API, which the 2.0 API does not list."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -63,3 +65,4 @@ class Audience:
     outcome: str
     message: str
     ready_after: float | None
+    first_api: bool = False

@@ -160,9 +160,13 @@ class Emulator:
         outcome: str = "ready",
         message: str = DEFAULT_MESSAGE,
         ready_after: float | None = None,
+        first_api: bool = False,
     ) -> Any:
-        """Add a segment, which holds the first contacts of the account, and return its id; see `add_list`."""
-        new = NewAudience(name, contacts, family, outcome, message, ready_after)
+        """Add a segment, which holds the first contacts of the account, and return its id; see `add_list`.
+
+        With `first_api` it is listed by `/v3/marketing/segments` only, like one made with the first segments API.
+        """
+        new = NewAudience(name, contacts, family, outcome, message, ready_after, first_api)
         return self._backend.account.add_audience("segment", new).id
 
     def lists(self, family: Family = "marketing") -> list[Audience]:

@@ -49,9 +49,14 @@ class Export:
         return self.created + self.ready_after
 
     @property
+    def shown_created(self) -> float:
+        """The epoch that SendGrid shows as `created_at`; an expired export is shown as old as its files."""
+        return self.created - (FILE_LIFETIME_SECONDS + 1 if self.outcome == "expired" else 0)
+
+    @property
     def expires(self) -> float:
         """The epoch at which the files are gone."""
-        return self.created + (-1 if self.outcome == "expired" else FILE_LIFETIME_SECONDS)
+        return self.shown_created + FILE_LIFETIME_SECONDS
 
     def status(self, now: float, *, is_spooled: bool) -> str:
         """Return the status that SendGrid gives at this time."""

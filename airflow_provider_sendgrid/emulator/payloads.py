@@ -61,7 +61,7 @@ def status_payload(export: Export, backend: Backend, origins: Origins) -> Payloa
     payload = {
         "id": export.id,
         "status": status,
-        "created_at": timestamp(export.created),
+        "created_at": timestamp(export.shown_created),
         "updated_at": timestamp(export.created if pending else export.completed),
         "completed_at": None if pending else timestamp(export.completed),
         "expires_at": timestamp(export.expires),
@@ -79,7 +79,7 @@ def listed_payload(export: Export, backend: Backend, origins: Origins) -> Payloa
     payload = {
         "id": export.id,
         "status": status,
-        "created_at": timestamp(export.created),
+        "created_at": timestamp(export.shown_created),
         "completed_at": None if status == "pending" else timestamp(export.completed),
         "expires_at": timestamp(export.expires),
         "urls": backend.signed_urls(export, origins.files) if status == "ready" else None,
@@ -142,9 +142,11 @@ def _marketing_segment(audience: Audience, origins: Origins) -> Payload:
         "sample_updated_at": moment,
         "next_sample_update": moment,
         "parent_list_ids": [],
-        "query_version": "2",
+        "query_version": "" if audience.first_api else "2",
         "status": {"query_validation": "VALID"},
-        "_metadata": {"self": f"{origins.api}/v3/marketing/segments/2.0/{audience.id}"},
+        "_metadata": {
+            "self": f"{origins.api}/v3/marketing/segments/{'' if audience.first_api else '2.0/'}{audience.id}"
+        },
     }
 
 

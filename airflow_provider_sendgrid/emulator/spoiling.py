@@ -9,12 +9,15 @@ Knows answers and how they are sent. Must not know which requests a fault strike
 | `delay` | carried out, answered late | `seconds` |
 | `status` | an error (default 500) | `status`, `message`, `retry_after`, `rate_limit_reset`, `seconds` |
 | `html` | a page of HTML instead (default 200) | `status` |
+| `body` | `message` is the whole body, to the byte (default 200) | `status`, `message` |
 | `redirect` | elsewhere (default 302) | `location`, `status` |
 | `endless` | JSON that never ends | |
 | `endless_header` | a header that never ends | |
 | `bomb` | gzip that becomes `at` MiB of blanks (default 1,024) | `at` |
 | `lost` | carried out, then the connection is closed, or reset, without an answer | `with_reset` |
 | `other_host` | the files' URLs lead to another origin | `location` |
+| `null_listing` | a listing holds null instead of its entries | |
+| `unfilled` | a ready export has a count of 0 and no URLs yet | |
 | `empty`, `broken_json` | carried out, nothing or half of the answer, of honest length | |
 | `cut` | the connection ends after some bytes of the body (default: half) | `at`, `with_reset` |
 | `trickle` | slow | `bytes_per_second` |
@@ -42,6 +45,8 @@ from .storage import Treatment, error_answer
 
 if TYPE_CHECKING:
     from .faults import Fault
+
+_LISTING_KEYS: Final = {"result", "results", "lists", "segments", "scopes"}
 
 Instead = Callable[["Fault", "Moment"], Answer]
 Treat = Callable[[Treatment, "Fault"], Treatment]
@@ -102,6 +107,10 @@ def _show_page(fault: Fault, _moment: Moment) -> Answer:
     return Answer(fault.status or 200, {"Content-Type": "text/html; charset=utf-8"}, (page,))
 
 
+def _show_body(fault: Fault, _moment: Moment) -> Answer:
+    return Answer(fault.status or 200, {"Content-Type": "application/json"}, (fault.message.encode(),))
+
+
 def _redirect(fault: Fault, _moment: Moment) -> Answer:
     return Answer(fault.status or 302, {"Location": fault.location})
 
@@ -121,15 +130,43 @@ def _bomb(fault: Fault, _moment: Moment) -> Answer:
     return Answer(200, headers, (member * (1_024 if fault.at is None else fault.at),))
 
 
-def _lead_elsewhere(answer: Answer, fault: Fault) -> Answer:
+def _with_fields(answer: Answer, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Answer:
+    """Return an answer with some fields of its JSON object replaced; one that holds no object stays as it is."""
     try:
         payload = json.loads(b"".join(part for part in answer.body if isinstance(part, bytes)))
     except ValueError:
         return answer
-    if not isinstance(payload, dict) or not isinstance(payload.get("urls"), list):
+    if not isinstance(payload, dict) or not (changed := change(payload)):
         return answer
-    urls = [re.sub(r"^https?://[^/]*", fault.location.rstrip("/"), url) for url in payload["urls"]]
-    return replace(answer, body=(json.dumps({**payload, "urls": urls}).encode(),))
+    return replace(answer, body=(json.dumps({**payload, **changed}).encode(),))
+
+
+def _lead_elsewhere(answer: Answer, fault: Fault) -> Answer:
+    origin = fault.location.rstrip("/")
+    return _with_fields(
+        answer,
+        lambda payload: (
+            {"urls": [re.sub(r"^https?://[^/]*", origin, url) for url in payload["urls"]]}
+            if isinstance(payload.get("urls"), list)
+            else {}
+        ),
+    )
+
+
+def _empty_the_listing(answer: Answer, _fault: Fault) -> Answer:
+    return _with_fields(answer, lambda payload: dict.fromkeys(payload.keys() & _LISTING_KEYS))
+
+
+def _empty_the_export(answer: Answer, _fault: Fault) -> Answer:
+    unfilled = {"urls": None, "contact_count": 0, "recipient_count": 0, "recipientCount": 0}
+    return _with_fields(
+        answer,
+        lambda payload: (
+            {name: value for name, value in unfilled.items() if name in payload}
+            if payload.get("status") == "ready"
+            else {}
+        ),
+    )
 
 
 def _half(answer: Answer, fault: Fault) -> int:
@@ -177,6 +214,7 @@ _INSTEAD: Final[Mapping[str, Instead]] = {
     "hang": lambda _, moment: _sending(Answer(0), hang_until=moment.released),
     "status": _fail,
     "html": _show_page,
+    "body": _show_body,
     "redirect": _redirect,
     "endless": _never_end,
     "endless_header": _never_end_the_header,
@@ -192,6 +230,8 @@ _CHANGES: Final[Mapping[str, Change]] = {
     "delay": lambda answer, fault: _sending(answer, delay_seconds=fault.seconds),
     "lost": lambda answer, fault: _sending(answer, drop="reset" if fault.with_reset else "close"),
     "other_host": _lead_elsewhere,
+    "null_listing": _empty_the_listing,
+    "unfilled": _empty_the_export,
     "empty": lambda answer, _: replace(answer, body=()),
     "broken_json": lambda answer, _: replace(answer, body=tuple(first_bytes(answer.body, answer.length // 2))),
     "cut": lambda answer, fault: _sending(answer, cut_after=_half(answer, fault), cut_with_reset=fault.with_reset),

@@ -1,13 +1,10 @@
-"""Two ways to speak the protocol: requests in a worker, httpx on the event loop.
+"""Two drivers of the protocol: requests in a worker, httpx on the event loop.
 
-Only here requests wait and go out, and only here the key is added: to requests for the API's own origin,
-never to another. Redirects are not followed (SendGrid's API knows none). What requests and httpx raise is
-turned into `SendGridUnavailableError` without their texts, for these may name URLs with a query.
+Only here requests wait and are sent. Redirects are not followed (SendGrid's API knows none). What requests and httpx
+raise becomes `SendGridUnavailableError` without their texts, for these may name URLs with a query; whether the request
+may have been accepted all the same is decided by `sending`.
 
-An answer is bounded in its size, unpacked, and in its time, from the first byte sent to the last received.
-
-`requests` and `httpx` are imported by the client that needs them: a worker needs no httpx, a triggerer no
-requests, and a DAG file neither.
+A response is bounded in its size, unpacked, and in its time, from the first byte sent to the last received.
 """
 
 from __future__ import annotations
@@ -15,18 +12,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import os
-import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from contextvars import copy_context
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from http.client import HTTPException
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exceptions import (
     ExportIncompleteError,
     SendGridError,
@@ -36,10 +31,8 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
-
-if TYPE_CHECKING:
-    import httpx
-    import requests
+from airflow_provider_sendgrid.exports.sending import Sending, Trace, recorded_in
+from airflow_provider_sendgrid.exports.sessions import ACCEPTED_ENCODING, new_async_client, new_session, own_headers
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,10 +42,6 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
 # A whole answer may take so many times as long as the wait for its next bytes: who sends one now and then is no API.
 _TIMEOUTS_OF_AN_ANSWER = 4
-# Unpacked here alone, a little at a time: HTTP clients unpack all that they have read at once, and layer after layer.
-_ACCEPTED_ENCODING = "gzip"
-# As many as a delivery may open at once; requests keeps 10, and would open the others for each request anew.
-_POOL_SIZE = 64
 
 
 class SendGridClient:
@@ -113,12 +102,11 @@ class SendGridClient:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             self._sleep(wait)
+        sending = Sending()
         try:
-            reply = _in_time(_longest_answer_seconds(self.connection), partial(self._exchange, request))
-        except (requests.RequestException, OSError, urllib3.exceptions.HTTPError) as error:
-            raise _unavailable(error, request, self.connection, _never_sent_by_requests(error)) from None
-        except concurrent.futures.TimeoutError as error:
-            raise _unavailable(error, request, self.connection, never_sent=False) from None
+            reply = _in_time(_longest_answer_seconds(self.connection), partial(self._exchange, request), sending)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
+            raise _unavailable(error, request, self.connection, sending) from None
         self.rate_limit.note(reply)
         return reply
 
@@ -127,7 +115,7 @@ class SendGridClient:
             request.method,
             self.connection.base_url + request.target,
             json=request.body,
-            headers={"Accept-Encoding": _ACCEPTED_ENCODING},
+            headers={"Accept-Encoding": ACCEPTED_ENCODING},
             timeout=self.connection.timeout_seconds,
             allow_redirects=False,
             stream=True,
@@ -164,7 +152,7 @@ class AsyncSendGridClient:
         self.connection = connection
         self.rate_limit = RateLimit()
         self.successes = 0
-        self._client = _new_async_client(connection)
+        self._client = new_async_client(connection)
         self._under_way: set[asyncio.Task[Reply]] = set()
         self._on_retry = on_retry
         self._sleep = sleep
@@ -204,115 +192,40 @@ class AsyncSendGridClient:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             await self._sleep(wait)
-        exchange = asyncio.ensure_future(self._exchange(request))
+        sending = Sending()
+        exchange = asyncio.ensure_future(self._exchange(request, sending))
         self._under_way.add(exchange)
         exchange.add_done_callback(self._under_way.discard)
         try:
             reply = await asyncio.wait_for(exchange, _longest_answer_seconds(self.connection))
-        except asyncio.TimeoutError as error:
-            raise _unavailable(error, request, self.connection, never_sent=False) from None
-        except httpx.HTTPError as error:
-            never_sent = isinstance(
-                error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError
-            )
-            raise _unavailable(error, request, self.connection, never_sent) from None
+        except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+            raise _unavailable(TimeoutError(), request, self.connection, sending) from None
+        except (httpx.HTTPError, OSError) as error:  # httpx lets some errors of TLS through
+            raise _unavailable(error, request, self.connection, sending) from None
+        finally:
+            sending.give_up()
         self.rate_limit.note(reply)
         self.successes += 200 <= reply.status_code < 300
         return reply
 
-    async def _exchange(self, request: Request) -> Reply:
-        async with self._client.stream(
-            request.method, request.target, json=request.body, headers=_own_headers(self.connection)
-        ) as response:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            body = _Body(request, headers)
-            async for chunk in response.aiter_raw(_CHUNK_BYTES):
-                body.add(chunk)
-            return Reply(response.status_code, headers, bytes(body.content), self._clock())
-
-
-def new_session(connection: SendGridConnection) -> requests.Session:
-    """A session that adds the key and the subuser to requests for the API's own origin, and to no other."""
-    own_headers = _own_headers(connection)
-
-    def add_own(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-        parts = urlsplit(prepared.url or "")
-        if f"{parts.scheme}://{parts.netloc}" == connection.base_url:
-            prepared.headers.update(own_headers)
-        return prepared
-
-    def add_own_after_redirect(prepared: requests.PreparedRequest, _: requests.Response) -> None:
-        for name in own_headers:
-            prepared.headers.pop(name, None)
-        add_own(prepared)
-
-    session = new_download_session(connection)
-    session.auth = add_own
-    session.rebuild_auth = add_own_after_redirect  # type: ignore[method-assign]  # or requests asks ~/.netrc
-    session.headers["Accept"] = "application/json"
-    return session
-
-
-def new_download_session(connection: SendGridConnection) -> requests.Session:
-    """A session without the key, for the signed URLs of files: same proxy, same trust."""
-    import requests
-
-    def add_nothing(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-        return prepared
-
-    session = requests.Session()
-    session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL_SIZE))
-    session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL_SIZE))
-    session.auth = add_nothing  # or requests would look into ~/.netrc
-    session.headers["User-Agent"] = _user_agent()
-    if connection.proxy or connection.verify is not True:
-        # Or an environment's proxy and REQUESTS_CA_BUNDLE would win over the connection's own settings.
-        found: Any = session.merge_environment_settings(connection.base_url, {}, None, None, None)
-        own = connection.proxy
-        session.proxies = {"http": own, "https": own} if own else found["proxies"]
-        session.verify = found["verify"] if connection.verify is True else connection.verify
-        session.trust_env = False
-    return session
-
-
-def _new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
-    import httpx
-
-    return httpx.AsyncClient(
-        base_url=connection.base_url,
-        headers={
-            "Accept": "application/json",
-            "Accept-Encoding": _ACCEPTED_ENCODING,
-            "User-Agent": _user_agent(),
-        },
-        timeout=connection.timeout_seconds,
-        verify=_tls(connection.verify),
-        proxy=connection.proxy,
-        follow_redirects=False,
-    )
-
-
-def _tls(verify: bool | str) -> Any:
-    if verify is True:
-        return _usual_trust(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
-
-
-@cache
-def _usual_trust(*_where: str | None) -> ssl.SSLContext:
-    """What httpx trusts by itself; to read it takes a tenth of a second, in which the event loop stands still."""
-    import httpx
-
-    return httpx.create_ssl_context()
-
-
-def _own_headers(connection: SendGridConnection) -> dict[str, str]:
-    headers = {"Authorization": f"Bearer {connection.api_key}"}
-    return headers | ({"on-behalf-of": connection.on_behalf_of} if connection.on_behalf_of else {})
-
-
-def _user_agent() -> str:
-    return f"airflow-provider-sendgrid/{__version__}"
+    async def _exchange(self, request: Request, sending: Sending) -> Reply:
+        trace = Trace(sending)
+        try:
+            async with self._client.stream(
+                request.method,
+                request.target,
+                json=request.body,
+                headers=own_headers(self.connection),
+                extensions={"trace": trace},
+            ) as response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                body = _Body(request, headers)
+                async for chunk in response.aiter_raw(_CHUNK_BYTES):
+                    body.add(chunk)
+                return Reply(response.status_code, headers, bytes(body.content), self._clock())
+        except asyncio.CancelledError:
+            await trace.close_connection()
+            raise
 
 
 def _wait_seconds(request: Request, rate_limit: RateLimit, now: float) -> float:
@@ -329,29 +242,35 @@ def _longest_answer_seconds(connection: SendGridConnection) -> float:
     return _TIMEOUTS_OF_AN_ANSWER * connection.timeout_seconds
 
 
-def _in_time(seconds: float, exchange: Callable[[threading.Event], Reply]) -> Reply:
+def _in_time(seconds: float, exchange: Callable[[threading.Event], Reply], sending: Sending) -> Reply:
     """What `exchange` answers within so many seconds, in all.
 
     It runs in a thread of its own: a peer that sends a byte now and then, be it of a header, outlasts every timeout of
-    a socket. Given up, it ends with the next byte that comes, or does not come.
+    a socket. Once nobody waits any more, for the time is over or the task ends, `exchange` sends nothing more, and ends
+    with the next byte that comes, or does not come.
 
     Raises:
-        concurrent.futures.TimeoutError: it took longer.
+        TimeoutError: it took longer.
     """
     outcome: concurrent.futures.Future[Reply] = concurrent.futures.Future()
     given_up = threading.Event()
 
     def run() -> None:
         try:
-            outcome.set_result(exchange(given_up))
+            with recorded_in(sending):
+                outcome.set_result(exchange(given_up))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             outcome.set_exception(error)
 
     # No pool: its threads would be waited for when the worker ends.
-    threading.Thread(target=copy_context().run, args=(run,), name="sendgrid-api", daemon=True).start()
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="sendgrid-api", daemon=True)
     try:
+        thread.start()  # a time limit may be raised here, too
         return outcome.result(seconds)
+    except concurrent.futures.TimeoutError:  # before Python 3.11 not the built-in one
+        raise TimeoutError from None
     finally:
+        sending.give_up()
         given_up.set()
 
 
@@ -386,25 +305,14 @@ class _Body:
         )
 
 
-def _never_sent_by_requests(error: Exception) -> bool:
-    """Whether the request surely did not reach SendGrid: no connection came about."""
-    import requests
-    from urllib3.exceptions import MaxRetryError, NewConnectionError
-
-    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
-        return True
-    cause = error.args[0] if error.args else None
-    reason = cause.reason if isinstance(cause, MaxRetryError) else None
-    is_distrusted = any(isinstance(each, ssl.SSLCertVerificationError) for each in getattr(reason, "args", ()))
-    return isinstance(reason, NewConnectionError) or is_distrusted
-
-
 def _unavailable(
-    error: Exception, request: Request, connection: SendGridConnection, never_sent: bool
+    error: BaseException, request: Request, connection: SendGridConnection, sending: Sending
 ) -> SendGridUnavailableError:
     what = f"{request.method} {urlsplit(request.target).path} at {connection.base_url}"
     kind = type(error).__name__
-    if never_sent:
+    sending.give_up()
+    may_have_arrived = sending.may_have_been_accepted(error)
+    if not may_have_arrived:
         return SendGridUnavailableError(
             f"{what}: no connection ({kind}). Check the host, the network's rules, the proxy and its TLS."
         )

@@ -1,24 +1,58 @@
-"""Who we are and whom we ask: the key, the host, the subuser, the limits of patience.
+"""Settings of a SendGrid connection: API key, host, subuser, timeout, trust, proxy.
 
-Knows what a SendGrid connection may hold. Knows neither Airflow's classes nor how a request is sent.
+Knows what a SendGrid connection may hold. Knows neither Airflow's classes, nor this machine's environment and files
+(see `network`), nor how a request is sent.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 API_HOSTS = {"global": "https://api.sendgrid.com", "eu": "https://api.eu.sendgrid.com"}
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
-# No user, no query; a path is let pass and left out.
-_URL = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[^?#]*)?")
+log = logging.getLogger(__name__)
+
+# No user and no query.
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?"
+)
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?"
+)
 _PORTS = {"http": 80, "https": 443}
-# As JSON, a form and a URI spell them.
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+# Every request's target begins with /v3/, so this path adds nothing.
+_PATHS = ("", "/", "/v3", "/v3/")
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+# As JSON, a form, a URI and people write them.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "1", "yes", "on", "y", "t"), True),
+    **dict.fromkeys(("false", "0", "no", "off", "n", "f"), False),
+}
+# What Airflow's pages show, and its "Test" button sends, instead of a stored secret.
+_PLACEHOLDER = re.compile(r"\*{3,}")
+
+_EXTRA_KEYS = ("region", "on_behalf_of", "timeout", "verify", "proxy")
+# Other names that people give these settings, without separators and in lower case.
+_MEANT = {
+    **{key.replace("_", ""): key for key in _EXTRA_KEYS},
+    **dict.fromkeys(("dataregion", "dataresidency", "residency", "eu", "isdataresidencyeu"), "region"),
+    **dict.fromkeys(("subuser", "subaccount", "behalfof", "impersonate", "accountid"), "on_behalf_of"),
+    **dict.fromkeys(("timeoutseconds", "requesttimeout", "readtimeout", "connecttimeout"), "timeout"),
+    **dict.fromkeys(("verifyssl", "sslverify", "verifytls", "ssl", "cabundle", "cafile", "cacert", "capath"), "verify"),
+    **dict.fromkeys(("proxies", "httpproxy", "httpsproxy", "proxyurl"), "proxy"),
+    **dict.fromkeys(("host", "apihost", "baseurl", "apiurl", "url", "endpoint", "endpointurl"), "the field 'API host'"),
+    **dict.fromkeys(("apikey", "key", "token", "password", "sendgridapikey"), "the field 'API key' (password)"),
+}
+# How alike two names must be for one to be a misspelling of the other: 0 to 1.
+_ALIKE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +62,12 @@ class SendGridConnection:
     Attributes:
         api_key: sent as ``Authorization: Bearer <api_key>`` to `base_url` and nowhere else.
         base_url: scheme, host and port of the API, without a path.
-        on_behalf_of: user name of the subuser to act for, sent in the header ``on-behalf-of``.
-        timeout_seconds: longest wait for a connection, and for the next bytes of an answer.
-        verify: False, True, or the path of a CA bundle.
-        proxy: URL of the proxy for all requests; None follows the environment (``HTTPS_PROXY``).
+        on_behalf_of: the subuser to act for (its user name, or ``account-id <id>``), sent in the header
+            ``on-behalf-of``.
+        timeout_seconds: longest wait for a connection, and for the next bytes of a response.
+        verify: False, True, or the path of a file or folder of CA certificates.
+        proxy: URL of the proxy for all requests; None follows the environment (``HTTPS_PROXY``, ``NO_PROXY``).
+        name: the connection's id, for messages.
     """
 
     api_key: str = field(repr=False)
@@ -40,6 +76,7 @@ class SendGridConnection:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
+    name: str = field(default="sendgrid", compare=False)
 
     @classmethod
     def from_fields(
@@ -49,6 +86,7 @@ class SendGridConnection:
         password: str | None,
         host: str | None = None,
         port: int | None = None,
+        schema: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> SendGridConnection:
         """Read the fields of an Airflow connection; empty and null mean absent.
@@ -56,22 +94,27 @@ class SendGridConnection:
         Args:
             name: the connection's id, for messages.
             password: the API key.
-            host: a host name or a full URL; wins over the region.
+            host: a host name or a full URL; wins over the region, unless they contradict each other.
             port: port of `host`, where the URL names none.
+            schema: where Airflow puts the path of a connection's URI; there must be none.
             extra: ``region`` (``global``, ``eu``), ``on_behalf_of``, ``timeout`` (seconds), ``verify``
-                (bool or path of a CA bundle) and ``proxy``; other keys are left alone.
+                (bool, or path of a file or folder of CA certificates) and ``proxy``. A misspelled key is refused; a
+                key that resembles none of these is ignored with a warning.
 
         Raises:
-            ValueError: something is missing or cannot be right; says what and how to mend it.
+            ValueError: a setting is missing or wrong; names the setting and the right value.
         """
-        known = {key: value for key, value in (extra or {}).items() if value not in (None, "")}
+        given = {key: value for key, value in (extra or {}).items() if value not in (None, "")}
+        _check_keys(name, given)
+        region = _region(name, given.get("region"))
         return cls(
             api_key=_api_key(name, password),
-            base_url=_base_url(name, host, port, str(known.get("region", "global"))),
-            on_behalf_of=_header_value(name, "on_behalf_of", known.get("on_behalf_of")),
-            timeout_seconds=_seconds(name, known.get("timeout", DEFAULT_TIMEOUT_SECONDS)),
-            verify=_verify(known.get("verify", True)),
-            proxy=_proxy(name, known.get("proxy")),
+            base_url=_base_url(name, host, port, schema, region),
+            on_behalf_of=_on_behalf_of(name, given.get("on_behalf_of")),
+            timeout_seconds=_seconds(name, given.get("timeout", DEFAULT_TIMEOUT_SECONDS)),
+            verify=_verify(name, given.get("verify", True)),
+            proxy=_proxy(name, given.get("proxy")),
+            name=name,
         )
 
     @property
@@ -80,10 +123,53 @@ class SendGridConnection:
         return self.base_url.startswith("http://")
 
 
+def _check_keys(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse misspelled keys: ignoring them could export another account's contacts, or from another region."""
+    unknown = []
+    for key in given:
+        if key in _EXTRA_KEYS:
+            continue
+        if meant := _meant(str(key)):
+            raise ValueError(f"Connection {name!r}: extra has the unknown key {key!r}; did you mean {meant}?")
+        unknown.append(str(key))
+    if unknown:
+        _warn_of_unknown(name, tuple(unknown))
+
+
+def _meant(key: str) -> str | None:
+    """The setting that a misspelled key of extra resembles, None where it resembles none."""
+    plain = re.sub(r"[^a-z0-9]", "", key.lower().removeprefix("extra__sendgrid__"))
+    if plain in _MEANT:
+        return _MEANT[plain]
+    names = {each.replace("_", ""): each for each in _EXTRA_KEYS}
+    near = difflib.get_close_matches(plain, names, n=1, cutoff=_ALIKE)
+    return names[near[0]] if near else None
+
+
+@cache
+def _warn_of_unknown(name: str, keys: tuple[str, ...]) -> None:
+    log.warning(
+        "Connection %r: extra has keys that this provider does not know and ignores: %s. It knows %s.",
+        name,
+        ", ".join(keys),
+        ", ".join(_EXTRA_KEYS),
+    )
+
+
+def _refuse_placeholder(name: str, setting: str, text: str) -> None:
+    if _PLACEHOLDER.fullmatch(text):
+        raise ValueError(
+            f"Connection {name!r}: {setting} is {text!r}, the placeholder that Airflow's page shows and sends instead "
+            "of the stored value. Enter the value again before you press 'Test', or run "
+            f"'airflow connections test {name}'."
+        )
+
+
 def _api_key(name: str, password: str | None) -> str:
     key = (password or "").strip()
     if not key:
         raise ValueError(f"Connection {name!r} has no API key: put it into the field 'API key' (password).")
+    _refuse_placeholder(name, "the API key (password)", key)
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(
             f"The API key of connection {name!r} holds blanks or characters that no key has: copy it again."
@@ -91,20 +177,65 @@ def _api_key(name: str, password: str | None) -> str:
     return key
 
 
-def _base_url(name: str, host: str | None, port: int | None, region: str) -> str:
-    if region not in API_HOSTS:
-        raise ValueError(f"Connection {name!r} has the region {region!r}: it must be one of {', '.join(API_HOSTS)}.")
+def _region(name: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value in API_HOSTS):
+        return value
+    near = difflib.get_close_matches(str(value).strip().lower(), API_HOSTS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"Connection {name!r} has the region {value!r}: it must be one of {', '.join(API_HOSTS)}.{hint}")
+
+
+def _base_url(name: str, host: str | None, port: int | None, schema: str | None, region: str | None) -> str:
+    _refuse_path(name, (schema or "").strip("/").lower() in ("", "http", "https", "v3"))
     text = (host or "").strip()
     if not text:
-        return API_HOSTS[region]
+        if port not in (None, 0, 443):
+            raise ValueError(
+                f"Connection {name!r}: port {port} has no host to belong to. Set the host, or leave the port empty."
+            )
+        return API_HOSTS[region or "global"]
     match = _URL.fullmatch(text.lower() if "://" in text else f"https://{text.lower()}")
-    number = int(match["port"] or port or 0) if match else 0
-    if match is None or number > 65535:
-        raise ValueError(f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}.")
+    number = int(match["port"] or port or 0) if match else -1
+    if match is None or not _is_host(match["host"]) or not 0 <= number <= 65535:
+        raise ValueError(
+            f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}, without user, "
+            "password, query and blanks, and with a port below 65536."
+        )
+    _refuse_path(name, (match["path"] or "") in _PATHS)
     if match["scheme"] == "http" and not is_loopback(match["host"].strip("[]")):
         raise ValueError(f"Connection {name!r}: the key would travel to {match['host']} unencrypted; use https://.")
     is_implied = number in (0, _PORTS[match["scheme"]])
-    return f"{match['scheme']}://{match['host']}{'' if is_implied else f':{number}'}"
+    base_url = f"{match['scheme']}://{match['host']}{'' if is_implied else f':{number}'}"
+    _refuse_contradiction(name, base_url, region)
+    return base_url
+
+
+def _refuse_path(name: str, is_fine: bool) -> None:
+    if not is_fine:
+        raise ValueError(
+            f"Connection {name!r}: the host must have no path, for requests go to /v3/ of the host. Remove the path "
+            f"(in a connection's URI, the path is its schema), or choose a proxy that forwards {API_HOSTS['global']}."
+        )
+
+
+def _refuse_contradiction(name: str, base_url: str, region: str | None) -> None:
+    regions = {url: each for each, url in API_HOSTS.items()}
+    host_region = regions.get(re.sub(r"\.?(:\d+)?$", "", base_url))
+    if region is not None and host_region is not None and host_region != region:
+        raise ValueError(
+            f"Connection {name!r}: the region is {region!r}, but the host {base_url} is that of the region "
+            f"{host_region!r}. Leave the host empty, or set the region to {host_region!r}."
+        )
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return _HOST_NAME.fullmatch(text) is not None
+    try:
+        ipaddress.IPv6Address(text.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(hostname: str) -> bool:
@@ -117,33 +248,74 @@ def is_loopback(hostname: str) -> bool:
         return False
 
 
-def _header_value(name: str, field_name: str, value: Any) -> str | None:
+def _on_behalf_of(name: str, value: Any) -> str | None:
     if value is None:
         return None
     text = str(value).strip()
+    if isinstance(value, bool) or not isinstance(value, str | int) or not text or text.lower() == "account-id":
+        raise ValueError(
+            f"Connection {name!r}: on_behalf_of must be the user name of a subuser, or 'account-id' and an id, not "
+            f"{value!r}. Remove it to act for the account itself."
+        )
     if not text.isprintable() or not text.isascii():
-        raise ValueError(f"Connection {name!r}: {field_name} holds characters that no header can carry.")
-    return text or None
+        raise ValueError(f"Connection {name!r}: on_behalf_of holds characters that no header can carry.")
+    return text
 
 
 def _seconds(name: str, value: Any) -> float:
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
+        seconds = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         seconds = 0.0
     if not 0 < seconds < 3600:
         raise ValueError(
-            f"Connection {name!r}: timeout must be a number of seconds above 0 and below 3600, not {value!r}."
+            f"Connection {name!r}: timeout must be a number of seconds above 0 and below 3600, such as 30, not "
+            f"{value!r}."
         )
     return seconds
 
 
-def _verify(value: Any) -> bool | str:
-    return value if isinstance(value, bool) else _BOOLEANS.get(str(value).lower(), str(value))
+def _verify(name: str, value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip()
+    if text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    if not isinstance(value, str) or not text or not text.isprintable():
+        raise ValueError(
+            f"Connection {name!r}: verify must be true, false, or the path of a file or folder of CA certificates, "
+            f"not {value!r}."
+        )
+    return text
 
 
 def _proxy(name: str, value: Any) -> str | None:
-    # Requests would take a bare host name, httpx would not: what works in a worker must work when deferred.
-    if value is not None and not re.match(r"(?i)(https?|socks5h?)://[^/]", str(value)):
-        raise ValueError(f"Connection {name!r}: proxy must be a URL such as http://proxy.example:3128.")
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    _refuse_placeholder(name, "proxy", str(value).strip())
+    # requests would take a bare host name, httpx would not: what works in a worker must work when deferred.
+    return checked_proxy(f"Connection {name!r}: proxy", value)
+
+
+def checked_proxy(setting: str, value: Any) -> str:
+    """A proxy's URL, checked.
+
+    Args:
+        setting: the setting's name, for the message.
+        value: the URL; it may hold a user and a password, so messages do not repeat it.
+
+    Raises:
+        ValueError: it is not a proxy's URL that both clients understand.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    scheme, _, rest = text.partition("://")
+    authority, _, path = rest.partition("/")
+    match = re.fullmatch(r"(?:[^@\s]*@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^@:\s\[\]]+)(?::(?P<port>\d{1,5}))?", authority)
+    if scheme.lower() not in _PROXY_SCHEMES or match is None or not _is_host(match["host"].lower()) or path:
+        raise ValueError(
+            f"{setting} must be a URL such as http://proxy.example:3128, with one of the schemes "
+            f"{', '.join(_PROXY_SCHEMES)} and without a path."
+        )
+    if match["port"] is not None and not 0 < int(match["port"]) < 65536:
+        raise ValueError(f"{setting} must be a URL such as http://proxy.example:3128: its port must be 1 to 65535.")
+    return f"{scheme.lower()}://{authority}"

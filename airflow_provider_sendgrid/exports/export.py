@@ -9,10 +9,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
 from airflow_provider_sendgrid.exceptions import redact
+
+
+class UnreadableError(ValueError):
+    """A response of unknown shape; its text says what is odd, to follow "SendGrid answered 200, but"."""
 
 
 class ExportFamily(str, Enum):
@@ -31,6 +36,8 @@ class FamilyTraits:
     segments_path: str
     id_type: type[str] | type[int]
     scope: str
+    first_segments_path: str | None = None
+    """Segments made with the first segments API; `segments_path` does not list them."""
 
 
 FAMILIES = {
@@ -40,6 +47,7 @@ FAMILIES = {
         "/v3/marketing/segments/2.0",
         str,
         "marketing.read",
+        first_segments_path="/v3/marketing/segments",
     ),
     ExportFamily.LEGACY: FamilyTraits(
         "/v3/contactdb/exports",
@@ -83,6 +91,8 @@ class ContactExport:
         list_ids: ids of the lists exported, as text; in listings only.
         segment_ids: ids of the segments exported, as text; in listings only.
         as_of: SendGrid's time when it sent this description; None where an export was not read from a response.
+        is_selection_known: whether `list_ids` and `segment_ids` are what was exported. False where the response leaves
+            that open: no ids then do not mean all contacts.
     """
 
     id: str
@@ -99,6 +109,7 @@ class ContactExport:
     list_ids: tuple[str, ...] = ()
     segment_ids: tuple[str, ...] = ()
     as_of: datetime | None = field(default=None, compare=False)
+    is_selection_known: bool = field(default=True, compare=False)
 
     @classmethod
     def from_payload(
@@ -124,12 +135,50 @@ class ContactExport:
             list_ids=_ids(payload.get("lists")),
             segment_ids=_ids(payload.get("segments")),
             as_of=as_of,
+            is_selection_known=_is_selection_known(payload),
             **times,
         )
 
+    @classmethod
+    def from_status(cls, payload: Mapping[str, Any], *, export_id: str, as_of: datetime | None = None) -> ContactExport:
+        """Read the response to a request for the status of one export.
+
+        Raises:
+            UnreadableError: it is not the status of this export; the message says why.
+        """
+        named = payload.get("id")
+        if named is not None and str(named).strip().casefold() != export_id.strip().casefold():
+            raise UnreadableError("it describes another export than the one asked for")
+        _require_status(payload)
+        if not isinstance(payload.get("urls"), list | str | None):
+            raise UnreadableError("its 'urls' are not a list")
+        return cls.from_payload(payload, export_id=export_id, as_of=as_of)
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any], *, as_of: datetime | None = None) -> ContactExport:
+        """Read one entry of a listing.
+
+        Raises:
+            UnreadableError: a field that decides what the export is cannot be read; the message says which.
+        """
+        _require_status(entry)
+        for name in (name for name in _SPELLINGS if name.endswith("_at")):
+            value = _first(entry, name)
+            if _any_time(value) is None and (name == "created_at" or value not in (None, "")):
+                raise UnreadableError(f"the '{name}' of export {entry.get('id')} is not a time")
+        if _time(_first(entry, "created_at")) is None:
+            raise UnreadableError(f"the 'created_at' of export {entry.get('id')} is not set")
+        for name in ("lists", "segments"):
+            value = entry.get(name)
+            if value is not None and not (isinstance(value, list) and all(_id(item) for item in value)):
+                raise UnreadableError(f"the '{name}' of export {entry.get('id')} are not a list of ids")
+        return cls.from_payload(entry, as_of=as_of)
+
     def is_expired_at(self, now: datetime) -> bool:
-        """Whether its files are gone at `now`."""
-        return self.expires_at is not None and self.expires_at <= now
+        """Whether its files are gone at `now`; an `expires_at` that is not after `created_at` means nothing."""
+        if self.expires_at is None or (self.created_at and self.expires_at <= self.created_at):
+            return False
+        return self.expires_at <= now
 
     def summary(self) -> dict[str, Any]:
         """What may go into an XCom, a log or a manifest: JSON values, no URLs."""
@@ -183,11 +232,45 @@ class ExportSelection:
         return payload
 
 
+def parse_export_id(value: Any) -> str:
+    """`value`, as a template or an XCom rendered it, as the id of one export.
+
+    Raises:
+        TypeError: it is something else, such as a list of ids; the message says how to pass one id.
+        ValueError: it is empty, or a text that cannot be an id.
+    """
+    if isinstance(value, Mapping):
+        raise TypeError(
+            "export_id is a mapping, not an id. If it is the result of a SendGridExportSensor, pass its id: "
+            'wait.output["id"].'
+        )
+    if value is None or isinstance(value, float | bool | bytes):
+        raise TypeError(f"export_id is {value!r}, not an id. {_ID_EXPECTED}")
+    if not isinstance(value, str | int):
+        raise TypeError(
+            f"export_id is a {type(value).__name__}, not one id. For one task per export, map the task: "
+            ".partial(...).expand(export_id=...). The output of a task must be passed to an operator's argument, "
+            "where Airflow replaces it by the id."
+        )
+    text = str(value).strip()
+    if text in ("", ".", "..", "0") or text.casefold() in ("none", "null") or not _EXPORT_ID.fullmatch(text):
+        shown = redact(text if len(text) <= 100 else f"{text[:100]}…")
+        raise ValueError(f"export_id is {shown!r}, which cannot be the id of an export. {_ID_EXPECTED}")
+    return text
+
+
+_ID_EXPECTED = (
+    "Pass the id that the SendGridExportContactsOperator returned, and check that the task that starts the export ran."
+)
+# Blanks, quotes and brackets show that a list or a mapping was rendered as text.
+_EXPORT_ID = re.compile(r"[^\s\"'\[\](){}<>,]+")
+
+
 def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
     # An empty text, as a template may render to, must not be taken for "every contact".
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable | None):
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise TypeError(f"{name} must be a list of ids, not {ids!r}.")
-    given, id_type = list(ids or ()), FAMILIES[family].id_type
+    given, id_type = list(ids), FAMILIES[family].id_type
     odd = [item for item in given if not _text(item) or not str(item).strip()]
     if odd:
         raise ValueError(f"{name} must hold ids, texts or numbers, not {odd[0]!r}.")
@@ -224,10 +307,28 @@ def _urls(value: Any) -> tuple[str, ...]:
     return tuple(item if isinstance(item, str) else "" for item in items)
 
 
+def _require_status(payload: Mapping[str, Any]) -> None:
+    # An empty text is an unknown status, like any other text: the wait goes on.
+    if not isinstance(payload.get("status"), str):
+        raise UnreadableError("its 'status' is missing or not a text")
+
+
 def _ids(value: Any) -> tuple[str, ...]:
-    items = [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-    found = (_text(item.get("ID", item.get("id"))) for item in items)
+    found = map(_id, value if isinstance(value, list) else [])
     return tuple(text for text in found if text)
+
+
+def _id(item: Any) -> str | None:
+    """The id of a list or segment: of an object, or a plain id."""
+    return _text(item.get("ID", item.get("id")) if isinstance(item, Mapping) else item)
+
+
+def _is_selection_known(payload: Mapping[str, Any]) -> bool:
+    """Whether a response says which lists and segments were exported: no ids alone do not mean all contacts."""
+    lists, segments, kind = payload.get("lists"), payload.get("segments"), _text(_first(payload, "export_type"))
+    if _ids(lists) or _ids(segments):
+        return True
+    return kind == "contacts_export" or (not kind and isinstance(lists, list) and isinstance(segments, list))
 
 
 def _count(value: Any) -> int | None:
@@ -241,9 +342,16 @@ def _count(value: Any) -> int | None:
         return None
 
 
+# RFC 3339 with its variants, and what Go prints: "2026-01-02 03:04:05.6 +0000 UTC".
 _ISO_8601 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,12}))?\s*(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE
+    r"(\d{4})-(\d\d)-(\d\d)[T ]\s*(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?"
+    r"\s*(?:(Z|UTC|GMT)|([+-])(\d\d)(?::?(\d\d))?(?:\s+[A-Z]{1,5}|\s+[+-]\d\d(?:\d\d)?)?)?",
+    re.IGNORECASE | re.ASCII,
 )
+_RFC_1123 = re.compile(r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d (GMT|UTC|[+-]\d{4})", re.ASCII)
+_EPOCH = re.compile(r"\d{9,13}(\.\d+)?", re.ASCII)
+# An epoch above this is in milliseconds.
+_LARGEST_EPOCH_SECONDS = 1e11
 
 
 def _time(value: Any) -> datetime | None:
@@ -253,24 +361,30 @@ def _time(value: Any) -> datetime | None:
 
 
 def _any_time(value: Any) -> datetime | None:
-    """An ISO 8601 text (any number of decimals, UTC where no zone is named) or an epoch in seconds."""
+    """An RFC 3339 text (any number of decimals, UTC where no zone is named), an HTTP date, or an epoch."""
     try:
+        text = value.strip() if isinstance(value, str) else ""
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return datetime.fromtimestamp(value, tz=timezone.utc)
-        match = _ISO_8601.fullmatch(value.strip()) if isinstance(value, str) else None
-        if match is None:
-            return None
-        *numbers, fraction, zone = match.groups()
-        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
-        year, month, day, hour, minute, second = map(int, numbers)
-        return datetime(year, month, day, hour, minute, second, microsecond, tzinfo=_zone(zone))
-    except (ValueError, OverflowError, OSError):
+            return _from_epoch(value)
+        if match := _ISO_8601.fullmatch(text):
+            return _from_iso_8601(match)
+        if _EPOCH.fullmatch(text):
+            return _from_epoch(float(text))
+        return parsedate_to_datetime(text).astimezone(timezone.utc) if _RFC_1123.fullmatch(text) else None
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
 
 
-def _zone(text: str | None) -> timezone:
-    if text is None or text in "Zz":
-        return timezone.utc
-    hours, minutes = int(text[1:3]), int(text[-2:])
-    offset = timedelta(hours=hours, minutes=minutes)
-    return timezone(-offset if text[0] == "-" else offset)
+def _from_epoch(number: float) -> datetime:
+    return datetime.fromtimestamp(number / 1000 if number > _LARGEST_EPOCH_SECONDS else number, tz=timezone.utc)
+
+
+def _from_iso_8601(match: re.Match[str]) -> datetime:
+    year, month, day, hour, minute, second = (int(number) for number in match.groups()[:6])
+    fraction, _, sign, zone_hours, zone_minutes = match.groups()[6:]
+    microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+    offset = timedelta(hours=int(zone_hours or 0), minutes=int(zone_minutes or 0))
+    zone = timezone(-offset if sign == "-" else offset) if offset else timezone.utc
+    is_leap_second = second == 60
+    time = datetime(year, month, day, hour, minute, 59 if is_leap_second else second, microsecond, tzinfo=zone)
+    return time + timedelta(seconds=is_leap_second)

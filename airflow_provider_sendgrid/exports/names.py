@@ -1,4 +1,7 @@
-"""Names of lists and segments to their ids: exact, or an error that helps to mend the name."""
+"""Names of lists and segments to their ids: an exact match, or an error that helps to correct the name.
+
+Like `protocol`, knows no socket and no clock.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,56 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from airflow_provider_sendgrid.exceptions import SendGridBadRequestError, SendGridNotFoundError
+from airflow_provider_sendgrid.exceptions import (
+    SendGridBadRequestError,
+    SendGridError,
+    SendGridNotFoundError,
+    SendGridServerError,
+)
+from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.protocol import (
+    DEFAULT_PATIENCE,
+    Conversation,
+    Patience,
+    get_first_segments,
+    get_segments,
+)
+
+# Refusals that mean "this account has no such API", if the other one answers.
+_NO_SUCH_API = (400, 403, 404, 405, 410)
+
+
+def ids_of_segments(
+    family: ExportFamily, names: Sequence[str], patience: Patience = DEFAULT_PATIENCE
+) -> Conversation[list[str | int]]:
+    """The id of each segment, looked up in the segments API 2.0 and in the first one.
+
+    Both are always read: a name that exists in both must not be resolved by guessing.
+
+    Raises:
+        SendGridNotFoundError: no segment has a name. Says so if the segments of the first API could not be read.
+        SendGridBadRequestError: several segments have the same name; lists their ids.
+        SendGridError: the segments could not be fetched.
+    """
+    if not names:
+        return []
+    segments = yield from get_segments(family, patience)
+    unread: SendGridError | None = None
+    try:
+        segments += yield from get_first_segments(family, patience)
+    except SendGridError as error:
+        if error.status_code not in _NO_SUCH_API:
+            raise
+        unread = error
+    by_id = {str(segment["id"]): segment for segment in segments}
+    try:
+        return ids_of_names("segment", names, by_id.values())
+    except SendGridNotFoundError as error:
+        if unread is None:
+            raise
+        raise SendGridNotFoundError(
+            f"{error} Segments of the first API could not be read: {unread}", status_code=unread.status_code
+        ) from None
 
 
 def ids_of_names(kind: str, names: Sequence[str], items: Iterable[Mapping[str, Any]]) -> list[str | int]:
@@ -14,21 +66,33 @@ def ids_of_names(kind: str, names: Sequence[str], items: Iterable[Mapping[str, A
 
     Args:
         kind: ``list`` or ``segment``, for messages.
-        names: as they stand in SendGrid, to the letter.
+        names: exactly as in SendGrid.
         items: all lists, or all segments, as SendGrid describes them.
 
     Raises:
-        SendGridNotFoundError: there is none of a name; tells the nearest ones.
-        SendGridBadRequestError: several have the same name; tells their ids.
+        SendGridNotFoundError: none has this name; lists the nearest ones.
+        SendGridBadRequestError: several have the same name; lists their ids.
+        SendGridServerError: none has this name, but some came without a name.
+        TypeError: a name is not a text.
     """
     ids: dict[str, list[str | int]] = {}
+    nameless = 0
     for item in items:
-        if item.get("id") is not None:
-            ids.setdefault(str(item.get("name")), []).append(item["id"])
-    return [_only_id(kind, name, ids) for name in names]
+        if not isinstance(name := item.get("name"), str):
+            nameless += 1
+        elif item.get("id") is not None:
+            ids.setdefault(name, []).append(item["id"])
+    return [_only_id(kind, _as_text(kind, name), ids, nameless) for name in names]
 
 
-def _only_id(kind: str, name: str, ids: Mapping[str, Sequence[str | int]]) -> str | int:
+def _as_text(kind: str, name: Any) -> str:
+    # Native rendering turns a name of digits into a number.
+    if isinstance(name, str | int) and not isinstance(name, bool):
+        return str(name)
+    raise TypeError(f"{kind}_names must hold names, not {name!r}.")
+
+
+def _only_id(kind: str, name: str, ids: Mapping[str, Sequence[str | int]], nameless: int) -> str | int:
     found = ids.get(name, ())
     if len(found) == 1:
         return found[0]
@@ -36,6 +100,11 @@ def _only_id(kind: str, name: str, ids: Mapping[str, Sequence[str | int]]) -> st
         raise SendGridBadRequestError(
             f"{len(found)} {kind}s are named {name!r}: {', '.join(map(str, found))}. Name the one you mean by its id, "
             f"in {kind}_ids."
+        )
+    if nameless:
+        raise SendGridServerError(
+            f"No {kind} is named {name!r}, but SendGrid sent {nameless} {kind}s without a name. Run the task again, or "
+            f"use {kind}_ids."
         )
     folded = {other.strip().casefold(): other for other in ids}
     near = [folded[other] for other in get_close_matches(name.strip().casefold(), list(folded), n=3, cutoff=0.5)]

@@ -1,6 +1,6 @@
-"""Which exports were ready already: what tells news from what was there before.
+"""Which exports were ready already, so that only new ones fire.
 
-Knows what SendGrid lists. Where it is kept over a restart is its owner's business.
+Knows what SendGrid lists. Its owner keeps it over a restart.
 """
 
 from __future__ import annotations
@@ -11,26 +11,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from airflow_provider_sendgrid.exports.export import READY, ContactExport
+from airflow_provider_sendgrid.exports.export import FAILURE, READY, ContactExport
 
-# An id is kept at least so long; files live for 12 hours.
+# What is known of an export is kept for so long after it was last of use; files live for 12 hours.
 _KEEP_SECONDS = 24 * 3600.0
 
 
 @dataclass(slots=True)
 class SeenExports:
-    """Exports that were seen ready.
+    """Exports that were seen ready, and all others that were listed.
 
     Attributes:
         since: exports that became ready from then on are news at the first look; None: none is.
         ids: when each was first seen ready, in seconds since the epoch; None before the first look.
+        listed: every export that was listed: 0 while it may become ready or is ready, else since when it has been
+            missing, failed or expired.
         clock: seconds since the epoch.
-        is_changed: whether `ids` is still to be kept.
-        forgotten: ids that are no longer among them.
+        is_changed: whether `ids` and `listed` are still to be kept.
+        forgotten: ids that are no longer in either.
     """
 
     since: float | None = None
     ids: dict[str, float] | None = None
+    listed: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
     is_changed: bool = False
     forgotten: set[str] = field(default_factory=set)
@@ -43,17 +46,27 @@ class SeenExports:
         # SendGrid's times are whole seconds.
         return [] if self.since is None else [each for each in ready if _ready_at(each) >= math.floor(self.since)]
 
-    def note(self, listed: Sequence[ContactExport]) -> None:
-        """All that is ready has been seen; what is long gone is forgotten."""
+    def note(self, wanted: Sequence[ContactExport], others: Sequence[ContactExport] = ()) -> None:
+        """All of `wanted` that is ready has been seen; what has long been of no use is forgotten."""
         now, known = self.clock(), self.ids or {}
-        recent = {each: when for each, when in known.items() if when > now - _KEEP_SECONDS}
-        ids = recent | {each.id: known.get(each.id, round(now)) for each in listed if self._is_ready(each)}
-        self.forgotten |= known.keys() - ids.keys()
-        self.is_changed = self.is_changed or ids != self.ids
-        self.ids = ids
+        useful = {each.id for each in (*wanted, *others) if each.status != FAILURE and not self._is_expired(each)}
+        # State that an older version kept has no `listed`: then the time it was first seen counts.
+        of_no_use = {each: self.listed.get(each, known.get(each, 0.0)) or now for each in {*known, *self.listed}}
+        of_no_use |= {each.id: self.listed.get(each.id) or now for each in (*wanted, *others)}
+        kept = {each: 0.0 if each in useful else since for each, since in of_no_use.items()}
+        listed = {each: since for each, since in kept.items() if not since or since > now - _KEEP_SECONDS}
+        ready = {each.id: known.get(each.id, round(now)) for each in wanted if self._is_ready(each)}
+        ids = {each: when for each, when in known.items() if each in listed} | ready
+        self.forgotten |= {*known, *self.listed} - listed.keys()
+        self.forgotten -= listed.keys()
+        self.is_changed = self.is_changed or ids != self.ids or listed != self.listed
+        self.ids, self.listed = ids, listed
 
     def _is_ready(self, export: ContactExport) -> bool:
-        return export.status == READY and not export.is_expired_at(datetime.fromtimestamp(self.clock(), timezone.utc))
+        return export.status == READY and not self._is_expired(export)
+
+    def _is_expired(self, export: ContactExport) -> bool:
+        return export.is_expired_at(export.as_of or datetime.fromtimestamp(self.clock(), timezone.utc))
 
 
 def _ready_at(export: ContactExport) -> float:

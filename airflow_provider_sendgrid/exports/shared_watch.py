@@ -1,45 +1,79 @@
-"""One poll for all who wait: hundreds of exports of one account cost a few requests a minute.
+"""One poller for all waits on an account: hundreds of exports of one account cost a few requests a minute.
 
-Everyone who waits on the same event loop for exports of the same account and family shares one client and one poller.
-It asks for the status by id while that is cheaper, else for the listing, which serves all at once, and by id only for
-what the listing lacks. Whoever leaves disturbs nobody; with the last one the poller ends.
+All waits on the same event loop for exports of the same account and family share one client and one poller. It asks
+for the status by id while that is cheaper, else for the listing, which serves all waits at once, and by id only for
+what the listing lacks. Requests run side by side, so a slow one delays no other wait.
+The poller ends with the last wait.
 
-Knows when to ask and whom to tell. What an answer means is known in `watch`, how to ask in `protocol`.
+An error that may pass never ends a wait before its deadline: the timeout then gives it as the reason.
+
+Knows when to poll and which waits a response serves. What it means is known in `watch`, how to ask in `protocol`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
+from itertools import count
+from weakref import WeakKeyDictionary, WeakSet
 
-from airflow_provider_sendgrid.exceptions import SendGridError, redact
+from airflow_provider_sendgrid.exceptions import (
+    RETRYABLE_ERRORS,
+    SendGridAuthError,
+    SendGridError,
+    SendGridPermissionError,
+    SendGridRateLimitError,
+    SendGridUnavailableError,
+    redact,
+)
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.export import READY, ContactExport, ExportFamily
-from airflow_provider_sendgrid.exports.protocol import RateLimit
-from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, look_at
+from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit
+from airflow_provider_sendgrid.exports.watch import (
+    POLL_PATIENCE,
+    REFUSALS_IN_A_ROW,
+    STRAY_REFUSALS,
+    WITHOUT_FILES_SECONDS,
+    Outcome,
+    PollSchedule,
+    Sighting,
+    lacks_files,
+    look_at,
+    seconds_without_files,
+)
 
 log = logging.getLogger(__name__)
 
-# Those who are due within this time are served together.
+# Waits that are due within this time are served together.
 _TOGETHER_SECONDS = 1.0
-# How late the last look, which comes at the deadline, may be answered: requests may have to wait for the rate limit.
+# How late the last poll, which comes at the deadline, may be answered: requests may have to wait for the rate limit.
 _LAST_LOOK_SECONDS = 30.0
-# So many are asked for by id between two listings, though others wait for the next listing.
-_BY_ID_AT_ONCE = 10
+# Polls in flight at once, on one account.
+_POLLS_AT_ONCE = 8
+# A poll that takes longer no longer counts as one of these, nor do others wait for it.
+_SLOW_SECONDS = 5.0
+# Ready exports in one listing that are polled by id for their count.
+_COUNTS_AT_ONCE = 10
+# The event loop serves others after so many waits.
+_WAITS_IN_A_ROW = 500
+
+_NEVER = float("inf")
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """One who waits for one export.
+    """The wait for one export.
 
-    `started_at` and `end_time` are seconds since the epoch; `due_at` is by the event loop's clock, which nobody sets.
+    `started_at` and `end_time` are seconds since the epoch; `due_at` is by the event loop's clock, which cannot be set.
+    `due_at` is infinite while a poll for this wait is in flight, and once the wait has ended.
     """
 
     export_id: str
@@ -47,75 +81,171 @@ class _Waiter:
     started_at: float
     end_time: float
     due_at: float
-    polls: int = 0
-    is_listed: bool = False
-    last_seen: Sighting | None = None
+    rides_out_refusals: bool = False
+    refusals: int = 0
+    has_ended: bool = False
+    last_seen: Sighting = field(init=False)
+    listed: ContactExport | None = None
+    without_files_since: float | None = None
     news: asyncio.Queue[Sighting | SendGridError] = field(default_factory=asyncio.Queue)
 
-    def tell(self, export: ContactExport, now: float) -> None:
-        """Pass on what SendGrid says, and settle when to ask again."""
-        self.polls += 1
-        sighting = look_at(export, now=now, started_at=self.started_at, polls=self.polls)
-        if sighting.outcome is Outcome.WAITING and now >= self.end_time:
-            sighting = replace(sighting, outcome=Outcome.TIMEOUT)
-        self.last_seen = sighting
-        if sighting.outcome is Outcome.WAITING:
-            wait = min(self.schedule.wait_seconds(sighting.waited_seconds), self.end_time - now)
-            self.due_at = _loop_time() + wait
-        else:
-            self.due_at = float("inf")
-        self.news.put_nowait(sighting)
+    def __post_init__(self) -> None:
+        self.last_seen = Sighting(ContactExport(self.export_id, ""), Outcome.WAITING, polls=0)
+
+    def note(self, export: ContactExport, now: float) -> None:
+        """Pass on a description of the export, and schedule the next poll."""
+        self.refusals, self.listed = 0, None
+        polls = self.last_seen.polls + 1
+        result = look_at(export, now=now, started_at=self.started_at, polls=polls)
+        if self._is_settled_without_files(result, now):
+            result = replace(result, outcome=Outcome.WITHOUT_FILES)
+        self._pass_on(result, now)
+
+    def note_failure(self, error: SendGridError, now: float, *, may_be_stray: bool) -> None:
+        """Go on waiting if the error may pass, else end the wait with it."""
+        self.refusals = 0 if isinstance(error, RETRYABLE_ERRORS) else self.refusals + 1
+        if self.refusals and not self.rides_out_refusals and not (may_be_stray and self.refusals < REFUSALS_IN_A_ROW):
+            self.fail(error)
+            return
+        waited = max(0.0, now - self.started_at)
+        self._pass_on(replace(self.last_seen, last_error=error, waited_seconds=waited), now)
 
     def fail(self, error: SendGridError) -> None:
-        """Pass on a failure, as one of this waiter's own."""
-        self.due_at = float("inf")
-        self.news.put_nowait(SendGridError.from_event(error.to_event()))
+        """End the wait with a copy of the error: one exception in several tasks would collect all their tracebacks."""
+        self._end(SendGridError.from_event(error.to_event()))
 
     def give_up(self) -> None:
-        """End the wait with what was seen last; where nothing was, the first answer or failure still ends it."""
-        if self.last_seen is not None and self.last_seen.outcome is Outcome.WAITING:
-            waited = self.end_time + _LAST_LOOK_SECONDS - self.started_at
-            self.last_seen = replace(self.last_seen, outcome=Outcome.TIMEOUT, waited_seconds=waited)
-            self.due_at = float("inf")
-            self.news.put_nowait(self.last_seen)
+        """End the wait with the result of the last poll."""
+        if not self.has_ended:
+            waited = max(0.0, self.end_time + _LAST_LOOK_SECONDS - self.started_at)
+            self._end(replace(self.last_seen, outcome=Outcome.TIMEOUT, waited_seconds=waited))
+
+    def _pass_on(self, result: Sighting, now: float) -> None:
+        self.last_seen = result
+        if result.outcome is not Outcome.WAITING:
+            self._end(result)
+        elif now >= self.end_time:
+            self._end(replace(result, outcome=Outcome.TIMEOUT))
+        else:
+            asked = result.last_error.retry_after_seconds if result.last_error else None
+            wait = min(self.schedule.wait_seconds(result.waited_seconds), self.end_time - now)
+            self.due_at = _loop_time() + max(wait, asked or 0.0)
+            self.news.put_nowait(result)
+
+    def _end(self, news: Sighting | SendGridError) -> None:
+        self.has_ended = True
+        self.due_at = _NEVER
+        self.news.put_nowait(news)
+
+    def _is_settled_without_files(self, result: Sighting, now: float) -> bool:
+        """Whether it has been ready without files for minutes; one response alone does not settle that."""
+        if not lacks_files(result.export):
+            self.without_files_since = None
+            return False
+        was_seen_before = self.without_files_since is not None
+        since = self.without_files_since = self.without_files_since or now
+        seconds = seconds_without_files(result.export, seen_seconds=now - since)
+        return result.outcome is Outcome.WAITING and was_seen_before and seconds >= WITHOUT_FILES_SECONDS
+
+
+class _Slots:
+    """How many requests may be in flight on one account, so that they exceed neither its rate limit nor a bound."""
+
+    def __init__(self, rate_limit: RateLimit) -> None:
+        self.rate_limit = rate_limit
+        self.wakeups: WeakSet[asyncio.Event] = WeakSet()
+        self._polls = 0
+        self._requests = 0
+        self._has_answered = False
+        self._is_limited = False
+
+    def free(self, now: float) -> int:
+        """Polls that may be begun now."""
+        spare = self.rate_limit.spare(now)
+        self._is_limited = self._is_limited or spare != _NEVER
+        if spare == _NEVER and (self._is_limited or not self._has_answered):
+            spare = 1  # the limit of a new window is known after its first response
+        return int(min(spare - self._requests, _POLLS_AT_ONCE - self._polls))
+
+    def acquire(self, requests: int) -> None:
+        """Begin a poll that takes so many requests."""
+        self._polls += 1
+        self._requests += requests
+
+    def release(self, requests: int, *, has_answered: bool) -> None:
+        """End it, and let all watches of the account look for free slots."""
+        self._polls -= 1
+        self._requests -= requests
+        self._has_answered = self._has_answered or has_answered
+        for wakeup in self.wakeups:
+            wakeup.set()
 
 
 class SharedWatch:
-    """Polls for all who wait for exports of one account and family.
+    """Polls for all waits on exports of one account and family.
 
     Args:
-        client: how to ask; its owner closes it, after this watch.
+        client: sends the requests; its owner closes it, after this watch.
         family: of the exports.
         clock: seconds since the epoch.
+        slots: of the account; several watches may share them.
     """
 
     def __init__(
-        self, client: AsyncSendGridClient, family: ExportFamily, *, clock: Callable[[], float] = time.time
+        self,
+        client: AsyncSendGridClient,
+        family: ExportFamily,
+        *,
+        clock: Callable[[], float] = time.time,
+        slots: _Slots | None = None,
     ) -> None:
         self._client = client
         self._family = family
         self._clock = clock
+        self._slots = slots or _Slots(client.rate_limit)
         self._waiters: dict[_Waiter, None] = {}
-        self._joined = asyncio.Event()
+        self._schedule: list[tuple[float, int, _Waiter]] = []
+        self._numbers = count()
+        self._due: list[_Waiter] = []
+        self._asked_of_listing: list[_Waiter] = []
+        self._by_id: deque[_Waiter] = deque()
+        self._wakeup = asyncio.Event()
+        self._slots.wakeups.add(self._wakeup)
+        self._releases: dict[asyncio.Task[None], Callable[[], None]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._unended: set[asyncio.Task[None]] = set()
+        self._cancelled: WeakSet[asyncio.Task[None]] = WeakSet()
+        self._listing: asyncio.Task[None] | None = None
+        self._listing_began_at = 0.0
         self._listing_cost = 1
 
-    async def wait(self, export_id: str, schedule: PollSchedule, *, started_at: float, end_time: float) -> Sighting:
+    async def wait(
+        self,
+        export_id: str,
+        schedule: PollSchedule,
+        *,
+        started_at: float,
+        end_time: float,
+        rides_out_refusals: bool = False,
+    ) -> Sighting:
         """Wait until the export is ready, has failed, has expired, or `end_time` has passed.
+
+        Errors that may pass (`RETRYABLE_ERRORS`, and a few refusals in a row) are logged, and the wait goes on; without
+        a deadline, for as long as they last.
 
         Args:
             export_id: of the export.
             schedule: how long to wait between two polls, at most.
-            started_at: when the wait began, in seconds since the epoch; a time to come is taken for now.
-            end_time: when to stop waiting, likewise; SendGrid is asked at least once. Where SendGrid cannot be asked
-                then, for its rate limit or an outage, the wait ends half a minute later with what was seen last.
+            started_at: when the wait began, in seconds since the epoch; a time in the future is taken for now.
+            end_time: when to stop waiting, likewise; SendGrid is asked at least once. If it cannot be asked then,
+                because of its rate limit or an outage, the wait ends half a minute later with the last result.
+            rides_out_refusals: go on waiting whatever SendGrid's refusals are.
 
         Raises:
-            SendGridError: SendGrid could not be asked.
+            SendGridError: SendGrid refused, and will again.
         """
         now = self._clock()
-        waiter = _Waiter(export_id, schedule, min(started_at, now), end_time, due_at=_loop_time())
+        waiter = _Waiter(export_id, schedule, min(started_at, now), end_time, _loop_time(), rides_out_refusals)
         seconds_left = max(0.0, end_time - now) + _LAST_LOOK_SECONDS
         deadline = asyncio.get_running_loop().call_later(seconds_left, waiter.give_up)
         self._join(waiter)
@@ -126,132 +256,249 @@ class SharedWatch:
                     raise news
                 if news.outcome is not Outcome.WAITING:
                     return news
-                log.info("%s Next poll in %.1f s at the latest.", news.describe(), waiter.due_at - _loop_time())
+                level = logging.WARNING if news.last_error else logging.INFO
+                log.log(level, "%s Next poll in %.1f s at the latest.", news.describe(), waiter.due_at - _loop_time())
         finally:
             deadline.cancel()
             self._leave(waiter)
 
     async def aclose(self) -> None:
-        """Wait until no request is under way any more: the client may be closed then."""
-        self._let_poller_go()
-        if self._unended:
+        """Wait until no request is in flight: the client may be closed then."""
+        self._stop_poller()
+        while self._unended:
             await asyncio.wait(self._unended)
 
     def _join(self, waiter: _Waiter) -> None:
         self._waiters[waiter] = None
-        self._joined.set()
+        self._put_on_schedule(waiter)
+        self._wakeup.set()
         if self._poller is None:
-            self._poller = _detached_task(self._poll())
-            self._unended.add(self._poller)
+            self._poller = self._begin(self._poll())
             self._poller.add_done_callback(self._note_end)
 
     def _leave(self, waiter: _Waiter) -> None:
         del self._waiters[waiter]
+        waiter.has_ended = True
         if not self._waiters:
-            self._let_poller_go()
+            self._stop_poller()
 
-    def _let_poller_go(self) -> None:
-        if self._poller is not None:
-            self._poller.cancel()
-            self._poller = None
+    def _begin(self, coroutine: Awaitable[None]) -> asyncio.Task[None]:
+        task = _detached_task(coroutine)
+        self._unended.add(task)
+        task.add_done_callback(self._unended.discard)
+        return task
+
+    def _stop_poller(self) -> None:
+        """Cancel the poller and every poll; the next wait begins with a poller of its own."""
+        for task in self._unended - set(
+            self._cancelled
+        ):  # a second cancellation would interrupt the closing of a request
+            self._cancelled.add(task)
+            task.cancel()
+        for release in list(self._releases.values()):
+            release()
+        self._poller = self._listing = None
+        for queue in (self._schedule, self._due, self._asked_of_listing, self._by_id):
+            queue.clear()
 
     def _note_end(self, poller: asyncio.Task[None]) -> None:
-        """Tell everybody, where the poller did not end because everybody had left."""
-        self._unended.discard(poller)
+        """Report to all waits that the poller ended, unless it was stopped because no wait is left."""
         error = None if poller.cancelled() else poller.exception()
         if poller is self._poller:
-            self._poller = None
-            for waiter in self._waiters:
+            waiters = list(self._waiters)
+            self._stop_poller()
+            for waiter in waiters:
                 waiter.fail(_unforeseen(error))
+
+    def _put_on_schedule(self, waiter: _Waiter) -> None:
+        if waiter.due_at != _NEVER:
+            heapq.heappush(self._schedule, (waiter.due_at, next(self._numbers), waiter))
 
     async def _poll(self) -> None:
         while asyncio.current_task() is self._poller:
-            if due := self._due():
-                await self._serve(due)
-            else:
-                await self._pause()
+            self._wakeup.clear()
+            self._begin_polls()
+            await self._pause()
 
-    def _due(self) -> list[_Waiter]:
-        """Whoever is due, the longest overdue first; nobody while everybody has time."""
-        now = _loop_time()
-        if not any(waiter.due_at <= now for waiter in self._waiters):
-            return []
-        due = [waiter for waiter in self._waiters if waiter.due_at <= now + _TOGETHER_SECONDS]
-        return sorted(due, key=lambda waiter: waiter.due_at)
+    def _begin_polls(self) -> None:
+        """Begin as many polls as there are free slots; the listing goes first, then the longest overdue wait."""
+        if self._listing is None or self._is_listing_slow():  # else the listing in flight may serve them
+            self._due += [*self._asked_of_listing, *self._take_due()]
+            self._asked_of_listing.clear()
+        if len(self._due) <= max(2, self._listing_cost) or self._listing is not None:
+            self._by_id.extend(self._due)
+            self._due.clear()
+        elif self._slots.free(self._clock()) > 0:
+            self._asked_of_listing, self._due = self._due, []
+            self._listing_began_at = _loop_time()
+            self._listing = self._begin_poll(self._serve_from_listing(self._asked_of_listing), self._listing_cost)
+        while self._by_id and self._slots.free(self._clock()) > 0:
+            waiter = self._by_id.popleft()
+            if not waiter.has_ended:
+                self._begin_poll(self._serve_by_id(waiter), 1)
+
+    def _begin_poll(self, coroutine: Awaitable[None], requests: int) -> asyncio.Task[None]:
+        """Begin a poll in a slot, which is free again when the poll ends or proves slow."""
+        task = self._begin(coroutine)
+
+        def release() -> None:
+            if self._releases.pop(task, None):
+                slow.cancel()
+                self._slots.release(requests, has_answered=task.done() and not task.cancelled())
+
+        self._slots.acquire(requests)
+        self._releases[task] = release
+        slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, release)
+        task.add_done_callback(lambda _: release())
+        task.add_done_callback(lambda _: self._wakeup.set())
+        return task
+
+    def _is_listing_slow(self) -> bool:
+        return _loop_time() >= self._listing_began_at + _SLOW_SECONDS
+
+    def _take_due(self) -> list[_Waiter]:
+        """The waits that are due, the longest overdue first; none while none is overdue."""
+        now, due = _loop_time(), list[_Waiter]()
+        limit = now
+        while self._schedule:
+            due_at, _, waiter = self._schedule[0]
+            is_current = not waiter.has_ended and waiter.due_at == due_at
+            if is_current and due_at > limit:
+                break
+            heapq.heappop(self._schedule)
+            if is_current:
+                waiter.due_at = _NEVER
+                due.append(waiter)
+                limit = now + _TOGETHER_SECONDS
+        return due
 
     async def _pause(self) -> None:
-        """Wait until somebody is due, or joins."""
-        self._joined.clear()
-        seconds = min(waiter.due_at for waiter in self._waiters) - _loop_time()
+        """Wait until a wait is due, one begins, a poll ends or proves slow, or the rate limit's window ends."""
+        moments = []
+        if self._schedule:
+            due_at = self._schedule[0][0]
+            moments.append(due_at if self._listing is None else max(due_at, self._listing_began_at + _SLOW_SECONDS))
+        if self._asked_of_listing:
+            moments.append(max(_loop_time() + 0.1, self._listing_began_at + _SLOW_SECONDS))
+        if self._due or self._by_id:
+            now = self._clock()
+            moments.append(_loop_time() + (self._slots.rate_limit.wait_seconds(now) or _SLOW_SECONDS))
+        seconds = max(0.0, min(moments) - _loop_time()) if moments else None
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._joined.wait(), seconds)
+            await asyncio.wait_for(self._wakeup.wait(), seconds)
 
-    async def _serve(self, due: Sequence[_Waiter]) -> None:
-        by_id: Iterable[_Waiter] = due
-        if len(due) > max(2, self._listing_cost):
-            try:
-                by_id = await self._serve_from_listing(due)
-            except SendGridError as error:
-                for waiter in due:
-                    waiter.fail(error)
-                return
-        for number, waiter in enumerate(by_id):
-            if number >= max(_BY_ID_AT_ONCE, self._listing_cost) and self._is_listing_due():
-                return  # those whom the listing serves do not wait for those whom it lacks
-            await self._serve_by_id(waiter)
+    async def _serve_from_listing(self, due: list[_Waiter]) -> None:
+        """Serve `due`, which is empty by then if the listing proved slow, and all other waits."""
+        try:
+            await self._serve_all(due)
+        except (SendGridRateLimitError, SendGridUnavailableError, SendGridAuthError) as error:
+            await self._note_failures(due, error)
+        except SendGridError as error:
+            if (error.status_code or 0) >= 500:
+                await self._note_failures(due, error)
+            else:
+                log.warning("Polling by id, because the listing cannot be used: %s", error)
+                self._by_id.extend(due)
+        except Exception as error:  # noqa: BLE001 - these waits must learn of it
+            for waiter in due:
+                waiter.fail(_unforeseen(error))
+        finally:
+            if self._listing is asyncio.current_task():
+                self._listing = None
+                self._asked_of_listing = []
 
-    def _is_listing_due(self) -> bool:
-        now = _loop_time()
-        return any(waiter.is_listed and waiter.due_at <= now for waiter in self._waiters)
+    async def _serve_all(self, due: Sequence[_Waiter]) -> None:
+        """Serve all waits from the listing, and queue those that need the status by id.
 
-    async def _serve_from_listing(self, due: Sequence[_Waiter]) -> list[_Waiter]:
-        """Tell everybody what the listing says, and answer who has to be served by id.
-
-        That is who is due and not in the listing; whose export failed or has no URLs yet, for listings have no
-        messages and may have no URLs; and, where requests are to spare, some of those whose export is ready, for
-        listings have no counts.
+        These are due and not in the listing; or their export failed or has no URLs yet, because listings have no
+        messages and may have no URLs; or, if requests are to spare, it is ready, because listings have no counts.
         """
-        successes_before = self._client.successes
-        listed = {export.id: export for export in await self._client.converse(protocol.list_exports(self._family))}
-        self._listing_cost = self._client.successes - successes_before
+        pages = set[str]()
+        flow = protocol.list_exports(self._family, POLL_PATIENCE)
+        listed = {export.id: export for export in await self._client.converse(self._noting_pages(flow, pages))}
+        self._listing_cost = len(pages)
         now = self._clock()
-        spare = min(self._client.rate_limit.spare(now) - 2 * self._listing_cost, _BY_ID_AT_ONCE)
-        counted: list[_Waiter] = []
-        unclear: list[_Waiter] = [waiter for waiter in due if waiter.export_id not in listed]
-        for waiter in self._waiters:
+        spare = min(self._client.rate_limit.spare(now) - 2 * self._listing_cost, _COUNTS_AT_ONCE)
+        queued = {*due, *self._due, *self._by_id}
+        self._due.clear()
+        self._by_id.clear()
+        async for waiter in _without_blocking(self._waiters):
+            if waiter.has_ended or (waiter.due_at == _NEVER and waiter not in queued):
+                continue  # a poll by id is in flight
             export = listed.get(waiter.export_id)
             outcome = look_at(export, now=now, started_at=now, polls=1).outcome if export else None
-            waiter.is_listed = export is not None and not _is_unclear(export, outcome)
-            if export is None:
-                continue
-            if not waiter.is_listed:
-                unclear.append(waiter)
-            elif outcome is Outcome.READY and len(counted) < spare:
-                counted.append(waiter)
-            else:
-                waiter.tell(export, now)
-        return counted + unclear
+            is_counted = outcome is Outcome.READY and spare > 0
+            if export is not None and not is_counted and not _needs_status(export, outcome):
+                self._note(waiter, export)
+            elif export is not None or waiter in queued:
+                spare -= is_counted
+                waiter.listed = export if is_counted else None
+                waiter.due_at = _NEVER
+                self._by_id.append(waiter)
+
+    def _noting_pages(
+        self, flow: Conversation[list[ContactExport]], pages: set[str]
+    ) -> Conversation[list[ContactExport]]:
+        """`flow`, and which pages it requested: each once, however often it was tried. A new page shows progress."""
+        try:
+            request = next(flow)
+            while True:
+                if request.target not in pages:
+                    pages.add(request.target)
+                    self._listing_began_at = _loop_time()
+                try:
+                    response = yield request
+                except SendGridError as error:
+                    request = flow.throw(error)
+                else:
+                    request = flow.send(response)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     async def _serve_by_id(self, waiter: _Waiter) -> None:
-        if waiter not in self._waiters or waiter.due_at == float("inf"):
-            return
+        flow = protocol.get_export(self._family, waiter.export_id, POLL_PATIENCE)
         try:
-            export = await self._client.converse(protocol.get_export(self._family, waiter.export_id))
+            self._note(waiter, await self._client.converse(flow))
         except SendGridError as error:
-            waiter.fail(error)
-        except Exception as error:  # noqa: BLE001 - whoever waits for this one must learn of it, and nobody else
+            if waiter.listed is not None:  # it is ready; only its count is missing
+                self._note(waiter, waiter.listed)
+                return
+            was_served = waiter.last_seen.polls > 0
+            is_stray = isinstance(error, STRAY_REFUSALS if was_served else SendGridPermissionError)
+            self._note_failure(waiter, error, may_be_stray=is_stray)
+        except Exception as error:  # noqa: BLE001 - this wait must learn of it, and no other
             waiter.fail(_unforeseen(error))
-        else:
-            waiter.tell(export, self._clock())
+
+    def _note(self, waiter: _Waiter, export: ContactExport) -> None:
+        if not waiter.has_ended:
+            waiter.note(export, self._clock())
+            self._put_on_schedule(waiter)
+
+    def _note_failure(self, waiter: _Waiter, error: SendGridError, *, may_be_stray: bool = False) -> None:
+        if not waiter.has_ended:
+            waiter.note_failure(error, self._clock(), may_be_stray=may_be_stray)
+            self._put_on_schedule(waiter)
+
+    async def _note_failures(self, due: Sequence[_Waiter], error: SendGridError) -> None:
+        async for waiter in _without_blocking(due):
+            self._note_failure(waiter, error)
 
 
-def _is_unclear(export: ContactExport, outcome: Outcome | None) -> bool:
-    """Whether only the status by id tells the rest: why it failed, or where its files are."""
+async def _without_blocking(waiters: Iterable[_Waiter]) -> AsyncIterator[_Waiter]:
+    """Each of them; now and then the event loop serves others."""
+    for number, waiter in enumerate(list(waiters)):
+        if number % _WAITS_IN_A_ROW == _WAITS_IN_A_ROW - 1:
+            await asyncio.sleep(0)
+        yield waiter
+
+
+def _needs_status(export: ContactExport, outcome: Outcome | None) -> bool:
+    """Whether only the status by id has the rest: why it failed, or where its files are."""
     return outcome is Outcome.FAILURE or (export.status == READY and outcome is Outcome.WAITING)
 
 
 def _unforeseen(error: BaseException | None) -> SendGridError:
-    what = f"an unforeseen {type(error).__name__}: {error}" if error else "somebody who cancelled it"
+    what = f"an unforeseen {type(error).__name__}: {error}" if error else "a cancellation from outside"
     return SendGridError(redact(f"Polling SendGrid was ended by {what}"))
 
 
@@ -268,10 +515,10 @@ class _Shared:
 
 @dataclass(slots=True)
 class _Loop:
-    """What is shared on one event loop; of an account whom nobody waits for any more, its rate limit alone."""
+    """What is shared on one event loop; of an account without waits only its slots and its rate limit."""
 
     shared: dict[Hashable, _Shared] = field(default_factory=dict)
-    rate_limits: dict[Hashable, RateLimit] = field(default_factory=dict)
+    slots: dict[Hashable, _Slots] = field(default_factory=dict)
 
 
 _LOOPS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
@@ -295,8 +542,9 @@ async def shared_watch(
     shared = here.shared.get((key, family))
     if shared is None:
         client = connect()
-        client.rate_limit = here.rate_limits.setdefault(key, client.rate_limit)
-        shared = here.shared[key, family] = _Shared(SharedWatch(client, family), client)
+        slots = here.slots.setdefault(key, _Slots(client.rate_limit))
+        client.rate_limit = slots.rate_limit
+        shared = here.shared[key, family] = _Shared(SharedWatch(client, family, slots=slots), client)
     shared.users += 1
     try:
         yield shared.watch

@@ -1,65 +1,138 @@
-"""Starting an export once, although answers get lost, workers die and tasks are tried again.
+"""Starting an export exactly once, although responses get lost, workers die and tasks are retried.
 
-SendGrid knows no idempotency key: whether a lost start went through, only the list of exports tells. An export that was
-begun since, of the same lists and segments, is the one; two of them are a doubt, which is said and never guessed.
+SendGrid has no idempotency key. After a lost response only its list of exports shows whether the start was accepted. An
+export can be ours only if it has the same lists and segments, was not listed before the first POST (`Baseline`), was
+not created before it in SendGrid's time, and is not the export of another task. If several exports or several tasks
+remain, the flow waits and looks again, because other tasks announce the ids that they get. If that does not help, it
+raises `ExportInDoubtError`.
 
-Like `protocol`, generators that know no socket and no clock.
+Like `protocol`, these are generators that know no sockets and no clocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError
+from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError, SendGridNotFoundError
 from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import (
     START_PATIENCE,
     Conversation,
     Patience,
     Reply,
+    T,
+    get_export,
     list_exports,
     start_export,
+    time_at_sendgrid,
 )
 
 _STARTS = 3
-# How long after a lost answer, and after one another, the list is looked at: an export may take a moment to be listed,
-# and other tasks a moment to tell which one is theirs.
+# Waits before each look at the list: a new export may take a moment to be listed, and other tasks need a moment to
+# announce the ids of theirs. A retry looks at once.
 _LOOKS_AFTER_SECONDS = (2.0, 5.0, 10.0)
-_LOOKS_OF_A_RETRY = (0.0, 2.0, 5.0)
-# SendGrid's times are whole seconds.
+_LOOKS_OF_A_RETRY = (0.0, 5.0, 12.0)
+# Further looks while it is in doubt which export belongs to which task.
+_LOOKS_IN_DOUBT = (20.0, 40.0, 60.0, 60.0, 60.0)
+
+
+class Clock(str, Enum):
+    """Whose clock `Attempt.since` was read from."""
+
+    SENDGRID = "sendgrid"
+    WORKER = "worker"
+    RUN = "run"
+
+
+# How much earlier than `since` an export of this start may seem to be, by clock, in seconds: SendGrid's times are whole
+# seconds, and its machines may differ a little; clocks of different machines may be minutes apart.
 _ROUNDING_SECONDS = 2.0
+_MARGIN_SECONDS = {Clock.SENDGRID: 30.0, Clock.WORKER: 600.0 + _ROUNDING_SECONDS, Clock.RUN: 600.0 + _ROUNDING_SECONDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Another task that is starting an export of the same lists and segments, and does not know its id yet.
+
+    Attributes:
+        name: of the task.
+        since: SendGrid's time before its first POST, in seconds since the epoch; None where it is not known.
+        file_type: of its export; empty where it is not known.
+    """
+
+    name: str
+    since: float | None = None
+    file_type: str = ""
+
+    def may_own(self, export: ContactExport) -> bool:
+        """Whether `export` may be the one that this task starts."""
+        is_too_old = self.since is not None and _created(export) < self.since - _MARGIN_SECONDS[Clock.SENDGRID]
+        return not is_too_old and (not self.file_type or _file_types(export) <= {self.file_type})
 
 
 @dataclass(frozen=True, slots=True)
 class Rivals:
-    """What other tasks are known to do that may start the same export.
+    """What is known of concurrent starts in other tasks.
 
     Attributes:
-        ids: of the exports that they have started.
-        starting: names of those that are starting the same export, and do not know its id yet.
+        ids: exports that belong to other tasks.
+        starting: tasks that are starting an export of the same lists and segments.
+        file_types: of all exports of the same lists and segments that other tasks started, or are starting.
     """
 
     ids: Collection[str] = ()
-    starting: Sequence[str] = ()
+    starting: Sequence[Starting] = ()
+    file_types: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """SendGrid's time and exports before the first POST of a start.
+
+    Attributes:
+        since: seconds since the epoch.
+        clock: SendGrid's; the worker's if SendGrid sent no time.
+        known_ids: exports of the same lists and segments that existed before.
+    """
+
+    since: float
+    clock: Clock
+    known_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is known of earlier tries to start the same export.
+    """What is known of this start and of earlier tries.
 
     Attributes:
-        since: when the first of them began, in seconds since the epoch by our clock.
-        is_retry: whether there was one before this.
-        rivals: asks what others do; called only where that matters, and each time anew.
+        since: the start began at this time or later, in seconds since the epoch.
+        is_retry: an earlier try may have started the export.
+        rivals: reads the announcements of other tasks; called only if an export was found, and then each time.
+        clock: whose clock `since` is from. With `Clock.RUN`, which may be hours before the start, an export that is
+            older than `since`, if only within the margin, is never taken, but leaves a doubt.
+        known_ids: exports of the same lists and segments that existed before the first try.
+        export_id: the export that an earlier try got. It is kept if it is usable.
+        keep: is called with the baseline before the first POST; without it no baseline is read.
     """
 
     since: float
     is_retry: bool = False
     rivals: Callable[[], Rivals] = Rivals
+    clock: Clock = Clock.WORKER
+    known_ids: Collection[str] = ()
+    export_id: str = ""
+    keep: Callable[[Baseline], None] | None = None
+
+    @property
+    def margin_seconds(self) -> float:
+        """How much earlier than `since` its export may have been created."""
+        is_same_worker = self.clock is Clock.WORKER and not self.is_retry
+        return _ROUNDING_SECONDS if is_same_worker else _MARGIN_SECONDS[self.clock]
 
 
 def start_export_once(
@@ -71,15 +144,33 @@ def start_export_once(
     """The id of the export, and whether it was found rather than started.
 
     Raises:
-        ExportInDoubtError: there are several that may be the one.
-        SendGridError: it could not be started.
-        ValueError: an argument cannot be right.
+        ExportInDoubtError: several exports, or several tasks, remain.
+        SendGridError: it could not be started. Unless ``may_have_been_accepted`` is set, neither this try nor an
+            earlier one started an export.
+        ValueError: an argument is wrong.
     """
     selection.to_payload(family)
-    if attempt.is_retry:
-        found = yield from _look_again_and_again(family, selection, attempt, patience, _LOOKS_OF_A_RETRY, "")
-        if found is not None:
-            return found.id, True
+    try:
+        if attempt.export_id and (yield from _is_still_ours(family, attempt, patience)):
+            return attempt.export_id, True
+        if attempt.is_retry:
+            found = yield from _search(family, selection, attempt, patience, _LOOKS_OF_A_RETRY, "")
+            if found is not None:
+                return found.id, True
+    except SendGridError as error:
+        error.may_have_been_accepted = True  # by an earlier try
+        raise
+    if attempt.keep is not None and not attempt.is_retry:
+        baseline = yield from read_baseline(family, selection, patience)
+        attempt.keep(baseline)
+        attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=baseline.known_ids)
+    return (yield from _start(family, selection, attempt, patience))
+
+
+def _start(
+    family: ExportFamily, selection: ExportSelection, attempt: Attempt, patience: Patience
+) -> Conversation[tuple[str, bool]]:
+    """POST; after a lost response look for the export; POST again only if there is none."""
     for starts_left in reversed(range(_STARTS)):
         try:
             return (yield from start_export(family, selection, patience)), False
@@ -88,13 +179,11 @@ def start_export_once(
                 raise
             lost = error
         try:
-            found = yield from _look_again_and_again(
-                family, selection, attempt, patience, _LOOKS_AFTER_SECONDS, str(lost)
-            )
+            found = yield from _search(family, selection, attempt, patience, _LOOKS_AFTER_SECONDS, str(lost))
         except ExportInDoubtError:
             raise
         except SendGridError:
-            raise lost from None  # nobody can tell now; the next try of the task looks again
+            raise lost from None  # unknown for now; the next try of the task looks again
         if found is not None:
             return found.id, True
         if not starts_left:
@@ -102,7 +191,18 @@ def start_export_once(
     raise RuntimeError("a loop that returns or raises has ended")
 
 
-def _look_again_and_again(
+def read_baseline(
+    family: ExportFamily, selection: ExportSelection, patience: Patience = START_PATIENCE
+) -> Conversation[Baseline]:
+    """Read SendGrid's time, and the exports that exist before a start."""
+    listed, responses = yield from _with_responses(list_exports(family, patience))
+    first = responses[0]  # what is created while further pages are read is not in the list
+    clock = Clock.SENDGRID if _has_date(first) else Clock.WORKER
+    known = tuple(export.id for export in listed if _is_of(export, selection))
+    return Baseline(time_at_sendgrid(first).timestamp(), clock, known)
+
+
+def _search(
     family: ExportFamily,
     selection: ExportSelection,
     attempt: Attempt,
@@ -110,9 +210,11 @@ def _look_again_and_again(
     looks_after_seconds: Sequence[float],
     because: str,
 ) -> Conversation[ContactExport | None]:
-    """Look until the export is found; a doubt counts only if the last look still leaves it."""
+    """Look until the export is found; go on for some minutes while there is a doubt."""
     doubt: ExportInDoubtError | None = None
-    for seconds in looks_after_seconds:
+    for look, seconds in enumerate((*looks_after_seconds, *_LOOKS_IN_DOUBT)):
+        if look >= len(looks_after_seconds) and doubt is None:
+            return None
         try:
             found = yield from find_started(family, selection, attempt, patience, seconds, str(doubt or because))
         except ExportInDoubtError as error:
@@ -134,85 +236,141 @@ def find_started(
     after_seconds: float = 0.0,
     because: str = "",
 ) -> Conversation[ContactExport | None]:
-    """The one export that an earlier try may have started; None where there is none.
+    """The one export that this start may have begun; None if there is none.
 
     Args:
         family: of the export.
         selection: what it exports.
-        attempt: what is known of earlier tries.
+        attempt: what is known of the start.
         patience: see `Patience`.
-        after_seconds: how long to wait before the list is asked for.
+        after_seconds: how long to wait before the list is requested.
         because: why, for the log.
 
     Raises:
-        ExportInDoubtError: there are several.
+        ExportInDoubtError: several exports remain, or another task may own the one that remains.
     """
-    replies: list[Reply] = []
-    listed = yield from _carried_on(list_exports(family, patience), after_seconds, because, replies)
-    ahead_seconds = _clock_difference(replies[-1]) if replies else 0.0
-    not_before = datetime.fromtimestamp(attempt.since + ahead_seconds - _ROUNDING_SECONDS, tz=timezone.utc)
-    now = datetime.fromtimestamp(replies[-1].received_at + ahead_seconds, tz=timezone.utc) if replies else not_before
+    listed, responses = yield from _with_responses(list_exports(family, patience), after_seconds, because)
+    now = time_at_sendgrid(responses[-1])
+    since = _since_at_sendgrid(attempt, responses[-1])
+    earliest = since - timedelta(seconds=attempt.margin_seconds)
     found = [
         export
         for export in listed
         if _is_of(export, selection)
+        and _file_types(export) <= {selection.file_type}
         and export.created_at is not None
-        and export.created_at >= not_before
+        and export.created_at >= earliest
+        and export.id not in attempt.known_ids
         and export.status != FAILURE
         and not export.is_expired_at(now)
     ]
     if not found:
         return None
-    rivals = attempt.rivals()
+    rivals = attempt.rivals()  # after the list: an export that it shows was announced before it was started
     found = [export for export in found if export.id not in rivals.ids]
-    if len(found) > 1 or (found and rivals.starting):
-        raise _doubt(family, found, rivals, attempt)
-    return found[0] if found else None
+    if not found:
+        return None
+    owners = [other.name for other in rivals.starting if any(other.may_own(export) for export in found)]
+    is_too_early = attempt.clock is Clock.RUN and _created(found[0]) < since.timestamp() - _ROUNDING_SECONDS
+    is_of_unknown_type = not _file_types(found[0]) and not {*rivals.file_types} <= {selection.file_type}
+    is_of_unknown_selection = not found[0].is_selection_known
+    if len(found) > 1 or owners or is_too_early or is_of_unknown_type or is_of_unknown_selection:
+        raise _doubt(family, found, owners, since)
+    return found[0]
+
+
+def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -> Conversation[bool]:
+    """Whether the export that an earlier try got is usable, and no other task took it.
+
+    Airflow deletes a task's announcement when it is retried. Until this try announced the id again, another task whose
+    response was lost could take the export.
+    """
+    for seconds in (0.0, *_LOOKS_AFTER_SECONDS):
+        try:
+            export, responses = yield from _with_responses(
+                get_export(family, attempt.export_id, patience),
+                seconds,
+                "another task may have taken it" * bool(seconds),
+            )
+        except SendGridNotFoundError:
+            return False
+        if export.status == FAILURE or export.is_expired_at(time_at_sendgrid(responses[-1])):
+            return False
+        rivals = attempt.rivals()
+        if export.id in rivals.ids:
+            return False
+        if not any(other.may_own(export) for other in rivals.starting):
+            return True
+    return True
 
 
 def _doubt(
-    family: ExportFamily, found: Sequence[ContactExport], rivals: Rivals, attempt: Attempt
+    family: ExportFamily, found: Sequence[ContactExport], owners: Sequence[str], since: datetime
 ) -> ExportInDoubtError:
-    since = datetime.fromtimestamp(attempt.since, tz=timezone.utc).isoformat(timespec="seconds")
-    others = f" So may that of {', '.join(rivals.starting)}." if rivals.starting else ""
+    tasks = f" Other tasks that are starting the same: {', '.join(owners)}." if owners else ""
     return ExportInDoubtError(
-        f"start of a {family.value} export: its answer was lost; begun since {since} of the same lists and segments: "
-        f"{', '.join(export.id for export in found)}. One of them may be this task's export, nobody can tell.{others} "
-        "Use the one you want in the tasks that follow, or set durable=False and run the task again to start another."
+        f"start of a {family.value} export: its response was lost, and it is not certain which export it started. "
+        f"Exports of the same lists and segments since {since.isoformat(timespec='seconds')}: "
+        f"{', '.join(export.id for export in found)}.{tasks} Pass the id that you want to the tasks that follow, or "
+        "set durable=False and run the task again to start another export.",
+        may_have_been_accepted=True,
     )
 
 
 def _is_of(export: ContactExport, selection: ExportSelection) -> bool:
-    """Whether it is of the same lists, segments and, where its files tell, of the same type."""
-    types = {kind for url in export.urls for kind in ("csv", "json") if f".{kind}" in urlsplit(url).path.lower()}
-    return (
-        set(export.list_ids) == {str(item) for item in selection.list_ids}
-        and set(export.segment_ids) == {str(item) for item in selection.segment_ids}
-        and types <= {selection.file_type}
+    """Whether it has the same lists and segments; an export of lists is never one of all contacts."""
+    if not selection.list_ids and not selection.segment_ids and export.export_type in ("list_export", "segment_export"):
+        return False
+    if not export.is_selection_known:
+        return True  # it may be; `find_started` raises a doubt
+    return _texts(export.list_ids) == _texts(selection.list_ids) and _texts(export.segment_ids) == _texts(
+        selection.segment_ids
     )
 
 
-def _clock_difference(reply: Reply) -> float:
-    """How far SendGrid's clock is ahead of ours, in seconds; 0 where it does not say."""
+def _texts(ids: Collection[str | int]) -> set[str]:
+    return {str(item).strip().lower() for item in ids}
+
+
+def _file_types(export: ContactExport) -> set[str]:
+    """The types that its files show; empty before it is ready."""
+    return {kind for url in export.urls for kind in ("csv", "json") if f".{kind}" in urlsplit(url).path.lower()}
+
+
+def _created(export: ContactExport) -> float:
+    return export.created_at.timestamp() if export.created_at else float("inf")
+
+
+def _since_at_sendgrid(attempt: Attempt, response: Reply) -> datetime:
+    """`attempt.since` by SendGrid's clock: as long ago as it is by the worker's."""
+    since = datetime.fromtimestamp(attempt.since, tz=timezone.utc)
+    if attempt.clock is Clock.SENDGRID:
+        return since
+    received_at = datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+    return since + (time_at_sendgrid(response) - received_at)
+
+
+def _has_date(response: Reply) -> bool:
     try:
-        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp() - reply.received_at
+        return bool(parsedate_to_datetime(response.headers.get("date", "")))
     except (ValueError, TypeError, OverflowError):
-        return 0.0
+        return False
 
 
-def _carried_on(
-    conversation: Conversation[list[ContactExport]], after_seconds: float, because: str, replies: list[Reply]
-) -> Conversation[list[ContactExport]]:
-    """Carry a conversation on after a wait, and keep its replies."""
+def _with_responses(
+    flow: Conversation[T], after_seconds: float = 0.0, because: str = ""
+) -> Conversation[tuple[T, list[Reply]]]:
+    """Run a flow after a wait, and keep its responses."""
+    responses: list[Reply] = []
     try:
-        request = replace(next(conversation), after_seconds=after_seconds, because=because)
+        request = replace(next(flow), after_seconds=after_seconds, because=because)
         while True:
             try:
-                reply = yield request
+                response = yield request
             except SendGridError as error:
-                request = conversation.throw(error)
+                request = flow.throw(error)
             else:
-                replies.append(reply)
-                request = conversation.send(reply)
+                responses.append(response)
+                request = flow.send(response)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        return end.value, responses

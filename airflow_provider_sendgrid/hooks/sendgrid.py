@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
@@ -16,8 +17,15 @@ from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
-from airflow_provider_sendgrid.exports.export import FAMILIES, ContactExport, ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.names import ids_of_names
+from airflow_provider_sendgrid.exports.export import (
+    FAMILIES,
+    ContactExport,
+    ExportFamily,
+    ExportSelection,
+    parse_export_id,
+)
+from airflow_provider_sendgrid.exports.names import ids_of_names, ids_of_segments
+from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
@@ -40,7 +48,8 @@ class SendGridHook(BaseHook):
     Args:
         sendgrid_conn_id: connection of type ``sendgrid``; its password is the API key. Optional: host (a
             host name or a full URL) and, in extra, ``region`` (``global``, ``eu``), ``on_behalf_of`` (a
-            subuser), ``timeout`` (seconds), ``verify`` (bool or path of a CA bundle), ``proxy`` (a URL).
+            subuser), ``timeout`` (seconds), ``verify`` (bool, or path of a file or folder of CA certificates),
+            ``proxy`` (a URL).
         family: ``"marketing"`` or ``"legacy"``.
 
     Every method that asks SendGrid raises a subclass of
@@ -96,8 +105,9 @@ class SendGridHook(BaseHook):
         """Who we are and whom we ask, read once; the key is masked in logs from here on.
 
         Raises:
-            ValueError: there is no such connection, or it cannot be right; says how to mend it. A sensor with
-                ``soft_fail`` would be skipped on Airflow's own exception.
+            ValueError: there is no such connection, or a setting of it, or of the environment's proxy or trust, is
+                wrong; names the setting and the right value. A sensor with ``soft_fail`` would be skipped on Airflow's
+                own exception.
         """
         try:
             airflow_connection = self.get_connection(self.sendgrid_conn_id)
@@ -111,9 +121,11 @@ class SendGridHook(BaseHook):
             password=airflow_connection.password,
             host=airflow_connection.host,
             port=airflow_connection.port,
-            extra=airflow_connection.extra_dejson,
+            schema=airflow_connection.schema,
+            extra=_extra(self.sendgrid_conn_id, airflow_connection),
         )
         mask_secret(connection.api_key)
+        resolve_network(connection)  # a wrong proxy or CA file is an error now, not at the first request
         if connection.verify is False:
             self.log.warning(
                 "Connection %s switches the verification of TLS certificates off: anyone on the way can read "
@@ -124,7 +136,7 @@ class SendGridHook(BaseHook):
 
     def get_conn(self) -> requests.Session:
         """A session for your own requests; it adds the key for the API's host only."""
-        from airflow_provider_sendgrid.exports.client import new_session
+        from airflow_provider_sendgrid.exports.sessions import new_session
 
         return new_session(self.connection)
 
@@ -164,8 +176,9 @@ class SendGridHook(BaseHook):
     @contextmanager
     def source(self, export_id: str) -> Iterator[Source]:
         """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`."""
-        from airflow_provider_sendgrid.exports.client import new_download_session
+        from airflow_provider_sendgrid.exports.sessions import new_download_session
 
+        export_id = parse_export_id(export_id)
         connection, downloads = self.connection, list[FileDownload]()
         tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
         with self.client() as client, new_download_session(connection) as session:
@@ -226,13 +239,14 @@ class SendGridHook(BaseHook):
         return ids_of_names("list", names, self.get_lists()) if names else []
 
     def ids_of_segments(self, names: Sequence[str]) -> list[str | int]:
-        """The ids of the segments with these names."""
-        return ids_of_names("segment", names, self.get_segments()) if names else []
+        """The ids of the segments with these names, of the segments API 2.0 and of the first one."""
+        with self.client() as client:
+            return client.converse(ids_of_segments(self._family, names))
 
     def get_export(self, export_id: str) -> ContactExport:
         """The status of one export, with freshly signed URLs once it is ready."""
         with self.client() as client:
-            return client.converse(protocol.get_export(self._family, export_id))
+            return client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
 
     def list_exports(self) -> list[ContactExport]:
         """All exports in flight or recently completed (without counts and messages)."""
@@ -245,7 +259,7 @@ class SendGridHook(BaseHook):
             return client.converse(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
-        """All segments: ``id``, ``name`` and a count each."""
+        """All segments: ``id``, ``name`` and a count each; of the marketing family those of the API 2.0."""
         with self.client() as client:
             return client.converse(protocol.get_segments(self._family))
 
@@ -257,7 +271,7 @@ class SendGridHook(BaseHook):
     async def aget_export(self, export_id: str) -> ContactExport:
         """`get_export` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.get_export(self._family, export_id))
+            return await client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
 
     async def alist_exports(self) -> list[ContactExport]:
         """`list_exports` on an event loop."""
@@ -277,7 +291,8 @@ class SendGridHook(BaseHook):
         if not families:
             needed = " or ".join(traits.scope for traits in FAMILIES.values())
             return False, f"The API key works, but cannot export contacts: it lacks the scope {needed}."
-        return True, f"The API key works; it may export: {', '.join(families)}. Scopes: {', '.join(scopes)}."
+        hint = f" {protocol.LEGACY_EXPORTS}" if ExportFamily.LEGACY.value in families else ""
+        return True, f"The API key works; it may export: {', '.join(families)}.{hint} Scopes: {', '.join(scopes)}."
 
     @property
     def account(self) -> SendGridAccount:
@@ -299,3 +314,19 @@ class SendGridHook(BaseHook):
         except ValueError:
             names = " or ".join(repr(family.value) for family in ExportFamily)
             raise ValueError(f"family must be {names}, not {self.family!r}.") from None
+
+
+def _extra(name: str, connection: Any) -> dict[str, Any]:
+    """What extra holds. Airflow's `extra_dejson` masks the secrets in it, but reads what is not JSON as empty."""
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except (ValueError, RecursionError):
+        extra = connection.extra
+    if extra is None:
+        return {}
+    if not isinstance(extra, dict):
+        raise ValueError(  # noqa: TRY004 - a setting is wrong, not an argument
+            f'Connection {name!r}: extra must be a JSON object, such as {{"region": "eu"}}.'
+        )
+    connection.extra_dejson  # noqa: B018 - masks
+    return extra

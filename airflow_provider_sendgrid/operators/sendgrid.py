@@ -6,35 +6,60 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
-from airflow_provider_sendgrid import lineage, metrics
-from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
-from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridNotFoundError
-from airflow_provider_sendgrid.exports.export import FAILURE, ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.start import Attempt, Rivals
+from airflow_provider_sendgrid import lineage
+from airflow_provider_sendgrid._compat import (
+    AirflowFailException,
+    BaseOperator,
+    Context,
+    XComArg,
+    mapped_arguments,
+    task_states,
+    xcoms_of_run,
+)
+from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError
+from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Rivals, Starting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.triggers.sendgrid import STARTED_KEY
 
-# Under this key a task keeps, in its state store and as an XCom for other tasks: ``of`` (what it exports), ``began``
-# (when its first try did), ``task`` (its name) and, once it is known, ``id``.
+# Under this key a task keeps its record (see `_StartRecord`) in its state store, and announces it as an XCom.
 _KEY = "sendgrid_export"
+_KEPT = ("began", "since", "clock", "known_ids", "earlier_ids", "id")
+# Announcements of so many other runs are read at most, unfinished runs first.
+_MAX_RUNS = 100
+_FINISHED_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+_SELECTION = ("list_ids", "segment_ids", "list_names", "segment_names")
+# What templates make of nothing.
+_EMPTY_TEXTS = frozenset({"", "none", "null", "[]", "()", "{}", "set()"})
 
 
 class SendGridExportContactsOperator(BaseOperator):
     """Start an export of contacts and return its id.
 
-    Neither lists nor segments means every contact of the account. Fails for good, without another try, on what SendGrid
-    refuses (400, 401, 403, 404).
+    If none of `list_ids`, `segment_ids`, `list_names` and `segment_names` is passed, all contacts of the account are
+    exported. An argument that is passed must name at least one list or segment: if it renders to nothing (``None``, an
+    empty list, empty text), or an entry of it does, the task fails and starts nothing. A literal ``None`` counts as not
+    passed, except in a mapped task.
 
-    With ``durable`` no export is started twice: where the answer to a start was lost, or the task is tried again, the
-    export that was started is found and taken. On Airflow 3.3 its id is kept in the task's state store; on older ones,
-    and where a worker died in between, the list of exports tells: begun since this task (on older Airflows: this run)
-    began, of the same lists and segments, and not that of another task of this run. Where several could be the one, the
-    task fails and names them. An export of the same lists that other runs, or people, began in just that time cannot be
-    told from this one: it is taken, for it holds what this one would, unless there are both.
+    Wrong arguments, and what SendGrid refuses (400, 401, 403, 404), fail the task without a retry.
+
+    With ``durable`` no export is started twice. Before the start, the task reads SendGrid's list of exports. If the
+    response to the start is lost, or the task is retried, it takes the export that has the same lists and segments,
+    was not there before, was not created before the start in SendGrid's time, and does not belong to another task of
+    this DAG. If several exports or tasks remain, it waits up to five minutes for the other tasks to announce theirs,
+    then fails and names them. An export of the same lists that a person or another DAG created just then cannot be told
+    from this one: it is taken, because it holds the same contacts, unless there are both.
+
+    From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries: a
+    retry then looks for exports since the run began, and an export up to ten minutes older leaves a doubt.
+
+    A retry returns the same export. If you clear a task that succeeded, it starts a new one. Before Airflow 3.3 this
+    holds if the run had ended when you cleared the task; else it counts as a retry. From 3.3 on, a start that was
+    refused leaves nothing behind: it starts anew when cleared. One whose outcome is unknown is looked for.
 
     Args:
         list_ids: ids of the lists to export (uuids; numbers in the legacy family).
@@ -95,20 +120,28 @@ class SendGridExportContactsOperator(BaseOperator):
         self.durable = durable
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
+        self._passed = self._not_none()
         self._started: tuple[lineage.SendGridAccount, ExportSelection, str] | None = None
+
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """Remember which arguments were set before rendering, also by assignment."""
+        self._passed |= self._not_none()
+        super().render_template_fields(context, jinja_env)
 
     def execute(self, context: Context) -> str:
         """Start the export, or find it."""
-        hook = SendGridHook(self.sendgrid_conn_id, self.family)
-        SendGridExportsLink.keep_for(context, self.family)
         try:
+            hook = SendGridHook(_text("sendgrid_conn_id", self.sendgrid_conn_id), _text("family", self.family))
+            SendGridExportsLink.keep_for(context, self.family)
             selection = self._selection(hook)
             if self.durable:
-                export_id = self._start_once(hook, selection, context)
+                export_id, is_found = self._start_once(hook, selection, context)
             else:
-                export_id = self._told(hook.start_selection(selection), is_found=False)
-        except HOPELESS_ERRORS as error:
+                export_id, is_found = hook.start_selection(selection), False
+        except (*HOPELESS_ERRORS, ValueError, TypeError) as error:
             raise AirflowFailException(str(error)) from error
+        how = "Found the export that an earlier request started" if is_found else "SendGrid accepted the export"
+        self.log.info("%s; its id is %s.", how, export_id)
         self._started = (hook.account, selection, export_id)
         self._leave_word(context, export_id)
         return export_id
@@ -126,90 +159,218 @@ class SendGridExportContactsOperator(BaseOperator):
             except (KeyError, TypeError):  # not an asset
                 continue
 
+    def _not_none(self) -> frozenset[str]:
+        return frozenset(name for name in _SELECTION if getattr(self, name) is not None)
+
     def _selection(self, hook: SendGridHook) -> ExportSelection:
+        passed = {*self._passed, *self._not_none(), *mapped_arguments(self)}
+        given = {name: _items(name, getattr(self, name)) for name in _SELECTION if name in passed}
+        if not given:
+            self.log.info("Neither lists nor segments were passed: exporting all contacts.")
         return ExportSelection(
-            list_ids=[*_given("list_ids", self.list_ids), *hook.ids_of_lists(_given("list_names", self.list_names))],
-            segment_ids=[
-                *_given("segment_ids", self.segment_ids),
-                *hook.ids_of_segments(_given("segment_names", self.segment_names)),
-            ],
+            list_ids=_unique([*given.get("list_ids", ()), *hook.ids_of_lists(given.get("list_names", []))]),
+            segment_ids=_unique([*given.get("segment_ids", ()), *hook.ids_of_segments(given.get("segment_names", []))]),
             file_type=self.file_type,
-            max_file_size=self.max_file_size,
+            max_file_size=None if _is_empty(self.max_file_size) else self.max_file_size,
             notify_by_email=self.notify_by_email,
         )
 
-    def _start_once(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> str:
-        store: Any = context.get("task_state_store")  # from Airflow 3.3 on
-        now = time.time()
-        record: dict[str, Any] = {"of": self._fingerprint(selection), "task": _name_of(context), "began": now}
-        if store is None:
-            record["began"], is_retry = _first_try(context, now)
-        else:
-            known = _known(store, record["of"])
-            if export_id := _usable_id(hook, known):
-                _announce(context, record | {"id": export_id})
-                metrics.export_started(self.family, is_found=True)
-                return self._told(export_id, is_found=True)
-            is_retry = "began" in known and "id" not in known
-            record["began"] = known["began"] if is_retry else now
-            store.set(_KEY, record)
-        _announce(context, record)
-        attempt = Attempt(record["began"], is_retry, lambda: _rivals(context, record))
-        export_id, is_found = hook.start_export_once(selection, attempt)
-        record["id"] = export_id
-        if store is not None:
-            store.set(_KEY, record)
-        _announce(context, record)
-        return self._told(export_id, is_found)
+    def _start_once(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> tuple[str, bool]:
+        account = hook.connection
+        same = self._fingerprint(selection, f"{account.base_url} {account.on_behalf_of}")
+        record = _StartRecord(context, same, self._old_fingerprint(selection), selection)
+        try:
+            export_id, is_found = hook.start_export_once(selection, record.attempt())
+        except (SendGridError, ValueError, TypeError) as error:
+            if not getattr(error, "may_have_been_accepted", False):
+                record.forget()
+            raise
+        record.keep_id(export_id)
+        return export_id, is_found
 
-    def _fingerprint(self, selection: ExportSelection) -> str:
-        """The same for the same export only: what one try started is of no use to a try that wants another."""
-        ids = (sorted(map(str, ids)) for ids in (selection.list_ids, selection.segment_ids))
-        wanted = [self.sendgrid_conn_id, str(self.family), *ids, selection.file_type, str(selection.max_file_size)]
-        return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    def _fingerprint(self, selection: ExportSelection, account: str = "") -> str:
+        """The same for exports that the list of exports cannot tell apart, whatever their file type and size."""
+        return _hash([account, getattr(self.family, "value", self.family), *_sorted_ids(selection)])
 
-    def _told(self, export_id: str, is_found: bool) -> str:
-        how = "An earlier try started the export already" if is_found else "SendGrid accepted the export"
-        self.log.info("%s; its id is %s.", how, export_id)
-        return export_id
+    def _old_fingerprint(self, selection: ExportSelection) -> str:
+        """What versions before this one kept: a task that is retried after an upgrade finds its record."""
+        ids = _sorted_ids(selection)
+        return _hash([self.sendgrid_conn_id, str(self.family), *ids, selection.file_type, str(selection.max_file_size)])
 
 
-def _given(name: str, value: Sequence[Any] | None) -> list[Any]:
-    """A rendered argument as a list.
+class _StartRecord:
+    """What a durable start keeps for later tries of its task, and announces to other tasks.
+
+    The record is a JSON mapping: ``of`` (account, lists and segments, hashed), ``form`` (file type and size), ``run``
+    and ``task`` (whose it is), ``max_tries`` (changes when the task is cleared), ``began`` (by the worker's clock).
+    Once known, it also holds ``since`` and ``clock`` (see `Baseline`), ``known_ids``, ``id`` of the export, and
+    ``earlier_ids`` of those before a clear. Airflow 3.3 keeps it in the task's state store. As an XCom other tasks can
+    read it; Airflow deletes that before a retry.
+
+    Args:
+        context: of the task.
+        same: equal for exports that the list of exports cannot tell apart.
+        old: what older versions kept in the place of `same`.
+        selection: what to export.
+    """
+
+    def __init__(self, context: Context, same: str, old: str, selection: ExportSelection) -> None:
+        self._context = context
+        self._store: Any = context.get("task_state_store")  # from Airflow 3.3 on
+        self._ti: Any = context.get("ti")
+        self._old = old
+        self.record: dict[str, Any] = {
+            "of": same,
+            "form": [selection.file_type, str(selection.max_file_size)],
+            "run": getattr(self._ti, "run_id", "") or "",
+            "task": _name_of(context),
+            "max_tries": getattr(self._ti, "max_tries", None),
+            "began": time.time(),
+        }
+
+    def attempt(self) -> Attempt:
+        """What is known of earlier tries."""
+        if self._store is None:
+            return self._attempt_without_store()
+        kept = self._kept()
+        if kept.get("id") and self._was_cleared_since(kept):
+            self.record["earlier_ids"] = [*kept.get("earlier_ids", ()), kept["id"]]
+            kept = {}
+        if not kept:
+            return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
+        self.record |= {name: kept[name] for name in _KEPT if name in kept}
+        _announce(self._context, self.record)  # before looking: another task must not take this task's export
+        return Attempt(
+            kept.get("since", kept.get("began", self.record["began"])),
+            is_retry=not kept.get("id"),
+            rivals=self._rivals,
+            clock=Clock(kept.get("clock", Clock.WORKER)),
+            known_ids=kept.get("known_ids", ()),
+            export_id=kept.get("id", ""),
+            keep=self.keep_baseline,
+        )
+
+    def keep_baseline(self, baseline: Baseline) -> None:
+        """Keep what a later try needs; called before the first POST."""
+        self.record.pop("id", None)
+        self.record |= {
+            "began": time.time(),
+            "since": baseline.since,
+            "clock": baseline.clock.value,
+            "known_ids": list(baseline.known_ids),
+        }
+        self._save()
+
+    def keep_id(self, export_id: str) -> None:
+        """Keep the id of the export."""
+        self.record["id"] = export_id
+        self._save()
+
+    def forget(self) -> None:
+        """Remove the record: nothing was started."""
+        if self._store is not None and self._store.get(_KEY) is not None:
+            self._store.delete(_KEY)
+        earlier = {"earlier_ids": self.record["earlier_ids"]} if "earlier_ids" in self.record else {}
+        _announce(self._context, earlier)
+
+    def _save(self) -> None:
+        if self._store is not None:
+            self._store.set(_KEY, self.record)
+        _announce(self._context, self.record)
+
+    def _kept(self) -> dict[str, Any]:
+        """What earlier tries kept of the same export; empty where they kept nothing."""
+        kept = self._store.get(_KEY)
+        if not isinstance(kept, Mapping):
+            return {}
+        is_same = (kept.get("of"), kept.get("form")) == (self.record["of"], self.record["form"])
+        return dict(kept) if is_same or kept.get("of") == self._old else {}
+
+    def _was_cleared_since(self, kept: Mapping[str, Any]) -> bool:
+        """Clearing a task raises its ``max_tries``; retrying it does not."""
+        return kept.get("max_tries") is not None and kept["max_tries"] != self.record["max_tries"]
+
+    def _attempt_without_store(self) -> Attempt:
+        if not self._is_retry():
+            return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
+        _announce(self._context, self.record)
+        started_at = self._context["dag_run"].start_date
+        since = started_at.timestamp() if started_at else self.record["began"]
+        return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN)
+
+    def _is_retry(self) -> bool:
+        """Whether an earlier try may have started the export; without a state store.
+
+        Clearing a task sets ``max_tries`` to the number of tries so far plus ``retries``, which gives the first try
+        since. Whether the run was cleared after it ended is counted; without that, lowered retries look the same.
+        """
+        if self._ti is None:
+            return False
+        is_cleared_run = (getattr(self._context["dag_run"], "clear_number", 0) or 0) > 0
+        retries = getattr(self._context.get("task"), "retries", None)
+        if not is_cleared_run or retries is None or self.record["max_tries"] is None:
+            return bool(self._ti.try_number > 1)
+        first_try = self.record["max_tries"] - retries + 1
+        return bool(self._ti.try_number != max(first_try, 1))
+
+    def _rivals(self) -> Rivals:
+        return _rivals(self._context, self.record)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a rendered value is nothing."""
+    if isinstance(value, str | bytes):
+        text = value if isinstance(value, str) else value.decode(errors="replace")
+        return "".join(text.split()).lower() in _EMPTY_TEXTS
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
+
+
+def _items(name: str, value: Any) -> list[Any]:
+    """A rendered argument of the selection, as a list.
 
     Raises:
-        TypeError: it is a single text: an empty one would mean every contact.
+        ValueError: it is empty, or an entry is: that must not mean all contacts, nor fewer lists than were meant.
+        TypeError: it is not a list.
     """
-    if isinstance(value, str | bytes):
-        raise TypeError(f"{name} must be a list, not the single text {value!r}.")
-    return list(value or ())
+    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    items = list(value) if is_list else []
+    if _is_empty(value) or (is_list and not items):
+        raise ValueError(
+            f"{name} was passed, but rendered to nothing ({value!r}); nothing was exported. Pass at least one, skip "
+            f"the task when there is none, or leave {name} out to export all contacts."
+        )
+    if not is_list:
+        raise TypeError(
+            f"{name} must be a list, not {value!r}. A template gives a list with render_template_as_native_obj=True, "
+            "or pass the output of the task that returns one."
+        )
+    for item in items:
+        if _is_empty(item):
+            raise ValueError(f"{name} holds an empty entry ({item!r} in {items!r}); nothing was exported.")
+        if isinstance(item, bool) or not isinstance(item, str | int):
+            raise TypeError(f"{name} must hold texts or numbers, not {item!r}.")
+    # SendGrid's ids have no blanks around them; names are taken to the letter.
+    return [str(item) if name.endswith("names") else item.strip() if isinstance(item, str) else item for item in items]
 
 
-def _first_try(context: Context, now: float) -> tuple[float, bool]:
-    """When the first try began at the earliest, and whether this is another; Airflow before 3.3 keeps no more."""
-    if "ti" not in context:  # called by a test, without a run
-        return now, False
-    started_at = context["dag_run"].start_date
-    return (started_at.timestamp() if started_at else now), context["ti"].try_number > 1
+def _unique(ids: Iterable[str | int]) -> list[str | int]:
+    """Each id once, in its first place."""
+    return list({str(item): item for item in reversed(list(ids))}.values())[::-1]
 
 
-def _known(store: Any, of: str) -> Mapping[str, Any]:
-    """What earlier tries of this task kept of the same export."""
-    record = store.get(_KEY)
-    return record if isinstance(record, Mapping) and record.get("of") == of else {}
+def _text(name: str, value: Any) -> Any:
+    """A rendered argument that must be a text; numbers come from native rendering."""
+    if _is_empty(value) or isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{name} must be a text, not {value!r}.")
+    return value if isinstance(value, str) else str(value)
 
 
-def _usable_id(hook: SendGridHook, known: Mapping[str, Any]) -> str | None:
-    """The id of the export that an earlier try started, unless it failed, expired or is gone."""
-    export_id: str | None = known.get("id")
-    if not export_id:
-        return None
-    try:
-        export = hook.get_export(export_id)
-    except SendGridNotFoundError:
-        return None
-    is_usable = export.status != FAILURE and not export.is_expired_at(datetime.now(timezone.utc))
-    return export_id if is_usable else None
+def _sorted_ids(selection: ExportSelection) -> list[list[str]]:
+    return [sorted(map(str, ids)) for ids in (selection.list_ids, selection.segment_ids)]
+
+
+def _hash(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _name_of(context: Context) -> str:
@@ -221,22 +382,66 @@ def _name_of(context: Context) -> str:
 
 
 def _announce(context: Context, record: Mapping[str, Any]) -> None:
-    """Let the other tasks of this run know what this one is starting, or has started."""
+    """Let other tasks know what this one is starting, or has started."""
     if "ti" in context:
         context["ti"].xcom_push(key=_KEY, value=dict(record))
 
 
 def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
-    """What the other tasks of this run have started, and which of them are starting the same."""
+    """What other tasks of this run, and of other runs of the DAG, have started, and which are starting the same."""
     if "ti" not in context:
         return Rivals()
+    ti, own_run, own_type = context["ti"], own.get("run", ""), (own.get("form") or [""])[0]
     task_ids = [task.task_id for task in context["dag"].tasks if _starts_exports(task)]
-    announced = _mappings(context["ti"].xcom_pull(task_ids=task_ids, key=_KEY))
-    others = [each for each in announced if each.get("task") != own["task"]]
-    return Rivals(
-        ids={each["id"] for each in others if each.get("id")},
-        starting=[str(each["task"]) for each in others if not each.get("id") and each.get("of") == own["of"]],
-    )
+    states = task_states(ti, task_ids)
+    runs = _runs_to_read(states, own_run)
+    announced = [{"run": own_run, **each} for each in _mappings(ti.xcom_pull(task_ids=task_ids, key=_KEY))]
+    for run_id in runs:
+        announced += [{**each, "run": run_id} for each in _mappings(xcoms_of_run(ti, task_ids, _KEY, run_id))]
+    others = [each for each in announced if (each["run"], each.get("task")) != (own_run, own["task"])]
+    starting = [
+        Starting(
+            _place(each["run"], each.get("task"), own_run),
+            each.get("since") if each.get("clock") == Clock.SENDGRID else None,
+            (each.get("form") or [""])[0],
+        )
+        for each in others
+        if not each.get("id") and each.get("of") == own["of"] and not _is_finished(each, states)
+    ]
+    # Airflow deletes a task's announcement when it is tried again: one that runs without any may own an export.
+    known = {(each["run"], _key_of(each.get("task"))) for each in announced} | {(own_run, _key_of(own["task"]))}
+    silent = [
+        Starting(_place(run, task, own_run))
+        for run in (own_run, *runs)
+        for task, state in states.get(run, {}).items()
+        if state == "running" and (run, task) not in known
+    ]
+    ids = {each["id"] for each in others if each.get("id")}
+    ids.update(*(each.get("earlier_ids", ()) for each in others))
+    file_types = {(each.get("form") or [own_type])[0] for each in others if each.get("of") == own["of"]}
+    return Rivals(ids, [*starting, *silent], file_types)
+
+
+def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> list[str]:
+    """Other runs in which these tasks have begun, unfinished ones first, else the newest by name first."""
+    begun = {run for run, tasks in states.items() if run != own_run and any(tasks.values())}
+    unfinished = {run for run in begun if not _FINISHED_STATES.issuperset(states[run].values())}
+    by_name = sorted(begun, key=lambda run: run.rpartition("__")[2], reverse=True)
+    return sorted(by_name, key=lambda run: run not in unfinished)[:_MAX_RUNS]
+
+
+def _is_finished(record: Mapping[str, Any], states: Mapping[str, Mapping[str, str | None]]) -> bool:
+    """Whether the task of a record has ended: it will not take an export any more."""
+    return states.get(record["run"], {}).get(_key_of(record.get("task"))) in _FINISHED_STATES
+
+
+def _key_of(task: Any) -> str:
+    """A task's name as `task_states` spells it."""
+    return str(task).replace("[", "_").removesuffix("]")
+
+
+def _place(run: str, task: Any, own_run: str) -> str:
+    return str(task) if run == own_run else f"{task} of run {run}"
 
 
 def _starts_exports(task: Any) -> bool:

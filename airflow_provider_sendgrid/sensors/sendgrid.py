@@ -6,24 +6,45 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import (
     AirflowFailException,
+    AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    BaseOperator,
     BaseSensorOperator,
     Context,
     PokeReturnValue,
     XComArg,
     conf,
 )
-from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFailedError, SendGridError
-from airflow_provider_sendgrid.exports.export import ExportFamily
-from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, look_at
+from airflow_provider_sendgrid.exceptions import (
+    RETRYABLE_ERRORS,
+    ExportExpiredError,
+    ExportFailedError,
+    ExportWithoutFilesError,
+    SendGridError,
+)
+from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
+from airflow_provider_sendgrid.exports.watch import (
+    POLL_PATIENCE,
+    REFUSALS_IN_A_ROW,
+    STRAY_REFUSALS,
+    WITHOUT_FILES_SECONDS,
+    Outcome,
+    PollSchedule,
+    Sighting,
+    describe_status,
+    lacks_files,
+    look_at,
+    seconds_without_files,
+)
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, sighting_event
@@ -36,12 +57,19 @@ class SendGridExportSensor(BaseSensorOperator):
     |---|---|
     | ``ready`` | succeeds; the summary is its XCom: no URLs; with polls and waited_seconds |
     | ``pending`` | waits; polls after 2 s at first, then slower, up to `poke_interval` |
+    | ``ready``, but no files and no count of 0 | waits up to 5 minutes, then fails (`ExportWithoutFilesError`) |
     | any other status | waits as for ``pending`` and names the status when time is up |
+    | 5xx, 429, no answer | waits until `timeout`, whose message then gives the error; ``Retry-After`` is respected |
     | ``failure`` | fails with SendGrid's message, without another try |
     | files expired | fails and says so, without another try |
+    | a single 403 or 404 between served polls | waits; after 4 in a row it fails (in reschedule mode at once) |
     | 401, 403, 404, ... | fails with the reason; Airflow's retries apply |
 
-    With ``soft_fail`` a failed or expired export and a timeout skip the task; a refused key never does.
+    An `export_id` that cannot be one, and a connection that cannot be right, fail the task without another try.
+
+    With ``soft_fail`` a failed or expired export, one without files and a timeout skip the task; a refused key, a wrong
+    argument or connection never does. ``never_fail`` skips the task on any error except a timeout. ``silent_fail`` goes
+    on waiting after any error of SendGrid's. All of Airflow's arguments mean the same with ``deferrable=True``.
 
     Args:
         export_id: the id that starting the export returned.
@@ -49,10 +77,11 @@ class SendGridExportSensor(BaseSensorOperator):
         sendgrid_conn_id: connection of type ``sendgrid``.
         deferrable: wait in the triggerer, without a worker; the default is Airflow's
             ``[operators] default_deferrable``.
-        poke_interval: longest time between two polls, in seconds.
+        poke_interval: longest time between two polls, in seconds or as a timedelta; no poll follows another within 1 s.
+            With ``exponential_backoff`` it is the first wait; the waits double, up to ``max_wait``.
 
     Other arguments are those of Airflow's ``BaseSensorOperator``: ``timeout`` (longest wait in all, in seconds; a week
-    where it is not given), ``mode``, ``soft_fail``, ...
+    where it is not given or None), ``mode``, ``soft_fail``, ...
     """
 
     template_fields: Sequence[str] = ("export_id", "family", "sendgrid_conn_id")
@@ -66,9 +95,12 @@ class SendGridExportSensor(BaseSensorOperator):
         family: str = ExportFamily.MARKETING.value,
         sendgrid_conn_id: str = SendGridHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poke_interval: float = 60.0,
+        poke_interval: float | timedelta = 60.0,
+        timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> None:
+        if timeout is not None:  # Airflow 2 has its default in the signature and refuses None
+            kwargs["timeout"] = timeout
         super().__init__(poke_interval=poke_interval, **kwargs)
         self.export_id: str = export_id  # type: ignore[assignment]  # rendered before it is used
         self.family = family
@@ -76,6 +108,9 @@ class SendGridExportSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self._began = 0.0
         self._last_seen: Sighting | None = None
+        self._refusals = 0
+        self._ask_again_at = 0.0
+        self._without_files_since: float | None = None
 
     @cached_property
     def hook(self) -> SendGridHook:
@@ -85,25 +120,26 @@ class SendGridExportSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait."""
         SendGridExportsLink.keep_for(context, self.family)
-        if self.deferrable:
-            with self._skipping():
-                return self._look_then_defer()
-        try:
-            return super().execute(context)
-        except (AirflowSensorTimeout, AirflowSkipException) as error:
-            if error.__cause__ is None:  # time is up, and nothing else
-                metrics.wait_ended(self.family, Outcome.TIMEOUT.value, self._waited_seconds())
-            # Airflow's text names neither the export nor its status.
-            raise type(error)(f"{error.__cause__ or self._last_status()} {error}") from error
+        with self._ending():
+            self.export_id = parse_export_id(self.export_id)
+            _ = self.hook.account  # refuses a wrong connection or family before the first poll
+            return self._look_then_defer() if self.deferrable else self._poke_until_done(context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Without the rules of Airflow's sensors, which differ from those of a poke and hide the reason of a skip."""
+        with self._ending():
+            return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once."""
-        sighting = self._look()
+        """Poll once."""
+        if time.monotonic() < self._ask_again_at:
+            return PokeReturnValue(False)
+        sighting = self._poll()
         if sighting.outcome is not Outcome.WAITING:
             metrics.wait_ended(self.family, sighting.outcome.value, self._waited_seconds())
         self._raise_if_hopeless(sighting.error())
         summary = sighting.summary()
-        if self.reschedule:  # each look is a process of its own, that knows of no other
+        if self.reschedule:  # each poll is a process of its own, that knows of no other
             summary |= {"polls": None, "waited_seconds": None}
         return PokeReturnValue(sighting.outcome is Outcome.READY, summary)
 
@@ -113,11 +149,11 @@ class SendGridExportSensor(BaseSensorOperator):
         Raises:
             SendGridError: the event is missing or not one of ours; nothing unknown passes as a success.
         """
-        with self._skipping():
-            told = event if isinstance(event, Mapping) else {}
-            if isinstance(export := told.get("export"), Mapping):
+        with self._ending():
+            ours = event if isinstance(event, Mapping) else {}
+            if isinstance(export := ours.get("export"), Mapping):
                 metrics.polled(self.family, int(export.get("polls") or 0))
-            return self._end_of(told)
+            return self._end_of(ours)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """The export that was waited for; called by Airflow's OpenLineage provider."""
@@ -128,6 +164,8 @@ class SendGridExportSensor(BaseSensorOperator):
         if isinstance(export, Mapping):
             metrics.wait_ended(self.family, str(outcome), export.get("waited_seconds"))
         if isinstance(error, Mapping) and error:
+            if event.get("is_setting"):
+                raise ValueError(str(error.get("message")))
             self._raise_if_hopeless(SendGridError.from_event(error))
         seen = event.get("description") or f"SendGrid export {self.export_id} is not ready."
         if outcome == Outcome.READY.value and isinstance(export, Mapping):
@@ -141,36 +179,92 @@ class SendGridExportSensor(BaseSensorOperator):
         )
 
     @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        """Turn errors into skips as Airflow does it for a poke, and with the reason."""
+    def _ending(self) -> Iterator[None]:
+        """Decide how the task ends, by the same rules in every mode: those of Airflow's poke, and with the reason."""
         try:
             yield
+        except (AirflowRescheduleException, AirflowSkipException):
+            raise
         except Exception as error:
-            is_soft = isinstance(error, AirflowFailException | AirflowSensorTimeout)
-            if self.never_fail or (self.soft_fail and is_soft):
+            is_setting = isinstance(error, ValueError | TypeError) or isinstance(
+                error.__cause__, ValueError | TypeError
+            )
+            is_timeout = isinstance(error, AirflowSensorTimeout) or _is_deferral_timeout(error)
+            is_soft = not is_setting and (is_timeout or isinstance(error, AirflowFailException))
+            if (self.soft_fail and is_soft) or (self.never_fail and not is_timeout):
                 raise AirflowSkipException(str(error)) from error
+            if isinstance(error, ValueError | TypeError):
+                raise AirflowFailException(str(error)) from error
+            if is_timeout and not isinstance(error, AirflowSensorTimeout):
+                raise AirflowSensorTimeout(str(error)) from error
             raise
 
+    def _poke_until_done(self, context: Context) -> Any:
+        """Airflow's own loop; its skips are taken back to what caused them, for `_ending` to decide."""
+        try:
+            return super().execute(context)
+        except (AirflowSensorTimeout, AirflowSkipException) as error:
+            if error.__cause__ is None:  # time is up, and nothing else
+                metrics.wait_ended(self.family, Outcome.TIMEOUT.value, self._waited_seconds())
+                # Airflow's text names neither the export nor its status.
+                raise AirflowSensorTimeout(f"{self._last_status()} {error}") from error
+            if not isinstance(error.__cause__, Exception):  # Airflow's limit of the task's run time
+                raise
+            reason = error.__cause__
+        raise reason
+
     def _waited_seconds(self) -> float | None:
-        """Since the first look; None in reschedule mode, where each look is a process that knows of no other."""
+        """Since the first poll; None in reschedule mode, where each poll is a process that knows of no other."""
         return None if self.reschedule else time.time() - self._began
 
     def _last_status(self) -> str:
-        seen = self._last_seen
-        return f"SendGrid export {self.export_id} was {seen.export.status!r} when last seen." if seen else ""
+        seen = self._last_seen or self._not_seen()
+        reason = f" The last poll failed: {seen.last_error}" if seen.last_error else ""
+        if not seen.polls:
+            return f"SendGrid export {self.export_id} could not be polled.{reason}"
+        return f"SendGrid export {self.export_id} was {describe_status(seen.export)} when last seen.{reason}"
+
+    def _not_seen(self) -> Sighting:
+        return Sighting(ContactExport(str(self.export_id), ""), Outcome.WAITING, polls=0)
+
+    def _poll(self) -> Sighting:
+        """The result of a poll; of the one before it, with the error, if this one failed in a way that may pass."""
+        try:
+            return self._look()
+        except (ValueError, TypeError) as error:
+            raise AirflowFailException(str(error)) from error
+        except SendGridError as error:
+            seen = self._last_seen or self._not_seen()
+            self._last_seen = replace(seen, last_error=error)
+            self._refusals += isinstance(error, STRAY_REFUSALS)
+            is_stray = isinstance(error, STRAY_REFUSALS) and seen.polls > 0 and self._refusals < REFUSALS_IN_A_ROW
+            if not isinstance(error, RETRYABLE_ERRORS) and not is_stray:
+                raise
+            self._ask_again_at = time.monotonic() + (error.retry_after_seconds or 0.0)
+            self.log.warning("Polling SendGrid export %s failed, and the wait goes on: %s", self.export_id, error)
+            return self._last_seen
 
     def _look(self) -> Sighting:
         self._began = self._began or time.time()
-        export = self.hook.get_export(self.export_id)
+        flow = protocol.get_export(ExportFamily(self.family), parse_export_id(self.export_id), POLL_PATIENCE)
+        with self.hook.client() as client:
+            export = client.converse(flow)
         metrics.polled(self.family)
+        self._refusals = 0
         polls = self._last_seen.polls + 1 if self._last_seen else 1
         self._last_seen = look_at(export, now=time.time(), started_at=self._began, polls=polls)
         return self._last_seen
 
     def _look_then_defer(self) -> dict[str, Any]:
-        """Defer only where one look does not decide: an export that is ready costs no detour."""
+        """Defer only if one poll does not decide: an export that is ready needs no triggerer."""
         started_at = time.time()
-        sighting = self._look()
+        try:
+            sighting = self._poll()
+        except SendGridError as error:
+            if not self.silent_fail:
+                raise
+            self.log.error("Polling SendGrid export %s failed: %s", self.export_id, error)
+            sighting = replace(self._not_seen(), last_error=error)
         if sighting.outcome is Outcome.WAITING:
             self.log.info("%s Deferring to the triggerer.", sighting.describe())
             self.defer(
@@ -181,6 +275,9 @@ class SendGridExportSensor(BaseSensorOperator):
                     poll_interval=self.poke_interval,
                     end_time=started_at + self.timeout,
                     start_time=started_at,
+                    exponential_backoff=bool(self.exponential_backoff),
+                    max_wait=self._max_wait_seconds,
+                    silent_fail=self.silent_fail,
                 ),
                 method_name="execute_complete",
             )
@@ -188,7 +285,7 @@ class SendGridExportSensor(BaseSensorOperator):
 
     def _raise_if_hopeless(self, error: SendGridError | None) -> None:
         """A dead export fails for good; any other error is raised as it is, for Airflow to try again."""
-        if isinstance(error, ExportFailedError | ExportExpiredError):
+        if isinstance(error, ExportFailedError | ExportExpiredError | ExportWithoutFilesError):
             raise AirflowFailException(str(error)) from error
         if error is not None:
             raise error
@@ -198,8 +295,46 @@ class SendGridExportSensor(BaseSensorOperator):
     ) -> float:
         """Airflow asks this between two pokes, in poke and in reschedule mode alike."""
         waited = run_duration()
-        wait = PollSchedule(self.poke_interval).wait_seconds(waited)
+        self._fail_if_settled_without_files(waited)
+        schedule = PollSchedule.for_sensor(
+            self.poke_interval,
+            exponential_backoff=bool(self.exponential_backoff),
+            max_wait=self._max_wait_seconds,
+        )
+        # The last poll comes at the deadline, not after it.
+        seconds_left = max(0.0, self.timeout - waited) + 0.001
+        asked = max(0.0, self._ask_again_at - time.monotonic())
+        wait = min(max(schedule.wait_seconds(waited), asked), seconds_left)
         if self._last_seen:
             self._last_seen = replace(self._last_seen, waited_seconds=waited)
             self.log.info("%s Next poll in %.1f s.", self._last_seen.describe(), wait)
         return wait
+
+    @property
+    def _max_wait_seconds(self) -> float | None:
+        return self.max_wait.total_seconds() if self.max_wait is not None else None
+
+    def _fail_if_settled_without_files(self, waited: float) -> None:
+        """Fail an export that has been ready without files for minutes; one response alone does not settle that."""
+        seen = self._last_seen
+        if seen is None or not lacks_files(seen.export):
+            self._without_files_since = None
+            return
+        was_seen_before, since = self._without_files_since is not None, self._without_files_since
+        if self.reschedule:  # what earlier polls saw is not known
+            was_seen_before, since = False, 0.0
+        since = self._without_files_since = waited if since is None else since
+        if seconds_without_files(seen.export, seen_seconds=waited - since) < WITHOUT_FILES_SECONDS:
+            return
+        if self.reschedule:
+            seen = self._poll()
+        if (was_seen_before or self.reschedule) and lacks_files(seen.export) and not seen.last_error:
+            metrics.wait_ended(self.family, Outcome.WITHOUT_FILES.value, self._waited_seconds())
+            self._raise_if_hopeless(replace(seen, outcome=Outcome.WITHOUT_FILES).error())
+
+
+def _is_deferral_timeout(error: Exception) -> bool:
+    """Whether Airflow ended the deferral for the task's ``execution_timeout``; Airflow 2 has only a text for it."""
+    return type(error).__name__ == "TaskDeferralTimeout" or (
+        type(error).__name__ == "TaskDeferralError" and "timeout" in str(error)
+    )

@@ -6,14 +6,15 @@ Knows Airflow and the delivery; knows no storage: each of the operators beside t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
-from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.export import ExportFamily, parse_export_id
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
 from airflow_provider_sendgrid.storage.multipart import Storage
@@ -32,7 +33,8 @@ class DeliveringOperator(BaseOperator, ABC):
     is ``<prefix>_manifest.json``, in the form that Redshift's ``COPY ... MANIFEST`` reads.
 
     Args:
-        export_id: the id of an export that is ready; put a `SendGridExportSensor` before this task.
+        export_id: the id of an export that is ready; put a `SendGridExportSensor` before this task. One id: for
+            one task per export, use ``.partial(...).expand(export_id=...)``.
         replace: put this export in the place of one whose manifest stands at the prefix: its objects are deleted
             when this one's manifest is written. Without it such a manifest fails the task before any download.
         compression: ``"gzip"`` stores gzip whatever came, ``"none"`` stores plain.
@@ -41,7 +43,8 @@ class DeliveringOperator(BaseOperator, ABC):
         verify_row_count: count the rows and compare them with SendGrid's count.
         write_manifest: write the manifest.
         file_index: deliver this file alone (from 0), and no manifest: for mapped tasks that share an export. A task
-            without it, after them, finds their files stored, compares the rows and writes the manifest.
+            without it, after them, finds their files stored, compares the rows and writes the manifest. An index that
+            is passed but renders to nothing fails the task.
         partition_key: which partition of the assets among the `outlets` this is, from Airflow 3.3 on. Without it, the
             DAG run's, if it has one.
         family: ``"marketing"`` or ``"legacy"``.
@@ -85,26 +88,32 @@ class DeliveringOperator(BaseOperator, ABC):
         self.write_manifest = write_manifest
         self.file_index: int | str | None = file_index  # type: ignore[assignment]
         self.partition_key: str | None = partition_key  # type: ignore[assignment]
+        self._has_file_index, self._has_partition_key = file_index is not None, partition_key is not None
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
         self._delivered: tuple[lineage.SendGridAccount, Delivery] | None = None
 
     def execute(self, context: Context) -> list[str]:
         """Deliver."""
-        options = DeliveryOptions(
-            compression=self.compression,
-            part_bytes=self.part_size,
-            max_concurrency=self.max_concurrency,
-            verify_row_count=self.verify_row_count,
-            write_manifest=self.write_manifest,
-            replace=self.replace,
-        )
-        file_index = None if self.file_index is None else int(self.file_index)
         hook = SendGridHook(self.sendgrid_conn_id, self.family)
         SendGridExportsLink.keep_for(context, self.family)
+        with _arguments_and_settings():
+            options = DeliveryOptions(
+                compression=self.compression,
+                part_bytes=self.part_size,
+                max_concurrency=self.max_concurrency,
+                verify_row_count=self.verify_row_count,
+                write_manifest=self.write_manifest,
+                replace=self.replace,
+            )
+            self.export_id = parse_export_id(self.export_id)
+            file_index = _parse_file_index(self.file_index) if self._has_file_index else None
+            self.partition_key = _parse_partition_key(self.partition_key) if self._has_partition_key else None
+            _ = hook.account  # refuses a wrong connection or family
         try:
             with hook.source(self.export_id) as source:
-                storage = self._storage()
+                with _arguments_and_settings():
+                    storage = self._storage()
                 DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
                 delivery = deliver_export(source, storage, options, file_index)
         except HOPELESS_ERRORS as error:
@@ -127,3 +136,45 @@ class DeliveringOperator(BaseOperator, ABC):
     @abstractmethod
     def _storage(self) -> Storage:
         """Where the files go; called once, by `execute`."""
+
+
+@contextmanager
+def _arguments_and_settings() -> Iterator[None]:
+    """What cannot be right will not be right in another try."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def _parse_file_index(value: Any) -> int:
+    """A rendered index: a whole number, or its digits.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it is empty, or a text without a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"file_index must be a whole number from 0 on, not {value!r}. {_ONE_FILE_EACH}")
+    text = str(value).strip()
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"file_index must be a whole number from 0 on, not {value!r}. {_ONE_FILE_EACH}")
+    return int(text)
+
+
+_ONE_FILE_EACH = "For one task per file use .partial(...).expand(file_index=...); leave it out to deliver all files."
+
+
+def _parse_partition_key(value: Any) -> str:
+    """A rendered partition key.
+
+    Raises:
+        TypeError: it is neither a text nor a whole number.
+        ValueError: it is empty.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise TypeError(f"partition_key must be a text, not {value!r}.")
+    text = str(value).strip()
+    if text in ("", "None"):
+        raise ValueError("partition_key was passed but is empty; leave it out to use the DAG run's.")
+    return text

@@ -18,7 +18,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, BaseEventTrigger, BaseTrigger, TriggerEvent
 from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
-from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
 from airflow_provider_sendgrid.exports.seen import SeenExports
 from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -42,10 +42,13 @@ class SendGridExportTrigger(BaseTrigger):
         export_id: the id that starting the export returned.
         family: ``"marketing"`` or ``"legacy"``.
         sendgrid_conn_id: connection of type ``sendgrid``.
-        poll_interval: longest time between two polls, in seconds.
+        poll_interval: longest time between two polls, in seconds; with `exponential_backoff` the first one.
         end_time: when to stop waiting, in seconds since the epoch: absolute, so that neither a restart of
-            the triggerer nor another try of the trigger moves it.
-        start_time: when the wait began, likewise; now, where it is not given.
+            the triggerer nor another try of the trigger moves it. None: wait without a deadline, through any outage.
+        start_time: when the wait began, likewise; None means now.
+        exponential_backoff: begin with `poll_interval` and double the time between polls.
+        max_wait: longest time between two polls with `exponential_backoff`, in seconds.
+        silent_fail: log SendGrid's refusals and go on waiting.
     """
 
     def __init__(
@@ -56,6 +59,9 @@ class SendGridExportTrigger(BaseTrigger):
         poll_interval: float = 60.0,
         end_time: float | None = None,
         start_time: float | None = None,
+        exponential_backoff: bool = False,
+        max_wait: float | None = None,
+        silent_fail: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.export_id = export_id
@@ -64,12 +70,18 @@ class SendGridExportTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.end_time = end_time
         self.start_time = start_time
+        self.exponential_backoff = exponential_backoff
+        self.max_wait = max_wait
+        self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The path of this class and its arguments, for the metadata database."""
         names = ("export_id", "family", "sendgrid_conn_id", "poll_interval", "end_time", "start_time")
+        defaults = {"exponential_backoff": False, "max_wait": None, "silent_fail": False}
+        # What has its default is left out: a triggerer with an older version of the provider accepts the rest.
+        chosen = [name for name, default in defaults.items() if getattr(self, name) != default]
         path = f"{type(self).__module__}.{type(self).__qualname__}"
-        return path, {name: getattr(self, name) for name in names}
+        return path, {name: getattr(self, name) for name in (*names, *chosen)}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait and fire once."""
@@ -77,6 +89,9 @@ class SendGridExportTrigger(BaseTrigger):
             event = sighting_event(await self._wait())
         except SendGridError as error:
             event = {"outcome": "error", "error": error.to_event()}
+        except (ValueError, TypeError) as error:  # an argument, or a setting of the connection
+            refused = SendGridError(str(error))
+            event = {"outcome": "error", "error": refused.to_event(), "is_setting": True}
         except Exception as error:
             self.log.exception("Waiting for SendGrid export %s ended by an unforeseen error.", self.export_id)
             broken = SendGridError(redact(f"{type(error).__name__}: {error}"))
@@ -84,12 +99,17 @@ class SendGridExportTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def _wait(self) -> Sighting:
+        export_id = parse_export_id(self.export_id)
+        schedule = PollSchedule.for_sensor(
+            self.poll_interval, exponential_backoff=self.exponential_backoff, max_wait=self.max_wait
+        )
         async with SendGridHook(self.sendgrid_conn_id, self.family).watch() as watch:
             return await watch.wait(
-                self.export_id,
-                PollSchedule(self.poll_interval),
+                export_id,
+                schedule,
                 started_at=time.time() if self.start_time is None else self.start_time,
                 end_time=float("inf") if self.end_time is None else self.end_time,
+                rides_out_refusals=self.silent_fail,
             )
 
 
@@ -119,7 +139,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     Each export fires once. From Airflow 3.3 on what has fired is remembered in the asset's state store, so a restart of
     the triggerer neither repeats nor loses one (the two seconds around an event excepted: if the triggerer is killed
-    then, the event may come twice), and triggers on one connection share one poll. From 3.0 to 3.2 nothing is
+    then, the event may come twice), and triggers on one connection share one poll. What the store holds of an export is
+    deleted a day after it failed, expired or was last listed. From 3.0 to 3.2 nothing is
     remembered: after a restart, what became ready meanwhile is missed; with `since` it fires, and with it all that has
     become ready since then.
 
@@ -215,7 +236,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
                 continue
             for payload in payloads:
                 yield TriggerEvent(payload)
-            seen.note(wanted)
+            seen.note(wanted, listed if self._store is not None else ())
             if payloads:
                 await asyncio.sleep(self.stored_after_seconds)
             await self._remember(seen)
@@ -260,6 +281,11 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         return f"sendgrid_seen_{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:16]}"
 
     @property
+    def _listed_key(self) -> str:
+        """Of all exports that this trigger has seen listed: their marks are deleted when they are of no more use."""
+        return self._key.replace("seen", "listed")
+
+    @property
     def _store(self) -> Any:
         """The state store of the asset that is watched; None before Airflow 3.3."""
         return getattr(self, "asset_state_store", None)
@@ -270,6 +296,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             return SeenExports(since=since)
         try:
             kept = await sync_to_async(self._store.get)(self._key)
+            listed = await sync_to_async(self._store.get)(self._listed_key)
         except ValueError:  # says Airflow of a trigger that several assets share
             log.warning(
                 "Several assets are watched by one SendGridNewExportTrigger with the same arguments: what has fired "
@@ -277,16 +304,23 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             )
             self.asset_state_store = None
             return SeenExports(since=since)
-        return SeenExports(since=since, ids=dict(kept) if isinstance(kept, Mapping) else None)
+        return SeenExports(
+            since=since,
+            ids=dict(kept) if isinstance(kept, Mapping) else None,
+            listed=dict(listed) if isinstance(listed, Mapping) else {},
+        )
 
     async def _remember(self, seen: SeenExports) -> None:
         if self._store is None or not seen.is_changed:
             return
         try:
+            # The marks first: what is no longer kept would not be deleted after a restart.
+            for each in list(seen.forgotten):
+                await sync_to_async(self._store.delete)(f"{STARTED_KEY}{each}")
+                seen.forgotten.discard(each)
             await sync_to_async(self._store.set)(self._key, seen.ids)
+            await sync_to_async(self._store.set)(self._listed_key, seen.listed)
             seen.is_changed = False
-            while seen.forgotten:
-                await sync_to_async(self._store.delete)(f"{STARTED_KEY}{seen.forgotten.pop()}")
         except Exception as error:  # noqa: BLE001 - likewise
             log.warning("Which SendGrid exports have fired could not be kept; trying again: %s", redact(str(error)))
 

@@ -7,12 +7,15 @@ import json
 import re
 import time
 from contextlib import aclosing
+from datetime import datetime, timezone
 
 import pytest
 
 from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.exports.export import ExportSelection
+from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.exports.watch import Outcome, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
@@ -38,6 +41,32 @@ class Trouble:
     def outage(self):
         self.emulator.inject(Fault("status", status=503))
         SendGridHook().get_lists()
+
+    def refused_arguments(self):
+        SendGridHook().start_export(["no-such-list"])
+
+    def missing_plan(self):
+        self.emulator.inject(Fault("status", status=400, message="authorization required"))
+        SendGridHook().start_export()
+
+    def legacy_without_exports(self):
+        self.emulator.inject(Fault("status", status=404, path="/v3/contactdb/exports"))
+        SendGridHook(family="legacy").start_export()
+
+    def null_listing(self):
+        self.emulator.inject(Fault("null_listing"))
+        SendGridHook().get_lists()
+
+    def redirected(self):
+        self.emulator.inject(Fault("redirect", location="https://login.example/?from=api"))
+        SendGridHook().get_lists()
+
+    def unknown_segment(self):
+        SendGridHook().ids_of_segments(["Active last month"])
+
+    def refused_first_api(self):
+        self.emulator.inject(Fault("status", status=403, path="/v3/marketing/segments"))
+        SendGridHook().ids_of_segments(["Old buyers"])
 
     def unknown_key(self):
         self.connect(password="SG.unknown.key")
@@ -74,6 +103,29 @@ class Trouble:
 
     def expired(self):
         SendGridExportSensor(task_id="wait", export_id=self.export_that_is("expired")).execute({})
+
+    def never_finished(self):
+        """Pending when the client's clock shows a day later."""
+        clock = AsyncSendGridClient.__init__.__kwdefaults__["clock"]
+        self.monkeypatch.setitem(SendGridClient.__init__.__kwdefaults__, "clock", lambda: clock() + 24 * 3600)
+        SendGridExportSensor(task_id="wait", export_id=self.export_that_is("stuck")).execute({})
+
+    def without_files(self):
+        ready = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        export = ContactExport("an-id", "ready", completed_at=ready)
+        raise Sighting(export, Outcome.WITHOUT_FILES).error()
+
+    def wait_for(self, export_id):
+        SendGridExportSensor(task_id="wait", export_id=export_id).execute({})
+
+    def no_id(self):
+        self.wait_for(None)
+
+    def several_ids(self):
+        self.wait_for(["an-id"])
+
+    def whole_summary(self):
+        self.wait_for({"id": "an-id"})
 
     def stuck_while_deferred(self):
         """The end of its time has come when the trigger looks."""
@@ -129,6 +181,9 @@ class Trouble:
             self.emulator.start_export()
         SendGridHook().start_export_once(ExportSelection(), Attempt(since, is_retry=True))
 
+    def no_list(self):
+        SendGridExportContactsOperator(task_id="start", list_ids=[]).execute({})
+
     def no_connection(self):
         self.monkeypatch.delenv("AIRFLOW_CONN_SENDGRID_DEFAULT")
         SendGridExportContactsOperator(task_id="start").execute({})
@@ -141,12 +196,44 @@ class Trouble:
         self.connect(host="http://sendgrid.example")
         self.ask()
 
+    def misspelled_key(self):
+        self.connect(extra={"regoin": "eu"})
+        self.ask()
+
+    def extra_that_is_no_json(self):
+        self.connect(extra="region: eu")
+        self.ask()
+
+    def contradiction(self):
+        self.connect(host="api.sendgrid.com", extra={"region": "eu"})
+        self.ask()
+
+    def no_such_certificates(self):
+        self.connect(extra={"verify": "/no/such/file.pem"})
+        self.ask()
+
+    def no_such_port(self):
+        self.monkeypatch.delenv("https_proxy", raising=False)
+        self.monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:99999")
+        self.ask()
+
+    def placeholder(self):
+        self.connect(password="***")
+        self.ask()
+
 
 # A phrase of the text, and how to get it.
 PROVOKED = {
+    "answered 400 (list_ids": Trouble.refused_arguments,
+    "answered 400 (authorization": Trouble.missing_plan,
     "answered 401": Trouble.unknown_key,
-    "answered 403": Trouble.forbidden,
-    "answered 404": Trouble.unknown_export,
+    "answered 403 (…). One": Trouble.forbidden,
+    "Check the id,": Trouble.unknown_export,
+    "upgraded in 2025": Trouble.legacy_without_exports,
+    "'result' is null": Trouble.null_listing,
+    "This is a redirect": Trouble.redirected,
+    "The nearest:": Trouble.unknown_segment,
+    "could not be read": Trouble.refused_first_api,
     "answered 429": Trouble.rate_limited,
     "answered 503": Trouble.outage,
     "no connection (": Trouble.nobody_listens,
@@ -154,6 +241,11 @@ PROVOKED = {
     "not a JSON object": Trouble.login_page,
     "'failure'": Trouble.failed,
     "its files are deleted": Trouble.expired,
+    "never finished it": Trouble.never_finished,
+    "names no files": Trouble.without_files,
+    "not an id. Pass": Trouble.no_id,
+    "not one id": Trouble.several_ids,
+    "is a mapping": Trouble.whole_summary,
     "SendGrid counted": Trouble.count_disagrees,
     "brought nothing": Trouble.no_file,
     "is 'pending' after": Trouble.stuck_while_deferred,
@@ -161,10 +253,17 @@ PROVOKED = {
     "stands there already": Trouble.conflict,
     "NoSuchBucket": Trouble.no_bucket,
     "could not be asked": Trouble.no_credentials,
-    "nobody can tell": Trouble.in_doubt,
+    "it is not certain": Trouble.in_doubt,
+    "rendered to nothing": Trouble.no_list,
     "There is no connection": Trouble.no_connection,
     "has no API key": Trouble.no_key,
     "unencrypted": Trouble.unencrypted,
+    "did you mean region": Trouble.misspelled_key,
+    "must be a JSON object, such as": Trouble.extra_that_is_no_json,
+    "but the host": Trouble.contradiction,
+    "/no/such/file.pem": Trouble.no_such_certificates,
+    "HTTPS_PROXY": Trouble.no_such_port,
+    "placeholder": Trouble.placeholder,
 }
 BLOCKS = blocks_of_kind("error")
 

@@ -108,6 +108,21 @@ def test_a_marketing_segment_is_as_published(client, check_schema):
         check_schema(segment, lambda: schema_of("GET", path, 200))
 
 
+def test_every_answer_says_what_time_it_is(clock, client):
+    """By the emulator's clock, like the times of its exports."""
+    assert client.ask("GET", MARKETING).headers["Date"] == "Tue, 14 Nov 2023 22:13:20 GMT"
+    clock.advance(60)
+    assert client.ask("GET", "/v3/nothing").headers["Date"] == "Tue, 14 Nov 2023 22:14:20 GMT"
+
+
+def test_a_segment_of_the_first_api_is_listed_there_only(emulator, client):
+    """It can be exported all the same."""
+    old = emulator.add_segment("Old buyers", contacts=3, first_api=True)
+    assert [each["id"] for each in client.ask("GET", "/v3/marketing/segments").json["results"]] == [old]
+    assert old not in [each["id"] for each in client.ask("GET", "/v3/marketing/segments/2.0").json["results"]]
+    assert client.ask("POST", MARKETING, {"segment_ids": [old]}).status == 202
+
+
 @pytest.mark.parametrize("path", [MARKETING, LEGACY])
 def test_refusals_are_as_published(client, check, path):
     assert check("GET", path, client.ask("GET", path, Authorization="")).status == 401

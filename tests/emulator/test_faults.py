@@ -219,6 +219,47 @@ def test_files_may_be_offered_elsewhere(emulator, client):
     assert client.ask("GET", SCOPES).json["scopes"]
 
 
+def test_a_body_may_be_anything(emulator, client):
+    emulator.inject(Fault("body", message='{"result": null}'), Fault("body", message="gone", status=410))
+    reply = client.ask("GET", SCOPES)
+    assert (reply.status, reply.body) == (200, b'{"result": null}')
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        (EXPORTS, "result"),
+        ("/v3/marketing/lists", "result"),
+        ("/v3/marketing/segments/2.0", "results"),
+        ("/v3/contactdb/lists", "lists"),
+        (SCOPES, "scopes"),
+    ],
+)
+def test_a_listing_may_be_null(emulator, client, path, key):
+    """Users of the real API report it."""
+    whole = client.ask("GET", path).json
+    emulator.inject(Fault("null_listing", nth=1))
+    assert client.ask("GET", path).json == whole | {key: None}
+    assert client.ask("GET", path).json == whole
+
+
+@pytest.mark.parametrize("family", ["marketing", "legacy"])
+def test_an_export_may_be_ready_before_its_files_are_named(emulator, client, family):
+    export_id = emulator.start_export(family=family)
+    path = {"marketing": EXPORTS, "legacy": "/v3/contactdb/exports"}[family]
+    emulator.inject(Fault("unfilled", first=1))
+    early, late = (client.ask("GET", f"{path}/{export_id}").json for _ in range(2))
+    count = {"marketing": "contact_count", "legacy": "recipient_count"}[family]
+    assert (early["status"], early["urls"], early[count]) == ("ready", None, 0)
+    assert late["urls"]
+    assert late[count] > 0
+
+
+def test_one_request_among_good_ones_may_be_forbidden(emulator, client):
+    emulator.inject(Fault("status", status=403, nth=2))
+    assert statuses(client, 3) == [200, 403, 200]
+
+
 # --- what: a file
 
 

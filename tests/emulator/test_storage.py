@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.emulator.contacts import HEADER
+from airflow_provider_sendgrid.emulator.payloads import timestamp
 
 ENCODINGS = [("x-gzip", "x-gzip", True), ("gzip", "gzip", True), ("bare", None, True), ("plain", None, False)]
 
@@ -149,10 +150,10 @@ def test_a_file_is_gone_after_twelve_hours(emulator, client, clock):
     assert s3_error(client.fetch(url)) == (404, "The specified key does not exist.")
 
 
-def test_an_expired_export_has_urls_that_lead_nowhere(emulator, client):
+def test_an_expired_export_has_urls_that_lead_nowhere(emulator, client, clock):
     gone = emulator.add_list("Gone", outcome="expired")
     status = client.ask("GET", client.start(list_ids=[gone])).json
-    assert status["expires_at"] < status["created_at"]
+    assert status["created_at"] < status["expires_at"] < timestamp(clock())
     assert client.fetch(status["urls"][0]).status == 404
 
 

@@ -6,12 +6,8 @@ import asyncio
 import inspect
 import logging
 import socket
-import ssl
-import threading
 import traceback
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -29,15 +25,11 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports import client as client_module
 from airflow_provider_sendgrid.exports import protocol
-from airflow_provider_sendgrid.exports.client import (
-    AsyncSendGridClient,
-    SendGridClient,
-    new_download_session,
-    new_session,
-)
+from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import Patience, Request
+from airflow_provider_sendgrid.exports.sessions import new_download_session, new_session
 
 MARKETING = ExportFamily.MARKETING
 EXPORTS = "/v3/marketing/contacts/exports"
@@ -545,36 +537,12 @@ def test_a_users_own_session_takes_nothing_along_to_another_origin(emulator):
 # --- settings of the connection
 
 
-def test_a_connections_own_trust_wins_over_the_environments(monkeypatch, tmp_path):
-    """Or switching the verification off would not, where REQUESTS_CA_BUNDLE is set."""
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "environments.pem"))
-    for verify in (False, str(tmp_path / "own.pem")):
-        with new_session(SendGridConnection("SG.key", verify=verify)) as session:
-            settings = session.merge_environment_settings("https://api.sendgrid.com", {}, None, None, None)
-        assert settings["verify"] == verify
-
-
-def test_the_environments_proxy_holds_though_the_trust_is_the_connections(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    monkeypatch.delenv("https_proxy", raising=False)
-    with new_session(SendGridConnection("SG.key", verify=False)) as session:
-        assert session.proxies["https"] == "http://proxy.example:3128"
-
-
 def test_a_connections_proxy_is_asked_instead_of_sendgrid(speaker, emulator, nobody, monkeypatch):
     """The emulator plays a proxy for plain HTTP; the environment's is not asked."""
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, nobody)
     changed(speaker, base_url="http://api.example", proxy=emulator.url).ask()
     assert emulator.count() == 1
-
-
-def test_behind_a_connections_proxy_the_environments_trust_holds(monkeypatch):
-    """A company's proxy often shows a certificate of the company."""
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "company.pem")
-    with new_session(SendGridConnection("SG.key", proxy="http://proxy.example:3128")) as session:
-        settings = session.merge_environment_settings("https://api.sendgrid.com", {}, None, None, None)
-    assert settings["verify"] == "company.pem"
 
 
 def test_a_proxy_that_is_not_there_is_told_without_its_password(speaker, nobody, caplog):
@@ -585,85 +553,6 @@ def test_a_proxy_that_is_not_there_is_told_without_its_password(speaker, nobody,
     assert caught.value.may_have_been_accepted is False
     assert "p4ssw0rd" not in story(caught.value)
     assert "p4ssw0rd" not in caplog.text
-
-
-# --- TLS
-
-
-class Scopes(BaseHTTPRequestHandler):
-    """The one answer of a host that speaks TLS, which the emulator does not."""
-
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "14")
-        self.end_headers()
-        self.wfile.write(b'{"scopes": []}')
-
-    def log_message(self, *_):
-        """Keep quiet."""
-
-
-class Quiet(ThreadingHTTPServer):
-    """Ends connections whose handshake failed without a word."""
-
-    def handle_error(self, *_):
-        """The client tells."""
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for this machine that nobody trusts yet, with its key, in one file."""
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(timezone.utc)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "own.pem"
-    encodings = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    path.write_bytes(key.private_bytes(*encodings) + signed.public_bytes(serialization.Encoding.PEM))
-    return path
-
-
-@pytest.fixture(scope="module")
-def encrypted(certificate):
-    """The URL of a host with that certificate."""
-    server = Quiet(("127.0.0.1", 0), Scopes)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"https://localhost:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_host_with_an_unknown_certificate_gets_nothing(speaker, encrypted):
-    """And what was not sent was not accepted."""
-    with pytest.raises(SendGridUnavailableError, match=r"no connection .*TLS") as caught:
-        changed(speaker, base_url=encrypted).start_export()
-    assert caught.value.may_have_been_accepted is False
-
-
-def test_a_connection_may_trust_a_certificate_of_its_own(speaker, encrypted, certificate):
-    trusting = changed(speaker, base_url=encrypted, verify=str(certificate))
-    assert trusting.converse(protocol.get_scopes(CALM)) == []
-
-
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_a_connection_may_trust_anybody(speaker, encrypted):
-    assert changed(speaker, base_url=encrypted, verify=False).converse(protocol.get_scopes(CALM)) == []
 
 
 # --- conversations
@@ -698,11 +587,3 @@ def test_both_clients_have_the_same_door():
     doors = [inspect.signature(each).parameters for each in (SendGridClient, AsyncSendGridClient)]
     assert list(doors[0]) == list(doors[1])
     assert doors[0]["sleep"].kind is doors[1]["sleep"].kind is inspect.Parameter.KEYWORD_ONLY
-
-
-def test_certificates_are_read_once_for_all_clients(monkeypatch, tmp_path):
-    """Reading them takes a tenth of a second, in which a triggerer stands still; the environment may change."""
-    first = client_module._tls(True)
-    assert client_module._tls(True) is first
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert client_module._tls(True) is not first

@@ -112,6 +112,12 @@ def test_a_host_is_a_name_or_a_url(host, port, base_url):
         "https://api.sendgrid.com:p4ss",
         "https://api.sendgrid.com:99999",
         "https://[p4ss",
+        "https://[:::]",
+        "https://api.sendgrid.com:0x50",
+        "api.sendgrid .com",
+        "api..sendgrid.com",
+        "-api.sendgrid.com",
+        "https://api.sendgrid.com#p4ss",
         "2001:db8::1",
     ],
 )
@@ -134,6 +140,32 @@ def test_any_host_is_either_an_origin_or_refused_by_the_connections_name(host):
     assert re.fullmatch(r"https?://[a-z0-9._:\[\]-]+|Connection 'sendgrid_default'.*", said)
 
 
+@pytest.mark.parametrize(
+    "host", ["https://proxy.example/sendgrid/", "proxy.example/p4ss", "https://api.sendgrid.com//v3"]
+)
+def test_a_path_that_would_be_dropped_is_refused(host):
+    with pytest.raises(ValueError, match=r"'sendgrid_default': the host must have no path") as caught:
+        connection(host=host)
+    assert "p4ss" not in str(caught.value)
+
+
+def test_the_path_of_a_uri_is_refused_too():
+    """Airflow puts the path of a connection's URI into its schema."""
+    with pytest.raises(ValueError, match=r"the host must have no path.*schema"):
+        connection(host="proxy.example", schema="sendgrid")
+    assert connection(host="proxy.example", schema="https") == connection(host="proxy.example", schema="")
+
+
+def test_a_port_without_a_host_is_refused():
+    with pytest.raises(ValueError, match=r"port 8443 has no host"):
+        connection(port=8443)
+
+
+@pytest.mark.parametrize("port", [None, 0, 443])
+def test_the_port_of_https_needs_no_host(port):
+    assert connection(port=port) == connection()
+
+
 @pytest.mark.parametrize("host", ["http://api.sendgrid.com", "http://10.0.0.1", "http://127.0.0.1.example"])
 def test_a_key_never_travels_unencrypted(host):
     with pytest.raises(ValueError, match=r"unencrypted; use https://"):
@@ -150,8 +182,39 @@ def test_a_region_stands_for_its_host(region, base_url):
     assert with_extra(region=region).base_url == base_url
 
 
+@pytest.mark.parametrize(
+    ("region", "host"),
+    [
+        ("eu", "api.sendgrid.com"),
+        ("eu", "https://API.sendgrid.com/v3"),
+        ("eu", "api.sendgrid.com.:443"),
+        ("global", "api.eu.sendgrid.com"),
+    ],
+)
+def test_a_host_of_another_region_than_the_region_is_refused(region, host):
+    with pytest.raises(ValueError, match=rf"the region is '{region}', but the host .* is that of the region"):
+        connection(host=host, extra={"region": region})
+
+
+@pytest.mark.parametrize(("region", "host"), [("eu", "api.eu.sendgrid.com"), ("global", "https://api.sendgrid.com/")])
+def test_a_host_of_the_same_region_is_fine(region, host):
+    assert connection(host=host, extra={"region": region}).base_url == API_HOSTS[region]
+
+
 def test_a_host_wins_over_the_region():
     assert connection(host="gateway.example", extra={"region": "eu"}).base_url == "https://gateway.example"
+
+
+@pytest.mark.parametrize("region", ["EU", "europe", " eu", "Global", True, False, 0, ["eu"], {"eu": 1}])
+def test_a_region_is_spelled_right_or_refused(region):
+    with pytest.raises(ValueError, match=r"must be one of global, eu"):
+        with_extra(region=region)
+
+
+@pytest.mark.parametrize(("written", "meant"), [("EU", "eu"), ("gobal", "global")])
+def test_a_misspelled_region_gets_the_nearest(written, meant):
+    with pytest.raises(ValueError, match=rf"Did you mean '{meant}'\?"):
+        with_extra(region=written)
 
 
 def test_an_unknown_region_is_refused_with_those_known():
@@ -166,6 +229,19 @@ def test_a_subuser_may_be_named():
     assert with_extra(on_behalf_of=" subuser ").on_behalf_of == "subuser"
 
 
+def test_an_account_may_be_named_by_its_id():
+    assert with_extra(on_behalf_of="account-id 12345").on_behalf_of == "account-id 12345"
+
+
+@pytest.mark.parametrize(
+    "value", [" ", "\t\n", True, False, ["subuser"], {"name": "subuser"}, "account-id", "account-id "]
+)
+def test_a_subuser_that_names_nobody_is_refused(value):
+    """Ignoring it would export the contacts of the account itself."""
+    with pytest.raises(ValueError, match=r"on_behalf_of must be the user name of a subuser"):
+        with_extra(on_behalf_of=value)
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "Jürgen", "a\x00b"])
 def test_a_subuser_that_no_header_can_carry_is_refused(name):
     with pytest.raises(ValueError, match=r"on_behalf_of"):
@@ -177,7 +253,7 @@ def test_a_timeout_is_in_seconds(timeout, seconds):
     assert with_extra(timeout=timeout).timeout_seconds == seconds
 
 
-@pytest.mark.parametrize("timeout", [0, -1, 3600, "soon", "nan", "inf", [5]])
+@pytest.mark.parametrize("timeout", [0, -1, 3600, "soon", "30s", "nan", "inf", [5], True, False, 10**400])
 def test_a_timeout_that_cannot_be_right_is_refused(timeout):
     with pytest.raises(ValueError, match=r"timeout must be a number of seconds"):
         with_extra(timeout=timeout)
@@ -193,6 +269,11 @@ def test_a_timeout_that_cannot_be_right_is_refused(timeout):
         (1, True),
         (0, False),
         ("0", False),
+        ("no", False),
+        ("Off", False),
+        ("YES", True),
+        ("on", True),
+        (" True ", True),
         ("/etc/ssl/own.pem", "/etc/ssl/own.pem"),
     ],
 )
@@ -202,16 +283,96 @@ def test_verify_is_a_word_or_a_path(value, verify):
     assert type(with_extra(verify=value).verify) is type(verify)
 
 
+@pytest.mark.parametrize("value", [2, 0.5, ["/etc/ssl/own.pem"], {}, "  "])
+def test_a_verify_that_is_neither_is_refused(value):
+    with pytest.raises(ValueError, match=r"verify must be true, false, or the path"):
+        with_extra(verify=value)
+
+
 @pytest.mark.parametrize("proxy", ["http://proxy.example:3128", "https://user:p4ss@proxy.example"])
 def test_a_proxy_is_a_url(proxy):
     assert with_extra(proxy=proxy).proxy == proxy
 
 
 @pytest.mark.parametrize(
-    "proxy", ["proxy.example:3128", "user:p4ss@proxy.example", "ftp://p4ss", "http://", {"https": 1}]
+    "proxy",
+    [
+        "proxy.example:3128",
+        "user:p4ss@proxy.example",
+        "ftp://p4ss",
+        "http://",
+        {"https": 1},
+        "http://p4ss:99999",
+        "http://p4ss:0",
+        "http://proxy.example:p4ss",
+        "http://proxy.example/p4ss",
+        "http://a b",
+        "http://[p4ss",
+        "socks4://p4ss",
+        "http://proxy.example?p4ss",
+    ],
 )
 def test_a_proxy_that_only_one_of_two_clients_understands_is_refused(proxy):
     """Requests takes a bare host name, httpx does not: a sensor would work until it is deferred."""
     with pytest.raises(ValueError, match=r"proxy must be a URL such as") as caught:
         with_extra(proxy=proxy)
     assert "p4ss" not in str(caught.value)
+
+
+# --- keys of extra
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("regoin", "region"),
+        ("Region", "region"),
+        ("REGION", "region"),
+        ("regions", "region"),
+        ("data_region", "region"),
+        ("extra__sendgrid__region", "region"),
+        ("on-behalf-of", "on_behalf_of"),
+        ("onBehalfOf", "on_behalf_of"),
+        ("On-Behalf-Of", "on_behalf_of"),
+        ("on_behalf", "on_behalf_of"),
+        ("on_behalf_off", "on_behalf_of"),
+        ("subuser", "on_behalf_of"),
+        ("sub_user", "on_behalf_of"),
+        ("time_out", "timeout"),
+        ("timout", "timeout"),
+        ("timeout_seconds", "timeout"),
+        ("Verify", "verify"),
+        ("verfiy", "verify"),
+        ("verify_ssl", "verify"),
+        ("proxies", "proxy"),
+        ("https_proxy", "proxy"),
+        ("host", "the field 'API host'"),
+        ("api_key", r"the field 'API key' \(password\)"),
+    ],
+)
+def test_a_misspelled_key_is_refused_with_the_one_meant(key, meant):
+    """Ignoring it could export another account, or from another region, than was asked for."""
+    with pytest.raises(
+        ValueError, match=rf"'sendgrid_default': extra has the unknown key '{key}'; did you mean {meant}\?"
+    ):
+        with_extra(**{key: "x"})
+
+
+def test_keys_that_resemble_no_setting_are_ignored_with_one_warning(caplog):
+    for _ in range(2):
+        assert with_extra(comment="for the newsletter", owner="marketing", __extra__="x") == connection()
+    [warning] = [each.getMessage() for each in caplog.records]
+    assert "does not know and ignores: comment, owner, __extra__" in warning
+    assert "newsletter" not in warning
+
+
+# --- what Airflow's "Test" button sends
+
+
+@pytest.mark.parametrize(
+    ("fields", "setting"), [({"password": "***"}, "API key"), ({"extra": {"proxy": "***"}}, "proxy")]
+)
+def test_a_placeholder_for_a_stored_secret_is_named(fields, setting):
+    """Airflow 3.3's "Test" of a stored connection sends the password as stars, and port 0."""
+    with pytest.raises(ValueError, match=rf"{setting}.* is '\*\*\*', the placeholder that Airflow's page"):
+        connection(port=0, **fields)

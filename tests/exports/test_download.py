@@ -17,9 +17,9 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridError,
     SendGridServerError,
 )
-from airflow_provider_sendgrid.exports.client import new_download_session
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileChangedError, FileDownload, RangeReader
+from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from tests.file_server import FileServer
 from tests.sendgrid_source import LIMITS, HandClock, SendGrid

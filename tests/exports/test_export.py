@@ -16,6 +16,7 @@ from airflow_provider_sendgrid.exports.export import (
     ContactExport,
     ExportFamily,
     ExportSelection,
+    parse_export_id,
 )
 
 OPENAPI = Path(__file__).parents[3] / "shared" / "openapi"
@@ -87,13 +88,32 @@ def test_an_item_of_a_listing_names_what_was_exported():
         "status": "pending",
         "user_id": "1",
         "export_type": "list_export",
-        "lists": [{"ID": "ca1d", "Name": "News"}, {"id": 7}, {"Name": "nameless"}, "odd", {"ID": None}],
+        "lists": [{"ID": "ca1d", "Name": "News"}, {"id": 7}, {"Name": "nameless"}, "plain", {"ID": None}, 1.5],
         "segments": [{"ID": 8, "Name": "Active"}],
     }
     export = ContactExport.from_payload(item)
     assert export.export_type == "list_export"
-    assert export.list_ids == ("ca1d", "7")
+    assert export.list_ids == ("ca1d", "7", "plain")
     assert export.segment_ids == ("8",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_known"),
+    [
+        ({"lists": [], "segments": []}, True),
+        ({"lists": [{"ID": "ca1d"}]}, True),
+        ({"lists": ["ca1d"], "segments": None}, True),
+        ({"export_type": "contacts_export"}, True),
+        ({"export_type": "contacts_export", "lists": None, "segments": None}, True),
+        ({}, False),
+        ({"lists": []}, False),
+        ({"lists": None, "segments": None}, False),
+        ({"lists": [], "segments": [], "export_type": "list_export"}, False),
+        ({"export_type": "segment_export", "lists": None}, False),
+    ],
+)
+def test_no_ids_alone_do_not_mean_all_contacts(fields, is_known):
+    assert ContactExport.from_payload({"id": "6f0a2c5e", **fields}).is_selection_known is is_known
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -188,6 +208,17 @@ def test_no_file_is_left_out_in_silence(value, urls):
         ("2026-01-02T03:04:05.5Z", datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)),
         ("2026-01-02T03:04:05.123456789Z", datetime(2026, 1, 2, 3, 4, 5, 123_456, tzinfo=UTC)),
         ("2026-01-02T03:04:05.000001+01:00", datetime(2026, 1, 2, 2, 4, 5, 1, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.1234567890123456789Z", datetime(2026, 1, 2, 3, 4, 5, 123_456, tzinfo=UTC)),
+        ("2026-01-02T03:04:05 UTC", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02 03:04:05 +0000 UTC", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02 03:04:05.5 -0800 PST", datetime(2026, 1, 2, 11, 4, 5, 500_000, tzinfo=UTC)),
+        ("2026-01-02T03:04:05+02", datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05-00:00", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2016-12-31T23:59:60Z", datetime(2017, 1, 1, tzinfo=UTC)),
+        ("Fri, 02 Jan 2026 03:04:05 GMT", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("Fri, 02 Jan 2026 03:04:05 +0100", datetime(2026, 1, 2, 2, 4, 5, tzinfo=UTC)),
+        ("1767323045", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        (1_767_323_045_500, datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)),
         (1_767_323_045, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
         (1_767_323_045.5, datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)),
     ],
@@ -210,6 +241,10 @@ def test_a_time_is_read_in_every_form(text, moment):
         "2026-01-02T25:04:05Z",
         "2026-01-02T03:04:05+99:00",
         "2026-01-02T03:04:05Zulu",
+        "2026-01-02T03:04:05 CEST",
+        "Fri, 02 Jan 2026 03:04:05 CEST",
+        "2026-01-02T03:04:61Z",
+        "٢٠٢٦-01-02T03:04:05Z",
         "0001-01-01T00:00:00Z",
         "1970-01-01T00:00:00Z",
         0,
@@ -310,7 +345,7 @@ def test_every_option_is_sent(family):
 
 
 @pytest.mark.parametrize("name", ["list_ids", "segment_ids"])
-@pytest.mark.parametrize("ids", ["ca1d", "", b"", b"7", 7, 0])
+@pytest.mark.parametrize("ids", ["ca1d", "", b"", b"7", 7, 0, None, {}, {"ca1d": 1}])
 @BOTH_FAMILIES
 def test_ids_that_are_no_list_are_refused(family, name, ids):
     """Above all the empty text that a template may render to: it must not mean every contact."""
@@ -384,3 +419,36 @@ def test_endpoints_are_as_published(family):
     traits = FAMILIES[family]
     assert set(paths[traits.exports_path]) >= {"get", "post"}
     assert "get" in paths[traits.exports_path + "/{id}"]
+
+
+# --- an export's id, as it was rendered
+
+
+@pytest.mark.parametrize(("value", "expected"), [("6f-0a", "6f-0a"), (" 6f0a\n", "6f0a"), (42, "42")])
+def test_an_id_may_be_digits_or_have_blanks_around_it(value, expected):
+    """Native rendering turns digits into a number."""
+    assert parse_export_id(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "error_class", "cure"),
+    [
+        (None, TypeError, "task that starts the export ran"),
+        (True, TypeError, "not an id"),
+        (1.5, TypeError, "not an id"),
+        ("", ValueError, "task that starts the export ran"),
+        ("  ", ValueError, "cannot be the id"),
+        ("None", ValueError, "cannot be the id"),
+        ("..", ValueError, "cannot be the id"),
+        ("['a', 'b']", ValueError, "cannot be the id"),
+        ("{'id': 'a'}", ValueError, "cannot be the id"),
+        (["a"], TypeError, "expand"),
+        (iter(["a"]), TypeError, "expand"),
+        (object(), TypeError, "operator's argument"),
+        ({"id": "a", "status": "ready"}, TypeError, '["id"]'),
+    ],
+)
+def test_what_cannot_be_an_id_is_refused_with_the_cure(value, error_class, cure):
+    with pytest.raises(error_class) as caught:
+        parse_export_id(value)
+    assert cure in str(caught.value)

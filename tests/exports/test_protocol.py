@@ -82,6 +82,11 @@ def unanswered():
     return SendGridUnavailableError("the connection broke", may_have_been_accepted=True)
 
 
+def entry(export_id="6f0a2c5e", **fields):
+    """An entry of a listing of exports."""
+    return {"id": export_id, "status": "pending", "created_at": "2026-01-02T03:04:05Z"} | fields
+
+
 # --- asking
 
 
@@ -126,13 +131,25 @@ def test_a_wrong_selection_is_refused_before_anything_is_asked():
         start_export(file_type="xlsx")
 
 
-@pytest.mark.parametrize("payload", [{}, {"id": None}, {"id": ""}, {"id": ["6f0a2c5e"]}])
-def test_a_start_accepted_without_an_id_is_an_error_that_says_so(payload):
+@pytest.mark.parametrize(
+    "export_id", [None, "", " ", ["6f0a2c5e"], {"id": "x"}, True, 1.5, "..", "a b", "a\nb", "a\x00", "x" * 201]
+)
+def test_a_start_accepted_without_a_usable_id_says_so(export_id):
     """The description does not mark the id as required."""
-    [_], error = start_export(reply(202, payload))
+    [_], error = start_export(reply(202, {"id": export_id}))
     assert type(error) is SendGridServerError
     assert error.may_have_been_accepted is True
     assert "list of exports" in str(error)
+
+
+def test_a_start_accepted_without_any_id_says_so():
+    [_], error = start_export(reply(202, {"_metadata": {}}))
+    assert error.may_have_been_accepted is True
+
+
+@pytest.mark.parametrize(("sent", "export_id"), [(7, "7"), (" 6f0a2c5e\n", "6f0a2c5e")])
+def test_the_id_of_a_started_export_is_a_text_without_blanks(sent, export_id):
+    assert start_export(reply(202, {"id": sent}))[1] == export_id
 
 
 def test_scopes_are_texts():
@@ -153,7 +170,7 @@ def test_scopes_are_texts():
     ],
 )
 def test_every_listing_is_read_under_its_own_name(ask, family, target, field):
-    requests, items = walk(ask(family, CALM), reply(200, {field: [{"id": "a"}, "odd", {"id": "b"}]}))
+    requests, items = walk(ask(family, CALM), reply(200, {field: [entry("a"), entry("b")]}))
     assert requests == [Request("GET", target)]
     assert [item.id if ask is protocol.list_exports else item["id"] for item in items] == ["a", "b"]
 
@@ -162,7 +179,7 @@ def test_every_listing_is_read_under_its_own_name(ask, family, target, field):
 
 
 def page(*ids, following=None, metadata="_metadata"):
-    return reply(200, {"result": [{"id": each} for each in ids], metadata: {"next": following}})
+    return reply(200, {"result": [entry(each) for each in ids], metadata: {"next": following}})
 
 
 def list_exports(*events, patience=CALM):
@@ -202,7 +219,7 @@ def test_another_path_is_never_asked(following):
     assert "next page" in str(error)
 
 
-@pytest.mark.parametrize("nothing", [None, "", 7, ["x"]])
+@pytest.mark.parametrize("nothing", [None, ""])
 def test_a_page_without_a_next_one_is_the_last(nothing):
     _, exports = list_exports(page("a", following=nothing))
     assert [each.id for each in exports] == ["a"]
@@ -231,15 +248,204 @@ def test_each_page_has_its_own_tries():
     assert len(requests) == 2 * CALM.tries
 
 
-@pytest.mark.parametrize("metadata", [None, "odd", ["odd"]])
-def test_odd_metadata_means_no_next_page(metadata):
-    _, exports = list_exports(reply(200, {"result": [{"id": "a"}], "_metadata": metadata}))
+def test_an_empty_account_has_no_exports():
+    assert list_exports(reply(200, {"result": []}))[1] == []
+
+
+def test_a_listing_needs_no_metadata():
+    _, exports = list_exports(reply(200, {"result": [entry()], "_metadata": None}))
     assert len(exports) == 1
 
 
-def test_an_empty_account_has_no_exports():
-    """A Go program says null for an empty list."""
-    assert list_exports(reply(200, {"result": None}))[1] == []
+def test_an_entry_on_two_pages_is_returned_once():
+    """Others may be added while pages are read; the later page is the newer description."""
+    following = f"{PATH}?page_token=2"
+    first = reply(200, {"result": [entry("a"), entry("b")], "_metadata": {"next": following}})
+    _, exports = list_exports(first, reply(200, {"result": [entry("b", status="ready"), entry("c")]}))
+    assert [(each.id, each.status) for each in exports] == [("a", "pending"), ("b", "ready"), ("c", "pending")]
+
+
+# --- broken listings
+
+GOOD_PAGES = {
+    protocol.list_exports: {"result": [entry()]},
+    protocol.get_lists: {"result": [{"id": "6f0a2c5e", "name": "News"}]},
+    protocol.get_segments: {"results": [{"id": "6f0a2c5e", "name": "Active"}]},
+    protocol.get_first_segments: {"results": [{"id": "6f0a2c5e", "name": "Old"}]},
+}
+EVERY_LISTING = pytest.mark.parametrize("ask", GOOD_PAGES)
+
+
+@EVERY_LISTING
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ({"result": None}, "'result' is null"),
+        ({"result": None, "_metadata": {"count": 1}}, "'result' is null"),
+        ({"results": None}, "'results' is null"),
+        ({"result": {}}, "'result' is not a list"),
+        ({"result": "none"}, "'result' is not a list"),
+        ({}, "none of the keys"),
+        ({"message": "service degraded"}, "none of the keys"),
+        ({"items": []}, "none of the keys"),
+        ({"result": [], "results": []}, "several of"),
+        ({"result": [], "errors": [{"message": "shard down"}]}, "errors (shard down)"),
+        ({"result": [None]}, "an entry is not an object"),
+        ({"result": ["6f0a2c5e"]}, "an entry is not an object"),
+        ({"result": [{"status": "pending"}]}, "an entry has no id"),
+        ({"result": [{"id": None}]}, "an entry has no id"),
+        ({"result": [{"id": " "}]}, "an entry has no id"),
+        ({"result": [{"id": {"id": "x"}}]}, "an entry has no id"),
+        ({"result": [], "_metadata": {"count": 1}}, "0 entries and counts 1"),
+        ({"result": [], "_metadata": "odd"}, "'_metadata' is not an object"),
+        ({"result": [], "_metadata": {"next": 7}}, "'_metadata.next' is not a text"),
+    ],
+)
+def test_a_listing_of_unknown_shape_is_repeated_then_an_error(ask, payload, reason):
+    """Never "there are none": a second export would be started, or a name would be called unknown."""
+    good = reply(200, GOOD_PAGES[ask])
+    requests, found = walk(ask(MARKETING, CALM), reply(200, payload), good)
+    assert (len(requests), len(found)) == (2, 1)
+
+    requests, error = walk(ask(MARKETING, CALM), *[reply(200, payload)] * CALM.tries)
+    assert len(requests) == CALM.tries
+    assert type(error) is SendGridServerError
+    assert "SendGrid answered 200, but" in str(error)
+    assert reason in str(error)
+    assert "Run the task again" in str(error)
+
+
+@pytest.mark.parametrize("payload", [{}, {"scopes": None}, {"scopes": "all"}])
+def test_scopes_of_unknown_shape_are_repeated_then_an_error(payload):
+    """A key without scopes and a broken response are two things."""
+    requests, error = walk(protocol.get_scopes(CALM), *[reply(200, payload)] * CALM.tries)
+    assert len(requests) == CALM.tries
+    assert type(error) is SendGridServerError
+    assert walk(protocol.get_scopes(CALM), reply(200, payload), reply(200, {"scopes": []}))[1] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"created_at": None},
+        {"created_at": ""},
+        {"created_at": "soon"},
+        {"created_at": "0001-01-01T00:00:00Z"},
+        {"completed_at": "soon"},
+        {"expires_at": {}},
+        {"status": None},
+        {"status": 7},
+        {"lists": "ca1d"},
+        {"lists": {"ID": "ca1d"}},
+        {"lists": [{"Name": "News"}]},
+        {"segments": [None]},
+        {"segments": [["ca1d"]]},
+    ],
+)
+def test_an_export_that_cannot_be_read_breaks_the_listing(change):
+    broken = reply(200, {"result": [entry("a"), entry("b", **change)]})
+    requests, exports = list_exports(broken, page("a", "b"))
+    assert (len(requests), len(exports)) == (2, 2)
+    _, error = list_exports(*[broken] * CALM.tries)
+    assert type(error) is SendGridServerError
+    assert next(iter(change)) in str(error)
+
+
+@pytest.mark.parametrize("status", [201, 202, 206])
+def test_a_listing_that_may_be_incomplete_is_repeated(status):
+    requests, exports = list_exports(reply(status, {"result": []}), page("a"))
+    assert (len(requests), len(exports)) == (2, 1)
+
+
+def test_times_that_were_never_set_are_no_fault():
+    never = {"completed_at": "0001-01-01T00:00:00Z", "expires_at": None, "updated_at": ""}
+    _, [export] = list_exports(reply(200, {"result": [entry(**never)]}))
+    assert (export.completed_at, export.expires_at) == (None, None)
+
+
+def lists(count, *ids, following=None):
+    entries = [{"id": each, "name": each} for each in ids]
+    return reply(200, {"result": entries, "_metadata": {"count": count, "next": following}})
+
+
+def test_lists_fewer_than_their_count_are_repeated():
+    """SendGrid documents that it counts the lists of all pages."""
+    requests, found = walk(protocol.get_lists(MARKETING, CALM), lists(2, "a"), lists(2, "a", "b"))
+    assert (len(requests), len(found)) == (2, 2)
+
+
+def test_the_least_count_of_all_pages_is_expected():
+    """Lists are added and removed while pages are read."""
+    following = f"{FAMILIES[MARKETING].lists_path}?page_token=2"
+    for first, last in ((2, 3), (3, 2)):
+        pages = lists(first, "a", following=following), lists(last, "b")
+        assert len(walk(protocol.get_lists(MARKETING, CALM), *pages)[1]) == 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 0, -1, None, "2", True, 1e300, float("nan")])
+def test_a_count_of_exports_is_not_relied_on(count):
+    """SendGrid does not document one."""
+    assert len(list_exports(reply(200, {"result": [entry()], "_metadata": {"count": count}}))[1]) == 1
+
+
+# --- broken statuses
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"status": None}, {"status": ["ready"]}, {"id": "another"}, {"id": ["6f0a2c5e"]}, {"urls": {}}],
+)
+def test_a_status_of_unknown_shape_is_repeated_then_an_error(change):
+    """Or a mixed-up response delivers the contacts of another export."""
+    requests, export = get_export(reply(200, READY | change), reply(200, READY))
+    assert (len(requests), export.id, len(export.urls)) == (2, "6f0a2c5e", 1)
+    _, error = get_export(*[reply(200, READY | change)] * CALM.tries)
+    assert type(error) is SendGridServerError
+    assert "Run the task again" in str(error)
+
+
+@pytest.mark.parametrize("sent", ["6F0A2C5E", " 6f0a2c5e", None])
+def test_an_id_in_another_case_is_the_same_export(sent):
+    assert get_export(reply(200, READY | {"id": sent}))[1].status == "ready"
+
+
+@pytest.mark.parametrize("status", [204, 205, 206, 226])
+def test_a_success_without_the_whole_body_is_broken(status):
+    requests, export = get_export(reply(status, READY), reply(200, READY))
+    assert (len(requests), export.status) == (2, "ready")
+
+
+@pytest.mark.parametrize("status", [200, 202, 203])
+def test_a_success_with_the_whole_body_is_read(status):
+    assert get_export(reply(status, READY))[1].status == "ready"
+
+
+# --- an empty export
+
+EMPTY = {"id": "6f0a2c5e", "status": "ready", "contact_count": 0, "urls": None}
+
+
+def test_an_empty_export_is_checked_once_more():
+    """The status may be ready a moment before its count and its URLs."""
+    filled = EMPTY | {"contact_count": 3, "urls": ["https://files.example/1"]}
+    requests, export = get_export(reply(200, EMPTY), reply(200, filled))
+    assert waits(requests) == [0.0, 5.0]
+    assert "count of 0 and no files" in requests[1].because
+    assert (export.contact_count, len(export.urls)) == (3, 1)
+
+
+@pytest.mark.parametrize("second", [EMPTY, EMPTY | {"status": "pending"}, EMPTY | {"status": "failure"}])
+def test_the_second_response_counts_whatever_it_says(second):
+    requests, export = get_export(reply(200, EMPTY), refusal(500), reply(200, second))
+    assert (len(requests), export.status) == (3, second["status"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"contact_count": None}, {"urls": ["https://files.example/1"]}, {"status": "pending"}]
+)
+def test_only_a_count_of_zero_without_files_is_checked(change):
+    requests, _ = get_export(reply(200, EMPTY | change))
+    assert len(requests) == 1
 
 
 # --- what is no success
@@ -272,7 +478,7 @@ def test_every_documented_error_becomes_its_exception(status, error_class, next_
 
 
 def test_a_403_names_its_three_causes():
-    _, error = get_export(refusal(403, "access forbidden"))
+    _, error = get_export(*[refusal(403, "access forbidden")] * 3)
     for cause in ("scope", "marketing.read", "marketing_campaigns.read", "other product", "IP Access Management"):
         assert cause in str(error)
 
@@ -280,18 +486,163 @@ def test_a_403_names_its_three_causes():
 def test_several_errors_are_all_told():
     answer = reply(400, {"errors": [{"message": "one", "parameter": "p"}, {"message": "two"}, {"field": "f"}, "odd"]})
     _, error = get_export(answer)
-    assert "(p: one; two; f: no message)" in str(error)
+    assert "(p: one; two; f: no message; odd)" in str(error)
 
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"<html>", b"\xff\xfe", {}, [], None, {"errors": None}, {"errors": {"message": "x"}}, {"errors": [7]}],
+    [b"", b"\xff\xfe", b'{"errors": ', {}, [], None, 7, {"errors": None}, {"errors": [7]}, {"errors": {"a": None}}],
 )
-def test_an_error_without_errors_is_told_all_the_same(payload):
+def test_an_error_without_a_text_says_so(payload):
     _, error = get_export(reply(400, payload))
     assert type(error) is SendGridBadRequestError
     assert "(no message)" in str(error)
     assert error.errors == ()
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"errors": ["bad list", "bad size"]}, "bad list; bad size"),
+        (
+            {"errors": {"list_ids": ["bad", "worse"], "size": "too big"}},
+            "list_ids: bad; list_ids: worse; size: too big",
+        ),
+        ({"errors": {"message": "x", "field": "f"}}, "f: x"),
+        ({"errors": "bad list"}, "bad list"),
+        ({"errors": [{"message": None, "field": "list_ids"}]}, "list_ids: no message"),
+        ({"errors": [], "message": "bad list"}, "bad list"),
+        ({"errors": {"list_ids": {"0": ["bad"]}}}, "0: bad"),
+        ({"errors": [["bad list"]]}, "bad list"),
+        ({"error": "bad list"}, "bad list"),
+        ({"error": {"message": "bad list", "code": 7}}, "bad list"),
+        ({"message": "bad list"}, "bad list"),
+        ({"detail": "bad list"}, "bad list"),
+        ("bad list", "bad list"),
+        (["bad list"], "bad list"),
+        (b"upstream\r\n  connect\x1b[31m error ", "upstream connect [31m error"),
+        ("bad list".encode("utf-8-sig"), "bad list"),
+        (b"<html><body>nginx</body></html>", "an HTML page"),
+        (b" <!DOCTYPE html><p>", "an HTML page"),
+    ],
+)
+def test_an_error_body_of_another_shape_is_shown(payload, said):
+    _, error = get_export(reply(400, payload))
+    assert f"SendGrid answered 400 ({said})." in str(error)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_page_is_named_by_its_content_type(status):
+    """A proxy sent it, so neither the arguments nor the key nor the id are the reason."""
+    _, error = get_export(*[reply(status, b"", content_type="text/html; charset=utf-8")] * 3)
+    assert "(an HTML page). Check the connection's host" in str(error)
+
+
+def test_a_404_speaks_of_an_id_only_where_there_is_one():
+    assert "Check the id" in str(get_export(*[refusal(404)] * 3)[1])
+    for _, error in (start_export(refusal(404)), list_exports(refusal(404))):
+        assert "Check the family" in str(error)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"x" * 10_000_000,
+        b"[" * 100_000,
+        {"errors": {"a" * 9999: ["b" * 9999] * 9999}},
+        {"errors": [{"message": "x", **{f"{number}{'a' * 999}": "b" for number in range(9999)}}]},
+    ],
+)
+def test_an_error_body_of_any_shape_and_size_is_bounded(payload):
+    _, error = get_export(reply(400, payload))
+    assert len(str(error)) < 20_000
+    assert len(json.dumps(error.to_event())) < 50_000
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda each: (
+            st.lists(each) | st.dictionaries(st.sampled_from(["errors", "error", "message", "field", "x"]), each)
+        ),
+    )
+)
+def test_no_error_body_breaks_the_reading(payload):
+    _, error = get_export(reply(400, payload))
+    assert type(error) is SendGridBadRequestError
+
+
+@pytest.mark.parametrize("key", ["SG." + "a" * 22 + "." + "b" * 43])
+@pytest.mark.parametrize("offset", [0, 300, 390, 395])
+def test_a_secret_that_is_cut_is_not_shown(key, offset):
+    for payload in (f"{'x' * offset} {key}".encode(), {"errors": [f"{'x' * offset} {key}"]}):
+        _, error = get_export(reply(400, payload))
+        assert "aaaaa" not in str(error)
+        assert "aaaaa" not in str(error.errors)
+
+
+@pytest.mark.parametrize("said", ["authorization required", "Permission denied", "access forbidden"])
+def test_a_400_about_permission_names_plan_and_permission(said):
+    _, error = get_export(refusal(400, said))
+    assert type(error) is SendGridBadRequestError
+    for part in ("plan", "permission", "marketing.read", "marketing_campaigns.read"):
+        assert part in str(error)
+    assert "arguments" not in str(error)
+
+
+def test_a_401_names_both_regions():
+    _, error = get_export(refusal(401, "authorization required"))
+    for part in ("'global' (api.sendgrid.com)", "'eu' (api.eu.sendgrid.com)", "account's region only"):
+        assert part in str(error)
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://api.eu.sendgrid.com/v3/x?secret=1", "to https://api.eu.sendgrid.com."),
+        ("http://user:pass@proxy.example:8080/login", "to http://proxy.example:8080."),
+        ("//other.example/x", "to https://other.example."),
+        ("/v3/other", "to the same host."),
+        ("", "to the same host."),
+        ("http://[bad", "not a URL"),
+        ("http://x:99999/", "not a URL"),
+    ],
+)
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_names_its_host_and_is_not_followed(status, location, shown):
+    requests, error = get_export(*[reply(status, b"", location=location)] * CALM.tries)
+    assert {each.target for each in requests} == {f"{PATH}/6f0a2c5e"}
+    assert shown in str(error)
+    assert "not followed" in str(error)
+    assert "secret" not in str(error)
+    assert "pass@" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "error_class", "next_step"),
+    [
+        (407, SendGridAuthError, "proxy's URL"),
+        (413, SendGridBadRequestError, "fewer lists and segments"),
+        (451, SendGridPermissionError, "legal reasons"),
+    ],
+)
+def test_a_refusal_by_others_names_its_next_step(status, error_class, next_step):
+    requests, error = start_export(reply(status, b""))
+    assert len(requests) == 1
+    assert type(error) is error_class
+    assert next_step in str(error)
+    assert error.may_have_been_accepted is False
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_legacy_account_without_exports_hears_of_the_upgrade(status):
+    """Its lists may work all the same."""
+    refused = [refusal(status, "not found")] * 3
+    for _, error in (start_export(*refused, family=LEGACY), walk(protocol.list_exports(LEGACY, CALM), *refused)):
+        assert error.status_code == status
+        assert "upgraded in 2025" in str(error)
+    for _, error in (start_export(*refused), walk(protocol.get_lists(LEGACY, CALM), *refused)):
+        assert "2025" not in str(error)
 
 
 def test_an_error_of_any_size_is_told_in_a_page():
@@ -343,7 +694,7 @@ def test_a_question_is_asked_again_after_what_may_pass(event):
     assert requests[1].because
 
 
-@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("status", [400, 401, 407, 413, 451])
 def test_a_refusal_is_final(status):
     requests, error = get_export(refusal(status))
     assert len(requests) == 1
@@ -389,6 +740,39 @@ def test_only_an_export_has_that_grace():
     assert len(requests) == 1
 
 
+def test_a_stray_403_is_repeated_a_few_times():
+    """SendGrid sometimes refuses one request among good ones."""
+    requests, export = get_export(refusal(403), refusal(403), reply(200, READY))
+    assert export.status == "ready"
+    assert waits(requests) == [0.0, 0.5, 1.0]
+    requests, export_id = start_export(refusal(403), refusal(403), reply(202, {"id": "started"}))
+    assert (len(requests), export_id) == (3, "started")
+
+
+@pytest.mark.parametrize("ask", [get_export, start_export, list_exports])
+def test_the_third_403_is_final(ask):
+    requests, error = ask(*[refusal(403)] * 6)
+    assert type(error) is SendGridPermissionError
+    assert len(requests) == 3
+    assert error.may_have_been_accepted is False
+
+
+def test_a_stray_403_is_repeated_after_an_outage_too():
+    requests, export = get_export(*[refusal(503)] * 4, refusal(403), reply(200, READY))
+    assert (len(requests), export.status) == (6, "ready")
+
+
+def test_few_tries_bound_the_403s_too():
+    requests, _ = get_export(*[refusal(403)] * 6, patience=Patience(tries=2))
+    assert len(requests) == 2
+
+
+def test_a_start_whose_response_is_lost_after_a_403_is_not_repeated():
+    requests, error = start_export(refusal(403), unanswered())
+    assert len(requests) == 2
+    assert error.may_have_been_accepted is True
+
+
 # --- starting again
 
 
@@ -417,7 +801,7 @@ def test_a_start_is_never_repeated_where_it_may_have_been_accepted(event, error_
     assert error.may_have_been_accepted is True
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 413])
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 408, 413])
 def test_a_start_that_was_refused_is_neither_repeated_nor_accepted(status):
     requests, error = start_export(refusal(status))
     assert len(requests) == 1
@@ -458,11 +842,62 @@ def in_seconds(seconds):
         ({"retry_after": "-1", "x_ratelimit_reset": "-1"}, None),
         ({"retry_after": "nan"}, None),
         ({"x_ratelimit_reset": "inf"}, None),
+        ({"retry_after": str(int(NOW) + 18)}, 18.0),
+        ({"x_ratelimit_reset": str((int(NOW) + 18) * 1000)}, 18.0),
+        ({"retry_after": "1e300"}, 86_400.0),
+        ({"x_ratelimit_reset": "1e300"}, 86_400.0),
+        ({"retry_after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400.0),
+        ({"retry_after": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0.0),
     ],
 )
 def test_a_limit_says_how_long_to_wait_in_one_of_many_ways(headers, seconds):
     """Reset was seen as an epoch and as seconds to go."""
     assert protocol.rate_limit_wait_seconds(reply(429, {}, **headers)) == seconds
+
+
+@pytest.mark.parametrize("ahead", [-600, 600])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"retry_after": "18"},
+        {"retry_after": format_datetime(in_seconds(18), usegmt=True)},
+        {"x_ratelimit_reset": str(int(NOW) + 18)},
+    ],
+)
+def test_a_limit_is_read_by_sendgrids_clock(headers, ahead):
+    """This machine's clock may be minutes ahead or behind."""
+    sent = replace(reply(429, {}, date=format_datetime(in_seconds(0), usegmt=True), **headers), received_at=NOW + ahead)
+    assert protocol.rate_limit_wait_seconds(sent) == 18.0
+    noted = protocol.RateLimit()
+    noted.note(replace(sent, headers=sent.headers | {"x-ratelimit-remaining": "0"}))
+    assert noted.wait_seconds(NOW + ahead) == 18.0
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"])
+def test_a_date_that_cannot_be_is_not_sendgrids_time(date):
+    assert protocol.time_at_sendgrid(reply(200, {}, date=date)) == in_seconds(0)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize("retry_after", ["18", format_datetime(in_seconds(18), usegmt=True)])
+def test_retry_after_is_respected_on_every_retryable_status(status, retry_after):
+    refused = reply(status, {}, retry_after=retry_after)
+    requests, export = get_export(refused, reply(200, READY))
+    assert export.status == "ready"
+    assert waits(requests) == [0.0, 18.0]
+    _, error = get_export(*[refused] * CALM.tries)
+    assert error.retry_after_seconds == 18.0
+
+
+def test_an_outage_longer_than_a_wait_is_raised_at_once_with_its_end():
+    requests, error = get_export(reply(503, {}, retry_after="3600"))
+    assert len(requests) == 1
+    assert error.retry_after_seconds == 3600.0
+
+
+def test_a_rate_limits_reset_says_nothing_about_an_outage():
+    requests, _ = get_export(reply(503, {}, x_ratelimit_reset="60"), reply(200, READY))
+    assert waits(requests) == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])

@@ -54,6 +54,30 @@ def test_what_is_long_gone_is_forgotten_but_not_what_left_the_listing_for_a_whil
     clock.now += timedelta(hours=23)
     seen.note([])
     assert (set(seen.ids), seen.forgotten) == ({"a"}, set())
-    clock.now += timedelta(hours=2)
+    clock.now += timedelta(hours=25)
     seen.note([])
     assert (set(seen.ids), seen.forgotten) == (set(), {"a"})
+
+
+def test_an_old_export_that_one_listing_lacks_is_no_news_when_it_returns():
+    clock, old = Clock(), ContactExport(id="a", status="ready")
+    seen = SeenExports(clock=clock)
+    for listing in ([old], [old], [], [old]):
+        assert seen.news(listing) == []
+        seen.note(listing)
+        clock.now += timedelta(hours=23)
+
+
+def test_exports_that_failed_or_are_unwanted_are_forgotten_a_day_later():
+    clock = Clock()
+    seen = SeenExports(clock=clock)
+    others = [export("failed", "failure"), export("unwanted"), ContactExport("pending", "pending")]
+    seen.note([], others)
+    again = SeenExports(ids=seen.ids, listed=dict(seen.listed), clock=clock)
+    clock.now += timedelta(hours=25)
+    again.note([], others[2:])
+    assert again.forgotten == {"failed"}
+    clock.now += timedelta(hours=25)
+    again.note([], others[2:])
+    assert again.forgotten == {"failed", "unwanted"}
+    assert set(again.listed) == {"pending"}

@@ -10,6 +10,7 @@ import contextvars
 import logging
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_sendgrid.exceptions import (
+    ExportWithoutFilesError,
     SendGridAuthError,
     SendGridError,
     SendGridNotFoundError,
+    SendGridPermissionError,
     SendGridRateLimitError,
-    SendGridServerError,
 )
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
@@ -37,6 +39,7 @@ httpx = pytest.importorskip("httpx")
 
 NOW = 1_767_323_045.0
 PATH = "/v3/marketing/contacts/exports"
+CREATED = "2026-01-01T00:00:00Z"
 LISTING = "the listing"
 FILES = ["https://files.example/1?X-Amz-Signature=5ecret"]
 
@@ -66,6 +69,9 @@ class Account:
         answer_seconds: how long each answer takes.
         limit: requests allowed in each `window_seconds`; None is no limit, and no headers that tell of one.
         refusals: statuses that the next requests are answered with.
+        retry_after: of these, in seconds.
+        broken_listing: the listing is not JSON.
+        hanging: exports, or the listing, that are answered after an hour.
         asked: what was asked for when, in seconds since the test began.
     """
 
@@ -76,6 +82,9 @@ class Account:
     limit: int | None = None
     window_seconds: float = 20.0
     refusals: list = field(default_factory=list)
+    retry_after: int | None = None
+    broken_listing: bool = False
+    hanging: set = field(default_factory=set)
     asked: list = field(default_factory=list)
     refused: list = field(default_factory=list)
     clients: list = field(default_factory=list)
@@ -111,13 +120,16 @@ class Account:
     async def answer(self, request):
         what = request.url.path.removeprefix(self.path).lstrip("/") or LISTING
         self.asked.append((round(self.now - NOW, 3), what))
-        await asyncio.sleep(self.answer_seconds)
+        await asyncio.sleep(3600.0 if what in self.hanging else self.answer_seconds)
         headers = self._take_slot()
         if headers.get("X-RateLimit-Remaining") == "-1":
             self.refused.append(self.asked[-1])
             return httpx.Response(429, headers=headers | {"X-RateLimit-Remaining": "0"}, json={})
         if self.refusals:
+            headers = headers | ({"Retry-After": str(self.retry_after)} if self.retry_after else {})
             return httpx.Response(self.refusals.pop(0), headers=headers, json={"errors": [{"message": "no"}]})
+        if what == LISTING and self.broken_listing:
+            return httpx.Response(200, headers=headers, text="oops")
         page = int(request.url.params.get("page", 0))
         payload = self._listing(page) if what == LISTING else self._status(what)
         return httpx.Response(200 if payload else 404, headers=headers, json=payload or {})
@@ -141,7 +153,8 @@ class Account:
     def _listed(self, export_id):
         """Without count and message, as in SendGrid."""
         seen = self._current(export_id)
-        return {"id": export_id, **{name: seen[name] for name in ("status", "urls", "expires_at") if name in seen}}
+        names = ("status", "urls", "expires_at", "completed_at")
+        return {"id": export_id, "created_at": CREATED, **{name: seen[name] for name in names if name in seen}}
 
     def _status(self, export_id):
         if export_id not in self.answers:
@@ -233,7 +246,7 @@ def test_an_export_that_is_ready_at_once_is_not_waited_for():
     assert account.times == [0.0]
 
 
-@pytest.mark.parametrize("status", ["pending", "archived", "", "ready"])
+@pytest.mark.parametrize("status", ["pending", "archived", "ready"])
 def test_what_never_ends_is_waited_on_until_the_deadline_and_not_beyond(status):
     """The last poll comes at the deadline itself: an export that is ready then is not missed."""
     account = Account({"a": [{"status": status}]})
@@ -324,9 +337,11 @@ def test_a_passing_outage_does_not_end_the_wait():
     assert wait(Account({"a": [READY]}, refusals=[500, 503, 429])).outcome is Outcome.READY
 
 
-def test_an_outage_that_lasts_does():
-    with pytest.raises(SendGridServerError, match="500"):
-        wait(Account({"a": [PENDING]}, refusals=[500] * 99))
+def test_an_outage_that_lasts_ends_it_at_the_deadline_with_the_reason():
+    sighting = wait(Account({"a": [PENDING]}, refusals=[500] * 999), end_time=NOW + 300)
+    assert (sighting.outcome, sighting.polls) == (Outcome.TIMEOUT, 0)
+    assert "could not be polled" in sighting.describe()
+    assert "answered 500" in sighting.describe()
 
 
 def test_a_mistake_of_ours_ends_the_wait_too():
@@ -406,6 +421,136 @@ def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
         return account.times
 
     assert virtual_time.run(scenario()) == [0.0, 2.0]
+
+
+# --- errors that may pass, and slow responses
+
+
+def test_a_wait_outlasts_an_outage_however_long_and_its_log_says_so(caplog):
+    account = Account({"a": [READY]}, refusals=[503] * 60)
+    assert wait(account).outcome is Outcome.READY
+    assert account.times[-1] > 600
+    assert "answered 503" in caplog.text
+
+
+def test_a_timeout_after_an_outage_names_the_status_and_the_error():
+    account = Account({"a": [PENDING]}, refusals=[])
+    account.answers["a"] = lambda _now: account.refusals.extend([503] * 99) or PENDING
+    sighting = wait(account, end_time=NOW + 60)
+    assert sighting.outcome is Outcome.TIMEOUT
+    assert re.search(r"is 'pending' after \d+ s\. The last poll failed: .*answered 503", sighting.describe())
+
+
+def test_retry_after_delays_the_next_poll():
+    account = Account({"a": [READY]}, refusals=[429], retry_after=100)
+    assert wait(account).outcome is Outcome.READY
+    assert account.times[0] == 0.0
+    assert account.times[1] >= 100.0
+
+
+@pytest.mark.parametrize("refused_polls", [1, 3])
+def test_a_few_stray_refusals_in_a_row_end_no_wait(refused_polls):
+    account = Account({f"e{n}": ready_after(30) for n in range(4)}, refusals=[403] * refused_polls)
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+
+
+def test_refusals_that_last_end_the_wait():
+    with pytest.raises(SendGridPermissionError, match="403"):
+        wait(Account({"a": [PENDING]}, refusals=[403] * 99))
+
+
+def test_a_wait_with_silent_fail_goes_on_after_any_refusal():
+    async def scenario():
+        account = Account({"a": [READY]}, refusals=[401] * 30)
+        watch = account.watch()
+        sighting = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, rides_out_refusals=True)
+        await watch.aclose()
+        return sighting.outcome
+
+    assert virtual_time.run(scenario()) is Outcome.READY
+
+
+def test_a_listing_that_cannot_be_read_is_replaced_by_polls_by_id():
+    """One odd entry must not hold up the waits for all other exports."""
+    account = Account({f"e{n}": [READY] for n in range(20)}, broken_listing=True)
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+    assert max(account.times) < 20
+
+
+@pytest.mark.parametrize("hanging", [1, 8, 20])
+def test_requests_that_hang_delay_no_other_wait(hanging):
+    slow = {f"slow{n}": [PENDING] for n in range(hanging)}
+    account = Account(slow | {"fine": ready_after(20)}, hanging=set(slow), unlisted=set(slow) | {"fine"})
+
+    async def scenario():
+        watch = account.watch()
+        tasks = waits(watch, *account.answers, end_time=NOW + 100)
+        sighting = await tasks[-1]
+        seen_at = account.now - NOW
+        others = await asyncio.gather(*tasks[:-1])
+        ended_at = account.now - NOW
+        await watch.aclose()
+        return sighting.outcome, seen_at, {each.outcome for each in others}, ended_at
+
+    outcome, seen_at, others, ended_at = virtual_time.run(scenario())
+    assert (outcome, others) == (Outcome.READY, {Outcome.TIMEOUT})
+    assert seen_at <= 20 + 25
+    assert ended_at <= 130
+
+
+def test_a_listing_that_hangs_delays_nobody():
+    account = Account({f"e{n}": ready_after(20) for n in range(10)}, hanging={LISTING})
+
+    async def scenario():
+        watch = account.watch()
+        sightings = await asyncio.gather(*waits(watch, *account.answers))
+        seen_at = account.now - NOW
+        await watch.aclose()
+        return {each.outcome for each in sightings}, seen_at
+
+    outcomes, seen_at = virtual_time.run(scenario())
+    assert outcomes == {Outcome.READY}
+    assert seen_at <= 45
+
+
+def test_polls_side_by_side_do_not_exceed_the_rate_limit():
+    names = {f"e{n}": ready_after(n) for n in range(60)}
+    account = Account(names, unlisted=set(names), limit=7, window_seconds=20.0, answer_seconds=0.7)
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+    assert account.refused == []
+
+
+# --- ready without files
+
+
+def completed(seconds, **more):
+    when = datetime.fromtimestamp(NOW + seconds, tz=timezone.utc).isoformat()
+    return {"status": "ready", "completed_at": when, "created_at": CREATED, **more}
+
+
+@pytest.mark.parametrize("count", [{}, {"contact_count": 5}])
+def test_ready_without_files_is_settled_after_five_minutes_of_sendgrids_time(count):
+    sighting = wait(Account({"a": [completed(0, **count)]}), end_time=NOW + 36_000)
+    assert sighting.outcome is Outcome.WITHOUT_FILES
+    assert 300 <= sighting.waited_seconds <= 365
+    assert type(sighting.error()) is ExportWithoutFilesError
+
+
+def test_ready_without_files_and_times_is_settled_five_minutes_after_it_was_seen():
+    sighting = wait(Account({"a": [PENDING, {"status": "ready"}]}), end_time=NOW + 36_000)
+    assert sighting.outcome is Outcome.WITHOUT_FILES
+    assert 302 <= sighting.waited_seconds <= 367
+
+
+def test_one_response_without_files_settles_nothing():
+    account = Account({"a": [completed(-3600), completed(-3600, urls=FILES, contact_count=5)]})
+    assert wait(account).outcome is Outcome.READY
+
+
+def test_many_ready_without_files_are_settled_too():
+    account = Account({f"e{n}": [completed(0)] for n in range(20)})
+    sightings = wait_for_all(account, end_time=NOW + 36_000)
+    assert {each.outcome for each in sightings} == {Outcome.WITHOUT_FILES}
 
 
 # --- many who wait
@@ -511,11 +656,10 @@ def test_one_unknown_export_among_many_disturbs_nobody():
     assert type(error) is SendGridNotFoundError
 
 
-@pytest.mark.parametrize(("status", "error_class"), [(401, SendGridAuthError), (500, SendGridServerError)])
-def test_a_failed_listing_fails_each_with_an_error_of_its_own(status, error_class):
+def test_a_listing_that_refuses_the_key_fails_each_with_an_error_of_its_own():
     """One exception raised in several tasks would collect all their tracebacks."""
-    errors = wait_for_all(Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[status] * 99))
-    assert {type(each) for each in errors} == {error_class}
+    errors = wait_for_all(Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[401] * 99))
+    assert {type(each) for each in errors} == {SendGridAuthError}
     assert len({id(each) for each in errors}) == 5
 
 
@@ -563,9 +707,11 @@ def test_all_back_off_together():
     assert len([when for when in account.times if when < 1.9]) == 2
 
 
-def test_a_limit_that_others_use_up_for_ever_is_an_error_of_each():
-    errors = wait_for_all(Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[429] * 99))
-    assert {type(each) for each in errors} == {SendGridRateLimitError}
+def test_a_limit_that_others_use_up_for_ever_is_the_reason_of_each_timeout():
+    account = Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[429] * 999)
+    sightings = wait_for_all(account, end_time=NOW + 300)
+    assert {each.outcome for each in sightings} == {Outcome.TIMEOUT}
+    assert {type(each.last_error) for each in sightings} == {SendGridRateLimitError}
 
 
 # --- who comes and goes
@@ -644,7 +790,7 @@ def test_a_poller_that_somebody_cancels_tells_everybody():
         [waiting] = waits(watch, "a")
         await asyncio.sleep(0.5)
         watch._poller.cancel()
-        with pytest.raises(SendGridError, match="somebody who cancelled it"):
+        with pytest.raises(SendGridError, match="a cancellation from outside"):
             await waiting
         await watch.aclose()
 

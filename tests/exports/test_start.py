@@ -25,7 +25,15 @@ from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGr
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import Patience, Reply
-from airflow_provider_sendgrid.exports.start import Attempt, Rivals, find_started, start_export_once
+from airflow_provider_sendgrid.exports.start import (
+    Attempt,
+    Baseline,
+    Clock,
+    Rivals,
+    Starting,
+    find_started,
+    start_export_once,
+)
 
 MARKETING, LEGACY = ExportFamily.MARKETING, ExportFamily.LEGACY
 CALM = Patience(tries=2, jitter=lambda: 0.0)
@@ -33,6 +41,8 @@ NOW = 1_767_323_045.0
 CUSTOMERS = ExportSelection(list_ids=["customers"])
 LOST = SendGridUnavailableError("the connection broke", may_have_been_accepted=True)
 ACCEPTED = {"id": "started"}
+OTHER = Starting("other")
+ALL_LOOKS = 8  # after a lost response, and then while there is a doubt
 
 
 def at(seconds):
@@ -134,7 +144,7 @@ def test_the_starts_are_bounded():
 def test_an_answer_without_an_id_is_a_lost_one():
     requests, result = start({}, [export("ours")])
     assert result == ("ours", True)
-    assert "without naming its id" in requests[1].because
+    assert "no usable id" in requests[1].because
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
@@ -184,13 +194,33 @@ def test_another_try_that_cannot_have_the_list_starts_nothing():
         (export("x", segments=["s"]), "of a segment, too"),
         (export("x", status="failure"), "failed"),
         (export("x", status="ready", expires_at=at(5).isoformat()), "its files are gone"),
-        (export("x", created_at=None), "begun nobody knows when"),
         (export("x", status="ready", urls=["https://f.example/contacts.json.gzip?a=.csv"]), "of another type"),
     ],
 )
 def test_another_export_is_not_adopted(other, why):
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), [other])
     assert found is None, why
+
+
+UNREAD, OF_LISTS = {"lists": None, "segments": None}, {"export_type": "list_export", "lists": []}
+EVERYONE = ExportSelection()
+
+
+@pytest.mark.parametrize(
+    ("selection", "fields"),
+    [(CUSTOMERS, {}), (CUSTOMERS, UNREAD), (CUSTOMERS, OF_LISTS), (EVERYONE, {}), (EVERYONE, UNREAD)],
+)
+def test_an_export_of_unknown_lists_is_a_doubt(selection, fields):
+    """It is neither adopted as an export of all contacts nor ruled out."""
+    unclear = {"id": "x", "status": "pending", "created_at": at(1).isoformat(), **fields}
+    with pytest.raises(ExportInDoubtError, match="x"):
+        walk(find_started(MARKETING, selection, Attempt(NOW), CALM), [unclear])
+
+
+def test_a_listing_with_an_unreadable_time_decides_nothing():
+    """It is repeated; the export may be ours."""
+    with pytest.raises(SendGridServerError, match="created_at"):
+        walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), *[[export("x", created_at="soon")]] * CALM.tries)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +268,7 @@ def test_a_date_that_cannot_be_read_tells_nothing(date):
 def test_two_that_may_be_ours_are_a_doubt_with_both_named():
     two = [export("first"), export("second", begun=2.0)]
     with pytest.raises(ExportInDoubtError, match="first, second") as caught:
-        start(LOST, two, two, two)
+        start(LOST, *[two] * ALL_LOOKS)
     assert "durable=False" in str(caught.value)
     assert at(0).isoformat(timespec="seconds") in str(caught.value)
 
@@ -255,23 +285,157 @@ def test_where_all_are_other_tasks_ours_is_started_again():
 
 def test_another_task_that_is_just_starting_the_same_is_waited_for():
     """Whose it is shows when that task knows its own."""
-    told = iter([Rivals(starting=["other"]), Rivals(ids={"theirs"})])
+    told = iter([Rivals(starting=[OTHER]), Rivals(ids={"theirs"})])
     requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 2, rivals=lambda: next(told))
     assert (len(requests), result) == (3, ("ours", True))
 
 
-def test_another_task_that_never_tells_leaves_a_doubt():
-    """One export, two tasks that may have begun it: taking it would be a guess."""
+def test_another_task_that_never_announces_its_id_leaves_a_doubt():
+    """One export, two tasks that may have started it: taking it would be a guess."""
     one = [export("whose")]
-    with pytest.raises(ExportInDoubtError, match=r"whose.*So may that of other\[3\]"):
-        start(LOST, one, one, one, rivals=lambda: Rivals(starting=["other[3]"]))
+    with pytest.raises(
+        ExportInDoubtError, match=r"whose\. Other tasks that are starting the same: other\[3\]"
+    ) as caught:
+        start(LOST, *[one] * ALL_LOOKS, rivals=lambda: Rivals(starting=[Starting("other[3]")]))
+    assert caught.value.may_have_been_accepted
 
 
 def test_a_doubt_that_the_others_clear_up_is_none():
     """All that is there is theirs: ours was never begun."""
-    told = iter([Rivals(starting=["other"]), *[Rivals(ids={"theirs"})] * 2])
+    told = iter([Rivals(starting=[OTHER]), *[Rivals(ids={"theirs"})] * 2])
     _, result = start(LOST, *[[export("theirs")]] * 3, ACCEPTED, rivals=lambda: next(told))
     assert result == ("started", False)
+
+
+def test_a_doubt_is_waited_out_for_minutes():
+    """In a parallel backfill the other runs announce their ids one after another."""
+    told = iter([*[Rivals(starting=[OTHER])] * 7, Rivals(ids={"theirs"})])
+    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 8, rivals=lambda: next(told))
+    assert result == ("ours", True)
+    assert 180 < sum(each.after_seconds for each in requests) < 420
+
+
+def test_an_export_of_unknown_type_may_be_another_tasks():
+    """Whether a pending export is CSV or JSON shows once it has files."""
+    pending, ready = export("theirs"), export("theirs", status="ready", urls=["https://f.example/contacts.json.gzip"])
+    rivals = Rivals(starting=[Starting("as_json", file_type="json")])
+    _, result = start(LOST, [pending], [ready], [ready], ACCEPTED, rivals=lambda: rivals)
+    assert result == ("started", False)
+
+
+def test_a_pending_export_waits_for_its_type_where_other_tasks_export_another():
+    """None of them is starting now; one may have left an export that it did not take."""
+    pending, ready = export("x"), export("x", status="ready", urls=["https://f.example/contacts.json.gzip"])
+    rivals = Rivals(file_types={"csv", "json"})
+    assert start(LOST, [pending], [ready], [ready], ACCEPTED, rivals=lambda: rivals)[1] == ("started", False)
+    with pytest.raises(ExportInDoubtError):
+        start(LOST, *[[pending]] * ALL_LOOKS, rivals=lambda: rivals)
+
+
+def test_a_task_that_exports_another_type_does_not_own_a_csv_file():
+    ours = export("ours", status="ready", urls=["https://f.example/contacts.csv.gzip"])
+    rivals = Rivals(starting=[Starting("as_json", file_type="json")])
+    assert start(LOST, [ours], rivals=lambda: rivals)[1] == ("ours", True)
+
+
+def test_a_task_that_began_later_does_not_own_an_older_export():
+    rivals = Rivals(starting=[Starting("later", since=NOW + 300)])
+    assert start(LOST, [export("ours")], rivals=lambda: rivals)[1] == ("ours", True)
+
+
+# --- the list before the first POST
+
+
+def test_an_export_that_was_listed_before_the_start_is_not_adopted():
+    kept = []
+    requests, result = start(
+        [export("before", begun=10)], LOST, [export("before", begun=10), export("ours", begun=10)], keep=kept.append
+    )
+    assert (said(requests)[:2], result) == ([("GET", 0.0), ("POST", 0.0)], ("ours", True))
+    assert kept == [Baseline(NOW + 10, Clock.WORKER, ("before",))]
+
+
+def test_the_baseline_is_in_sendgrids_time():
+    kept = []
+    start(reply([], ahead_seconds=-400), ACCEPTED, keep=kept.append)
+    assert kept == [Baseline(NOW + 10 - 400, Clock.SENDGRID, ())]
+
+
+def test_nothing_is_started_where_the_list_cannot_be_read_before():
+    """A definite failure: nothing has to be looked for."""
+    broken = Reply(500, {}, b"{}", NOW)
+    with pytest.raises(SendGridServerError) as caught:
+        start(broken, broken, keep=lambda _: None)
+    assert not caught.value.may_have_been_accepted
+
+
+def test_a_refusal_of_a_retry_that_could_not_look_is_not_definite():
+    """The earlier try may have started an export."""
+    with pytest.raises(SendGridAuthError) as caught:
+        start(Reply(401, {}, b"{}", NOW), is_retry=True)
+    assert caught.value.may_have_been_accepted
+
+
+@pytest.mark.parametrize("ahead_seconds", [0, 1, 3, 60, 300, 600])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_record_by_another_workers_clock_finds_its_export(ahead_seconds, sign):
+    """The first try ran where the clock was wrong; the second asks five minutes later."""
+    listing = reply([export("ours", begun=-299.5)], ahead_seconds=0)
+    attempt = Attempt(NOW - 299.5 + sign * ahead_seconds, is_retry=True)
+    assert walk(start_export_once(MARKETING, CUSTOMERS, attempt, CALM), listing)[1] == ("ours", True)
+
+
+def test_an_export_shortly_before_the_run_is_a_doubt():
+    """The run's time is from another machine: neither ours for sure, nor none."""
+    attempt = Attempt(NOW, is_retry=True, clock=Clock.RUN)
+    with pytest.raises(ExportInDoubtError, match="shortly_before"):
+        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", begun=-300)])
+    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("ours")])[1].id == "ours"
+    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("before", begun=-700)])[1] is None
+
+
+# --- an export that an earlier try got
+
+
+def test_a_known_export_is_returned_without_another_start():
+    requests, result = start({"id": "known", "status": "pending"}, export_id="known", keep=lambda _: None)
+    assert (said(requests), result) == ([("GET", 0.0)], ("known", True))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"id": "known", "status": "failure"},
+        {"id": "known", "status": "ready", "expires_at": at(5).isoformat()},
+        *[Reply(404, {}, b"{}", NOW)] * 1,
+    ],
+)
+def test_a_known_export_that_is_not_usable_is_replaced(answer):
+    answers = [answer] * (3 if isinstance(answer, Reply) else 1)
+    patience = Patience(tries=3, jitter=lambda: 0.0)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), patience)
+    assert walk(flow, *answers[:2], *answers[2:], [], ACCEPTED)[1] == ("started", False)
+
+
+def test_a_known_export_that_another_task_took_is_left_to_it():
+    """It adopted the export before this try could announce the id again."""
+    known = {"id": "known", "status": "pending"}
+    rivals = iter([Rivals(starting=[OTHER]), Rivals(ids={"known"})])
+    result = start(known, known, [], ACCEPTED, export_id="known", keep=lambda _: None, rivals=lambda: next(rivals))[1]
+    assert result == ("started", False)
+
+
+def test_a_known_export_is_kept_where_another_task_never_goes_on():
+    known = {"id": "known", "status": "pending"}
+    result = start(*[known] * 4, export_id="known", rivals=lambda: Rivals(starting=[OTHER]))[1]
+    assert result == ("known", True)
+
+
+@pytest.mark.parametrize("kind", ["list_export", "segment_export"])
+def test_an_export_of_a_deleted_list_is_not_one_of_all_contacts(kind):
+    """Its list is gone from the listing; its type still shows that it had one."""
+    listed = export("of_a_list", lists=[], export_type=kind)
+    assert walk(find_started(MARKETING, ExportSelection(), Attempt(NOW), CALM), [listed])[1] is None
 
 
 def test_nobody_is_asked_for_rivals_where_nothing_was_found():

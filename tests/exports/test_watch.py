@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_wait_that_began_in_the_future_has_not_lasted():
     [
         (export("pending"), "SendGrid export 6f0a2c5e is 'pending' after 30 s."),
         (export("ready", FILES), "SendGrid export 6f0a2c5e is 'ready' after 30 s."),
-        (export("ready"), "SendGrid export 6f0a2c5e is 'ready', but without files after 30 s."),
+        (export("ready"), "SendGrid export 6f0a2c5e is 'ready', but without files (no count) after 30 s."),
         (
             export("archived"),
             "SendGrid export 6f0a2c5e is 'archived' (a status that this provider does not know) after 30 s.",
@@ -99,7 +100,7 @@ def test_a_sighting_is_one_sentence_without_a_url(seen, sentence):
     [
         (export("failure", message="list is gone"), ExportFailedError, "6f0a2c5e ended with status 'failure': list is"),
         (export("failure"), ExportFailedError, "SendGrid gave no message"),
-        (export("ready", expires_at=BEFORE), ExportExpiredError, "6f0a2c5e expired at 2026-01-02T03:04:04"),
+        (export("ready", FILES, expires_at=BEFORE), ExportExpiredError, "6f0a2c5e expired at 2026-01-02T03:04:04"),
     ],
 )
 def test_why_an_export_will_never_be_ready_is_told_with_the_next_step(seen, error_class, text):
@@ -138,8 +139,40 @@ def test_those_who_wait_for_the_same_do_not_come_in_step(jitter, factor):
 @given(st.floats(0.01, 3600), st.floats(0, 1e7), st.floats(0, 1))
 def test_no_wait_leaves_its_bounds(interval, waited, jitter):
     wait = PollSchedule(interval, jitter=lambda: jitter).wait_seconds(waited)
-    assert min(2.0, interval) * 0.8 - 1e-9 <= wait <= interval
+    assert max(1.0, min(2.0, interval) * 0.8 - 1e-9) <= wait <= max(1.0, interval)
 
 
 def test_an_interval_shorter_than_the_first_wait_holds():
-    assert PollSchedule(0.5, jitter=lambda: 0.0).wait_seconds(0.0) == 0.5
+    assert PollSchedule(1.5, jitter=lambda: 0.0).wait_seconds(0.0) == 1.5
+
+
+@pytest.mark.parametrize("interval", [0.0, 0.01, 1.1])
+def test_no_poll_follows_another_within_a_second(interval):
+    assert PollSchedule(interval, jitter=lambda: 1.0).wait_seconds(0.0) == 1.0
+
+
+def test_exponential_backoff_begins_at_the_interval_and_doubles_up_to_max_wait():
+    schedule = replace(PollSchedule.for_sensor(10.0, exponential_backoff=True, max_wait=100.0), jitter=lambda: 0.0)
+    waited, waits = 0.0, []
+    for _ in range(7):
+        waits.append(schedule.wait_seconds(waited))
+        waited += waits[-1]
+    assert waits == [10.0, 10.0, 20.0, 40.0, 80.0, 100.0, 100.0]
+
+
+def test_a_pending_export_that_expired_was_never_finished():
+    """There were no files that could have been deleted."""
+    error = look_at(export("pending", expires_at=BEFORE), now=NOW, started_at=NOW, polls=1).error()
+    assert type(error) is ExportExpiredError
+    assert "SendGrid never finished it" in str(error)
+    assert "deleted" not in str(error)
+
+
+@pytest.mark.parametrize("created_at", [BEFORE, AFTER])
+def test_an_expiry_that_is_not_after_the_creation_means_nothing(created_at):
+    assert judge(export("pending", created_at=created_at, expires_at=BEFORE), AT) is Outcome.WAITING
+
+
+@pytest.mark.parametrize(("as_of", "outcome"), [(BEFORE, Outcome.READY), (AFTER, Outcome.EXPIRED)])
+def test_expiry_is_compared_with_sendgrids_time_not_with_ours(as_of, outcome):
+    assert judge(export("ready", FILES, expires_at=AT, as_of=as_of), AT) is outcome

@@ -16,7 +16,9 @@ from tests.faults.world import EXPORTS, Sendgrid, World, all_texts, is_ours, out
 _SILENT: Final = ("hang", "trickle")
 _SHORT_SECONDS, _LONG_SECONDS = 0.8, 30.0
 # A message says what to do next.
-NEXT_STEP: Final = re.compile(r"\b(Check|Run|run|Start|Mend|Poll|Wait|Choose|try again|look for|One of three causes)\b")
+NEXT_STEP: Final = re.compile(
+    r"\b(Check|Run|run|Start|Mend|Correct|Poll|Wait|Choose|try again|look for|Look for|One of three causes)\b"
+)
 _THING: Final = re.compile(r"export|/v3/|s3://")
 
 

@@ -98,7 +98,7 @@ _API: Final[tuple[_Api, ...]] = (
     ("429, that is all", Fault("status", status=429), _FINE, _doors(_LIMITED, _LIMITED)),
     ("400", Fault("status", status=400), _refusal("SendGridBadRequestError"), None),
     ("401", Fault("status", status=401), _refusal("SendGridAuthError"), None),
-    ("403", Fault("status", status=403), _refusal("SendGridPermissionError"), None),
+    ("403", Fault("status", status=403), _FINE, _refusal("SendGridPermissionError")),
     (
         "404",
         Fault("status", status=404),
@@ -109,6 +109,7 @@ _API: Final[tuple[_Api, ...]] = (
     ("502 with a page of HTML", Fault("html", status=502), _FINE, _doors(_SERVER, _SERVER)),
     ("503", Fault("status", status=503), _FINE, _doors(_SERVER, _SERVER)),
     ("200 with a page of HTML", Fault("html"), _FINE, _doors(_SERVER, _SERVER)),
+    ("200 with null", Fault("body", message="null"), _FINE, _doors(_SERVER, _SERVER)),
     ("an empty answer", Fault("empty"), _FINE, _doors(_SERVER, "ok")),
     ("half of the JSON", Fault("broken_json"), _FINE, _doors(_SERVER, "ok")),
     ("a damaged byte", Fault("corrupt", at=0), _FINE, _doors(_SERVER, "ok")),

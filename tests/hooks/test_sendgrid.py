@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from contextlib import AsyncExitStack
@@ -23,6 +24,7 @@ FAMILIES = ("marketing", "legacy")
 EXPORTS = {"marketing": "/v3/marketing/contacts/exports", "legacy": "/v3/contactdb/exports"}
 WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
 READS_LEGACY = Key("SG.readslegacy.secretsecret", frozenset({"marketing_campaigns.read", "user.scopes.read"}))
+READS_MARKETING = Key("SG.readsmarketing.secretsecret", frozenset({"marketing.read", "user.scopes.read"}))
 READS_NOTHING = Key("SG.readsnothing.secretsecret", frozenset({"user.scopes.read", "mail.send"}))
 
 
@@ -248,6 +250,57 @@ def test_switching_tls_verification_off_is_said_in_the_log(sendgrid_emulator, co
     assert "switches the verification of TLS certificates off" in output_of_all_logs()
 
 
+# Settings that are wrong
+
+
+@pytest.fixture
+def connect_raw(monkeypatch):
+    """Set the connection `sendgrid_default` with extra as a text."""
+
+    def to(extra, **fields):
+        known = {"conn_type": "sendgrid", "password": "SG.key", "extra": extra, **fields}
+        monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(known))
+
+    return to
+
+
+WRONG_SETTINGS = [
+    ({"extra": "region: eu"}, {}, "extra must be a JSON object"),
+    ({"extra": '["eu"]'}, {}, "extra must be a JSON object"),
+    ({"extra": '{"region": "eu"'}, {}, "extra must be a JSON object"),
+    ({"extra": '{"regoin": "eu"}'}, {}, "did you mean region"),
+    ({"extra": '{"verify": "/nowhere.pem"}'}, {}, "verify is '/nowhere.pem', which cannot be read"),
+    ({"extra": '{"region": "eu"}', "host": "api.sendgrid.com"}, {}, "but the host"),
+    ({"extra": "", "host": "https://proxy.example/sendgrid/"}, {}, "no path"),
+    ({"extra": "", "schema": "sendgrid"}, {}, "no path"),
+    ({"extra": ""}, {"https_proxy": "http://proxy.example:99999"}, "https_proxy must be a URL"),
+    ({"extra": ""}, {"REQUESTS_CA_BUNDLE": "/nowhere.pem"}, "REQUESTS_CA_BUNDLE is '/nowhere.pem'"),
+    ({"extra": "", "password": "***"}, {}, "placeholder"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+@pytest.mark.parametrize(("fields", "environ", "text"), WRONG_SETTINGS, ids=[each[2] for each in WRONG_SETTINGS])
+def test_a_wrong_setting_is_a_value_error_at_once(connect_raw, monkeypatch, fields, environ, text):
+    """In a worker, in a triggerer, and for the button: never after retries."""
+    connect_raw(**fields)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ValueError, match=text):
+        SendGridHook().connection  # noqa: B018 - reads it
+    with pytest.raises(ValueError, match=text):
+        asyncio.run(SendGridHook().aload_connection())
+    works, said = SendGridHook().test_connection()
+    assert (works, text in said) == (False, True)
+
+
+def test_extra_that_is_null_or_empty_is_absent(connect_raw):
+    for extra in ("", "{}", "null", None):
+        connect_raw(extra)
+        assert "https://api.sendgrid.com" == SendGridHook().connection.base_url
+
+
 # The button of the connection form
 
 
@@ -276,6 +329,35 @@ def test_the_button_tells_what_is_wrong_with_the_key(connect, key, expected):
     assert expected[0] is works
     assert expected[1] in text
     assert key == "" or key not in text
+
+
+@pytest.mark.parametrize(("secret", "is_named"), [(READS_LEGACY.secret, True), (READS_MARKETING.secret, False)])
+def test_the_button_names_the_upgrade_of_legacy_accounts(connect, secret, is_named):
+    """A key may have the scope, and the account no exports."""
+    with Emulator(keys=[READS_LEGACY, READS_MARKETING]) as emulator:
+        connect(emulator.url, secret)
+        works, text = SendGridHook().test_connection()
+
+    assert works
+    assert ("upgraded in 2025" in text) is is_named
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_is_not_empty_before_it_says_so_twice(sendgrid_emulator, family):
+    """Its count and its files may be filled in a moment after its status."""
+    export_id = sendgrid_emulator.start_export(family=family)
+    sendgrid_emulator.inject(Fault("unfilled", first=1))
+    export = SendGridHook(family=family).get_export(export_id)
+    assert export.contact_count
+    assert export.urls
+
+
+def test_segments_of_both_apis_are_found_by_name(sendgrid_emulator):
+    old = sendgrid_emulator.add_segment("Old buyers", first_api=True)
+    new = sendgrid_emulator.segment_id("Customers in Germany")
+    assert [old, new] == SendGridHook().ids_of_segments(["Old buyers", "Customers in Germany"])
+    assert [] == SendGridHook().ids_of_segments([])
 
 
 @pytest.mark.usefixtures("no_waiting")

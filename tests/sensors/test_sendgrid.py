@@ -6,16 +6,18 @@ import asyncio
 import json
 import time
 from contextlib import closing
+from datetime import timedelta
+from functools import partial
 from importlib import import_module
 
 import pytest
 
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError, SendGridServerError
-from airflow_provider_sendgrid.exports.shared_watch import SharedWatch
+from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 
+pytestmark = pytest.mark.usefixtures("no_shortest_wait")
 WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
 STATUS = "/v3/marketing/contacts/exports/"
 
@@ -124,6 +126,8 @@ LISTS = {
 }
 
 
+# How long after the task the triggerer looks.
+BETWEEN_SECONDS = {"expired": 24 * 3600}
 MODES = ("poke", "reschedule", "deferrable")
 TABLE = [(mode, said) for mode in MODES for said in OUTCOMES]
 TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in ("timeout", "unknown status")]
@@ -132,7 +136,7 @@ TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in
 @pytest.mark.parametrize("soft_fail", [False, True])
 @pytest.mark.parametrize(("how", "said"), TABLE)
 def test_the_outcome_is_the_same_in_every_mode(
-    ticking_emulator, monkeypatch, output_of_all_logs, wait_in, how, said, soft_fail
+    ticking_emulator, ticking_clock, monkeypatch, output_of_all_logs, wait_in, how, said, soft_fail
 ):
     """A failed export is not tried again, soft_fail skips what is over, and never hides a refused key."""
     mode = how.partition(" ")[0]
@@ -141,11 +145,10 @@ def test_the_outcome_is_the_same_in_every_mode(
     if at_first_look or mode != "deferrable":
         traits["ready_after"] = 0
     elif said == "expired":
-        # Pending when the task looked, and gone before the triggerer did, a day later.
-        traits["outcome"] = "ready"
-        monkeypatch.setitem(SharedWatch.__init__.__kwdefaults__, "clock", lambda: time.time() + 24 * 3600)
+        traits["outcome"] = "ready"  # pending when the task looked, and gone before the triggerer did, a day later
     export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
     wait = wait_in(mode, export_id=export_id, soft_fail=soft_fail)
+    wait.between = partial(ticking_clock.advance, BETWEEN_SECONDS.get(said, 0))
     if said in ("timeout", "unknown status"):
         wait.arguments["timeout"] = 0
 
@@ -264,19 +267,27 @@ def test_an_empty_export_is_ready(sendgrid_emulator, wait_in, mode):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_an_outage_fails_so_that_airflow_tries_again(sendgrid_emulator, wait_in, mode):
-    """Not as a timeout and not as a skip, whatever soft_fail says."""
+def test_an_outage_ends_a_wait_at_its_timeout_with_the_reason(sendgrid_emulator, wait_in, mode):
     export_id = sendgrid_emulator.start_export()
-    sendgrid_emulator.inject(Fault("status", method="GET"))
+    sendgrid_emulator.inject(Fault("status", method="GET", status=503))
 
-    with pytest.raises(SendGridServerError):
-        wait_in(mode, export_id=export_id, soft_fail=True).run()
+    with pytest.raises(AirflowSensorTimeout, match=r"could not be polled.*answered 503"):
+        wait_in(mode, export_id=export_id, timeout=0).run()
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_wait_goes_on_after_an_outage(ticking_emulator, wait_in, mode):
+    """Each poll makes 3 tries, so the first two polls fail."""
+    export_id = ticking_emulator.start_export()
+    ticking_emulator.inject(Fault("status", method="GET", status=503, first=6))
+
+    assert "ready" == wait_in(mode, export_id=export_id).run()["status"]
 
 
 # Airflow's other ways to end a sensor
 
 
-@pytest.mark.parametrize("said", ["failure", "401", "500"])
+@pytest.mark.parametrize("said", ["failure", "401"])
 @pytest.mark.parametrize("how", ["poke", "reschedule", "deferrable", "deferrable at first look"])
 @pytest.mark.usefixtures("no_waiting")
 def test_never_fail_skips_whatever_happens(ticking_emulator, wait_in, how, said):
@@ -382,3 +393,78 @@ def test_the_summary_tells_what_the_wait_took(ticking_emulator, wait_in, mode):
 
     known = (summary["polls"], summary["waited_seconds"])
     assert (None, None) == known if mode == "reschedule" else known[0] >= 1 and 0 <= known[1] < 60
+
+
+# Flags and arguments, alike in every mode
+
+
+@pytest.mark.parametrize("flags", [{}, {"soft_fail": True}, {"silent_fail": True}])
+@pytest.mark.parametrize(
+    ("export_id", "expected"),
+    [
+        (None, "export_id is None"),
+        ("", "cannot be the id"),
+        ("None", "cannot be the id"),
+        (["a"], "expand"),
+        ({"id": "a"}, "id"),
+    ],
+)
+def test_a_wrong_export_id_fails_for_good_and_asks_nobody(sendgrid_emulator, wait_in, mode, export_id, expected, flags):
+    with pytest.raises(AirflowFailException, match=expected):
+        wait_in(mode, export_id=export_id, **flags).run()
+    assert sendgrid_emulator.count("GET") == 0
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_wrong_connection_fails_for_good_and_is_never_a_skip(monkeypatch, wait_in, mode, soft_fail):
+    monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", '{"conn_type": "sendgrid"}')
+    with pytest.raises(AirflowFailException, match="has no API key"):
+        wait_in(mode, export_id="an-id", soft_fail=soft_fail).run()
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_silent_fail_waits_on_through_refusals_in_every_mode(sendgrid_emulator, wait_in, mode):
+    sendgrid_emulator.inject(Fault("status", method="GET", status=401))
+    with pytest.raises(AirflowSensorTimeout, match="answered 401"):
+        wait_in(mode, export_id="an-id", silent_fail=True, timeout=0).run()
+
+
+def test_never_fail_does_not_skip_a_timeout_in_any_mode(sendgrid_emulator, wait_in, mode):
+    """Airflow's poke does not either."""
+    stuck = sendgrid_emulator.add_list("Slow", outcome="stuck")
+    with pytest.raises(AirflowSensorTimeout):
+        wait_in(mode, export_id=sendgrid_emulator.start_export([stuck]), timeout=0, never_fail=True).run()
+
+
+@pytest.mark.parametrize("said", ["failure", "timeout"])
+def test_a_skip_gives_its_reason_in_every_mode(ticking_emulator, wait_in, mode, said):
+    """In its own text: that is what Airflow logs."""
+    traits = LISTS[said] | {"ready_after": 5 if mode == "deferrable" else 0}
+    export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
+    timeout = 0 if said == "timeout" else 60
+    with pytest.raises(AirflowSkipException, match=OUTCOMES[said][1][1]):
+        wait_in(mode, export_id=export_id, soft_fail=True, timeout=timeout).run()
+
+
+def test_the_trigger_gets_the_flags_of_the_sensor(ticking_emulator, airflow_version):
+    sensor = SendGridExportSensor(
+        task_id="wait",
+        export_id=ticking_emulator.start_export(),
+        deferrable=True,
+        poke_interval=timedelta(seconds=30),
+        timeout=timedelta(hours=2),
+        exponential_backoff=True,
+        max_wait=timedelta(minutes=10),
+        silent_fail=True,
+    )
+    with pytest.raises(airflow_version.exceptions().TaskDeferred) as caught:
+        sensor.execute({})
+    arguments = caught.value.trigger.serialize()[1]
+    assert {"poll_interval": 30.0, "exponential_backoff": True, "max_wait": 600.0, "silent_fail": True}.items() <= (
+        arguments.items()
+    )
+    assert arguments["end_time"] - arguments["start_time"] == 7200
+
+
+def test_a_timeout_of_none_is_airflows_default():
+    assert SendGridExportSensor(task_id="wait", export_id="a", timeout=None).timeout == 7 * 24 * 3600

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.transfers.sendgrid_to_object_storage import SendGridToObjectStorageOperator
 from lab.azurite import azurite, connection
 from lab.gcs import CONNECTION, gcs_server
@@ -135,7 +136,7 @@ def test_azure_by_airflows_connection(sendgrid_emulator, export_id, monkeypatch,
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_emulator, export_id, path, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(AirflowFailException, match=told):
         deliver(export_id, path)
     assert 0 == sendgrid_emulator.count()
 

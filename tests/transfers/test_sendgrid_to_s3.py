@@ -270,7 +270,7 @@ def test_the_bucket_may_be_that_of_the_aws_connection(sendgrid_emulator, s3, del
 def test_a_bucket_named_twice_or_never_is_refused_before_anything_is_asked(sendgrid_emulator, deliver, bucket, prefix):
     export_id = export_of(sendgrid_emulator, 10)
 
-    with pytest.raises(ValueError, match="Name the bucket once"):
+    with pytest.raises(AirflowFailException, match="Name the bucket once"):
         deliver(export_id, s3_bucket=bucket, s3_key_prefix=prefix)
     assert 0 == sendgrid_emulator.count()
 
@@ -301,7 +301,7 @@ def test_without_an_aws_connection_boto3_finds_its_own_way(sendgrid_emulator, s3
 def test_arguments_that_cannot_be_right_are_refused_before_anything_is_asked(
     sendgrid_emulator, deliver, assert_untouched, arguments, expected
 ):
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(AirflowFailException, match=expected):
         deliver(export_of(sendgrid_emulator, 10), **arguments)
     assert_untouched()
     assert 0 == sendgrid_emulator.count()
@@ -672,3 +672,37 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
     [uri] = deliver(export_id, compression="none")
 
     assert sorted([uri.removeprefix(f"s3://{s3.bucket}/"), f"{PREFIX}_manifest.json"]) == s3.stored_keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"export_id": None}, "export_id is None"),
+        ({"export_id": ""}, "cannot be the id"),
+        ({"export_id": "None"}, "cannot be the id"),
+        ({"export_id": ["an-id"]}, r"expand\(export_id"),
+        ({"export_id": {"id": "an-id"}}, r"\[.id.\]"),
+        ({"file_index": ""}, "file_index must be"),
+        ({"file_index": "None"}, "file_index must be"),
+        ({"file_index": True}, "file_index must be"),
+        ({"file_index": 1.0}, "file_index must be"),
+        ({"file_index": [0]}, "file_index must be"),
+        ({"partition_key": ""}, "partition_key was passed but is empty"),
+        ({"partition_key": ["a"]}, "partition_key must be a text"),
+    ],
+)
+def test_an_argument_that_renders_to_the_wrong_type_asks_nobody(sendgrid_emulator, s3, arguments, expected):
+    given = {"export_id": "an-id", "s3_bucket": s3.bucket, "s3_key_prefix": "here/", **arguments}
+    with pytest.raises(AirflowFailException, match=expected):
+        SendGridToS3Operator(task_id="store", **given).execute({})
+    assert sendgrid_emulator.count("GET") == 0
+
+
+def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_emulator, s3):
+    operator = SendGridToS3Operator(
+        task_id="store", export_id="an-id", file_index="{{ none }}", s3_bucket=s3.bucket, s3_key_prefix="here/"
+    )
+    operator.file_index = None  # as native rendering leaves it
+    with pytest.raises(AirflowFailException, match="file_index must be"):
+        operator.execute({})
+    assert sendgrid_emulator.count("GET") == 0

@@ -314,6 +314,23 @@ async def test_an_export_of_which_our_own_task_left_word_does_not_fire():
     assert await ids_fired(trigger_on(store), *looks) == [[], ["theirs"], []]
 
 
+async def test_marks_of_failed_and_unwanted_exports_are_deleted_a_day_later():
+    store = Store()
+    listed = [export("failed", "failure"), export("unwanted", list_ids=("2",)), pending("ours")]
+    for each in listed:
+        store.set(f"sendgrid_started_{each.id}", "start_export")
+    trigger = trigger_on(store, list_id="1")
+    await ids_fired(trigger, listed)
+    kept = store.get(trigger._listed_key)
+    store.set(trigger._listed_key, {"failed": time.time() - 90_000, "unwanted": time.time() - 90_000, "ours": 0})
+
+    await ids_fired(trigger_on(store, list_id="1"), [pending("ours")])
+
+    assert set(kept) == {"failed", "unwanted", "ours"}
+    assert {key for key in store.kept if key.startswith("sendgrid_started_")} == {"sendgrid_started_ours"}
+    assert set(store.get(trigger._listed_key)) == {"ours"}
+
+
 # --- the poll
 
 

@@ -13,7 +13,7 @@ from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("no_shortest_wait")]
 STATUS = "/v3/marketing/contacts/exports/"
 
 

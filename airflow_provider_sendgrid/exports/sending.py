@@ -1,0 +1,198 @@
+"""Whether a request may have reached SendGrid, although its response is lost.
+
+A start must not be repeated unless it surely was not accepted. It was not where its sending never began: there was no
+connection, no tunnel through the proxy, or no TLS. The types of exceptions alone do not tell: requests raises a
+`ProxyError` for a tunnel that was refused and for one that broke after the request; httpx raises a `ReadError` for a
+proxy that closes the connection instead of making the tunnel, and for a lost response. So the clients record when
+sending begins (`Sending`), and `ERRORS` says which errors that record decides.
+
+The same record stops a request that was given up: sending does not begin later, when a slow connection is made at last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
+from functools import cache
+from typing import Any
+
+
+class When(Enum):
+    """When an error can happen."""
+
+    BEFORE = "before a request is sent: it was never sent"
+    EITHER = "before or after: never sent where the record shows that a connection was tried and sending did not begin"
+    AFTER = "after: it may have been accepted"
+
+
+# By the name of the error's class or its nearest base. An error that is not here is AFTER.
+# Even where an error says BEFORE, a record that sending began wins.
+ERRORS: dict[str, When] = {
+    # requests, in a worker
+    "requests.ConnectTimeout": When.BEFORE,
+    "requests.ProxyError": When.EITHER,  # refused tunnel; or a connection through a proxy that broke
+    "requests.SSLError": When.EITHER,  # certificate or handshake; or broken records later
+    "requests.ConnectionError": When.EITHER,  # refused, unknown name, garbage from a proxy; or reset after the request
+    "requests.ReadTimeout": When.EITHER,  # the proxy's answer to CONNECT; or the response
+    "requests.ChunkedEncodingError": When.AFTER,
+    "requests.ContentDecodingError": When.AFTER,
+    "urllib3.HTTPError": When.AFTER,  # raised while the body of a response is read
+    "http.HTTPException": When.AFTER,
+    # httpx, in a triggerer
+    "httpx.PoolTimeout": When.BEFORE,
+    "httpx.ConnectTimeout": When.BEFORE,
+    "httpx.ConnectError": When.BEFORE,  # TCP and TLS
+    "httpx.ProxyError": When.BEFORE,  # the proxy refused the tunnel
+    "httpx.UnsupportedProtocol": When.BEFORE,
+    "httpx.ReadError": When.EITHER,  # also of the answer to CONNECT
+    "httpx.WriteError": When.EITHER,
+    "httpx.ReadTimeout": When.EITHER,
+    "httpx.WriteTimeout": When.EITHER,
+    "httpx.RemoteProtocolError": When.EITHER,  # closed, or garbage
+    "httpx.LocalProtocolError": When.EITHER,
+    "httpx.CloseError": When.AFTER,
+    "httpx.DecodingError": When.AFTER,
+    # both
+    "builtins.TimeoutError": When.EITHER,  # the deadline of the whole response, see `client`
+    "builtins.OSError": When.EITHER,  # what the libraries let through
+}
+
+
+class GivenUpError(Exception):
+    """Sending was about to begin, but nobody waits for the response any more."""
+
+
+class Sending:
+    """The record of one request; safe to share among threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_connecting = False
+        self._has_begun = False
+        self._is_given_up = False
+
+    def connect(self) -> None:
+        """A connection is being made for the request.
+
+        Raises:
+            GivenUpError: nobody waits for the response any more.
+        """
+        self._note(has_begun=False)
+
+    def begin(self) -> None:
+        """The request's next bytes are about to be sent.
+
+        Raises:
+            GivenUpError: nobody waits for the response any more.
+        """
+        self._note(has_begun=True)
+
+    def give_up(self) -> None:
+        """Nobody waits any more: what is not sent yet must not be sent."""
+        with self._lock:
+            self._is_given_up = True
+
+    def may_have_been_accepted(self, error: BaseException) -> bool:
+        """Whether the request may have reached SendGrid, although it ended with this error."""
+        when = when_raised(type(error))
+        with self._lock:
+            if self._has_begun or when is When.AFTER:
+                return True
+            return when is When.EITHER and not self._is_connecting
+
+    def _note(self, *, has_begun: bool) -> None:
+        with self._lock:
+            if self._is_given_up:
+                raise GivenUpError
+            self._is_connecting = True
+            self._has_begun = self._has_begun or has_begun
+
+
+def when_raised(error_class: type[BaseException]) -> When:
+    """What `ERRORS` says of an error's class."""
+    names = (f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in error_class.__mro__)
+    return next((ERRORS[name] for name in names if name in ERRORS), When.AFTER)
+
+
+# httpx
+
+# httpcore's events of connections, tunnels and their TLS; and of cleaning up.
+_EVENTS_BEFORE = ("connection.", "proxy.", "socks.", "http11.response_closed.")
+
+
+class Trace:
+    """A callback for httpx's extension ``trace``; an event that is not known counts as the beginning of sending."""
+
+    def __init__(self, sending: Sending) -> None:
+        self._sending = sending
+        self._stream: Any = None
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        """Note an event."""
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+        if not event.endswith(".started"):
+            return
+        is_for_tunnel = getattr(info.get("request"), "method", None) == b"CONNECT"
+        if is_for_tunnel or event.startswith(_EVENTS_BEFORE):
+            self._sending.connect()
+        else:
+            self._sending.begin()
+
+    async def close_connection(self) -> None:
+        """Close the connection that was being made: httpcore leaves it open where it is cancelled during TLS."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+# requests
+
+_current: ContextVar[Sending | None] = ContextVar("sendgrid_sending", default=None)
+
+
+@contextmanager
+def recorded_in(sending: Sending) -> Iterator[None]:
+    """Record what connections of `recording_pools` do in this context, which is a thread's own."""
+    token = _current.set(sending)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class _Recording:
+    """What is added to urllib3's connections."""
+
+    sock: Any
+    auto_open: int
+    _is_making_connection = False
+
+    def connect(self) -> None:
+        if sending := _current.get():
+            sending.connect()
+        self._is_making_connection = True
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            self._is_making_connection = False
+
+    def send(self, data: Any) -> None:
+        if self.sock is None and self.auto_open:
+            self.connect()
+        sending = _current.get()
+        if sending and not self._is_making_connection:  # making one sends CONNECT to a proxy
+            sending.begin()
+        super().send(data)  # type: ignore[misc]
+
+
+@cache
+def recording_pool(pool_class: type[Any]) -> type[Any]:
+    """A class of urllib3's connection pools, whose connections record when sending begins."""
+    connection_class = pool_class.ConnectionCls
+    if issubclass(connection_class, _Recording):
+        return pool_class
+    recording = type(f"Recording{connection_class.__name__}", (_Recording, connection_class), {})
+    return type(f"Recording{pool_class.__name__}", (pool_class,), {"ConnectionCls": recording})

@@ -1,0 +1,174 @@
+"""HTTP sessions: the key for the API's own origin only, and the same proxies and trust for requests and httpx.
+
+`requests` and `httpx` are imported where they are needed: a worker needs no httpx, a triggerer no requests, and a DAG
+file neither.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_provider_sendgrid import __version__
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.network import Network, resolve_network
+from airflow_provider_sendgrid.exports.sending import recording_pool
+
+if TYPE_CHECKING:
+    import httpx
+    import requests
+
+# HTTP clients unpack all that they have read at once, and layer after layer; `client` unpacks a little at a time.
+ACCEPTED_ENCODING = "gzip"
+# As many as a delivery may open at once; requests keeps 10, and would open the others for each request anew.
+_POOL_SIZE = 64
+
+
+def new_session(connection: SendGridConnection) -> requests.Session:
+    """A session that adds the key and the subuser to requests for the API's own origin, and to no other."""
+    headers = own_headers(connection)
+
+    def add_own(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        parts = urlsplit(prepared.url or "")
+        if f"{parts.scheme}://{parts.netloc}" == connection.base_url:
+            prepared.headers.update(headers)
+        return prepared
+
+    def add_own_after_redirect(prepared: requests.PreparedRequest, _: requests.Response) -> None:
+        for name in headers:
+            prepared.headers.pop(name, None)
+        add_own(prepared)
+
+    session = new_download_session(connection)
+    session.auth = add_own
+    session.rebuild_auth = add_own_after_redirect  # type: ignore[method-assign]  # or requests asks ~/.netrc
+    session.headers["Accept"] = "application/json"
+    return session
+
+
+def new_download_session(connection: SendGridConnection) -> requests.Session:
+    """A session without the key, for the signed URLs of files: same proxies, same trust.
+
+    Raises:
+        ValueError: the connection's or the environment's proxy or trust is wrong.
+    """
+    import requests
+
+    def add_nothing(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        return prepared
+
+    network = resolve_network(connection)
+    session = requests.Session()
+    session.trust_env = False  # `network` has read the environment, for both clients
+    session.verify = network.is_verified
+    session.mount("https://", _Adapter.of(network))
+    session.mount("http://", _Adapter.of(network))
+    session.auth = add_nothing  # or requests would look into ~/.netrc
+    session.headers["User-Agent"] = _user_agent()
+    return session
+
+
+def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
+    """A client for the API, without the key: it is added to each request.
+
+    Raises:
+        ValueError: the connection's or the environment's proxy or trust is wrong.
+    """
+    import httpx
+
+    network = resolve_network(connection)
+    return httpx.AsyncClient(
+        base_url=connection.base_url,
+        headers={
+            "Accept": "application/json",
+            "Accept-Encoding": ACCEPTED_ENCODING,
+            "User-Agent": _user_agent(),
+        },
+        timeout=connection.timeout_seconds,
+        trust_env=False,
+        verify=network.tls,
+        proxy=_httpx_proxy(network.proxy_for(connection.base_url), network),
+        follow_redirects=False,
+    )
+
+
+def own_headers(connection: SendGridConnection) -> dict[str, str]:
+    """What only the API's own origin may see."""
+    headers = {"Authorization": f"Bearer {connection.api_key}"}
+    return headers | ({"on-behalf-of": connection.on_behalf_of} if connection.on_behalf_of else {})
+
+
+def _user_agent() -> str:
+    return f"airflow-provider-sendgrid/{__version__}"
+
+
+def _httpx_proxy(url: str | None, network: Network) -> httpx.Proxy | None:
+    import httpx
+
+    if url is None:
+        return None
+    # httpx has the proxy look up names for both, and knows "socks5h" from 0.28 on only.
+    url = url.replace("socks5h://", "socks5://", 1)
+    return httpx.Proxy(url, ssl_context=network.tls if url.startswith("https:") else None)
+
+
+class _Adapter:
+    """Sends through the proxy of each URL, trusts what `network` says, and records when sending begins.
+
+    Added to requests' adapter where that is imported.
+    """
+
+    network: Network
+    poolmanager: Any
+
+    @classmethod
+    def of(cls, network: Network) -> requests.adapters.HTTPAdapter:
+        adapter: Any = _adapter_class()(pool_maxsize=_POOL_SIZE)
+        adapter.network = network
+        return adapter  # type: ignore[no-any-return]
+
+    def send(self, request: Any, *args: Any, proxies: Any = None, **kwargs: Any) -> Any:
+        if not proxies and (proxy := self.network.proxy_for(request.url)):
+            proxies = {"all": proxy}
+        return super().send(request, *args, proxies=proxies, **kwargs)  # type: ignore[misc]
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)  # type: ignore[misc]
+        _record(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        # As with httpx, the proxy looks up names.
+        proxy = proxy.replace("socks5://", "socks5h://", 1)
+        if proxy.startswith("https:"):
+            kwargs["proxy_ssl_context"] = self.network.tls
+        manager = super().proxy_manager_for(proxy, **kwargs)  # type: ignore[misc]
+        _record(manager)
+        return manager
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)  # type: ignore[misc]
+        if self._is_ours(verify):
+            pool["ssl_context"] = self.network.tls
+        return host, pool
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        # Or requests would add its own certificates to those trusted.
+        if cert or not self._is_ours(verify):
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[misc]
+
+    def _is_ours(self, verify: Any) -> bool:
+        """Whether a user of this session left the trust as it is."""
+        return verify is self.network.is_verified
+
+
+@cache
+def _adapter_class() -> Any:
+    import requests
+
+    return type("SendGridAdapter", (_Adapter, requests.adapters.HTTPAdapter), {})
+
+
+def _record(manager: Any) -> None:
+    pools = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: recording_pool(pool) for scheme, pool in pools.items()}
