@@ -129,7 +129,8 @@ def xcoms_of_run(ti: Any, task_ids: Iterable[str], key: str, run_id: str) -> Any
 
     with create_session() as session:
         found = XCom.get_many(key=key, task_ids=list(task_ids), dag_ids=ti.dag_id, run_id=run_id, session=session)
-        return [XCom.deserialize_value(xcom) for xcom in found]
+        # Rows, not XComs: loading an XCom replaces its stored bytes by its value, which cannot be deserialized again.
+        return [XCom.deserialize_value(row) for row in found.with_entities(XCom.value)]
 
 
 def note_hook_lineage(context: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:

@@ -80,7 +80,9 @@ SETTINGS_OF_3 = {
 MINUTE = 60
 # The response would come after all is over.
 NEVER = 3600.0
-OLDER_BY_SECONDS = 5 * MINUTE
+# The age of an export of others. Without a state store, one of the ten minutes before the run would leave a doubt.
+OLDER_BY_MINUTES = 5 if KEEPS_STATE else 20
+# In doubt, a start waits five minutes for other tasks.
 RUN_SECONDS = 900
 
 
@@ -102,12 +104,12 @@ class World:
     clock: SendGridsClock
     proxy: CuttingProxy
 
-    def new_list(self) -> tuple[str, str]:
+    def new_list(self, older_by_minutes: int = OLDER_BY_MINUTES) -> tuple[str, str]:
         """A list, and an export of it that somebody else started minutes ago."""
         self.sendgrid.clear_faults()
         self.proxy.mend()
         list_id = self.sendgrid.add_list(f"List at {time.time()}")
-        self.clock.offset = -OLDER_BY_SECONDS
+        self.clock.offset = -older_by_minutes * MINUTE
         older = self.sendgrid.start_export([list_id])
         self.clock.offset = 0.0
         return list_id, older
@@ -216,10 +218,54 @@ def connection_through(proxy: CuttingProxy, sendgrid: Emulator) -> dict:
 )
 def test_a_worker_killed_behind_a_cut_tunnel_leaves_one_export(world, first, second):
     """The second try runs on another worker, whose clock is minutes away from that of the first."""
+    list_id, older = world.new_list()
+    run_id, state = start_on_two_workers(world, list_id, older, first, second)
+    assert_only_export(world, run_id, state, list_id, older)
+
+
+@pytest.mark.skipif(KEEPS_STATE, reason="from Airflow 3.3 on, the state store tells the two exports apart")
+def test_without_a_state_store_a_recent_export_leaves_a_named_doubt(world):
+    """The export of others is five minutes older than the run, and clocks may be that far apart."""
+    list_id, older = world.new_list(older_by_minutes=5)
+    run_id, state = start_on_two_workers(world, list_id, older, 0, 7)
+
+    account = world.airflow.account_of(DAG_ID, run_id)
+    assert state == "failed", account
+    [started] = {*world.exports_of(list_id)} - {older}
+    [task] = world.airflow.api.task_instances(DAG_ID, run_id)
+    log = world.airflow.api.task_log(DAG_ID, run_id, "start", task.try_number)
+    assert "ExportInDoubtError" in log, account
+    assert started in log, account
+
+
+@pytest.mark.parametrize("minutes", [7, -7], ids=lambda minutes: f"{minutes:+d} min")
+def test_a_tunnel_cut_once_costs_no_second_export(world, minutes):
+    """The proxy cuts once, after SendGrid accepted the export, and works again at once."""
     began = time.monotonic()
     list_id, older = world.new_list()
+    run_id = trigger(world, list_id)
+    with world.worker("worker-1", minutes * MINUTE) as worker:
+        before = time.time()
+        world.wait_for_acceptance(list_id, older, worker)
+        world.proxy.cut()
+        world.proxy.mend()
+        state = world.airflow.wait_for_run(DAG_ID, run_id, seconds=RUN_SECONDS)
+
+    print(f"clock {minutes:+d} min: {state} after {time.monotonic() - began:.0f} s")
+    assert_only_export(world, run_id, state, list_id, older)
+    assert_clock(world, run_id, minutes * MINUTE, before)
+
+
+def trigger(world: World, list_id: str) -> str:
+    """A run whose first POST is accepted by SendGrid and not answered."""
     world.sendgrid.inject(Fault("delay", method="POST", path=EXPORTS, nth=1, seconds=NEVER))
-    run_id = world.airflow.trigger(DAG_ID, {"list": list_id})
+    return world.airflow.trigger(DAG_ID, {"list": list_id})
+
+
+def start_on_two_workers(world: World, list_id: str, older: str, first: int, second: int) -> tuple[str, str]:
+    """The first worker is cut off once SendGrid has accepted the export, and killed; the run's id and final state."""
+    began = time.monotonic()
+    run_id = trigger(world, list_id)
     with world.worker("worker-1", first * MINUTE) as worker:
         world.wait_for_acceptance(list_id, older, worker)
         world.proxy.cut()
@@ -229,44 +275,18 @@ def test_a_worker_killed_behind_a_cut_tunnel_leaves_one_export(world, first, sec
     with world.worker("worker-2", second * MINUTE):
         before = time.time()
         state = world.airflow.wait_for_run(DAG_ID, run_id, seconds=RUN_SECONDS)
-
     print(f"clocks {first:+d} and {second:+d} min: {state} after {time.monotonic() - began:.0f} s")
-    assert_one_export(world, run_id, state, list_id, older)
     assert_clock(world, run_id, second * MINUTE, before)
+    return run_id, state
 
 
-@pytest.mark.parametrize("minutes", [7, -7], ids=lambda minutes: f"{minutes:+d} min")
-def test_a_tunnel_cut_once_costs_no_second_export(world, minutes):
-    """The proxy cuts once, after SendGrid accepted the export, and works again at once."""
-    began = time.monotonic()
-    list_id, older = world.new_list()
-    world.sendgrid.inject(Fault("delay", method="POST", path=EXPORTS, nth=1, seconds=NEVER))
-    run_id = world.airflow.trigger(DAG_ID, {"list": list_id})
-    with world.worker("worker-1", minutes * MINUTE) as worker:
-        before = time.time()
-        world.wait_for_acceptance(list_id, older, worker)
-        world.proxy.cut()
-        world.proxy.mend()
-        state = world.airflow.wait_for_run(DAG_ID, run_id, seconds=RUN_SECONDS)
-
-    print(f"clock {minutes:+d} min: {state} after {time.monotonic() - began:.0f} s")
-    assert_one_export(world, run_id, state, list_id, older)
-    assert_clock(world, run_id, minutes * MINUTE, before)
-
-
-def assert_one_export(world: World, run_id: str, state: str, list_id: str, older: str) -> None:
-    """The task ends with its export; without a state store, it may end with an error that names it instead."""
+def assert_only_export(world: World, run_id: str, state: str, list_id: str, older: str) -> None:
+    """The run has started one export, and hands its id on."""
     account = world.airflow.account_of(DAG_ID, run_id)
     started = [export for export in world.exports_of(list_id) if export != older]
     assert len(started) == 1, f"{started}\n{account}"
-    if state == "success":
-        assert world.airflow.api.xcom(DAG_ID, run_id, "start") == started[0], account
-        return
-    assert not KEEPS_STATE, account
-    [task] = world.airflow.api.task_instances(DAG_ID, run_id)
-    log = world.airflow.api.task_log(DAG_ID, run_id, "start", task.try_number)
-    assert "ExportInDoubtError" in log, account
-    assert started[0] in log, account
+    assert state == "success", account
+    assert world.airflow.api.xcom(DAG_ID, run_id, "start") == started[0], account
 
 
 def assert_clock(world: World, run_id: str, shift_seconds: int, before: float) -> None:
