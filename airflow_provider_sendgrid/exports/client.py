@@ -246,8 +246,8 @@ def _in_time(seconds: float, exchange: Callable[[threading.Event], Reply], sendi
     """What `exchange` answers within so many seconds, in all.
 
     It runs in a thread of its own: a peer that sends a byte now and then, be it of a header, outlasts every timeout of
-    a socket. Once nobody waits any more, for the time is over or the task ends, `exchange` sends nothing more, and ends
-    with the next byte that comes, or does not come.
+    a socket. Once the request is given up, `exchange` sends nothing more, and ends with the next byte that comes, or
+    does not come.
 
     Raises:
         TimeoutError: it took longer.

@@ -105,7 +105,7 @@ def _environment_proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _proxy_variable(kind: str, environ: Mapping[str, str]) -> str | None:
     lower, upper = f"{kind}_proxy", f"{kind.upper()}_PROXY"
-    # In a CGI script, HTTP_PROXY is a header of whoever sent the request.
+    # In a CGI script, HTTP_PROXY is a header of the client that sent the request.
     names = (lower,) if lower in environ or (kind == "http" and "REQUEST_METHOD" in environ) else (upper,)
     return next((name for name in names if environ.get(name, "").strip()), None)
 
@@ -142,7 +142,7 @@ def _matches(entry: str, scheme: str, host: str, port: int) -> bool:
 
 
 def _split_port(entry: str) -> tuple[str, str | None]:
-    """The host and the port of an entry; an IPv6 address has colons of its own, with brackets and without."""
+    """The host and the port of an entry; an IPv6 address contains colons, with brackets and without."""
     match = re.fullmatch(r"\[(?P<bare>[^\]]*)\](?P<length>/\d+)?(?::(?P<port>\d+))?", entry)
     if match is not None:
         return match["bare"] + (match["length"] or ""), match["port"]

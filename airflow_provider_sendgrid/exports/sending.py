@@ -62,7 +62,7 @@ ERRORS: dict[str, When] = {
 
 
 class GivenUpError(Exception):
-    """Sending was about to begin, but nobody waits for the response any more."""
+    """Sending was about to begin, but the request was given up."""
 
 
 class Sending:
@@ -78,7 +78,7 @@ class Sending:
         """A connection is being made for the request.
 
         Raises:
-            GivenUpError: nobody waits for the response any more.
+            GivenUpError: the request was given up.
         """
         self._note(has_begun=False)
 
@@ -86,12 +86,12 @@ class Sending:
         """The request's next bytes are about to be sent.
 
         Raises:
-            GivenUpError: nobody waits for the response any more.
+            GivenUpError: the request was given up.
         """
         self._note(has_begun=True)
 
     def give_up(self) -> None:
-        """Nobody waits any more: what is not sent yet must not be sent."""
+        """Give the request up: what is not sent yet must not be sent."""
         with self._lock:
             self._is_given_up = True
 

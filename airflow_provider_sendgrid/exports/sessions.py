@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # HTTP clients unpack all that they have read at once, and layer after layer; `client` unpacks a little at a time.
 ACCEPTED_ENCODING = "gzip"
-# As many as a delivery may open at once; requests keeps 10, and would open the others for each request anew.
+# As many as a delivery may open at once; requests keeps 10, and would open the others again for each request.
 _POOL_SIZE = 64
 
 

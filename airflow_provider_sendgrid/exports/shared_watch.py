@@ -289,7 +289,7 @@ class SharedWatch:
         return task
 
     def _stop_poller(self) -> None:
-        """Cancel the poller and every poll; the next wait begins with a poller of its own."""
+        """Cancel the poller and every poll; the next wait starts a new poller."""
         for task in self._unended - set(
             self._cancelled
         ):  # a second cancellation would interrupt the closing of a request

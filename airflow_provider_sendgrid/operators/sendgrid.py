@@ -59,7 +59,7 @@ class SendGridExportContactsOperator(BaseOperator):
 
     A retry returns the same export. If you clear a task that succeeded, it starts a new one. Before Airflow 3.3 this
     holds if the run had ended when you cleared the task; else it counts as a retry. From 3.3 on, a start that was
-    refused leaves nothing behind: it starts anew when cleared. One whose outcome is unknown is looked for.
+    refused leaves nothing behind: it starts again when cleared. One whose outcome is unknown is looked for.
 
     Args:
         list_ids: ids of the lists to export (uuids; numbers in the legacy family).

@@ -139,7 +139,7 @@ class SendGridExportSensor(BaseSensorOperator):
             metrics.wait_ended(self.family, sighting.outcome.value, self._waited_seconds())
         self._raise_if_hopeless(sighting.error())
         summary = sighting.summary()
-        if self.reschedule:  # each poll is a process of its own, that knows of no other
+        if self.reschedule:  # each poll runs in a new process that knows no other
             summary |= {"polls": None, "waited_seconds": None}
         return PokeReturnValue(sighting.outcome is Outcome.READY, summary)
 
