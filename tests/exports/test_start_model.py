@@ -534,6 +534,7 @@ class FewStarts(Starts):
 OPERATORS = new_operators()
 PROFILE = settings(
     max_examples=HISTORIES,
+    derandomize="MODEL_HISTORIES" not in os.environ,  # the quick suite runs the same histories each time
     stateful_step_count=50,
     deadline=None,
     database=None,
