@@ -280,7 +280,9 @@ def find_started(
     if not found:
         return None
     owners = [other.name for other in rivals.starting if any(other.may_own(export) for export in found)]
-    is_too_early = attempt.clock is Clock.RUN and _created(found[0]) < since.timestamp() - _ROUNDING_SECONDS
+    # The later of both: the worker's clock may be ahead of the scheduler's, or the scheduler's behind SendGrid's.
+    surely_since = max(since.timestamp(), attempt.since) - _ROUNDING_SECONDS
+    is_too_early = attempt.clock is Clock.RUN and _created(found[0]) < surely_since
     is_of_unknown_type = not _file_types(found[0]) and not {*rivals.file_types} <= {selection.file_type}
     is_of_unknown_selection = not found[0].is_selection_known
     if len(found) > 1 or owners or is_too_early or is_of_unknown_type or is_of_unknown_selection:

@@ -407,6 +407,18 @@ def test_an_export_shortly_before_the_run_is_a_doubt():
     assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("before", begun=-700)])[1] is None
 
 
+@pytest.mark.parametrize("ahead_seconds", [60, 300, 420])
+def test_an_export_before_the_run_is_a_doubt_on_a_worker_that_is_ahead(ahead_seconds):
+    """By such a worker's clock, the run seems to have begun earlier than it did."""
+    began = -60 - ahead_seconds
+    attempt = Attempt(NOW + began, is_retry=True, clock=Clock.RUN)
+    listing = reply([export("before", begun=began - 30)], ahead_seconds=-ahead_seconds)
+    with pytest.raises(ExportInDoubtError, match="before"):
+        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)
+    listing = reply([export("ours", begun=began + 10)], ahead_seconds=-ahead_seconds)
+    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)[1].id == "ours"
+
+
 # --- an export that an earlier try got
 
 
