@@ -51,8 +51,8 @@ class SendGridExportContactsOperator(BaseOperator):
     response to the start is lost, or the task is retried, it takes the export that has the same lists and segments,
     was not there before, was not created before the start in SendGrid's time, and does not belong to another task of
     this DAG. If several exports or tasks remain, it waits up to five minutes for the other tasks to announce theirs,
-    then fails and names them. An export of the same lists that a person or another DAG created just then cannot be told
-    from this one: it is taken, because it holds the same contacts, unless there are both.
+    then fails and names them. An export of the same lists that a person or another DAG created just then cannot be
+    distinguished from this one: it is taken, because it holds the same contacts, unless there are both.
 
     From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries: a
     retry then looks for exports since the run began, and an export up to ten minutes older leaves a doubt.

@@ -1,7 +1,7 @@
 """Imported by every Python that starts with a shifted clock, before anything else.
 
 libfaketime 0.9.10 (Debian 12) makes `time.sleep` fail with EINVAL on Python 3.11 and newer: it subtracts the shift from
-an absolute time of the monotonic clock, which it was told to leave alone. `select` sleeps without that call.
+an absolute time of the monotonic clock, which it is configured to leave alone. `select` sleeps without that call.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(version() == (3, 0), reason="Airflow 3.0 does not retry a task whose worker was killed"),
 ]
 
-# A name that only the proxy knows: whoever goes around the proxy finds no host.
+# A name that only the proxy knows: a client that bypasses the proxy finds no host.
 HOST = "sendgrid.test"
 DAG_ID = "start_behind_a_proxy"
 DAG = """

@@ -58,7 +58,7 @@ def test_a_name_that_several_have_fails_with_all_their_ids():
 
 
 def test_a_list_without_a_name_is_not_named_none():
-    """Or an export holds contacts that nobody asked for; the name may be missing from a broken response."""
+    """Or an export holds contacts that were not requested; the name may be missing from a broken response."""
     with pytest.raises(SendGridServerError, match=r"No list is named 'None', but SendGrid sent 1 lists without a name"):
         ids_of_names("list", ["None"], [{"id": "y", "name": None}, *LISTS])
 

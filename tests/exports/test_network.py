@@ -142,30 +142,30 @@ SET_UPS = [
         for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
     ),
     SetUp("proxy without scheme", works=True, uses_proxy=True, extra=PROXIED, environ={"HTTPS_PROXY": "{proxy_host}"}),
-    SetUp("HTTP_PROXY is not for https", works=True, extra=PROXIED, environ={"HTTP_PROXY": "{nobody}"}),
+    SetUp("HTTP_PROXY is not for https", works=True, extra=PROXIED, environ={"HTTP_PROXY": "{closed}"}),
     SetUp(
         "lower case wins",
         works=True,
         uses_proxy=True,
         extra=PROXIED,
-        environ={"https_proxy": "{proxy}", "HTTPS_PROXY": "{nobody}"},
+        environ={"https_proxy": "{proxy}", "HTTPS_PROXY": "{closed}"},
     ),
     SetUp(
-        "empty lower case means none", works=True, extra=PROXIED, environ={"https_proxy": "", "HTTPS_PROXY": "{nobody}"}
+        "empty lower case means none", works=True, extra=PROXIED, environ={"https_proxy": "", "HTTPS_PROXY": "{closed}"}
     ),
     SetUp(
         "scheme wins over all",
         works=True,
         uses_proxy=True,
         extra=PROXIED,
-        environ={"HTTPS_PROXY": "{proxy}", "ALL_PROXY": "{nobody}"},
+        environ={"HTTPS_PROXY": "{proxy}", "ALL_PROXY": "{closed}"},
     ),
     SetUp(
         "connection's proxy wins",
         works=True,
         uses_proxy=True,
         extra={**PROXIED, "proxy": "{proxy}"},
-        environ={"HTTPS_PROXY": "{nobody}"},
+        environ={"HTTPS_PROXY": "{closed}"},
     ),
     SetUp(
         "connection's proxy is for all hosts",
@@ -174,9 +174,9 @@ SET_UPS = [
         extra={**PROXIED, "proxy": "{proxy}"},
         environ={"NO_PROXY": "*"},
     ),
-    SetUp("a proxy that nobody is", works=False, extra=PROXIED, environ={"HTTPS_PROXY": "{nobody}"}),
+    SetUp("a proxy that is closed", works=False, extra=PROXIED, environ={"HTTPS_PROXY": "{closed}"}),
     *(
-        SetUp(f"NO_PROXY {entry}", works=True, extra=PROXIED, environ={"HTTPS_PROXY": "{nobody}", "NO_PROXY": entry})
+        SetUp(f"NO_PROXY {entry}", works=True, extra=PROXIED, environ={"HTTPS_PROXY": "{closed}", "NO_PROXY": entry})
         for entry in (
             "*",
             "localhost",
@@ -213,7 +213,7 @@ def test_worker_triggerer_and_download_agree(kind, set_up, server, proxy, right,
             "folder": folder,
             "proxy": proxy.url,
             "proxy_host": f"localhost:{proxy.port}",
-            "nobody": f"http://localhost:{port}",
+            "closed": f"http://localhost:{port}",
             "port": server.port,
         }
 
