@@ -16,6 +16,7 @@
     ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
     ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
     ├── DestinationConflictError       something of another export stands where this one would go
+    ├── DestinationChangedError        another run stored something there meanwhile; try again
     ├── DestinationRefusedError        the storage says no: bucket, permission, keys; mend these
     └── DestinationError               the storage failed, or its credentials have run out; try again
 
@@ -150,6 +151,10 @@ class ExportInDoubtError(SendGridError):
 
 class DestinationConflictError(SendGridError):
     """What stands at the destination belongs to another export, and ``replace`` is off."""
+
+
+class DestinationChangedError(SendGridError):
+    """Another run stored an object at the destination meanwhile; run the task again."""
 
 
 class DestinationRefusedError(SendGridError):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 MIB = 1024 * 1024
 
@@ -39,6 +39,10 @@ class ObjectInfo:
     metadata: Mapping[str, str]
 
 
+# In the place of an object's version: whichever is there, or none.
+ANY_VERSION: Final = "*"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredInfo:
     """What is known of a stored object.
@@ -46,10 +50,25 @@ class StoredInfo:
     Attributes:
         size: in bytes.
         metadata: see `ObjectInfo`.
+        version: changes whenever the object is stored again; the storage's own token, such as an ETag or a generation.
     """
 
     size: int
     metadata: Mapping[str, str]
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContent:
+    """A small object.
+
+    Attributes:
+        content: all of its bytes.
+        version: see `StoredInfo`.
+    """
+
+    content: bytes
+    version: str
 
 
 class Upload(Protocol):
@@ -59,35 +78,60 @@ class Upload(Protocol):
         """Store part `number` (from 1); called by several threads at once, begun in the order of the numbers."""
 
     def complete(self) -> None:
-        """Publish the object: all parts were written."""
+        """Publish the object: all parts were written.
+
+        Raises:
+            DestinationChangedError: the object's version is not the one that `Storage.begin` was told.
+        """
 
     def abort(self) -> None:
-        """Leave nothing behind; safe after a failure of any kind."""
+        """Leave nothing behind; safe after a failure of any kind, and while other threads still write parts."""
 
 
 class Storage(Protocol):
-    """A place for objects, named below one prefix."""
+    """A place for objects, named below one prefix.
+
+    `over` is the version that an object is stored over: None if there must be none, `ANY_VERSION` if it does not
+    matter. Storages without conditional writes look again right before they write.
+    """
 
     def uri(self, name: str) -> str:
         """The full address of an object."""
 
-    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo) -> None:
-        """Store a small object at once."""
+    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
+        """Store a small object at once; return its version.
 
-    def begin(self, name: str, info: ObjectInfo) -> Upload:
-        """Start to store an object in parts."""
+        Raises:
+            DestinationChangedError: the object's version is not `over`.
+        """
 
-    def read(self, name: str) -> bytes | None:
-        """The content of a small object, None where there is none."""
+    def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> Upload:
+        """Start to store an object in parts; `over` is compared when it is published."""
+
+    def read(self, name: str) -> StoredContent | None:
+        """A small object, None if there is none."""
 
     def head(self, name: str) -> StoredInfo | None:
-        """What is known of an object without reading it, None where there is none."""
+        """What is known of an object without reading it, None if there is none."""
+
+    def versions(self) -> Mapping[str, str] | None:
+        """The versions of all objects whose names begin with the prefix and hold no further slash, by name.
+
+        None if the credentials may not list objects.
+        """
 
     def abort_uploads(self, name: str) -> int:
-        """End the uploads of an object that a killed worker left open; answer how many there were."""
+        """End all other uploads of an object, such as a killed worker leaves open; return how many there were.
 
-    def delete(self, name: str) -> None:
-        """Remove an object; nothing happens where there is none."""
+        Without the permission to list or to end uploads it does nothing, and logs so once.
+        """
+
+    def delete(self, name: str, version: str = ANY_VERSION) -> None:
+        """Delete an object if it still has this version; nothing happens if it has another, or is not there.
+
+        Raises:
+            DestinationRefusedError: the credentials may not delete it.
+        """
 
 
 def part_size(number: int, part_bytes: int) -> int:
