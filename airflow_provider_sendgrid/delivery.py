@@ -62,11 +62,11 @@ class Source:
 
     Attributes:
         urls: the signed URLs of its files, and the export itself.
-        open_file: prepares the download of a file: ``open_file(index, name)``, the index from 0.
+        open_file: prepares the download of a file: ``open_file(path, name)``, by the path of its URL.
     """
 
     urls: SignedUrls
-    open_file: Callable[[int, str], FileDownload]
+    open_file: Callable[[str, str], FileDownload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,7 @@ class _Job:
         self._is_stopped = True
         self._turns.stop()
         for download in list(self._downloads.values()):
-            download.stop()
+            download.stop.set()
 
     def _fetch_and_store(self, index: int, stem: str) -> StoredFile:
         for _ in range(_FETCHES_OF_A_CHANGING_FILE - 1):
@@ -301,10 +301,10 @@ class _Job:
             return store_file(self._desk, stem, download, reader, progress)
 
     def _download(self, index: int) -> FileDownload:
-        download = self._source.open_file(index, self._title(index))
+        download = self._source.open_file(urlsplit(self._export.urls[index]).path, self._title(index))
         self._downloads[index] = download
         if self._is_stopped:
-            download.stop()
+            download.stop.set()
         return download
 
     def _title(self, index: int) -> str:

@@ -33,6 +33,7 @@ from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
 from airflow_provider_sendgrid.exports.sending import Sending, Trace, recorded_in
 from airflow_provider_sendgrid.exports.sessions import ACCEPTED_ENCODING, new_async_client, new_session, own_headers
+from airflow_provider_sendgrid.stopping import StopSignal
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,24 +50,27 @@ class SendGridClient:
 
     Args:
         connection: who we are and whom we ask.
-        sleep: how to wait, in seconds.
+        sleep: how to wait, in seconds; by default until then, or until `stop` is set.
         clock: seconds since the epoch.
         on_retry: told of each request that is made again.
+        stop: ends pauses and the wait for a response at once, with `StoppedError`.
     """
 
     def __init__(
         self,
         connection: SendGridConnection,
         *,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.time,
         on_retry: Callable[[], object] = lambda: None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.connection = connection
         self.rate_limit = RateLimit()
+        self._stop = stop or StopSignal()
         self._session = new_session(connection)
         self._on_retry = on_retry
-        self._sleep = sleep
+        self._sleep = sleep or self._stop.wait
         self._clock = clock
 
     def converse(self, conversation: Conversation[T]) -> T:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import random
 import re
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridError, redact
+from airflow_provider_sendgrid.stopping import StopSignal
 
 if TYPE_CHECKING:
     import requests
@@ -90,16 +90,20 @@ class FileDownload:
         checked: answers the URL it is given if it may be used, and raises otherwise; asked for redirects.
         timeout_seconds: longest wait for a connection, and for the next bytes.
         limits: when to give up.
-        sleep: how to wait, in seconds; by default until then, or until `stop`.
+        sleep: how to wait, in seconds; by default until then, or until `stop` is set.
         clock: seconds, from any moment on.
+        stop: ends everything at once, with `StoppedError`: pauses, connections that are being made, and reads.
+        has_expired: whether the export's `expires_at` has passed; only then is a refused file no longer kept.
 
     Attributes:
+        stop: a child of the signal given: setting it ends this download alone.
         length: of the file as it is stored at SendGrid, in bytes; -1 before `open`.
         etag: the storage's ETag of it, or None.
         path: the path of its URL, which ends in the file's name.
         has_ranges: whether the storage sends a part of the file when asked for it, as far as is known.
         connections: how many were opened for it so far.
-        fetched_bytes: received so far, those included that were fetched twice.
+        fetched_bytes: received so far, those included that were fetched twice; up to date while a part is filled.
+        received_bytes: the same without those that were fetched twice.
         resumptions: how often it was gone on with, after a connection broke or was refused.
     """
 
@@ -114,11 +118,14 @@ class FileDownload:
         limits: DownloadLimits = DEFAULT_LIMITS,
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        stop: StopSignal | None = None,
+        has_expired: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self.limits = limits
-        self._stopped = threading.Event()
-        self.sleep = sleep or self._stopped.wait
+        self.stop = (stop or StopSignal()).child()
+        self.sleep = sleep or self.stop.wait
+        self.has_expired = has_expired
         self.clock = clock
         self.length = -1
         self.etag: str | None = None
@@ -131,19 +138,6 @@ class FileDownload:
         self._session = session
         self._checked = checked
         self._timeout_seconds = timeout_seconds
-
-    def stop(self) -> None:
-        """Have all readers of this file give up at their next byte or try; safe from any thread."""
-        self._stopped.set()
-
-    def raise_if_stopped(self) -> None:
-        """Asked by readers.
-
-        Raises:
-            ExportIncompleteError: the download was stopped.
-        """
-        if self._stopped.is_set():
-            raise ExportIncompleteError(f"{self.name}: the download was stopped; run the task again.")
 
     def open(self) -> RangeReader:
         """Ask for the whole file; from here on `length`, `etag` and `path` are known.
@@ -305,7 +299,7 @@ class RangeReader:
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         while True:
-            self._download.raise_if_stopped()
+            self._download.stop.raise_if_set()
             try:
                 return attempt()
             except TryAgain as error:
@@ -357,7 +351,7 @@ class RangeReader:
         """Fill `room` with what comes within a moment; whatever came counts, also before the connection breaks."""
         from urllib3.exceptions import HTTPError
 
-        self._download.raise_if_stopped()
+        self._download.stop.raise_if_set()
         clock, readinto, received = self._download.clock, self._next_bytes, 0
         began = clock()
         try:

@@ -96,7 +96,7 @@ def fetch_parts(
                 pace.part_arrived()
                 yield underway.popleft()[0]
         except BaseException:
-            download.stop()
+            download.stop.set()
             raise
         finally:
             stream.shutdown(cancel_futures=True)

@@ -20,7 +20,7 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.exports.urls import SignedUrls, file_path
 from tests.file_server import FileServer
 from tests.sendgrid_source import LIMITS, HandClock, SendGrid
 from tests.short_lived_urls import fetch_over_short_lived_urls
@@ -219,7 +219,7 @@ def test_urls_that_expire_on_the_way_are_renewed_once_for_all_readers(clock):
         sendgrid = SendGrid(emulator, lambda: 0.0, SMALL_STEPS)
         export_id = sendgrid.export(CONTACTS)
         with sendgrid.source(export_id) as source:
-            downloads = [source.open_file(index, f"file {index + 1}") for index in (0, 1)]
+            downloads = [source.open_file(file_path(url), "file") for url in source.urls.export().urls]
             for download in downloads:
                 download.open().close()
             clock.advance(emulator.settings.url_lifetime)
