@@ -181,6 +181,9 @@ class GcsUpload(InOrderUpload):
             log.info("The upload of %s could not be cancelled (%s).", self._uri, type(error).__name__)
         self._http.close()
 
+    def _release(self) -> None:
+        self._http.close()
+
     def _append(self, part: bytearray) -> None:
         content = memoryview(part)
         for piece in _Chunk(content):
