@@ -10,7 +10,6 @@ A file that is whole stays when a later one fails, so that a task tried again fe
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace

@@ -57,7 +57,7 @@ def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownMan
             return pinned
         if pinned:
             log.warning(
-                "SendGrid export %s: the paths of its files changed; files that are new are fetched.", export.id
+                "SendGrid export %s: the paths of its files changed; new ones are fetched.", export.id
             )
         order = _merged(pinned, paths)
         content = json.dumps({"files": order}, ensure_ascii=False).encode()
