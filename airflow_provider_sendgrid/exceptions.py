@@ -30,7 +30,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from airflow_provider_sendgrid.redaction import redact as redact  # noqa: PLC0414 - a public name of this module
+from airflow_provider_sendgrid import redaction
+
+
+def redact(text: str) -> str:
+    """`text` without API keys, signatures, security tokens, passwords in URLs and queries of URLs."""
+    return redaction.redact(text)
 
 
 class SendGridError(Exception):

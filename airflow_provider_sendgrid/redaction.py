@@ -16,6 +16,8 @@ from typing import Any
 # Part of a URL. A single quote may be one, but not where it ends a quoted text.
 _PATH, _QUERY = (rf"(?:[^\s\"'<>{end}]|'(?![\s,;:)\]}}>]|$))+" for end in ("?", ""))
 
+_REDACTED = r"\*\*\*[).,;:\]}]*(?:[\s\"'<>]|$)"
+
 
 def _without_query(match: re.Match[str]) -> str:
     address, query = match.group(1), match.group(2)
@@ -27,7 +29,7 @@ _SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"SG\.[\w-]{16,}\.[\w-]{16,}|\bSG\.[\w-]{4,}(?:\.[\w-]+)?"), "SG.***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}"), r"\1 ***"),
     # The query of a URL carries its signature; the path names the bucket only. Also of a path alone, as in a request.
-    (re.compile(rf"(?<![^\s\"'<>])({_PATH})\?({_QUERY})"), _without_query),
+    (re.compile(rf"(?<![^\s\"'<>])({_PATH})\?(?!{_REDACTED})({_QUERY})"), _without_query),
     # User and password in the URL of a proxy or a host; a password may hold an @ itself.
     (re.compile(r"(://)[^\s/?#\"'<>]+@"), r"\1***@"),
     (re.compile(r"(?i)\b(x-amz-[a-z-]+|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from io import BufferedReader
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -257,7 +258,7 @@ class RangeReader:
         self.end = end
         self._download = download
         self._response: requests.Response | None = None
-        self._stay_alive: Callable[[], None] = lambda: None
+        self._forget_stop: Callable[[], None] = lambda: None
         self._next_bytes: Callable[[memoryview], int]
         self._refused: str | None = None
         self._connected_at = start
@@ -286,18 +287,18 @@ class RangeReader:
         """Let the next range use the connection if the response said that it ends here; nothing more is read of it."""
         from urllib3.exceptions import HTTPError
 
-        if self._response is not None and getattr(getattr(self._response.raw, "_fp", None), "length", None) == 0:
-            raw, self._response = self._response.raw, None
-            self._stay_alive()
+        raw: Any = self._response.raw if self._response is not None else None
+        stream = getattr(raw, "_fp", None)
+        if getattr(stream, "length", None) == 0:
+            self._forget_stop()
             with suppress(HTTPError, HTTPException, OSError):
-                raw._fp.read()  # noqa: SLF001 - nothing, but then it knows that this was all
+                stream.read()  # nothing, but then it knows that this was all
                 raw.release_conn()
-            raw.close()
         self.close()
 
     def close(self) -> None:
         """Close the connection."""
-        self._stay_alive()
+        self._forget_stop()
         if self._response is not None:
             self._response.close()
             self._response = None
@@ -360,7 +361,7 @@ class RangeReader:
     def _connect(self) -> None:
         response, skip = self._download.connect(self.position, self.end, self._refused)
         self._response, self._next_bytes, self._refused = response, _readinto(response), None
-        self._stay_alive = self._download.stop.on_set(partial(shut_down, response.raw))
+        self._forget_stop = self._download.stop.on_set(partial(shut_down, response.raw))
         self.end = self._download.length if self.end is None else self.end
         self._connected_at = self.position
         self._waited_seconds, self._received_bytes = 0.0, 0
@@ -420,11 +421,12 @@ class RangeReader:
         return f"{self.position} of {self._download.length} bytes"
 
     def _given_up(self) -> SendGridError:
-        causes = "; ".join(self._causes)
+        counted = ((cause, len(list(same))) for cause, same in groupby(self._causes))
+        causes = "; ".join(f"{cause} ({times} times)" if times > 1 else cause for cause, times in counted)
         text = f"{self._download.name}: {self._failures} tries in a row brought nothing: {causes}."
         if self._refusals > 1:
             text += (
-                " Freshly signed URLs are refused too, but the export has not expired. Check what may refuse this "
+                " Freshly signed URLs are refused too, and the export has not expired. Check what may refuse this "
                 "worker on its way to SendGrid's storage: the policy of a VPC endpoint, a proxy, an allow list."
             )
         return ExportIncompleteError(f"{text} Nothing of this file was published; run the task again.")
