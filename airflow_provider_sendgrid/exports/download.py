@@ -288,7 +288,7 @@ class RangeReader:
         from urllib3.exceptions import HTTPError
 
         raw: Any = self._response.raw if self._response is not None else None
-        stream = getattr(raw, "_fp", None)
+        stream: Any = getattr(raw, "_fp", None)
         if getattr(stream, "length", None) == 0:
             self._forget_stop()
             with suppress(HTTPError, HTTPException, OSError):
