@@ -461,8 +461,8 @@ class _Verification:
         while self._uncounted:
             self._uncounted.popleft().result()
         count = self._counter.finish()
-        if count.ends_in_quotes:
-            raise ExportIncompleteError("The file is truncated: it ends within a quoted value.")
+        if count.cut:
+            raise ExportIncompleteError(f"The file is truncated: {count.cut}.")
         return count
 
     def _count_pieces(self, counter: RecordCounter, part: memoryview) -> None:

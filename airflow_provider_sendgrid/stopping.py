@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -155,10 +155,18 @@ class StopSignal:
                 self._changed.wait(min(left, _LONGEST_WAIT_SECONDS))
 
 
-def shut_down(fileno: int) -> None:
-    """End a connection below TLS: a thread that reads from it, or writes to it, goes on with an error.
+class HasFileno(Protocol):
+    """A socket, or what reads from one."""
+
+    def fileno(self) -> int:
+        """Its number."""
+
+
+def shut_down(connection: HasFileno) -> None:
+    """End a connection below its TLS: a thread that reads from it, or writes to it, goes on with an error.
 
     A TLS socket's own `shutdown` would have a thread that reads from it take encrypted bytes for plain ones.
+    Nothing happens if the connection is closed.
     """
-    with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as duplicate:
+    with suppress(OSError, ValueError, AttributeError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
