@@ -336,7 +336,7 @@ def test_small_objects_are_put_read_and_deleted(place):
     storage = place.storage()
     for content in (b"first", b"", "the last, é".encode()):
         storage.put("sub/small.json", content, ObjectInfo("application/json", {"made-by": "us"}))
-        assert content == storage.read("sub/small.json") == place.read("in/sub/small.json")
+        assert content == storage.read("sub/small.json").content == place.read("in/sub/small.json")
         info = storage.head("sub/small.json")
         assert (len(content), "us") == (info.size, info.metadata["made-by"])
     storage.delete("sub/small.json")
