@@ -27,29 +27,15 @@ or a signed URL: every message goes through `redact`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_SECRETS = (
-    # An API key: SG.<22 characters>.<43 characters>, whatever touches it; shorter ones may be cut.
-    (re.compile(r"SG\.[\w-]{16,}\.[\w-]{16,}|\bSG\.[\w-]{4,}(?:\.[\w-]+)?"), "SG.***"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}"), r"\1 ***"),
-    # The query of a URL carries its signature; the path names the bucket only.
-    (re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+"), r"\1?***"),
-    # User and password in the URL of a proxy or a host; a password may hold an @ itself.
-    (re.compile(r"(://)[^\s/?#\"'<>]+@"), r"\1***@"),
-    (re.compile(r"(?i)\b(x-amz-[a-z-]+|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),
-    # The same as a header, or in the repr of a mapping; x-amz-request-id stays, it helps the support.
-    (re.compile(r"(?i)(x-amz-(?:signature|credential|security-token)[\"']?\s*[:=]\s*[\"']?)[^\s&\"'<>]+"), r"\1***"),
-)
+from airflow_provider_sendgrid import redaction
 
 
 def redact(text: str) -> str:
-    """`text` without API keys, signatures, security tokens and passwords in URLs."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+    """`text` without API keys, signatures, security tokens, passwords in URLs and queries of URLs."""
+    return redaction.redact(text)
 
 
 class SendGridError(Exception):

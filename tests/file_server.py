@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,9 +18,15 @@ Bend = Callable[[int, dict[str, str]], tuple[int, dict[str, str]]]
 class FileServer:
     """Serves `files` by their paths, between `__enter__` and `__exit__`."""
 
-    def __init__(self, files: dict[str, bytes], bend: Bend = lambda status, headers: (status, headers)) -> None:
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        bend: Bend = lambda status, headers: (status, headers),
+        error_body: bytes = b"",
+    ) -> None:
         self.files = files
         self.bend = bend
+        self.error_body = error_body
         self.headers_seen: list[dict[str, str]] = []
         self.peers: set[object] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -57,8 +64,8 @@ class FileServer:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                if status < 300:
-                    self.wfile.write(body)
+                with suppress(OSError):
+                    self.wfile.write(body if status < 300 else server.error_body)
 
             def log_message(self, *_: Any) -> None:
                 return

@@ -16,7 +16,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.exports.urls import SignedUrls, file_path
 
 LIMITS = DownloadLimits(jitter=lambda: 1.0)
 
@@ -82,11 +82,12 @@ class SendGrid:
                 "limits": self.limits,
                 "sleep": self.waits.append,
                 "clock": self.clock,
+                "has_expired": urls.has_expired,
             } | changes
             yield Source(
                 urls,
-                lambda index, name: FileDownload(
-                    lambda refused: urls.url(index, refused=refused), session, name=name, **options
+                lambda path, name: FileDownload(
+                    lambda refused: urls.url(path, refused=refused), session, name=name, **options
                 ),
             )
 
@@ -94,7 +95,8 @@ class SendGrid:
     def download(self, export_id: str, index: int = 0, **changes: Any) -> Iterator[FileDownload]:
         """One file of it."""
         with self.source(export_id, **changes) as source:
-            yield source.open_file(index, f"SendGrid export {export_id} file {index + 1} of 1")
+            path = file_path(source.urls.export().urls[index])
+            yield source.open_file(path, f"SendGrid export {export_id} file {index + 1} of 1")
 
     @contextmanager
     def reader(self, export_id: str) -> Iterator[RangeReader]:

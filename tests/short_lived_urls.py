@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
+from airflow_provider_sendgrid.exports.urls import file_path
 from tests.sendgrid_source import HandClock, SendGrid
 
 BYTES_PER_CONTACT = 240
@@ -20,7 +21,7 @@ def fetch_over_short_lived_urls(contacts: int, cut_every_bytes: int) -> None:
         sendgrid = SendGrid(emulator, clock)
         export_id = sendgrid.export(contacts)
         with sendgrid.source(export_id) as source:
-            download = source.open_file(0, "file 1")
+            download = source.open_file(file_path(source.urls.export().urls[0]), "file 1")
             content = bytearray(emulator.export_files(export_id)[0].stored_bytes)
             with download.open() as reader:
                 reader.fill(memoryview(content))

@@ -124,8 +124,8 @@ def source_with(content: bytes, count: int | None, path: str = "/file.csv.gzip",
         urls = SignedUrls(lambda: export, allow_http=True)
         yield Source(
             urls,
-            lambda index, name: FileDownload(
-                lambda refused: urls.url(index, refused=refused), session, name=name, checked=urls.checked
+            lambda path, name: FileDownload(
+                lambda refused: urls.url(path, refused=refused), session, name=name, checked=urls.checked
             ),
         )
 

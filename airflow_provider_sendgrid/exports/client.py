@@ -10,13 +10,10 @@ A response is bounded in its size, unpacked, and in its time, from the first byt
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
-from contextvars import copy_context
 from functools import partial
 from http.client import HTTPException
 from typing import TypeVar
@@ -33,6 +30,7 @@ from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
 from airflow_provider_sendgrid.exports.sending import Sending, Trace, recorded_in
 from airflow_provider_sendgrid.exports.sessions import ACCEPTED_ENCODING, new_async_client, new_session, own_headers
+from airflow_provider_sendgrid.stopping import StopSignal
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,24 +47,27 @@ class SendGridClient:
 
     Args:
         connection: who we are and whom we ask.
-        sleep: how to wait, in seconds.
+        sleep: how to wait, in seconds; by default until then, or until `stop` is set.
         clock: seconds since the epoch.
         on_retry: told of each request that is made again.
+        stop: ends pauses and the wait for a response at once, with `StoppedError`.
     """
 
     def __init__(
         self,
         connection: SendGridConnection,
         *,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.time,
         on_retry: Callable[[], object] = lambda: None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.connection = connection
         self.rate_limit = RateLimit()
+        self._stop = stop or StopSignal()
         self._session = new_session(connection)
         self._on_retry = on_retry
-        self._sleep = sleep
+        self._sleep = sleep or self._stop.wait
         self._clock = clock
 
     def converse(self, conversation: Conversation[T]) -> T:
@@ -102,27 +103,37 @@ class SendGridClient:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             self._sleep(wait)
-        sending = Sending()
+        sending, is_done = Sending(), False
+        # In a thread of its own: a peer that sends a byte now and then, even of a header, outlasts every timeout of a
+        # socket. A request that is given up sends nothing more.
         try:
-            reply = _in_time(_longest_answer_seconds(self.connection), partial(self._exchange, request), sending)
+            exchange = partial(self._exchange, request, sending)
+            reply = self._stop.call(exchange, _longest_answer_seconds(self.connection), name="sendgrid-api")
+            is_done = True
         except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
             raise _unavailable(error, request, self.connection, sending) from None
+        finally:
+            if not is_done:
+                sending.interrupt()
         self.rate_limit.note(reply)
         return reply
 
-    def _exchange(self, request: Request, given_up: threading.Event) -> Reply:
-        with self._session.request(
-            request.method,
-            self.connection.base_url + request.target,
-            json=request.body,
-            headers={"Accept-Encoding": ACCEPTED_ENCODING},
-            timeout=self.connection.timeout_seconds,
-            allow_redirects=False,
-            stream=True,
-        ) as response:
+    def _exchange(self, request: Request, sending: Sending) -> Reply:
+        with (
+            recorded_in(sending),
+            self._session.request(
+                request.method,
+                self.connection.base_url + request.target,
+                json=request.body,
+                headers={"Accept-Encoding": ACCEPTED_ENCODING},
+                timeout=self.connection.timeout_seconds,
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
             headers = {name.lower(): value for name, value in response.headers.items()}
             body = _Body(request, headers)
-            while not given_up.is_set() and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False)):
+            while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
                 body.add(chunk)
             return Reply(response.status_code, headers, bytes(body.content), self._clock())
 
@@ -240,38 +251,6 @@ def _wait_seconds(request: Request, rate_limit: RateLimit, now: float) -> float:
 
 def _longest_answer_seconds(connection: SendGridConnection) -> float:
     return _TIMEOUTS_OF_AN_ANSWER * connection.timeout_seconds
-
-
-def _in_time(seconds: float, exchange: Callable[[threading.Event], Reply], sending: Sending) -> Reply:
-    """What `exchange` answers within so many seconds, in all.
-
-    It runs in a thread of its own: a peer that sends a byte now and then, be it of a header, outlasts every timeout of
-    a socket. Once the request is given up, `exchange` sends nothing more, and ends with the next byte that comes, or
-    does not come.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-    outcome: concurrent.futures.Future[Reply] = concurrent.futures.Future()
-    given_up = threading.Event()
-
-    def run() -> None:
-        try:
-            with recorded_in(sending):
-                outcome.set_result(exchange(given_up))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-            outcome.set_exception(error)
-
-    # No pool: its threads would be waited for when the worker ends.
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="sendgrid-api", daemon=True)
-    try:
-        thread.start()  # a time limit may be raised here, too
-        return outcome.result(seconds)
-    except concurrent.futures.TimeoutError:  # before Python 3.11 not the built-in one
-        raise TimeoutError from None
-    finally:
-        sending.give_up()
-        given_up.set()
 
 
 class _Body:

@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from io import BufferedReader
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridError, redact
+from airflow_provider_sendgrid.exports.sending import Sending, recorded_in
+from airflow_provider_sendgrid.stopping import StopSignal, shut_down
 
 if TYPE_CHECKING:
     import requests
@@ -34,15 +37,10 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 * 1024
 _MOMENT_SECONDS = 0.05
 _MAX_REDIRECTS = 3
-
-
-def _without_signature(record: logging.LogRecord) -> bool:
-    record.msg, record.args = redact(record.getMessage()), ()
-    return True
-
-
-# Where a task's log level is DEBUG, urllib3 writes down whole URLs: these let anyone fetch the contacts.
-logging.getLogger("urllib3.connectionpool").addFilter(_without_signature)
+# A whole response but its body takes at most so many times the timeout of its next bytes.
+_TIMEOUTS_OF_A_RESPONSE = 4
+_ERROR_BYTES = 8 * 1024  # of an error's body, which may name the storage's code
+_REFUSALS = (400, 401, 403, 404, 410)
 
 
 class FileChangedError(ExportIncompleteError):
@@ -90,16 +88,20 @@ class FileDownload:
         checked: answers the URL it is given if it may be used, and raises otherwise; asked for redirects.
         timeout_seconds: longest wait for a connection, and for the next bytes.
         limits: when to give up.
-        sleep: how to wait, in seconds; by default until then, or until `stop`.
+        sleep: how to wait, in seconds; by default until then, or until `stop` is set.
         clock: seconds, from any moment on.
+        stop: ends everything at once, with `StoppedError`: pauses, connections that are being made, and reads.
+        has_expired: whether the export's `expires_at` has passed; only then is a refused file no longer kept.
 
     Attributes:
+        stop: a child of the signal given: setting it ends this download alone.
         length: of the file as it is stored at SendGrid, in bytes; -1 before `open`.
         etag: the storage's ETag of it, or None.
         path: the path of its URL, which ends in the file's name.
         has_ranges: whether the storage sends a part of the file when asked for it, as far as is known.
         connections: how many were opened for it so far.
-        fetched_bytes: received so far, those included that were fetched twice.
+        fetched_bytes: received so far, those included that were fetched twice; up to date while a part is filled.
+        received_bytes: the same without those that were fetched twice.
         resumptions: how often it was gone on with, after a connection broke or was refused.
     """
 
@@ -114,11 +116,14 @@ class FileDownload:
         limits: DownloadLimits = DEFAULT_LIMITS,
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        stop: StopSignal | None = None,
+        has_expired: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self.limits = limits
-        self._stopped = threading.Event()
-        self.sleep = sleep or self._stopped.wait
+        self.stop = (stop or StopSignal()).child()
+        self.sleep = sleep or self.stop.wait
+        self.has_expired = has_expired
         self.clock = clock
         self.length = -1
         self.etag: str | None = None
@@ -126,24 +131,13 @@ class FileDownload:
         self.has_ranges = True
         self.connections = 0
         self.fetched_bytes = 0
+        self.received_bytes = 0
         self.resumptions = 0
+        self._lock = threading.Lock()
         self._url = url
         self._session = session
         self._checked = checked
         self._timeout_seconds = timeout_seconds
-
-    def stop(self) -> None:
-        """Have all readers of this file give up at their next byte or try; safe from any thread."""
-        self._stopped.set()
-
-    def raise_if_stopped(self) -> None:
-        """Asked by readers.
-
-        Raises:
-            ExportIncompleteError: the download was stopped.
-        """
-        if self._stopped.is_set():
-            raise ExportIncompleteError(f"{self.name}: the download was stopped; run the task again.")
 
     def open(self) -> RangeReader:
         """Ask for the whole file; from here on `length`, `etag` and `path` are known.
@@ -159,45 +153,75 @@ class FileDownload:
         return RangeReader(self, start, end)
 
     def connect(self, start: int, end: int | None, refused: str | None) -> tuple[requests.Response, int]:
-        """Ask for a range once; answer the response, and how many of its first bytes are to be skipped."""
+        """Ask for a range once; return the response, and how many of its first bytes are to be skipped."""
         import requests
+        from urllib3.exceptions import HTTPError
 
         headers = {"Accept-Encoding": "identity"}
         if start > 0 or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        url = self._url(refused)
-        self.connections += 1
+        url = self.stop.call(partial(self._url, refused), name="sendgrid-url")
+        with self._lock:
+            self.connections += 1
+        sending, is_done = Sending(), False
         try:
-            response = self._follow(url, headers)
-        except requests.RequestException as error:
+            response, error_body = self.stop.call(
+                partial(self._follow, url, headers, sending),
+                _TIMEOUTS_OF_A_RESPONSE * self._timeout_seconds,
+                name="sendgrid-connect",
+                late=lambda late: late[0].close(),
+            )
+            is_done = True
+        except (requests.RequestException, HTTPException, HTTPError, OSError, ValueError) as error:
             raise TryAgain(f"no connection ({type(error).__name__})") from None
+        finally:
+            if not is_done:
+                sending.interrupt()
         try:
-            self._check_status(response.status_code, url)
+            self._check_status(response.status_code, url, error_body)
             first = self._pin_or_compare(response, start, end)
         except BaseException:
             response.close()
             raise
         return response, start - first
 
-    def _follow(self, url: str, headers: dict[str, str]) -> requests.Response:
+    def count(self, size: int, *, again: bool = False) -> None:
+        """Count bytes that were received, for the first time or again."""
+        with self._lock:
+            self.fetched_bytes += size
+            self.received_bytes += 0 if again else size
+
+    def count_resumption(self) -> None:
+        """Count that it was gone on with."""
+        with self._lock:
+            self.resumptions += 1
+
+    def _follow(self, url: str, headers: dict[str, str], sending: Sending) -> tuple[requests.Response, bytes]:
+        """The response, after redirects, and the first bytes of an error's body; no other body is read."""
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._session.get(
-                url, headers=headers, stream=True, allow_redirects=False, timeout=self._timeout_seconds
-            )
+            with recorded_in(sending):
+                response = self._session.get(
+                    url, headers=headers, stream=True, allow_redirects=False, timeout=self._timeout_seconds
+                )
             if not response.is_redirect:
-                return response
+                return response, b"" if response.status_code in (200, 206) else _first_bytes(response)
             response.close()
-            url = self._checked(urljoin(url, response.headers["Location"]))
+            try:
+                url = urljoin(url, response.headers["Location"])
+            except ValueError:
+                raise TryAgain("a redirect to no URL") from None
+            url = self._checked(url)
         raise TryAgain(f"more than {_MAX_REDIRECTS} redirects")
 
-    def _check_status(self, status: int, url: str) -> None:
+    def _check_status(self, status: int, url: str, error_body: bytes) -> None:
         if status in (200, 206):
             return
         if status == 416:
             raise self._changed("it is shorter than it was")
-        if status in (400, 401, 403, 404, 410):
-            raise TryAgain(f"the storage refused the URL ({status})", refused=url)
-        raise TryAgain(f"the storage answered {status}")
+        said = f"{status}{_error_text(error_body)}"
+        if status in _REFUSALS:
+            raise TryAgain(f"the storage refused the URL ({said})", refused=url)
+        raise TryAgain(f"the storage answered {said}")
 
     def _pin_or_compare(self, response: requests.Response, start: int, end: int | None) -> int:
         """Where the answer's bytes begin; every answer must speak of the same file and range."""
@@ -234,6 +258,7 @@ class RangeReader:
         self.end = end
         self._download = download
         self._response: requests.Response | None = None
+        self._forget_stop: Callable[[], None] = lambda: None
         self._next_bytes: Callable[[memoryview], int]
         self._refused: str | None = None
         self._connected_at = start
@@ -259,27 +284,31 @@ class RangeReader:
         return self
 
     def _finish(self) -> None:
-        """Let the next range use the connection, where the answer holds nothing further."""
+        """Let the next range use the connection if the response said that it ends here; nothing more is read of it."""
         from urllib3.exceptions import HTTPError
 
-        if self._response is not None and (self._response.status_code == 206 or self.end == self._download.length):
-            raw = self._response.raw
+        raw: Any = self._response.raw if self._response is not None else None
+        stream: Any = getattr(raw, "_fp", None)
+        if getattr(stream, "length", None) == 0:
+            self._forget_stop()
             with suppress(HTTPError, HTTPException, OSError):
-                getattr(raw, "_fp", raw).read()  # nothing, but then it knows that this was all
+                stream.read()  # nothing, but then it knows that this was all
                 raw.release_conn()
         self.close()
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
+        self._forget_stop()
         if self._response is not None:
             self._response.close()
             self._response = None
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read further bytes into `buffer`, as they were sent; answer how many, 0 at the end of the range.
+        """Read further bytes into `buffer`, as they were sent; return how many, 0 at the end of the range.
 
         Raises:
-            ExportIncompleteError: the range could not be had whole; the text tells the whole story.
+            StoppedError: the download was stopped.
+            ExportIncompleteError: the range could not be fetched whole; the text says why.
             ExportExpiredError: the file is no longer kept.
             FileChangedError: it is not the file any more whose first bytes were read.
         """
@@ -305,15 +334,16 @@ class RangeReader:
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         while True:
-            self._download.raise_if_stopped()
+            self._download.stop.raise_if_set()
             try:
                 return attempt()
             except TryAgain as error:
                 self.close()
+                self._download.stop.raise_if_set()
                 self._count_failure(error)
                 wait = self._download.limits.wait_seconds(self._failures)
                 log.warning("%s: %s; going on in %.1f s.", self._download.name, self._causes[-1], wait)
-                self._download.resumptions += 1
+                self._download.count_resumption()
                 self._download.sleep(wait)
 
     def _count_failure(self, error: TryAgain) -> None:
@@ -323,12 +353,15 @@ class RangeReader:
         self._refused = error.refused or self._refused
         self._refusals = self._refusals + 1 if error.refused else 0
         self._causes = [*self._causes[-4:], f"{error} at {self._at()}"]
+        if error.refused and self._download.has_expired():
+            raise self._expired() from None
         if self._failures >= self._download.limits.tries:
             raise self._given_up() from None
 
     def _connect(self) -> None:
         response, skip = self._download.connect(self.position, self.end, self._refused)
         self._response, self._next_bytes, self._refused = response, _readinto(response), None
+        self._forget_stop = self._download.stop.on_set(partial(shut_down, response.raw))
         self.end = self._download.length if self.end is None else self.end
         self._connected_at = self.position
         self._waited_seconds, self._received_bytes = 0.0, 0
@@ -342,7 +375,7 @@ class RangeReader:
         self.position -= count
         try:
             while self.position < wanted:
-                self._receive(scratch[: wanted - self.position])
+                self._receive(scratch[: wanted - self.position], again=True)
         finally:
             self.position = wanted
 
@@ -353,11 +386,11 @@ class RangeReader:
         room = buffer[self.position - start :][: (self.end or 0) - self.position]
         self._receive(room[:_CHUNK_BYTES])
 
-    def _receive(self, room: memoryview) -> None:
+    def _receive(self, room: memoryview, *, again: bool = False) -> None:
         """Fill `room` with what comes within a moment; whatever came counts, also before the connection breaks."""
         from urllib3.exceptions import HTTPError
 
-        self._download.raise_if_stopped()
+        self._download.stop.raise_if_set()
         clock, readinto, received = self._download.clock, self._next_bytes, 0
         began = clock()
         try:
@@ -369,7 +402,7 @@ class RangeReader:
             raise TryAgain(f"the connection broke ({type(error).__name__})") from None
         finally:
             self.position += received
-            self._download.fetched_bytes += received
+            self._download.count(received, again=again)
         self._check_stall(clock() - began, received)
 
     def _check_stall(self, seconds: float, count: int) -> None:
@@ -388,13 +421,21 @@ class RangeReader:
         return f"{self.position} of {self._download.length} bytes"
 
     def _given_up(self) -> SendGridError:
-        causes = "; ".join(self._causes)
+        counted = ((cause, len(list(same))) for cause, same in groupby(self._causes))
+        causes = "; ".join(f"{cause} ({times} times)" if times > 1 else cause for cause, times in counted)
         text = f"{self._download.name}: {self._failures} tries in a row brought nothing: {causes}."
-        if self._refusals > 1 and self._download.length < 0:
-            return ExportExpiredError(
-                f"{text} Freshly signed URLs are refused too: it is no longer kept. Start another export."
+        if self._refusals > 1:
+            text += (
+                " Freshly signed URLs are refused too, and the export has not expired. Check what may refuse this "
+                "worker on its way to SendGrid's storage: the policy of a VPC endpoint, a proxy, an allow list."
             )
         return ExportIncompleteError(f"{text} Nothing of this file was published; run the task again.")
+
+    def _expired(self) -> SendGridError:
+        return ExportExpiredError(
+            f"{self._download.name}: {self._causes[-1]}: the export has expired, SendGrid no longer keeps its files. "
+            "Start another export."
+        )
 
 
 class TryAgain(Exception):  # noqa: N818 - what one try tells the next, never seen outside
@@ -407,6 +448,30 @@ class TryAgain(Exception):  # noqa: N818 - what one try tells the next, never se
     def __init__(self, cause: str, *, refused: str | None = None) -> None:
         super().__init__(cause)
         self.refused = refused
+
+
+def _first_bytes(response: requests.Response) -> bytes:
+    """The first bytes of a body as they were sent, fewer if it breaks; the connection is closed."""
+    from urllib3.exceptions import HTTPError
+
+    raw: Any = response.raw
+    with suppress(HTTPError, HTTPException, OSError):
+        return bytes(raw.read(_ERROR_BYTES, decode_content=False))
+    return b""
+
+
+_ERROR_PART = r"<{0}>\s*([^<]{{1,300}}?)\s*</{0}>"
+_ERROR_CODE, _ERROR_MESSAGE = (re.compile(_ERROR_PART.format(name)) for name in ("Code", "Message"))
+
+
+def _error_text(body: bytes) -> str:
+    """What a storage says of an error, in S3's XML; or that a page came instead, as from a proxy."""
+    text = body.decode("utf-8", "replace")
+    code, message = _ERROR_CODE.search(text), _ERROR_MESSAGE.search(text)
+    if code:
+        text = f" {code.group(1)}: {message.group(1)}" if message else f" {code.group(1)}"
+        return redact(" " + " ".join("".join(filter(str.isprintable, text)).split()))
+    return " with a page of HTML" if re.search(r"(?i)<(!doctype )?html", text) else ""
 
 
 def _readinto(response: requests.Response) -> Callable[[memoryview], int]:

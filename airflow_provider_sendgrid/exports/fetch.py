@@ -92,11 +92,11 @@ def fetch_parts(
                         filled = ranges.submit(_fill_range, room, download, position)
                     underway.append((part, filled))
                     position += len(room)
-                underway[0][1].result()
+                download.stop.result(underway[0][1])
                 pace.part_arrived()
                 yield underway.popleft()[0]
         except BaseException:
-            download.stop()
+            download.stop.set()
             raise
         finally:
             stream.shutdown(cancel_futures=True)

@@ -84,7 +84,7 @@ class Gunzip:
     def _begin_member(self, piece: bytes) -> bytes:
         """What is left to decompress; zeros between and after members are padding, as for gzip itself."""
         piece = piece.lstrip(b"\0")
-        if len(piece) == 1:
+        if piece == GZIP_MAGIC[:1]:
             self._pending = piece
             return b""
         if piece and not is_gzip(piece):

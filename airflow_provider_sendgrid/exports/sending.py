@@ -19,6 +19,8 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
+from airflow_provider_sendgrid.stopping import shut_down
+
 
 class When(Enum):
     """When an error can happen."""
@@ -73,6 +75,7 @@ class Sending:
         self._is_connecting = False
         self._has_begun = False
         self._is_given_up = False
+        self._socket: Any = None
 
     def connect(self) -> None:
         """A connection is being made for the request.
@@ -94,6 +97,17 @@ class Sending:
         """Give the request up: what is not sent yet must not be sent."""
         with self._lock:
             self._is_given_up = True
+
+    def use_socket(self, connection: Any) -> None:
+        """This socket is the one that the request is sent by."""
+        with self._lock:
+            self._socket = connection
+
+    def interrupt(self) -> None:
+        """Give the request up, and end the connection that it uses."""
+        self.give_up()
+        if self._socket is not None:
+            shut_down(self._socket)
 
     def may_have_been_accepted(self, error: BaseException) -> bool:
         """Whether the request may have reached SendGrid, although it ended with this error."""
@@ -183,8 +197,10 @@ class _Recording:
         if self.sock is None and self.auto_open:
             self.connect()
         sending = _current.get()
-        if sending and not self._is_making_connection:  # making one sends CONNECT to a proxy
-            sending.begin()
+        if sending:
+            sending.use_socket(self.sock)
+            if not self._is_making_connection:  # making one sends CONNECT to a proxy
+                sending.begin()
         super().send(data)  # type: ignore[misc]
 
 

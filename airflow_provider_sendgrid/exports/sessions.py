@@ -14,6 +14,7 @@ from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import Network, resolve_network
 from airflow_provider_sendgrid.exports.sending import recording_pool
+from airflow_provider_sendgrid.redaction import redact_logs_of_libraries
 
 if TYPE_CHECKING:
     import httpx
@@ -58,12 +59,18 @@ def new_download_session(connection: SendGridConnection) -> requests.Session:
     def add_nothing(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
         return prepared
 
+    def resolve_redirects(*args: Any, yield_requests: bool = False, **kwargs: Any) -> Any:
+        # To fill in `Response.next`, requests would read the body of a redirect that is not followed, however long.
+        return iter(()) if yield_requests else super(requests.Session, session).resolve_redirects(*args, **kwargs)
+
+    redact_logs_of_libraries()
     network = resolve_network(connection)
     session = requests.Session()
     session.trust_env = False  # `network` has read the environment, for both clients
     session.verify = network.is_verified
     session.mount("https://", _Adapter.of(network))
     session.mount("http://", _Adapter.of(network))
+    session.resolve_redirects = resolve_redirects  # type: ignore[method-assign]
     session.auth = add_nothing  # or requests would look into ~/.netrc
     session.headers["User-Agent"] = _user_agent()
     return session
@@ -77,6 +84,7 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
     """
     import httpx
 
+    redact_logs_of_libraries()
     network = resolve_network(connection)
     return httpx.AsyncClient(
         base_url=connection.base_url,

@@ -1,7 +1,7 @@
 """The signed URLs of an export's files: fresh, encrypted, renewed once for all who were refused.
 
-A signed URL is a credential to personal data and lives about 300 s: it is handed to the download, and to
-nobody else.
+A file is identified by the path of its URL, never by its place in the list. A signed URL is a credential to personal
+data and lives about 300 s: only the download gets it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime, timedelta, timezone
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridServerError
+from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridServerError
 from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
 
 class SignedUrls:
-    """One export's URLs, asked for anew when they have aged or were refused; safe to share among threads.
+    """One export's URLs, requested again when they have aged or were refused; safe to share among threads.
+
+    One thread asks SendGrid, and the others wait for its result.
 
     Args:
-        get_export: asks SendGrid for the export's status; each answer signs anew.
-        allow_http: whether plain HTTP from this machine will do: only where the API itself is played on it.
+        get_export: asks SendGrid for the export's status; each answer signs the URLs again.
+        allow_http: whether plain HTTP from this machine will do: only if the API itself is emulated on it.
         clock: seconds, from any moment on.
         max_age_seconds: URLs older than this are not used to begin a file.
+        stop: ends all waits for another thread's result.
 
     Attributes:
         renewals: how often URLs had to be renewed because one was refused.
@@ -36,38 +42,53 @@ class SignedUrls:
         allow_http: bool = False,
         clock: Callable[[], float] = time.monotonic,
         max_age_seconds: float = 30.0,
+        stop: StopSignal | None = None,
     ) -> None:
         self.renewals = 0
         self._get_export = get_export
         self._allow_http = allow_http
         self._clock = clock
         self._max_age_seconds = max_age_seconds
-        self._lock = threading.Lock()
+        self._stop = stop or StopSignal()
+        self._lock = threading.Lock()  # held for moments only, never while SendGrid is asked
+        self._asking: Future[ContactExport] | None = None
         self._export: ContactExport | None = None
         self._asked_at = 0.0
 
     def export(self) -> ContactExport:
-        """The export as SendGrid describes it, asked for anew where the last answer has aged."""
-        with self._lock:
-            return self._fresh_export()
-
-    def url(self, index: int, *, refused: str | None = None) -> str:
-        """A URL for file `index` (from 0), other than the one that was `refused`.
+        """The export as SendGrid describes it, requested again if the last response has aged.
 
         Raises:
-            ExportIncompleteError: the export has no such file any more.
-            SendGridServerError: the URL is not https.
+            StoppedError: the task was stopped.
         """
+        return self._current(refused=None)
+
+    def url(self, path: str, *, refused: str | None = None) -> str:
+        """A URL for the file whose URL has this path, other than the one that was `refused`.
+
+        Raises:
+            ExportExpiredError: the export names no such file any more, and has expired.
+            ExportIncompleteError: it names no such file any more.
+            SendGridServerError: the URL is not https.
+            StoppedError: the task was stopped.
+        """
+        export = self._current(refused=refused)
+        offered = [url for url in export.urls if file_path(url) == path]
+        if offered:
+            return self.checked(next((url for url in offered if url != refused), offered[0]))
+        text = f"SendGrid export {export.id} no longer names the file {path}; it names {len(export.urls)} files."
+        if self.has_expired():
+            raise ExportExpiredError(f"{text} It expired at {export.expires_at}. Start another export.")
+        raise ExportIncompleteError(f"{text} Run the task again.")
+
+    def has_expired(self) -> bool:
+        """Whether the export's `expires_at` has passed, by SendGrid's clock; False as long as nothing was asked."""
         with self._lock:
-            export = self._fresh_export()
-            if refused is not None and export.urls[index : index + 1] == (refused,):
-                export = self._ask()
-                self.renewals += 1
-        if index >= len(export.urls):
-            raise ExportIncompleteError(
-                f"SendGrid export {export.id} now has {len(export.urls)} files; file {index + 1} is gone."
-            )
-        return self.checked(export.urls[index])
+            export, age_seconds = self._export, self._clock() - self._asked_at
+        if export is None:
+            return False
+        now = export.as_of + timedelta(seconds=age_seconds) if export.as_of else datetime.now(timezone.utc)
+        return export.is_expired_at(now)
 
     def checked(self, url: str) -> str:
         """`url`, if contacts may be fetched from it.
@@ -84,15 +105,40 @@ class SignedUrls:
             "Check the connection's host, and what stands in between."
         )
 
-    def _fresh_export(self) -> ContactExport:
-        if self._export is None or self._clock() - self._asked_at > self._max_age_seconds:
-            return self._ask()
-        return self._export
+    def _current(self, refused: str | None) -> ContactExport:
+        """The last response, if it has not aged and does not name the URL that was refused; else the next one."""
+        with self._lock:
+            export = self._export
+            is_refused = export is not None and refused in export.urls
+            if export and not is_refused and self._clock() - self._asked_at <= self._max_age_seconds:
+                return export
+            others = self._asking
+            asking = self._asking = others or Future()
+        return self._stop.result(others) if others else self._ask(asking, is_renewal=is_refused)
 
-    def _ask(self) -> ContactExport:
-        self._export = self._get_export()
-        self._asked_at = self._clock()
-        return self._export
+    def _ask(self, asking: Future[ContactExport], *, is_renewal: bool) -> ContactExport:
+        try:
+            self._stop.raise_if_set()
+            export = self._get_export()
+        except BaseException as error:
+            with self._lock:
+                self._asking = None
+            # A time limit or an interrupt is this thread's own.
+            asking.set_exception(error if isinstance(error, Exception) else StoppedError(type(error).__name__))
+            raise
+        with self._lock:
+            self._export, self._asked_at, self._asking = export, self._clock(), None
+            self.renewals += is_renewal
+        asking.set_result(export)
+        return export
+
+
+def file_path(url: str) -> str:
+    """The path of a URL, which identifies a file of an export; empty if it is no URL."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
 def _origin(url: str) -> str:

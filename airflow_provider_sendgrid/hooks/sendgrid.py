@@ -187,13 +187,14 @@ class SendGridHook(BaseHook):
                 allow_http=connection.is_local,
             )
 
-            def open_file(index: int, name: str) -> FileDownload:
+            def open_file(path: str, name: str) -> FileDownload:
                 download = FileDownload(
-                    lambda refused: urls.url(index, refused=refused),
+                    lambda refused: urls.url(path, refused=refused),
                     session,
                     name=name,
                     checked=urls.checked,
                     timeout_seconds=connection.timeout_seconds,
+                    has_expired=urls.has_expired,
                 )
                 downloads.append(download)
                 return download

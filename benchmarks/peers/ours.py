@@ -22,8 +22,8 @@ session = new_download_session(SendGridConnection("SG.made.up", verify=job.autho
 client = job.s3_client(lambda config: client_config(config, 2 * options.max_concurrency))
 
 
-def open_file(index: int, name: str) -> FileDownload:
-    return FileDownload(lambda refused: urls.url(index, refused=refused), session, name=name, checked=urls.checked)
+def open_file(path: str, name: str) -> FileDownload:
+    return FileDownload(lambda refused: urls.url(path, refused=refused), session, name=name, checked=urls.checked)
 
 
 def deliver() -> None:

@@ -26,8 +26,8 @@ def deliver() -> None:
     deliver_export(Source(urls, open_file), storage, options)
 
 
-def open_file(index: int, name: str) -> FileDownload:
-    return FileDownload(lambda refused: urls.url(index, refused=refused), session, name=name, checked=urls.checked)
+def open_file(path: str, name: str) -> FileDownload:
+    return FileDownload(lambda refused: urls.url(path, refused=refused), session, name=name, checked=urls.checked)
 
 
 def copy() -> None:

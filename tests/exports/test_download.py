@@ -20,7 +20,8 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.exports.urls import SignedUrls, file_path
+from airflow_provider_sendgrid.stopping import StoppedError
 from tests.file_server import FileServer
 from tests.sendgrid_source import LIMITS, HandClock, SendGrid
 from tests.short_lived_urls import fetch_over_short_lived_urls
@@ -219,7 +220,7 @@ def test_urls_that_expire_on_the_way_are_renewed_once_for_all_readers(clock):
         sendgrid = SendGrid(emulator, lambda: 0.0, SMALL_STEPS)
         export_id = sendgrid.export(CONTACTS)
         with sendgrid.source(export_id) as source:
-            downloads = [source.open_file(index, f"file {index + 1}") for index in (0, 1)]
+            downloads = [source.open_file(file_path(url), "file") for url in source.urls.export().urls]
             for download in downloads:
                 download.open().close()
             clock.advance(emulator.settings.url_lifetime)
@@ -241,13 +242,54 @@ def test_a_file_longer_than_its_urls_live_arrives_whole():
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
-def test_a_file_that_is_refused_for_ever_from_the_start_has_expired(sendgrid, status):
-    """Freshly signed URLs are refused too: the export has to be started anew."""
+def test_a_refused_file_of_an_expired_export_is_not_retried(sendgrid, status):
+    """By SendGrid's clock: no further URL helps, another export does."""
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("status", listener="files", status=status, nth=2))
+    with sendgrid.download(export_id, has_expired=lambda: download.connections == 2) as download:
+        download.open().close()
+        with pytest.raises(ExportExpiredError, match=f"the URL \\({status}.*expired.*Start another export"):
+            download.range(0, 10).open()
+    assert 2 == download.connections
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_a_refusal_before_expiry_is_incomplete_and_names_the_network(sendgrid, status):
+    """It may pass, so that Airflow retries it; the storage's code and message tell who refused."""
     export_id = sendgrid.export(10)
     sendgrid.emulator.inject(Fault("status", listener="files", status=status))
-    with sendgrid.download(export_id) as download, pytest.raises(ExportExpiredError, match="Start another export"):
+    with sendgrid.download(export_id) as download, pytest.raises(ExportIncompleteError) as caught:
         download.open()
     assert LIMITS.tries == download.connections
+    assert f"({status} InternalError: the emulator was told to fail) at its start (5 times)" in str(caught.value)
+    assert "VPC endpoint, a proxy, an allow list" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            b"<Error><Code>AccessDenied</Code><Message>explicit\n deny</Message></Error>",
+            "403 AccessDenied: explicit deny",
+        ),
+        (b"<Error><Code>AccessDenied</Code></Error>", "403 AccessDenied"),
+        (b"<Error><Code>X</Code><Message>/f?X-Amz-Signature=5ecret</Message>", "403 X: /f?***"),
+        (b"<!DOCTYPE html><html>Blocked by your company</html>", "403 with a page of HTML"),
+        (b"\xff\x00", "403"),
+        (b"", "403"),
+        (b"x" * 100_000 + b"<Code>AccessDenied</Code>", "403"),
+    ],
+)
+def test_what_a_storage_says_of_a_refusal_is_shown(session, body, said):
+    def refuse(_status, _headers):
+        return 403, {"Content-Length": str(len(body))}
+
+    with FileServer({"/file": b""}, refuse, error_body=body) as server:
+        download = download_of(f"{server.url}/file?X-Amz-Signature=5ecret", session)
+        with pytest.raises(ExportIncompleteError) as caught:
+            download.open()
+    assert f"the storage refused the URL ({said}) at its start" in str(caught.value)
+    assert "5ecret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
@@ -258,7 +300,7 @@ def test_a_file_that_is_refused_for_ever_later_on_is_incomplete(sendgrid, status
     sendgrid.emulator.inject(*(Fault("status", listener="files", nth=n, status=status) for n in range(2, 30)))
     with (
         sendgrid.reader(export_id) as reader,
-        pytest.raises(ExportIncompleteError, match=f"refused the URL \\({status}\\) at 100000 of"),
+        pytest.raises(ExportIncompleteError, match=f"refused the URL \\({status} InternalError.*\\) at 100000 of"),
     ):
         read(reader)
 
@@ -391,8 +433,11 @@ def test_tries_that_bring_nothing_are_bounded_and_told(sendgrid):
         read(reader)
     told = str(caught.value)
     assert told.startswith(f"SendGrid export {export_id} file 1 of 1: 6 tries in a row brought nothing")
-    assert f"the storage answered 500 at 100000 of {len(stored)} bytes" in told
-    assert "refused the URL (403)" in told
+    assert (
+        f"the storage answered 500 InternalError: the emulator was told to fail at 100000 of {len(stored)} bytes"
+        in told
+    )
+    assert "refused the URL (403 AccessDenied: Request has expired)" in told
     assert "the connection ended early at 100007 of" in told
     assert "run the task again" in told
     # The first cut had brought enough; it and five more are the six.
@@ -427,9 +472,9 @@ def test_a_stopped_download_ends_at_the_next_byte(sendgrid):
     """For all its readers, those that wait for a further try included."""
     with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
         reader.readinto(memoryview(bytearray(10)))
-        download.stop()
+        download.stop.set()
         for ask in (lambda: read(reader), download.open, lambda: read(download.range(0, 10))):
-            with pytest.raises(ExportIncompleteError, match="was stopped"):
+            with pytest.raises(StoppedError):
                 ask()
     assert 1 == sendgrid.emulator.count(listener="files")
 
@@ -442,11 +487,11 @@ def test_a_stopped_download_skips_no_further(sendgrid):
 
     def stop_when_skipping() -> float:
         if download.connections == 2 and download.fetched_bytes > 450_000:
-            download.stop()
+            download.stop.set()
         return 0.0
 
     with sendgrid.download(export_id, clock=stop_when_skipping) as download, download.open() as reader:
-        with pytest.raises(ExportIncompleteError, match="was stopped"):
+        with pytest.raises(StoppedError):
             read(reader)
         assert (400_000, True) == (reader.position, download.fetched_bytes < 800_000)
 

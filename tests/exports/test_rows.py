@@ -6,6 +6,8 @@ import csv
 import hashlib
 import io
 import json
+import tracemalloc
+from codecs import BOM_UTF8
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_sendgrid.exports.rows import CsvCounter, JsonCounter, RecordCount, record_counter
 
+MIB = 1024 * 1024
 HEADER = ["EMAIL", "FIRST_NAME", "CONTACT_ID"]
 # What confuses those who take a line for a row, and then anything.
 VALUES = st.text(st.sampled_from('",\n\r a\\\tä') | st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -77,7 +80,19 @@ def test_a_header_with_a_line_break_in_it_is_one_record(borders):
 
 @pytest.mark.parametrize(
     ("content", "records"),
-    [(b"", 0), (b"\n", 1), (b'"EMAIL"', 1), (b'"EMAIL"\n', 1), (b'"EMAIL"\n"a', 2), (b'"EMAIL"\n"a\n', 2)],
+    [
+        (b"", 0),
+        (b"\n", 0),
+        (b"\r\n\r\n", 0),
+        (BOM_UTF8, 0),
+        (BOM_UTF8 + b"\r\n", 0),
+        (BOM_UTF8[:2], 1),
+        (b'"EMAIL"', 1),
+        (b'"EMAIL"\n', 1),
+        (b'"EMAIL"\n"a', 2),
+        (b'"EMAIL"\n"a\n', 2),
+        (b'"EMAIL"\n""\n\n', 2),
+    ],
 )
 def test_files_of_next_to_nothing_are_counted(content, records):
     """A value without its closing quote is a record still open."""
@@ -97,6 +112,35 @@ def test_a_file_that_repeats_the_header_has_one_row_less_than_records():
     repeating = count(CsvCounter(), [csv_bytes([HEADER, ["a", "b", "c"], ["d", "e", "f"]])])
     continuing = count(CsvCounter(), [csv_bytes([["a", "b", "c"], ["d", "e", "f"]])])
     assert (repeating.rows(header), continuing.rows(header)) == (2, 2)
+
+
+@given(ROWS, BORDERS, st.sampled_from(["\n", "\r\n"]), st.integers(0, 3), st.booleans(), st.booleans())
+def test_a_mark_and_blank_lines_around_the_records_change_nothing(rows, borders, line_end, blank, before, has_mark):
+    """Neither the count nor the digest of the header, however the file is cut into pieces."""
+    content = csv_bytes([HEADER, *rows], line_end=line_end)
+    blanks = line_end.encode() * blank
+    odd = BOM_UTF8 * has_mark + (blanks if before else b"") + content + blanks
+    assert count(CsvCounter(), cut(odd, borders)) == count(CsvCounter(), [content])
+
+
+def test_blank_lines_at_the_end_are_none_wherever_the_pieces_end():
+    content = BOM_UTF8 + b'\n"EMAIL"\n"a\n\n"\n""\r\n\r\n\n'
+    digest = hashlib.sha256(b'"EMAIL"').hexdigest()
+    for border in range(len(content) + 1):
+        assert count(CsvCounter(), [content[:border], content[border:]]) == RecordCount(3, digest)
+    assert count(CsvCounter(), [content[i : i + 1] for i in range(len(content))]) == RecordCount(3, digest)
+
+
+def test_a_blank_line_between_records_counts_as_the_csv_module_reads_it():
+    content = b'"EMAIL"\n\n"a"\n'
+    assert count(CsvCounter(), [content]).records == len(read_by_csv(content))
+
+
+@pytest.mark.parametrize("content", [b'"EMAIL"\n"a', b'"EMAIL"\n"a\n\n', b'"'])
+def test_a_csv_file_that_ends_within_quotes_is_cut(content):
+    counted = count(CsvCounter(), [content])
+    assert counted.cut == "it ends within a quoted value"
+    assert counted.ends_in_quotes
 
 
 def test_without_a_header_nothing_is_taken_off():
@@ -138,9 +182,37 @@ def test_objects_are_those_that_json_reads(contacts, borders, line_end, is_open)
     assert counted.rows("") == counted.rows(header_of(b'"EMAIL"\n')) == len(contacts)
 
 
-@pytest.mark.parametrize(("content", "records"), [(b"", 0), (b"\n", 0), (b" \r\n\n", 0), (b"{}", 1), (b"{}\n{", 2)])
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [(b"", 0), (b"\n", 0), (b" \r\n\n", 0), (b"{}", 1), (b"{}\n{", 2), (BOM_UTF8 + b"{}\n", 1), (BOM_UTF8, 0)],
+)
 def test_json_files_of_next_to_nothing_are_counted(content, records):
     assert count(JsonCounter(), [content]).records == records
+
+
+def test_a_json_file_cut_anywhere_within_its_last_record_is_noticed():
+    content = BOM_UTF8 + '{"a": "ä"}\r\n\n{"b": {"c": ["}", 1]}}'.encode()
+    last = content.index(b'{"b"')
+    for end in range(len(content) + 1):
+        counted = count(JsonCounter(), [content[: end // 2], content[end // 2 : end]])
+        is_whole = end in (0, 3) or end in range(content.index(b"}") + 1, last + 1) or end == len(content)
+        assert (counted.cut == "") is is_whole, content[:end]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b'{"a": 1}\n\xff', b'{"a": 1}\nnull\n', b"[" * 100_000, b'{"a"}\n\n'])
+def test_a_last_line_that_is_no_object_is_no_whole_json_file(content):
+    assert count(JsonCounter(), [content]).cut == "its last line is not a whole JSON object"
+
+
+def test_a_json_record_without_end_takes_bounded_memory():
+    counter, piece = JsonCounter(), b'{"a": "' + b"x" * MIB
+    tracemalloc.start()
+    for _ in range(100):
+        counter.feed(piece)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 60 * MIB
+    assert counter.finish() == RecordCount(1, cut="its last line is not a whole JSON object")
 
 
 @pytest.mark.parametrize(("file_type", "kind"), [("csv", CsvCounter), ("json", JsonCounter)])

@@ -43,8 +43,8 @@ def test_nothing_is_asked_before_a_url_is_needed(sendgrid):
 def test_one_answer_serves_all_files_that_are_begun_with_it(sendgrid):
     urls = sendgrid.urls()
     assert urls.export().id == "6f0a2c5e"
-    assert urls.url(0) == "https://files.example/0?X-Amz-Signature=1"
-    assert urls.url(1) == "https://files.example/1?X-Amz-Signature=1"
+    assert urls.url("/0") == "https://files.example/0?X-Amz-Signature=1"
+    assert urls.url("/1") == "https://files.example/1?X-Amz-Signature=1"
     assert sendgrid.answers == 1
 
 
@@ -52,9 +52,9 @@ def test_one_answer_serves_all_files_that_are_begun_with_it(sendgrid):
 def test_an_aged_url_begins_no_file(sendgrid, age, answers):
     """It lives about 300 s, and a file may take long."""
     urls = sendgrid.urls()
-    urls.url(0)
+    urls.url("/0")
     sendgrid.now += age
-    assert urls.url(1) == f"https://files.example/1?X-Amz-Signature={answers}"
+    assert urls.url("/1") == f"https://files.example/1?X-Amz-Signature={answers}"
     urls.export()
     assert sendgrid.answers == answers
     assert urls.renewals == 0
@@ -62,15 +62,15 @@ def test_an_aged_url_begins_no_file(sendgrid, age, answers):
 
 def test_a_refused_url_is_renewed(sendgrid):
     urls = sendgrid.urls()
-    refused = urls.url(0)
-    assert urls.url(0, refused=refused) == "https://files.example/0?X-Amz-Signature=2"
+    refused = urls.url("/0")
+    assert urls.url("/0", refused=refused) == "https://files.example/0?X-Amz-Signature=2"
     assert urls.renewals == 1
 
 
 def test_a_url_that_was_renewed_for_another_is_not_renewed_again(sendgrid):
     urls = sendgrid.urls()
-    refused = urls.url(0), urls.url(1)
-    renewed = [urls.url(index, refused=refused[index]) for index in (0, 1)]
+    refused = urls.url("/0"), urls.url("/1")
+    renewed = [urls.url(f"/{index}", refused=refused[index]) for index in (0, 1)]
     assert renewed == [f"https://files.example/{index}?X-Amz-Signature=2" for index in (0, 1)]
     assert (urls.renewals, sendgrid.answers) == (1, 2)
 
@@ -78,12 +78,12 @@ def test_a_url_that_was_renewed_for_another_is_not_renewed_again(sendgrid):
 def test_many_threads_that_are_refused_at_once_renew_once(sendgrid):
     """Each renewal is a request, and ten of them are SendGrid's limit."""
     urls = sendgrid.urls()
-    refused, threads = urls.url(0), 8
+    refused, threads = urls.url("/0"), 8
     together = threading.Barrier(threads)
 
     def renew(_):
         together.wait(timeout=10)
-        return urls.url(0, refused=refused)
+        return urls.url("/0", refused=refused)
 
     with ThreadPoolExecutor(threads) as pool:
         renewed = set(pool.map(renew, range(threads)))
@@ -91,12 +91,12 @@ def test_many_threads_that_are_refused_at_once_renew_once(sendgrid):
     assert (urls.renewals, sendgrid.answers) == (1, 2)
 
 
-def test_a_file_that_is_gone_is_told_by_number(sendgrid):
+def test_a_file_that_is_gone_is_named_by_its_path(sendgrid):
     urls = sendgrid.urls()
-    refused = urls.url(1)
+    refused = urls.url("/1")
     sendgrid.files = 1
-    with pytest.raises(ExportIncompleteError, match="export 6f0a2c5e now has 1 files; file 2 is gone"):
-        urls.url(1, refused=refused)
+    with pytest.raises(ExportIncompleteError, match="export 6f0a2c5e no longer names the file /1; it names 1 files"):
+        urls.url("/1", refused=refused)
 
 
 def test_what_asking_raises_is_passed_on_and_asked_anew_next_time(sendgrid):
@@ -109,8 +109,8 @@ def test_what_asking_raises_is_passed_on_and_asked_anew_next_time(sendgrid):
 
     urls = SignedUrls(get_export)
     with pytest.raises(SendGridError, match="it broke"):
-        urls.url(0)
-    assert urls.url(0) == "https://files.example/0?X-Amz-Signature=1"
+        urls.url("/0")
+    assert urls.url("/0") == "https://files.example/0?X-Amz-Signature=1"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_contacts_are_fetched_encrypted_or_not_at_all(sendgrid, url):
 
 def test_an_unencrypted_url_is_refused_before_it_is_handed_out():
     with pytest.raises(SendGridServerError, match="not encrypted"):
-        SendGrid(scheme="http").urls().url(0)
+        SendGrid(scheme="http").urls().url("/0")
 
 
 def test_an_emulator_on_this_machine_may_serve_plain_http():

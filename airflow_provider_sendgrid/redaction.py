@@ -1,0 +1,82 @@
+"""Keys, signatures, passwords and queries of URLs, taken out of texts: our messages, and what HTTP libraries log.
+
+At level DEBUG these libraries log whole URLs, and headers. Whoever has a signed URL, or the URL of an upload session,
+may read or write the contacts. A filter would have to be added to each of their loggers, of which some are made later;
+so the records of these libraries are redacted where they are made, for all handlers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+# Part of a URL. A single quote may be one, but not where it ends a quoted text.
+_PATH, _QUERY = (rf"(?:[^\s\"'<>{end}]|'(?![\s,;:)\]}}>]|$))+" for end in ("?", ""))
+
+_REDACTED = r"\*\*\*[).,;:\]}]*(?:[\s\"'<>]|$)"
+
+
+def _without_query(match: re.Match[str]) -> str:
+    address, query = match.group(1), match.group(2)
+    return f"{address}?***" if "/" in address else f"{address}?{query}"
+
+
+_SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    # An API key: SG.<22 characters>.<43 characters>, whatever touches it; shorter ones may be cut.
+    (re.compile(r"SG\.[\w-]{16,}\.[\w-]{16,}|\bSG\.[\w-]{4,}(?:\.[\w-]+)?"), "SG.***"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}"), r"\1 ***"),
+    # The query of a URL carries its signature; the path names the bucket only. Also of a path alone, as in a request.
+    (re.compile(rf"(?<![^\s\"'<>])({_PATH})\?(?!{_REDACTED})({_QUERY})"), _without_query),
+    # User and password in the URL of a proxy or a host; a password may hold an @ itself.
+    (re.compile(r"(://)[^\s/?#\"'<>]+@"), r"\1***@"),
+    (re.compile(r"(?i)\b(x-amz-[a-z-]+|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),
+    # The same as a header, or in the repr of a mapping; x-amz-request-id stays, it helps the support.
+    (
+        re.compile(r"(?i)(x-amz-(?:signature|credential|security-token)[\"']?\s*[:=,]\s*(?:b?[\"'])?)[^\s&\"'<>]+"),
+        r"\1***",
+    ),
+)
+
+# By the first part of the names of their loggers.
+_HTTP_LIBRARIES = frozenset(
+    ("aiobotocore", "aiohttp", "azure", "boto3", "botocore", "google", "httpcore", "httpx", "requests", "s3transfer")
+) | {"requests_oauthlib", "urllib3"}
+
+
+def redact(text: str) -> str:
+    """`text` without API keys, signatures, security tokens, passwords in URLs and queries of URLs."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def redact_logs_of_libraries() -> None:
+    """Redact what HTTP libraries log from here on; safe to call again, as after somebody set another factory."""
+    make_record = logging.getLogRecordFactory()
+    probe = make_record("urllib3", logging.DEBUG, "", 0, "/?secret", (), None)
+    if "secret" not in probe.getMessage():
+        return
+
+    def make_redacted(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make_record(name, *args, **kwargs)
+        if name.partition(".")[0] in _HTTP_LIBRARIES:
+            _redact_record(record)
+        return record
+
+    logging.setLogRecordFactory(make_redacted)
+
+
+def _redact_record(record: logging.LogRecord) -> None:
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001 - the library's format does not fit its arguments
+        text = str(record.msg)
+    if record.exc_info:
+        text = "\n".join((text, "".join(traceback.format_exception(*record.exc_info)).rstrip()))
+    record.msg, record.args, record.exc_info = redact(text), (), None
+
+
+redact_logs_of_libraries()
