@@ -38,7 +38,7 @@ from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo,
 
 log = logging.getLogger(__name__)
 
-_TOKEN = "sendgrid-upload"  # noqa: S105  metadata, no secret
+_TOKEN = "sendgrid-write"  # noqa: S105  metadata, no secret
 # `Requests` repeats what may be repeated, and can be stopped between two attempts; the client cannot.
 _ONCE = {"retry_total": 0}
 

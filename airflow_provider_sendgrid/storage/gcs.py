@@ -46,7 +46,7 @@ _PIECE_BYTES = 1024 * 1024
 _INCOMPLETE = 308
 _TIMEOUT_SECONDS = (30, 120)
 _ABORT_TIMEOUT_SECONDS = 5
-_TOKEN = "sendgrid-upload"  # noqa: S105  metadata, no secret
+_TOKEN = "sendgrid-write"  # noqa: S105  metadata, no secret
 
 # By Google's reason, else by status; "upload" for requests to the URL of a resumable upload.
 _ERRORS: Mapping[str, Meaning] = {
