@@ -6,6 +6,7 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.azure import AzureStorage
+from airflow_provider_sendgrid.storage.errors import ATTEMPTS
 from airflow_provider_sendgrid.storage.gcs import GcsStorage
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, crc32
 from lab.gcs import gcs_client
@@ -78,3 +79,32 @@ def test_no_list_is_taken_for_an_empty_one(storage_at, answer):
         except ERRORS:
             return
         assert versions is None
+
+
+def test_an_object_that_may_not_be_deleted_is_reported(storage_at):
+    """The delivery decides what that means."""
+    with alike_server("403 page") as url, pytest.raises(DestinationRefusedError, match="delete of .*Grant"):
+        storage_at(url).delete("a.csv")
+
+
+def test_a_prefix_that_may_not_be_listed_has_no_known_versions(storage_at, caplog):
+    """Logged once."""
+    with alike_server("403 page") as url:
+        storage = storage_at(url)
+        assert (None, None) == (storage.versions(), storage.versions())
+    assert 1 == len([record for record in caplog.records if "cannot be listed" in record.getMessage()])
+
+
+def test_an_object_that_is_not_there_may_be_deleted(storage_at):
+    with alike_server("404 empty") as url:
+        storage_at(url).delete("a.csv")
+
+
+@pytest.mark.parametrize(("answer", "attempts"), [("503 page", ATTEMPTS), ("429 empty", ATTEMPTS), ("403 page", 1)])
+def test_only_what_may_pass_is_tried_again(storage_at, answer, attempts, monkeypatch):
+    """With pauses that whoever calls can end."""
+    pauses = []
+    monkeypatch.setattr("tests.storage.test_alike_servers.no_sleep", pauses.append)
+    with alike_server(answer) as url, pytest.raises(ERRORS):
+        storage_at(url).put("a.csv", b"1", INFO)
+    assert (attempts - 1) == len([each for each in pauses[: ATTEMPTS - 1] if each])

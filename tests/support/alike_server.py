@@ -18,6 +18,9 @@ ANSWERS: Mapping[str, tuple[int, str, bytes]] = {
     "204": (204, "text/plain", b""),
     "302 page": (302, "text/html", b"<html>Sign in</html>"),
     "400 page": (400, "text/html", b"<html>Bad request</html>"),
+    "403 page": (403, "text/html", b"<html>Forbidden</html>"),
+    "429 empty": (429, "text/plain", b""),
+    "503 page": (503, "text/html", b"<html>Service unavailable</html>"),
 }
 
 
