@@ -83,7 +83,7 @@ def test_no_list_is_taken_for_an_empty_one(storage_at, answer):
 
 def test_an_object_that_may_not_be_deleted_is_reported(storage_at):
     """The delivery decides what that means."""
-    with alike_server("403 page") as url, pytest.raises(DestinationRefusedError, match="delete of .*Grant"):
+    with alike_server("403 page") as url, pytest.raises(DestinationRefusedError, match=r"delete of .*Grant"):
         storage_at(url).delete("a.csv")
 
 

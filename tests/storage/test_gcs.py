@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import google_crc32c
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationError
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
 from airflow_provider_sendgrid.storage.gcs import GcsUpload
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo
-from lab.gcs import gcs_server
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredContent
+from lab.gcs import fake_gcs_server, gcs_server
 from tests.destinations import Destination
+from tests.support.losing_proxy import LosingProxy
 
+NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")
 CONTENT = bytes(range(251)) * (9 * MIB // 251)
 
 
@@ -239,3 +243,37 @@ def test_the_url_of_an_upload_that_the_client_begins_is_in_no_log(everything_log
         secret = upload._session_url.partition("upload_id=")[2]
     assert secret
     assert secret not in everything_logged.getvalue()
+
+
+@pytest.fixture(scope="module")
+def checking_server():
+    """It checks the conditions of writes and deletes itself."""
+    with fake_gcs_server() as url:
+        yield url
+
+
+@NOT_QUICK
+def test_the_server_refuses_what_a_look_right_before_did_not_show(checking_server, monkeypatch):
+    """Another run may store the object between the look and the write."""
+    storage = Destination.fresh("gs", checking_server).storage()
+    info = ObjectInfo("text/csv", {"made-by": "us"})
+    first = storage.put("a.csv", b"first", info, None)
+    second = storage.put("a.csv", b"second", info, first)
+    monkeypatch.setattr(storage, "_raise_if_changed", lambda *_: None)
+
+    for over in (None, first):
+        with pytest.raises(DestinationChangedError):
+            storage.put("a.csv", b"third", info, over)
+    storage.delete("a.csv", first)
+
+    assert StoredContent(b"second", second) == storage.read("a.csv")
+
+
+@pytest.mark.parametrize(("over", "condition"), [(None, "0"), ("17", "17"), (ANY_VERSION, None)])
+def test_the_condition_of_an_upload_is_sent_when_it_begins(over, condition):
+    """Google compares then, and when the upload is complete; no server for tests does."""
+    with gcs_server() as url, LosingProxy(urlsplit(url).port, lambda *_: False).running() as proxy:
+        place = Destination.fresh("gs", proxy.url)
+        place.storage().begin("a.csv", ObjectInfo("text/csv", {}), over).abort()
+    [begin] = [target for method, target in proxy.requests if method == "POST" and "uploadType=resumable" in target]
+    assert [condition] == parse_qs(urlsplit(begin).query).get("ifGenerationMatch", [None])
