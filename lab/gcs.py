@@ -1,7 +1,7 @@
 """Google Cloud Storage on this machine, by two servers of PyPI.
 
 gcp-storage-emulator runs in this process and is quick; it ignores the conditions of writes and deletes, and returns no
-generation with a download. fake-gcs-server runs in a process of its own and knows conditions.
+generation with a download. fake-gcs-server runs in a process of its own and checks the conditions of small writes.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def test_the_url_of_an_upload_that_the_client_begins_is_in_no_log(everything_log
 
 @pytest.fixture(scope="module")
 def checking_server():
-    """It checks the conditions of writes and deletes itself."""
+    """It checks the conditions of small writes itself."""
     with fake_gcs_server() as url:
         yield url
 
@@ -264,7 +264,6 @@ def test_the_server_refuses_what_a_look_right_before_did_not_show(checking_serve
     for over in (None, first):
         with pytest.raises(DestinationChangedError):
             storage.put("a.csv", b"third", info, over)
-    storage.delete("a.csv", first)
 
     assert StoredContent(b"second", second) == storage.read("a.csv")
 
@@ -277,3 +276,12 @@ def test_the_condition_of_an_upload_is_sent_when_it_begins(over, condition):
         place.storage().begin("a.csv", ObjectInfo("text/csv", {}), over).abort()
     [begin] = [target for method, target in proxy.requests if method == "POST" and "uploadType=resumable" in target]
     assert [condition] == parse_qs(urlsplit(begin).query).get("ifGenerationMatch", [None])
+
+
+def test_the_condition_of_a_delete_is_sent():
+    with gcs_server() as url, LosingProxy(urlsplit(url).port, lambda *_: False).running() as proxy:
+        storage = Destination.fresh("gs", proxy.url).storage()
+        version = storage.put("a.csv", b"1", ObjectInfo("text/csv", {}))
+        storage.delete("a.csv", version)
+    [delete] = [target for method, target in proxy.requests if method == "DELETE"]
+    assert [version] == parse_qs(urlsplit(delete).query)["ifGenerationMatch"]

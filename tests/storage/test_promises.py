@@ -3,7 +3,7 @@
 Each is a real server, but for the folder and the tests' own storage in memory. All are tested by `make test-clouds`,
 which installs Azure's and a second one of Google's; the quick tests know what S3 does from elsewhere. Of Google's two,
 gcp-storage-emulator ("gs") is what a server that ignores conditions would be, and fake-gcs-server ("gs-fake") refuses
-writes and deletes whose conditions do not hold.
+small writes whose conditions do not hold.
 """
 
 from __future__ import annotations
