@@ -489,7 +489,7 @@ class _File:
         download = self._run.source.open_file(self._place.path, self._place.title)
         self._run.downloads.append(download)
         self._download = download
-        self._progress = self._run.progress.file(self.index, lambda: download.fetched_bytes)
+        self._progress = self._run.progress.file(self.index, lambda: download.received_bytes)
         try:
             self._reader = download.open()
         except BaseException:
