@@ -30,7 +30,7 @@ MAX_PARTS = 10_000
 # Of an object of unknown size: so many parts of one size, then twice the size after each so many.
 _EQUAL_PARTS, _PARTS_PER_SIZE = 6_000, 360
 # Stopped uploads are aborted after so long, although threads still write parts.
-_ABORT_AFTER_SECONDS = 2.0
+_ABORT_AFTER_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.2
 
 

@@ -206,7 +206,7 @@ def test_each_object_names_its_export_its_source_and_its_hash(sendgrid_emulator,
     assert "application/gzip" == head["ContentType"]
     expected = {
         "sendgrid-export-id": export_id,
-        "sendgrid-etag": file.stored.etag.strip('"'),
+        "sendgrid-file": f"/sg-contact-exports/8315072/{file.name}",
         "sha256": hashlib.sha256(s3.read(uri)).hexdigest(),
     }
     assert expected == {name: head["Metadata"].get(name) for name in expected}
