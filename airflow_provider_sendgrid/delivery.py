@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
@@ -271,7 +272,8 @@ class _Run:
         threads = DaemonExecutor(max(len(writers), 1), "sendgrid-abort")
         aborts = [threads.submit(abort_quietly, writer, at_once=True) for writer in writers]
         # A file's own thread may have begun to abort its upload.
-        wait([*aborts, *self._underway], _ABORT_SECONDS)
+        begun: list[Future[Any]] = [*aborts, *self._underway]
+        wait(begun, _ABORT_SECONDS)
 
     def close(self) -> None:
         """End the threads without waiting for them, and give up what is open."""
