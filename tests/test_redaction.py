@@ -116,7 +116,7 @@ def test_a_library_that_logs_an_error_does_not_log_its_query(caplog):
 
 
 def test_a_library_whose_format_is_wrong_is_not_stopped_by_that(caplog):
-    logging.getLogger("urllib3").debug("/c?token=5ecret %s %s", "one")
+    logging.getLogger("urllib3").debug("/c?token=5ecret %s %s", "one")  # noqa: PLE1206
     logged_by(caplog, "urllib3")
 
 
