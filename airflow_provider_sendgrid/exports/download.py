@@ -188,10 +188,12 @@ class FileDownload:
     def readinto_of(self, response: requests.Response) -> Callable[[memoryview], int]:
         """What reads the bytes of a response into a buffer, as they were sent and as far as they are there."""
         raw: Any = response.raw
+        # urllib3 has `read1` from 2.2 on; `read` waits until it has all, so it is asked for less.
+        read_some, most = (raw.read1, _CHUNK_BYTES) if hasattr(raw, "read1") else (raw.read, _CHUNK_BYTES // 16)
 
         def copy_into(room: memoryview) -> int:
             # The sizes between chunks may be sent so slowly that no timeout of a socket ends them.
-            read = partial(raw.read1, len(room), decode_content=False)
+            read = partial(read_some, min(len(room), most), decode_content=False)
             try:
                 chunk: bytes = self.stop.call(read, self.limits.stall_seconds, name="sendgrid-chunk")
             except BaseException:
