@@ -1,8 +1,8 @@
-"""The story of a delivery: every file of one export fetched, checked, stored, written down.
+"""The delivery of one export: every file fetched, verified and stored, then the manifest.
 
 With `file_delivery` the only place that knows both SendGrid's exports and a storage. Files that are whole already are
-found and left alone. When all are there, their rows must agree with SendGrid's count. The manifest comes last: where it
-stands, the export is whole.
+found and left alone. When all are there, their rows must agree with SendGrid's count. The manifest comes last: if there
+is one, the export is whole. How several runs at one prefix keep out of each other's way is described in `publication`.
 
 A file that is whole stays when a later one fails, so that a task tried again fetches only what is missing.
 """
@@ -10,32 +10,34 @@ A file that is whole stays when a later one fails, so that a task tried again fe
 from __future__ import annotations
 
 import logging
-import re
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
     DestinationConflictError,
     ExportExpiredError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.exports.download import FileChangedError, FileDownload
+from airflow_provider_sendgrid.exports.download import FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.rows import RecordCount
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.exports.watch import Outcome, look_at
 from airflow_provider_sendgrid.file_delivery import (
-    EXPORT_ID_KEY,
+    Context,
     DeliveryOptions,
-    Desk,
+    FilePlace,
     StoredFile,
+    abort_quietly,
     find_stored,
+    receipt_name,
     store_file,
 )
+from airflow_provider_sendgrid.file_order import order_name, pinned_order, unique_paths
 from airflow_provider_sendgrid.manifest import (
     MANIFEST_NAME,
     DeliveredFile,
@@ -43,17 +45,26 @@ from airflow_provider_sendgrid.manifest import (
     KnownManifest,
     manifest_content,
 )
-from airflow_provider_sendgrid.progress import Progress
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, PartBuffers, Storage
+from airflow_provider_sendgrid.progress import FileProgress, Progress
+from airflow_provider_sendgrid.publication import SAFE_ID, Publication, delete_all
+from airflow_provider_sendgrid.stopping import StopSignal
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, PartBuffers, Storage, StoredInfo
+from airflow_provider_sendgrid.threads import DaemonExecutor
 
-__all__ = ["Delivery", "DeliveryOptions", "Source", "deliver_export"]
+__all__ = ["ArgumentError", "Delivery", "DeliveryOptions", "Source", "deliver_export"]
 
 log = logging.getLogger(__name__)
 
-_FETCHES_OF_A_CHANGING_FILE = 3
+# How often a file is fetched that changes on the way, and how often all is done again when another run interferes.
+_FETCHES, _ROUNDS = 3, 5
 _LEAST_TIME_LEFT = timedelta(seconds=60)
-_SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
-_OBJECT_NAME = re.compile(_SAFE_ID.pattern + r"-\d{5,}-of-\d{5,}\.(csv|json)(\.gz)?")
+_LOOK_AGAIN_SECONDS = 0.2
+# A stopped delivery waits so long for its threads, which abort their uploads; then so long for its own aborts.
+_END_SECONDS, _ABORT_SECONDS = 2.0, 2.0
+
+
+class ArgumentError(ValueError):
+    """An argument that does not fit this export; no further try helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,11 @@ class Delivery:
 
 
 def deliver_export(
-    source: Source, storage: Storage, options: DeliveryOptions, file_index: int | None = None
+    source: Source,
+    storage: Storage,
+    options: DeliveryOptions,
+    file_index: int | None = None,
+    stop: StopSignal | None = None,
 ) -> Delivery:
     """Bring every file of a ready export into a storage, then write the manifest.
 
@@ -119,41 +134,28 @@ def deliver_export(
         options: how.
         file_index: only this file (from 0), and no manifest: for tasks that share an export. A delivery of all files
             afterwards finds them stored, compares the rows and writes the manifest.
+        stop: ends the delivery within seconds; no upload stays open.
 
     Raises:
         ExportFailedError: SendGrid says ``failure``.
         ExportExpiredError: the files are no longer kept.
-        ExportIncompleteError: it is not ready yet, a file could not be had whole, or the rows disagree.
-        DestinationConflictError: another export's manifest stands there and `options.replace` is off.
+        ExportIncompleteError: it is not ready yet, a file could not be fetched whole, or the rows disagree.
+        DestinationConflictError: another export's manifest is there and `options.replace` is off.
+        DestinationChangedError: another run kept changing what is there.
+        ArgumentError: there is no such file, or `export_id` cannot be part of a name.
+        StoppedError: `stop` was set.
         SendGridError: SendGrid could not be asked.
     """
+    stop = stop or StopSignal()
     export = _ready_export(source.urls.export())
-    indexes = _indexes(export, file_index)
-    before = _known_manifest(storage, export, options)
-    stored, progress = _store_all(source, storage, options, export, indexes, before)
-    files = _with_rows(stored, storage, options)
-    manifest_uri = None
-    if file_index is None:
-        try:
-            _verify_rows(files, export, options)
-        except ExportIncompleteError:
-            _take_back(stored, export, before, storage)
-            if all(file.connections for file in stored):
-                raise
-            # A plain file that the storage cut outside quotes, and calls whole, looks so to the try that stores it.
-            log.warning(
-                "SendGrid export %s: its rows disagree with files that an earlier try stored; these were removed, and "
-                "all are fetched anew.",
-                export.id,
-            )
-            return deliver_export(source, storage, options)
-        if options.write_manifest:
-            manifest_uri = _write_manifest(stored, files, export, before, storage)
-        for file in stored:
-            file.delete_receipt(storage)
-    connections = sum(file.connections for file in stored)
-    new_files = tuple(file for file, what in zip(files, stored, strict=True) if what.connections)
-    return Delivery(files, new_files, export, manifest_uri, progress.fetched_bytes, progress.seconds, connections)
+    run = _Run(source, storage, options, export, file_index, stop)
+    try:
+        return run.deliver()
+    except BaseException:
+        run.end()
+        raise
+    finally:
+        run.close()
 
 
 # Before the first byte
@@ -175,188 +177,351 @@ def _ready_export(export: ContactExport) -> ContactExport:
             f"SendGrid export {export.id} is not ready to be delivered: its status is {export.status!r}, with "
             f"{len(export.urls)} files. Wait for it with a SendGridExportSensor before this task."
         )
-    if len(export.id) > 200 or not _SAFE_ID.fullmatch(export.id):
-        raise ValueError(f"export_id {export.id!r} cannot be part of an object's name; is it really an export's?")
+    if len(export.id) > 200 or not SAFE_ID.fullmatch(export.id):
+        raise ArgumentError(f"export_id {export.id!r} cannot be part of an object's name; is it really an export's?")
     return export
 
 
 def _indexes(export: ContactExport, file_index: int | None) -> Sequence[int]:
-    count = len(export.urls)
+    count = len(unique_paths(export))
     if file_index is None:
         return range(count)
     if not 0 <= file_index < count:
-        raise ValueError(f"file_index {file_index} of SendGrid export {export.id}: it has files 0 to {count - 1}.")
+        raise ArgumentError(f"file_index {file_index} of SendGrid export {export.id}: it has files 0 to {count - 1}.")
     return [file_index]
 
 
-def _known_manifest(storage: Storage, export: ContactExport, options: DeliveryOptions) -> KnownManifest | None:
-    if not options.write_manifest or (content := storage.read(MANIFEST_NAME)) is None:
-        return None
-    known = KnownManifest.from_content(content)
-    if known.export_id != export.id and not options.replace:
-        owner = f"the manifest of export {known.export_id}" if known.export_id else "not a manifest of ours"
-        raise DestinationConflictError(
-            f"SendGrid export {export.id}: {storage.uri(MANIFEST_NAME)} stands there already and is {owner}; nothing "
-            "was downloaded or changed. Choose another prefix, or set replace=True to put this export in its place."
-        )
-    return known
+# All files, then the manifest
 
 
-# File by file
-
-
-def _store_all(
-    source: Source,
-    storage: Storage,
-    options: DeliveryOptions,
-    export: ContactExport,
-    indexes: Sequence[int],
-    before: KnownManifest | None,
-) -> tuple[list[StoredFile], Progress]:
-    """Store files, several small ones at once and large ones one after the other."""
-    progress, most = Progress(len(export.urls)), options.max_concurrency
-    with (
-        ThreadPoolExecutor(most, thread_name_prefix="sendgrid-upload") as uploads,
-        ThreadPoolExecutor(min(most, max(len(indexes), 1)), thread_name_prefix="sendgrid-file") as threads,
-    ):
-        buffers = PartBuffers((most + 1) * options.part_bytes)  # one is sent while the others are fetched
-        desk = Desk(export.id, storage, options, buffers, uploads)
-        job = _Job(source, desk, export, indexes, before, progress)
-        files = [threads.submit(job.store, index) for index in indexes]
-        try:
-            wait(files, return_when=FIRST_EXCEPTION)
-            for file in files:
-                if file.done():
-                    file.result()
-            return [file.result() for file in files], progress
-        except BaseException:
-            job.stop()
-            threads.shutdown(cancel_futures=True)
-            raise
-
-
-class _Job:
-    """The files of one delivery, each stored by a thread."""
+class _Run:
+    """One delivery, in as many rounds as other runs at the same prefix make necessary."""
 
     def __init__(
         self,
         source: Source,
-        desk: Desk,
+        storage: Storage,
+        options: DeliveryOptions,
         export: ContactExport,
-        indexes: Sequence[int],
-        before: KnownManifest | None,
-        progress: Progress,
+        file_index: int | None,
+        stop: StopSignal,
     ) -> None:
-        self._source = source
-        self._desk = desk
-        self._export = export
-        self._before = before if before is not None and before.export_id == export.id else None
-        self._progress = progress
-        self._turns = _Turns(indexes)
-        self._downloads: dict[int, FileDownload] = {}
-        self._is_stopped = False
+        self.source = source
+        self._storage = storage
+        self._options = options
+        self._indexes = _indexes(export, file_index)
+        self._is_whole = file_index is None
+        by_path = {urlsplit(url).path: url for url in reversed(export.urls)}
+        self._export = replace(export, urls=tuple(by_path[path] for path in unique_paths(export)))
+        self._stop = stop
+        self.progress = Progress(export.id, len(self._export.urls))
+        self.downloads: list[FileDownload] = []
+        self._opened: list[_File] = []
+        self._stored_here: dict[str, StoredFile] = {}
+        most = options.max_concurrency
+        self._uploads = DaemonExecutor(most, "sendgrid-upload")
+        self._threads = DaemonExecutor(min(most, max(len(self._indexes), 1)), "sendgrid-file")
+        self._buffers = PartBuffers((most + 1) * options.part_bytes, stop)  # one is sent while the others are fetched
+        self._context: Context | None = None
+        self._underway: dict[Future[StoredFile | None], _File] = {}
 
-    def store(self, index: int) -> StoredFile:
-        """Store one file, unless it is; anew from its start where it changes on the way."""
-        stem = f"{self._export.id}-{index + 1:05d}-of-{len(self._export.urls):05d}"
-        stored = find_stored(self._desk, stem, urlsplit(self._export.urls[index]).path, self._before)
-        if stored is not None:
-            log.info("%s is stored already, as %s.", self._title(index), stored.name)
-        else:
+    def deliver(self) -> Delivery:
+        """Deliver; again if another run changed the manifest or an object meanwhile."""
+        refetched = False
+        for round_number in range(1, _ROUNDS + 1):
             try:
-                stored = self._fetch_and_store(index, stem)
-            except ExportIncompleteError:
-                # Another try may bring it; the files before it are stored by then, instead of given up half-way.
-                self._turns.wait_for(index)
+                publication = self._publication()
+                order = pinned_order(self._storage, self._export, publication.own)
+                stored = self._store_all(publication, order)
+                delivered = self._with_rows(stored, order)
+                if self._is_whole:
+                    try:
+                        _verify_rows(delivered, self._export, self._options)
+                    except ExportIncompleteError:
+                        is_all_new = all(file.is_new for file in stored)
+                        if self._rollback(stored) == 0 or is_all_new or refetched:
+                            raise
+                        refetched = True
+                        # A plain file that was cut between two rows looks whole to the try that stores it.
+                        log.warning(
+                            "SendGrid export %s: its rows disagree with files that an earlier try stored; these were "
+                            "deleted, and are fetched again.",
+                            self._export.id,
+                        )
+                        continue
+                    manifest_uri = self._publish(publication, stored, delivered)
+                else:
+                    manifest_uri = None
+                return self._delivery(stored, delivered, manifest_uri)
+            except DestinationConflictError:
+                self._delete_own()
                 raise
-        self._turns.finish(index)
-        return stored
+            except DestinationChangedError as error:
+                if round_number == _ROUNDS:
+                    raise
+                log.warning("%s The delivery looks again.", error)
+        raise DestinationChangedError(f"SendGrid export {self._export.id}: its rows never agreed. Run the task again.")
 
-    def stop(self) -> None:
-        """Have all files given up."""
-        self._is_stopped = True
-        self._turns.stop()
-        for download in list(self._downloads.values()):
-            download.stop.set()
+    def end(self) -> None:
+        """Stop all threads, and abort the uploads that are left."""
+        self._stop.set()
+        wait(self._underway, _END_SECONDS)
+        if self._context is None or not (writers := list(self._context.writers)):
+            return
+        threads = DaemonExecutor(len(writers), "sendgrid-abort")
+        aborts = [threads.submit(abort_quietly, writer, at_once=True) for writer in writers]
+        wait(aborts, _ABORT_SECONDS)
 
-    def _fetch_and_store(self, index: int, stem: str) -> StoredFile:
-        for _ in range(_FETCHES_OF_A_CHANGING_FILE - 1):
+    def close(self) -> None:
+        """End the threads without waiting for them, and give up what is open."""
+        for file in self._opened:
+            file.close()
+        for threads in (self._threads, self._uploads):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _publication(self) -> Publication:
+        options = self._options
+        return Publication(self._storage, self._export.id, replace=options.replace, is_written=options.write_manifest)
+
+    def _store_all(self, publication: Publication, order: Sequence[str]) -> list[StoredFile]:
+        """Store files: small ones side by side, large ones one after the other.
+
+        The first file is opened alone. While files are small, several are opened at once; after a large one, each is
+        opened when the one before it is stored. So each file is requested once, and a task that is killed has whole
+        files behind it.
+        """
+        self._context = Context(
+            self._export.id,
+            self._storage,
+            self._options,
+            publication,
+            self._buffers,
+            self._uploads,
+            self._stop,
+        )
+        waiting = [
+            _File(self, self._context, index, _place(self._export.id, order, index))
+            for index in reversed(self._indexes)
+        ]
+        stored = dict[int, StoredFile]()
+        failed: tuple[int, ExportIncompleteError] | None = None
+        at_once, large_was_seen = 1, False
+        while failed is not None or waiting or self._opened or self._underway:
+            begun = [*self._opened, *self._underway.values()]
+            if failed is not None and not any(file.index < failed[0] for file in begun):
+                raise failed[1]
+            while waiting and failed is None and not self._opened and len(self._underway) < at_once:
+                file = waiting.pop()
+                self._underway[self._threads.submit(file.begin)] = file
+            if not self._underway:
+                file = self._opened.pop(0)
+                self._underway[self._threads.submit(file.finish)] = file
+            for future in self._wait():
+                file = self._underway.pop(future)
+                try:
+                    result = future.result()
+                except ExportIncompleteError as error:
+                    # Another try may bring it: files before it are stored, instead of given up half-way.
+                    failed = min(failed or (file.index, error), (file.index, error), key=lambda each: each[0])
+                    continue
+                if result is None:
+                    self._opened = sorted([*self._opened, file], key=lambda each: each.index)
+                else:
+                    stored[file.index] = result
+                    if result.is_new:
+                        self._stored_here[result.name] = result
+                is_large = result is None or result.facts.size > self._options.part_bytes
+                large_was_seen = large_was_seen or is_large
+                at_once = 1 if large_was_seen else self._options.max_concurrency
+        return [stored[index] for index in self._indexes]
+
+    def _wait(self) -> Iterable[Future[StoredFile | None]]:
+        """Those that are done next; says in between how far all are."""
+        while True:
+            done = wait(self._underway, _LOOK_AGAIN_SECONDS, FIRST_COMPLETED).done
+            self.progress.report()
+            if done:
+                return done
+            self._stop.raise_if_set()
+
+    def _publish(
+        self, publication: Publication, stored: Sequence[StoredFile], delivered: Sequence[DeliveredFile]
+    ) -> str | None:
+        """Write the manifest, then delete what it replaces: it names that too, should this be cut short."""
+        if not self._options.write_manifest:
+            return None
+        prefix = self._storage.uri("")
+        replaced = publication.replaced([file.name for file in stored])
+        facts = {file.name: file.facts for file in stored}
+        content = manifest_content(delivered, self._export.summary(), facts, replaced)
+        objects = {file.name: (file.facts, file.version) for file in stored}
+        doomed = publication.write(content, objects, replaced)
+        for uri in doomed:
+            log.info("Deleting %s, which this export replaces.", uri)
+        receipts = [receipt_name(file.name) for file in stored if file.has_receipt]
+        orders = [order_name(self._export.id)] if len(self._export.urls) > 1 else []
+        names = {uri.removeprefix(prefix): version for uri, version in doomed.items()}
+        delete_all(self._storage, names | dict.fromkeys([*receipts, *orders], ANY_VERSION))
+        return self._storage.uri(MANIFEST_NAME)
+
+    def _rollback(self, stored: Sequence[StoredFile]) -> int:
+        """Delete these files, except those that a manifest of this export names; return how many were deleted."""
+        own = self._publication().own
+        named = set(own.uris) if own is not None else set[str]()
+        files = [file for file in stored if self._storage.uri(file.name) not in named]
+        self._delete(files)
+        if not named:
+            delete_all(self._storage, {order_name(self._export.id): ANY_VERSION} if len(self._export.urls) > 1 else {})
+        return len(files)
+
+    def _delete_own(self) -> None:
+        """Delete what this delivery stored: another export's manifest was written meanwhile, and does not name it."""
+        stored = self._storage.read(MANIFEST_NAME)
+        known = KnownManifest.from_content(stored.content) if stored else KnownManifest("")
+        self._delete([file for file in self._stored_here.values() if self._storage.uri(file.name) not in known.uris])
+
+    def _delete(self, files: Iterable[StoredFile]) -> None:
+        versions = dict[str, str]()
+        for file in files:
+            if file.has_receipt:
+                versions[receipt_name(file.name)] = ANY_VERSION
+            versions[file.name] = file.version
+            self._stored_here.pop(file.name, None)
+        delete_all(self._storage, versions)
+
+    def _with_rows(self, stored: Sequence[StoredFile], order: Sequence[str]) -> tuple[DeliveredFile, ...]:
+        """The files with their rows: the first record of the first CSV file that has any is the header of all."""
+        header = self._header(stored, order) if self._options.verify_row_count else None
+        return tuple(
+            DeliveredFile(
+                file.name,
+                self._storage.uri(file.name),
+                file.facts.size,
+                _rows(file.facts, header) if self._options.verify_row_count else None,
+                file.facts.sha256,
+            )
+            for file in stored
+        )
+
+    def _header(self, stored: Sequence[StoredFile], order: Sequence[str]) -> str | None:
+        """The digest of the header; None if that depends on earlier files that are not stored."""
+        if self._context is not None:
+            for index in range(self._indexes[0]) if stored else ():
+                earlier = find_stored(self._context, _place(self._export.id, order, index)).file
+                if earlier is None or earlier.facts.records is None:
+                    return None
+                if earlier.facts.records:
+                    return earlier.facts.first_record_sha256
+        return next((file.facts.first_record_sha256 for file in stored if file.facts.records), "")
+
+    def _delivery(
+        self, stored: Sequence[StoredFile], delivered: tuple[DeliveredFile, ...], manifest_uri: str | None
+    ) -> Delivery:
+        return Delivery(
+            files=delivered,
+            new_files=tuple(file for file in delivered if file.name in self._stored_here),
+            export=self._export,
+            manifest_uri=manifest_uri,
+            fetched_bytes=sum(download.fetched_bytes for download in self.downloads),
+            seconds=self.progress.seconds,
+            connections=sum(download.connections for download in self.downloads),
+        )
+
+
+class _File:
+    """One file on its way: opened by `begin`, and stored by it if it is small; else stored by `finish`."""
+
+    def __init__(self, run: _Run, context: Context, index: int, place: FilePlace) -> None:
+        self.index = index
+        self._run = run
+        self._context = context
+        self._place = place
+        self._objects: Mapping[str, StoredInfo] = {}
+        self._download: FileDownload | None = None
+        self._reader: RangeReader | None = None
+        self._progress: FileProgress | None = None
+
+    def begin(self) -> StoredFile | None:
+        """Store the file unless that is done; None if it is large, and open now."""
+        if (stored := self._find()) is not None:
+            return stored
+        return self.finish() if self._open().length <= self._context.options.part_bytes else None
+
+    def finish(self) -> StoredFile:
+        """Store the file; again from its start if it, or the object, changes on the way."""
+        for attempt in range(1, _FETCHES + 1):
+            if self._reader is None and attempt > 1:
+                if (stored := self._find()) is not None:
+                    return stored
+                self._open()
             try:
-                return self._store_in_turn(index, stem, self._download(index))
+                return self._store()
             except FileChangedError as error:
-                log.warning("%s It is fetched anew from its start.", error)
+                if attempt == _FETCHES:
+                    raise FileChangedError(
+                        f"{error} So it did before; nothing of it was stored. Run the task again."
+                    ) from None
+                log.warning("%s It is fetched again from its start.", error)
+            except DestinationChangedError as error:
+                if attempt == _FETCHES:
+                    raise
+                log.warning("%s The delivery looks again.", error)
+            finally:
+                self.close()
+        raise RuntimeError("a loop that always returns or raises has ended")
+
+    def close(self) -> None:
+        """Give the connection up."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._progress is not None:
+            self._progress.end()
+
+    def _find(self) -> StoredFile | None:
+        look = find_stored(self._context, self._place)
+        self._objects = look.objects
+        if look.file is not None:
+            log.info("%s is stored already, as %s.", self._place.title, look.file.name)
+        return look.file
+
+    def _open(self) -> FileDownload:
+        download = self._run.source.open_file(self._place.path, self._place.title)
+        self._run.downloads.append(download)
+        self._download = download
+        self._progress = self._run.progress.file(self.index, lambda: download.received_bytes)
         try:
-            return self._store_in_turn(index, stem, self._download(index))
-        except FileChangedError as error:
-            raise FileChangedError(f"{error} So it did before; nothing of it was stored. Run the task again.") from None
-
-    def _store_in_turn(self, index: int, stem: str, download: FileDownload) -> StoredFile:
-        with download.open() as reader:
-            progress = self._progress.file(index, download.length)
-            if download.length <= self._desk.options.part_bytes:
-                return store_file(self._desk, stem, download, reader, progress)
-        self._turns.wait_for(index)
-        with download.open() as reader:
-            progress = self._progress.file(index, download.length)
-            return store_file(self._desk, stem, download, reader, progress)
-
-    def _download(self, index: int) -> FileDownload:
-        download = self._source.open_file(urlsplit(self._export.urls[index]).path, self._title(index))
-        self._downloads[index] = download
-        if self._is_stopped:
-            download.stop.set()
+            self._reader = download.open()
+        except BaseException:
+            self.close()
+            raise
+        self._progress.length = download.length
         return download
 
-    def _title(self, index: int) -> str:
-        return f"SendGrid export {self._export.id} file {index + 1} of {len(self._export.urls)}"
+    def _store(self) -> StoredFile:
+        if self._download is None or self._reader is None or self._progress is None:
+            raise RuntimeError("a file must be opened before it is stored")
+        return store_file(self._context, self._place, self._objects, self._download, self._reader, self._progress)
 
 
-class _Turns:
-    """Large files go one at a time, in order: a task that is killed has whole files behind it."""
-
-    def __init__(self, indexes: Sequence[int]) -> None:
-        self._unfinished = set(indexes)
-        self._is_stopped = False
-        self._changed = threading.Condition()
-
-    def wait_for(self, index: int) -> None:
-        """Wait until every earlier file is finished, or until all are stopped."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_stopped or min(self._unfinished) == index)
-
-    def finish(self, index: int) -> None:
-        """Say that a file is stored."""
-        with self._changed:
-            self._unfinished.discard(index)
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Let all who wait go on, to find out that it was stopped."""
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
-
-
-# After the last byte
-
-
-def _with_rows(stored: Sequence[StoredFile], storage: Storage, options: DeliveryOptions) -> tuple[DeliveredFile, ...]:
-    """The files with their rows: the first record of the first CSV file is the header of all."""
-    header = stored[0].facts.first_record_sha256 if stored else ""
-    return tuple(
-        DeliveredFile(
-            file.name,
-            storage.uri(file.name),
-            file.facts.size,
-            _rows(file.facts, header) if options.verify_row_count else None,
-            file.facts.sha256,
-        )
-        for file in stored
+def _place(export_id: str, order: Sequence[str], index: int) -> FilePlace:
+    return FilePlace(
+        order[index],
+        f"{export_id}-{index + 1:05d}-of-{len(order):05d}",
+        f"SendGrid export {export_id} file {index + 1} of {len(order)}",
     )
 
 
-def _rows(facts: FileFacts, header: str) -> int | None:
-    return None if facts.records is None else RecordCount(facts.records, facts.first_record_sha256).rows(header)
+# Rows
+
+
+def _rows(facts: FileFacts, header: str | None) -> int | None:
+    """None if they were not counted, or if it is not known whether the first record is a header."""
+    if facts.records is None:
+        return None
+    if header is None:
+        return facts.records if not facts.records or not facts.first_record_sha256 else None
+    return RecordCount(facts.records, facts.first_record_sha256).rows(header)
 
 
 def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport, options: DeliveryOptions) -> None:
@@ -368,46 +533,7 @@ def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport, options:
     elif rows != export.contact_count:
         raise ExportIncompleteError(
             f"SendGrid export {export.id}: its files hold {rows} rows, SendGrid counted {export.contact_count} "
-            "contacts. What was stored was removed again. Run the task again; if the counts still differ, start "
-            "another export, or set verify_row_count=False to take the files as they are."
+            "contacts. What was stored was deleted, but for files that an earlier manifest names. Run the task again; "
+            "if the counts still differ, start another export, or set verify_row_count=False to take the files as "
+            "they are."
         )
-
-
-def _take_back(
-    stored: Sequence[StoredFile], export: ContactExport, before: KnownManifest | None, storage: Storage
-) -> None:
-    """Delete what was stored; first the manifest that an earlier delivery of the same export wrote about it."""
-    if before is not None and before.export_id == export.id:
-        storage.delete(MANIFEST_NAME)
-    for file in stored:
-        file.delete(storage)
-
-
-def _write_manifest(
-    stored: Sequence[StoredFile],
-    files: Sequence[DeliveredFile],
-    export: ContactExport,
-    before: KnownManifest | None,
-    storage: Storage,
-) -> str:
-    """Write the manifest, then delete what it replaces: it names that too, should this be cut short."""
-    replaced = _replaced(before, files, storage)
-    info = ObjectInfo("application/json", {EXPORT_ID_KEY: export.id})
-    facts = {file.name: file.facts for file in stored}
-    storage.put(MANIFEST_NAME, manifest_content(files, export.summary(), facts, replaced), info)
-    for uri in replaced:
-        log.info("Deleting %s, which this export replaces.", uri)
-        storage.delete(uri.removeprefix(storage.uri("")))
-    return storage.uri(MANIFEST_NAME)
-
-
-def _replaced(before: KnownManifest | None, files: Sequence[DeliveredFile], storage: Storage) -> list[str]:
-    """The objects that only the manifest before names, below our prefix and named as ours are; nothing else."""
-    if before is None or not before.export_id:
-        return []
-    prefix, kept = storage.uri(""), {file.uri for file in files}
-    return [
-        uri
-        for uri in (*before.uris, *before.replaced_uris)
-        if uri not in kept and uri.startswith(prefix) and _OBJECT_NAME.fullmatch(uri.removeprefix(prefix))
-    ]

@@ -1,8 +1,8 @@
 """One file of an export: found stored, or fetched, changed where it must be, counted, and published whole.
 
 What is stored differs from what came only in its compression. Its first bytes decide what becomes of it. An object is
-published when its length and checksums agree, and what was found out about it lies beside it, until the manifest says
-it: in its metadata, or, where that had to be sent before the last byte was known, in a receipt below ``_receipts/``.
+published when its length and checksums agree. What is known of it is in its metadata; where these have to be sent
+before the last byte is known, in a receipt below ``_receipts/``, which is stored right before the object is published.
 
 Knows one file and one storage. Knows nothing of the other files, nor when the export is whole: that is `delivery`.
 """
@@ -10,26 +10,46 @@ Knows one file and one storage. Knows nothing of the other files, nor when the e
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import logging
+import re
+import secrets
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
-from airflow_provider_sendgrid.exceptions import ExportIncompleteError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
+    DestinationRefusedError,
+    ExportIncompleteError,
+)
 from airflow_provider_sendgrid.exports.download import FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.fetch import fetch_parts
-from airflow_provider_sendgrid.exports.gunzip import Gunzip, Gzip, is_gzip
+from airflow_provider_sendgrid.exports.gunzip import GZIP_MAGIC, Gunzip, Gzip, is_gzip
 from airflow_provider_sendgrid.exports.rows import RecordCount, RecordCounter, record_counter
-from airflow_provider_sendgrid.manifest import FileFacts, KnownManifest
+from airflow_provider_sendgrid.manifest import FileFacts
 from airflow_provider_sendgrid.progress import FileProgress, speed
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, Storage
+from airflow_provider_sendgrid.publication import EXPORT_ID_KEY, UPLOAD_KEY, Publication, is_of
+from airflow_provider_sendgrid.stopping import StopSignal
+from airflow_provider_sendgrid.storage.multipart import (
+    MIB,
+    ObjectInfo,
+    PartBuffers,
+    PartWriter,
+    Storage,
+    StoredContent,
+    StoredInfo,
+)
+from airflow_provider_sendgrid.threads import DaemonExecutor
 
 log = logging.getLogger(__name__)
 
-EXPORT_ID_KEY = "sendgrid-export-id"
+FILE_KEY = "sendgrid-file"
+_PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives as metadata in any storage
+_KNOWN_UPLOADS = 8  # in one receipt
 _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 2  # of gunzip's before the counting
 _CONTENT_TYPES = {
@@ -49,9 +69,9 @@ class DeliveryOptions:
         part_bytes: size of a part on its way, 5 MiB or more.
         max_concurrency: parts fetched at once, while one more is sent; memory is about as many times `part_bytes`.
             Also how many connections one large file, and how many small files, may use at once.
-        verify_row_count: count the rows and compare them with SendGrid's count.
+        verify_row_count: count the rows and compare them with SendGrid's count; gzip is verified in any case.
         write_manifest: write the manifest when all is done.
-        replace: take the place of what an earlier manifest at this prefix names.
+        replace: replace what an earlier manifest at this prefix names, and what none names.
     """
 
     compression: str = "gzip"
@@ -76,22 +96,55 @@ class DeliveryOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Context:
     """What all files of one delivery share.
 
     Attributes:
         export_id: of the export.
         storage: where the files go.
         options: how.
+        publication: the manifest that was at the prefix when the delivery began.
         buffers: memory for parts.
         uploads: its threads send parts.
+        stop: ends everything.
+        writers: of the objects that are being stored, for whoever stops the delivery.
     """
 
     export_id: str
     storage: Storage
     options: DeliveryOptions
+    publication: Publication
     buffers: PartBuffers
     uploads: Executor
+    stop: StopSignal
+    writers: set[PartWriter] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """One file of an export, and the name of its object.
+
+    Attributes:
+        path: of the file's URL, which identifies it.
+        stem: of the object's name, without its ending.
+        title: the file in words, for messages.
+    """
+
+    path: str
+    stem: str
+    title: str
+
+    def names(self, options: DeliveryOptions) -> list[str]:
+        """The names that its object may have, the likelier first: only its first bytes tell what type it is."""
+        types = ("json", "csv") if ".json" in self.path else ("csv", "json")
+        return [self.stem + _ending(file_type, options.compression == "gzip") for file_type in types]
+
+    @property
+    def key(self) -> str:
+        """The path as an object's metadata can hold it."""
+        if _PLAIN_TEXT.fullmatch(self.path):
+            return self.path
+        return f"sha256:{hashlib.sha256(self.path.encode(errors='surrogatepass')).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,97 +153,152 @@ class StoredFile:
 
     Attributes:
         name: of its object, below the prefix.
-        facts: what was found out about it.
-        has_receipt: whether these stand in a receipt.
-        connections: opened to fetch it, this time.
+        facts: what is known of it.
+        version: of the object.
+        has_receipt: whether there is a receipt of it.
+        is_new: whether it was stored just now.
     """
 
     name: str
     facts: FileFacts
+    version: str
     has_receipt: bool = False
-    connections: int = 0
-
-    def delete(self, storage: Storage) -> None:
-        """Remove it, and its receipt."""
-        self.delete_receipt(storage)
-        storage.delete(self.name)
-
-    def delete_receipt(self, storage: Storage) -> None:
-        """Remove its receipt."""
-        if self.has_receipt:
-            storage.delete(_receipt_name(self.name))
+    is_new: bool = False
 
 
-def find_stored(desk: Desk, stem: str, url_path: str, known: KnownManifest | None) -> StoredFile | None:
-    """What an earlier try, or another task, stored of this export: whole, for only what is whole is published.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is stored in the place of a file.
 
-    Args:
-        desk: what all files share.
-        stem: of the object's name, without its ending.
-        url_path: the path of the file's URL, which ends in its type.
-        known: the manifest of this export, where one stands already.
+    Attributes:
+        file: what an earlier try, or another task, stored of it; None if nothing that counts.
+        objects: what is under its names, whatever it is.
     """
-    name = stem + _ending("json" if ".json" in url_path else "csv", desk.options.compression == "gzip")
-    info = desk.storage.head(name)
-    if info is None or info.metadata.get(EXPORT_ID_KEY) != desk.export_id:
-        return None
-    facts, has_receipt = FileFacts.from_metadata(info.metadata), False
-    if facts is None and known is not None and name in known.facts:
-        # A delivery that was cut short after its manifest may have left the receipt.
-        facts, has_receipt = known.facts[name], desk.storage.head(_receipt_name(name)) is not None
-    if facts is None:
-        facts, has_receipt = _read_receipt(desk.storage, name), True
-    if facts is None or facts.size != info.size or (facts.records is None and desk.options.verify_row_count):
-        return None
-    return StoredFile(name, facts, has_receipt)
+
+    file: StoredFile | None
+    objects: Mapping[str, StoredInfo]
+
+
+def find_stored(context: Context, place: FilePlace) -> Look:
+    """Look for what was stored of a file already: it is whole, for only what is whole is published."""
+    objects = dict[str, StoredInfo]()
+    for name in place.names(context.options):
+        info = context.storage.head(name)
+        if info is None:
+            continue
+        objects[name] = info
+        if context.publication.is_to_be_deleted(name, info) or not _is_place_of(context, place, info):
+            continue
+        for facts, has_receipt in _facts_of(context, name, info):
+            if facts.records is not None or not context.options.verify_row_count:
+                return Look(StoredFile(name, replace(facts, path=place.path), info.version, has_receipt), objects)
+    return Look(None, objects)
 
 
 def store_file(
-    desk: Desk, stem: str, download: FileDownload, reader: RangeReader, progress: FileProgress
+    context: Context,
+    place: FilePlace,
+    objects: Mapping[str, StoredInfo],
+    download: FileDownload,
+    reader: RangeReader,
+    progress: FileProgress,
 ) -> StoredFile:
     """Move one file, from its first byte on, and publish it.
 
     Args:
-        desk: what all files share.
-        stem: of the object's name, without its ending.
+        context: what all files share.
+        place: which file it is.
+        objects: what `find_stored` saw.
         download: the file, opened.
         reader: of the whole file, nothing of it read yet.
-        progress: is told of every byte.
+        progress: of this file.
 
     Raises:
-        ExportIncompleteError: it could not be had whole, or is damaged; nothing of it is left behind.
+        ExportIncompleteError: it could not be fetched whole, or is damaged; nothing of it is left behind.
+        DestinationChangedError: another run stored it meanwhile.
     """
-    with _named(download.name):
-        plan = _Plan.of(_read_head(reader), download.path, desk.options)
-        name = stem + plan.ending
-        if abandoned := desk.storage.abort_uploads(name):
-            log.info("%s: %s uploads that an earlier try left open were ended.", name, abandoned)
-        with closing(_Counting(plan, desk.options)) as counting:
-            writer = _writer(desk, name, plan, download, counting)
-            with _nothing_left_behind(writer):
-                _move(plan, download, reader, writer, counting, progress, desk.options.max_concurrency)
+    storage, options = context.storage, context.options
+    with _named(place.title):
+        plan = _Plan.of(reader, place.path, options)
+        name = place.stem + plan.ending
+        before = _without_what_is_to_be_deleted(context, name, objects.get(name))
+        upload = secrets.token_hex(8)
+        metadata = {EXPORT_ID_KEY: context.export_id, FILE_KEY: place.key, UPLOAD_KEY: upload}
+        with closing(_Verification(plan, options)) as verification:
+            writer = PartWriter(
+                storage,
+                name,
+                ObjectInfo(plan.content_type, metadata),
+                buffers=context.buffers,
+                executor=context.uploads,
+                part_bytes=options.part_bytes,
+                at_most_bytes=plan.at_most_bytes(download.length),
+                over=before.version if before else None,
+                tap=verification.tap,
+            )
+            with _abort_on_error(context, writer):
+                _move(plan, download, reader, writer, verification, options.max_concurrency)
                 writer.finish()
-                facts = _facts(writer, counting.finish())
-                has_receipt = not writer.is_small
-                writer.complete(facts.to_metadata())
-    if has_receipt:
-        _write_receipt(desk.storage, name, facts)
-    _log_stored(download, name, facts, progress)
-    return StoredFile(name, facts, has_receipt, download.connections)
+                facts = _facts(writer, verification.finish(), upload, place.path)
+                if before is not None and (same := _same(context, place, name, before, facts)) is not None:
+                    writer.abort()
+                    _write_receipt(storage, name, same)
+                    return StoredFile(name, same, before.version, has_receipt=True)
+                if before is not None:
+                    context.publication.raise_unless_replaceable(name, before)
+                if has_receipt := not writer.is_small:
+                    _write_receipt(storage, name, facts)
+                version = writer.complete(facts.to_metadata()) or _version(storage, name, upload)
+    if abandoned := storage.abort_uploads(name):
+        log.info("%s: %s uploads that other tries left open were ended.", place.title, abandoned)
+    _log_stored(download, place.title, name, facts, progress)
+    return StoredFile(name, facts, version, has_receipt, is_new=True)
 
 
-def _writer(desk: Desk, name: str, plan: _Plan, download: FileDownload, counting: _Counting) -> PartWriter:
-    metadata = {EXPORT_ID_KEY: desk.export_id, "sendgrid-etag": (download.etag or "").strip('"')}
-    return PartWriter(
-        desk.storage,
-        name,
-        ObjectInfo(plan.content_type, metadata),
-        buffers=desk.buffers,
-        executor=desk.uploads,
-        part_bytes=desk.options.part_bytes,
-        expected_bytes=download.length if plan.passes_through else None,
-        tap=counting.tap,
-    )
+def _is_place_of(context: Context, place: FilePlace, info: StoredInfo) -> bool:
+    """Whether an object is of this export and file; earlier versions did not name the file."""
+    is_export = info.metadata.get(EXPORT_ID_KEY) == context.export_id
+    return is_export and info.metadata.get(FILE_KEY, place.key) == place.key
+
+
+def _facts_of(context: Context, name: str, info: StoredInfo) -> Iterator[tuple[FileFacts, bool]]:
+    """What is known of a stored object, wherever it says so, and whether there is a receipt of it."""
+    facts = FileFacts.from_metadata({**info.metadata, "upload": info.metadata.get(UPLOAD_KEY, "")})
+    if facts is not None and is_of(facts, info):
+        yield facts, False
+    if (known := context.publication.facts(name, info)) is not None:
+        # A delivery that was cut short after its manifest may have left the receipt.
+        yield known, context.storage.head(receipt_name(name)) is not None
+    for facts in _read_receipt(context.storage.read(receipt_name(name))).values():
+        if is_of(facts, info):
+            yield facts, True
+
+
+def _same(context: Context, place: FilePlace, name: str, before: StoredInfo, facts: FileFacts) -> FileFacts | None:
+    """These facts, as those of the object that is stored already with the very same bytes; None if there is none."""
+    is_named = context.publication.facts(name, before) is not None
+    if not is_named and not _is_place_of(context, place, before):
+        return None
+    for known, _ in _facts_of(context, name, before):
+        if (known.size, known.sha256) == (facts.size, facts.sha256):
+            return replace(facts, upload=known.upload)
+    return None
+
+
+def _without_what_is_to_be_deleted(context: Context, name: str, info: StoredInfo | None) -> StoredInfo | None:
+    """What an own object is stored over: another run may delete its forerunner at any time."""
+    if info is None or not context.publication.is_to_be_deleted(name, info):
+        return info
+    with suppress(DestinationRefusedError):
+        context.storage.delete(name, info.version)
+    return context.storage.head(name)
+
+
+def _version(storage: Storage, name: str, upload: str) -> str:
+    info = storage.head(name)
+    if info is None or info.metadata.get(UPLOAD_KEY) != upload:
+        raise DestinationChangedError(f"{storage.uri(name)} was changed by another run as soon as it was stored.")
+    return info.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +306,7 @@ class _Plan:
     """What becomes of one file, decided by its first bytes.
 
     Attributes:
-        head: its first bytes as they came, two or more unless it is shorter.
+        head: its first bytes as they came.
         file_type: ``csv`` or ``json``.
         came_gzip: whether it came as gzip.
         wants_gzip: whether it is stored as gzip.
@@ -210,23 +318,27 @@ class _Plan:
     wants_gzip: bool
 
     @classmethod
-    def of(cls, head: bytes, path: str, options: DeliveryOptions) -> _Plan:
-        """Decide.
+    def of(cls, reader: RangeReader, path: str, options: DeliveryOptions) -> _Plan:
+        """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
 
         Raises:
             ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them.
         """
-        came_gzip = is_gzip(head)
-        plain = next(Gunzip().feed(memoryview(head)), b"") if came_gzip else head
-        first = plain.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        head, first = _read_head(reader)
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
-        is_json = first == b"{" or (not plain and ".json" in path)
-        return cls(head, "json" if is_json else "csv", came_gzip, options.compression == "gzip")
+        is_json = first == b"{" or (not first and ".json" in path)
+        return cls(head, "json" if is_json else "csv", is_gzip(head), options.compression == "gzip")
 
     @property
     def passes_through(self) -> bool:
         return self.came_gzip == self.wants_gzip
+
+    def at_most_bytes(self, length: int) -> int | None:
+        """How large the object can be; gzip adds a little to what it cannot compress."""
+        if self.passes_through:
+            return length
+        return None if self.came_gzip else length + length // 50 + 1024
 
     @property
     def ending(self) -> str:
@@ -241,13 +353,24 @@ def _ending(file_type: str, is_compressed: bool) -> str:
     return f".{file_type}.gz" if is_compressed else f".{file_type}"
 
 
-def _read_head(reader: RangeReader) -> bytes:
-    """The first bytes; more than one, unless the file is shorter."""
+def _read_head(reader: RangeReader) -> tuple[bytes, bytes]:
+    """The first bytes as they came, and the first character of the plain text: empty if it has only blanks."""
     buffer = memoryview(bytearray(_PIECE_BYTES))
-    filled = 0
-    while filled < 2 and (count := reader.readinto(buffer[filled:])):
+    filled, first = 0, b""
+    while not first and filled < len(buffer) and (count := reader.readinto(buffer[filled:])):
         filled += count
-    return bytes(buffer[:filled])
+        first = _first_character(buffer[:filled])
+    return bytes(buffer[:filled]), first
+
+
+def _first_character(head: memoryview) -> bytes:
+    """Empty if it has not come yet."""
+    if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
+        return b""
+    plain = next(Gunzip().feed(head), b"") if is_gzip(head) else bytes(head)
+    if codecs.BOM_UTF8.startswith(plain):
+        return b""
+    return plain.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
 def _move(
@@ -255,32 +378,28 @@ def _move(
     download: FileDownload,
     reader: RangeReader,
     writer: PartWriter,
-    counting: _Counting,
-    progress: FileProgress,
+    verification: _Verification,
     max_connections: int,
 ) -> None:
     """Move every byte of the file; through gunzip or gzip over one connection, for there the CPU is the bound."""
-    progress.advance(len(plan.head))
     if plan.passes_through:
         writer.write(plan.head)
         with closing(fetch_parts(download, reader, writer.take, max_connections)) as parts:
             for part in parts:
-                progress.advance(len(part.room))
                 writer.send(part)
         return
-    for chunk in _recoded(plan, _pieces(plan.head, reader, progress), counting):
+    for chunk in _recoded(plan, _pieces(plan.head, reader), verification):
         writer.write(chunk)
 
 
-def _pieces(head: bytes, reader: RangeReader, progress: FileProgress) -> Iterator[memoryview]:
+def _pieces(head: bytes, reader: RangeReader) -> Iterator[memoryview]:
     yield memoryview(head)
     buffer = memoryview(bytearray(_PIECE_BYTES))
     while count := reader.readinto(buffer):
-        progress.advance(count)
         yield buffer[:count]
 
 
-def _recoded(plan: _Plan, pieces: Iterator[memoryview], counting: _Counting) -> Iterator[bytes]:
+def _recoded(plan: _Plan, pieces: Iterator[memoryview], verification: _Verification) -> Iterator[bytes]:
     """The bytes to store."""
     if plan.came_gzip:
         gunzip = Gunzip()
@@ -290,38 +409,39 @@ def _recoded(plan: _Plan, pieces: Iterator[memoryview], counting: _Counting) -> 
         return
     gzip = Gzip()
     for piece in pieces:
-        counting.count(piece)
+        verification.count(piece)
         yield from gzip.feed(piece)
     yield gzip.close()
 
 
-class _Counting:
-    """Counts a file's rows: of the parts as they are stored, on threads of its own while the next ones arrive.
+class _Verification:
+    """Gunzips a file to its end, and counts its rows: of the parts as they are stored, while the next ones arrive.
 
     One thread gunzips, another counts what came of it (measured with two cores: 1.4 times as fast as one thread for
-    both). Where plain text is stored as gzip, rows are counted before that.
+    both). Where plain text is stored as gzip, rows are counted before that. Gzip is verified even if rows are not
+    counted.
     """
 
     def __init__(self, plan: _Plan, options: DeliveryOptions) -> None:
         self._counter = record_counter(plan.file_type) if options.verify_row_count else None
         self._gunzip = Gunzip() if plan.passes_through and plan.came_gzip else None
         self._counts_stored = plan.came_gzip or not plan.wants_gzip
-        self._gunzips = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-gunzip")
-        self._counts = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-count")
+        self._gunzips = DaemonExecutor(1, "sendgrid-gunzip")
+        self._counts = DaemonExecutor(1, "sendgrid-count")
         self._uncounted: deque[Future[None]] = deque()
 
     def close(self) -> None:
         """End the threads."""
         for each in (self._gunzips, self._counts):
-            each.shutdown(cancel_futures=True)
+            each.shutdown(wait=False, cancel_futures=True)
 
     def tap(self, part: memoryview) -> Future[None] | None:
-        """Count a part as it is stored; the future is done when its bytes may be used again."""
+        """Verify a part as it is stored; the future is done when its bytes may be used again."""
+        if self._gunzip is not None:
+            return self._gunzips.submit(self._gunzip_and_count, self._gunzip, part)
         if self._counter is None or not self._counts_stored:
             return None
-        if self._gunzip is None:
-            return self._counts.submit(self._count_pieces, self._counter, part)
-        return self._gunzips.submit(self._gunzip_and_count, self._gunzip, self._counter, part)
+        return self._counts.submit(self._count_pieces, self._counter, part)
 
     def count(self, plain: memoryview) -> None:
         """Count plain bytes that are stored as gzip."""
@@ -329,15 +449,15 @@ class _Counting:
             self._counter.feed(plain)
 
     def finish(self) -> RecordCount | None:
-        """What was counted, once every part was; None where rows are not counted.
+        """What was counted, once every part was; None if rows are not counted.
 
         Raises:
             ExportIncompleteError: the end is missing.
         """
-        if self._counter is None:
-            return None
         if self._gunzip is not None:
             self._gunzip.close()
+        if self._counter is None:
+            return None
         while self._uncounted:
             self._uncounted.popleft().result()
         count = self._counter.finish()
@@ -349,9 +469,11 @@ class _Counting:
         for start in range(0, len(part), _PIECE_BYTES):
             counter.feed(part[start : start + _PIECE_BYTES])
 
-    def _gunzip_and_count(self, gunzip: Gunzip, counter: RecordCounter, part: memoryview) -> None:
+    def _gunzip_and_count(self, gunzip: Gunzip, part: memoryview) -> None:
         for plain in gunzip.feed(part):
-            self._uncounted.append(self._counts.submit(counter.feed, plain))
+            if self._counter is None:
+                continue
+            self._uncounted.append(self._counts.submit(self._counter.feed, plain))
             if len(self._uncounted) > _PIECES_AHEAD:
                 self._uncounted.popleft().result()
 
@@ -368,34 +490,48 @@ def _named(title: str) -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_left_behind(writer: PartWriter) -> Iterator[None]:
-    """Abort the upload on every way out but the right one."""
+def _abort_on_error(context: Context, writer: PartWriter) -> Iterator[None]:
+    """Abort the upload unless the object was published."""
+    context.writers.add(writer)
     try:
         yield
-    except BaseException:
-        try:
-            writer.abort()
-        except Exception as error:  # noqa: BLE001 - what went wrong first is what must be told
-            log.error(
-                "The upload of %s could not be aborted (%s): the next try ends it, or a rule of the bucket that aborts "
-                "incomplete multipart uploads.",
-                writer.name,
-                type(error).__name__,
-            )
+    except BaseException as error:
+        abort_quietly(writer)
+        if getattr(error, "code", None) == "NoSuchUpload":
+            raise DestinationChangedError(f"{error} Another run has ended this upload.") from error
         raise
+    finally:
+        context.writers.discard(writer)
 
 
-def _facts(writer: PartWriter, count: RecordCount | None) -> FileFacts:
+def abort_quietly(writer: PartWriter, *, at_once: bool = False) -> None:
+    """Abort an upload; an error is logged only, for the one that came first must be raised."""
+    try:
+        if at_once:
+            writer.abort_upload()
+        else:
+            writer.abort()
+    except Exception as error:  # noqa: BLE001 - see above
+        log.error(
+            "The upload of %s could not be aborted (%s): the next try ends it, or a rule of the bucket that aborts "
+            "incomplete multipart uploads.",
+            writer.name,
+            type(error).__name__,
+        )
+
+
+def _facts(writer: PartWriter, count: RecordCount | None, upload: str, path: str) -> FileFacts:
+    facts = FileFacts(writer.size, writer.sha256, upload=upload, path=path)
     if count is None:
-        return FileFacts(writer.size, writer.sha256)
-    return FileFacts(writer.size, writer.sha256, count.records, count.first_record_sha256)
+        return facts
+    return replace(facts, records=count.records, first_record_sha256=count.first_record_sha256)
 
 
-def _log_stored(download: FileDownload, name: str, facts: FileFacts, progress: FileProgress) -> None:
+def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts, progress: FileProgress) -> None:
     seconds = progress.seconds
     log.info(
         "%s: stored as %s, %s bytes from %s, %s records, in %.1f s (%s) over %s connections.",
-        download.name,
+        title,
         name,
         facts.size,
         download.length,
@@ -406,18 +542,39 @@ def _log_stored(download: FileDownload, name: str, facts: FileFacts, progress: F
     )
 
 
-def _receipt_name(name: str) -> str:
+def receipt_name(name: str) -> str:
+    """The name of the receipt of an object."""
     return f"_receipts/{name}.json"
 
 
 def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
-    content = json.dumps(facts.to_metadata()).encode()
-    storage.put(_receipt_name(name), content, ObjectInfo("application/json", {}))
+    """Add facts to a receipt, beside those of other uploads: which of them publishes the object is not known yet."""
+    for _ in range(_KNOWN_UPLOADS):
+        stored = storage.read(receipt_name(name))
+        known = {upload: each.to_json() for upload, each in _read_receipt(stored).items() if upload != facts.upload}
+        uploads = [*known.items(), (facts.upload, facts.to_json())][-_KNOWN_UPLOADS:]
+        content = json.dumps({"uploads": dict(uploads)}, ensure_ascii=False).encode()
+        try:
+            over = stored.version if stored else None
+            storage.put(receipt_name(name), content, ObjectInfo("application/json", {}), over)
+        except DestinationChangedError:
+            continue
+        return
+    raise DestinationChangedError(f"Other runs keep changing {storage.uri(receipt_name(name))}. Run the task again.")
 
 
-def _read_receipt(storage: Storage, name: str) -> FileFacts | None:
+def _read_receipt(stored: StoredContent | None) -> dict[str, FileFacts]:
+    """Facts by the ids of uploads; those of earlier versions have the id ''."""
     try:
-        receipt = json.loads(storage.read(_receipt_name(name)) or b"null")
-    except ValueError:
-        return None
-    return FileFacts.from_metadata(receipt) if isinstance(receipt, dict) else None
+        receipt = json.loads(stored.content) if stored else None
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(receipt, dict):
+        return {}
+    uploads = receipt.get("uploads") if "uploads" in receipt else {"": receipt}
+    found = {
+        str(upload): FileFacts.from_metadata(facts)
+        for upload, facts in (uploads.items() if isinstance(uploads, dict) else ())
+        if isinstance(facts, dict)
+    }
+    return {upload: facts for upload, facts in found.items() if facts is not None and facts.upload == upload}

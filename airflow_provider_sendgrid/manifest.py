@@ -18,26 +18,35 @@ _AUTHOR = "airflow-provider-sendgrid"
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What was found out about one stored file; it lies beside the file until the manifest says it all.
+    """What is known of one stored file; kept in its metadata or a receipt until the manifest holds it.
 
     Attributes:
         size: stored bytes.
         sha256: of the stored bytes, in hexadecimal.
         records: counted, a header included; None where they were not counted.
         first_record_sha256: of the first record, empty where there is none.
+        upload: the id of the upload that stored it, which is in the object's metadata; empty in earlier versions.
+        path: of the file's URL at SendGrid, which identifies the file; empty in earlier versions.
     """
 
     size: int
     sha256: str
     records: int | None = None
     first_record_sha256: str = ""
+    upload: str = ""
+    path: str = ""
 
     def to_metadata(self) -> dict[str, str]:
-        """The same as short texts, fit for an object's metadata."""
+        """The same as short texts, fit for an object's metadata, without what is there already."""
         facts = {"size": str(self.size), "sha256": self.sha256}
         if self.records is not None:
             facts |= {"records": str(self.records), "first-record-sha256": self.first_record_sha256}
         return facts
+
+    def to_json(self) -> dict[str, str]:
+        """All of them, for the manifest and receipts."""
+        texts = {"upload": self.upload, "path": self.path}
+        return self.to_metadata() | {name: text for name, text in texts.items() if text}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> FileFacts | None:
@@ -49,6 +58,8 @@ class FileFacts:
                 str(metadata["sha256"]),
                 None if records is None else int(records),
                 str(metadata.get("first-record-sha256") or ""),
+                str(metadata.get("upload") or ""),
+                str(metadata.get("path") or ""),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -77,7 +88,7 @@ def manifest_content(
     files: Sequence[DeliveredFile],
     export_summary: Mapping[str, Any],
     facts: Mapping[str, FileFacts],
-    replaced_uris: Sequence[str] = (),
+    replaced: Mapping[str, str] | None = None,
 ) -> bytes:
     """The manifest of one delivery, as JSON.
 
@@ -85,7 +96,7 @@ def manifest_content(
         files: in SendGrid's order.
         export_summary: of the export.
         facts: of each file by its name: a task tried again finds there what it need not fetch.
-        replaced_uris: objects that are deleted when this is written.
+        replaced: URIs of the objects that are deleted when this is written, and the versions that they have.
     """
     manifest = {
         "entries": [
@@ -94,8 +105,9 @@ def manifest_content(
         "meta": _meta(files),
         "author": {"name": _AUTHOR},
         "sendgrid_export": dict(export_summary),
-        "facts": {name: fact.to_metadata() for name, fact in facts.items()},
-        "replaces": list(replaced_uris),
+        "facts": {name: fact.to_json() for name, fact in facts.items()},
+        "replaces": list(replaced or ()),
+        "replaced_versions": dict(replaced or {}),
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode()
 
@@ -114,13 +126,19 @@ class KnownManifest:
         export_id: of the export that it is the proof of; empty where the file is not one of ours.
         uris: of the objects that it names.
         facts: of its files, by their names; those of earlier versions have none.
-        replaced_uris: of the objects that were to be deleted when it was written.
+        replaced: URIs of the objects that were to be deleted when it was written, and the versions that they had;
+            None in manifests of earlier versions.
     """
 
     export_id: str
     uris: tuple[str, ...] = ()
     facts: Mapping[str, FileFacts] = field(default_factory=dict)
-    replaced_uris: tuple[str, ...] = ()
+    replaced: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of its files' URLs, in order; not all are there if an earlier version wrote it."""
+        return [fact.path for fact in self.facts.values() if fact.path]
 
     @classmethod
     def from_content(cls, content: bytes) -> KnownManifest:
@@ -132,6 +150,7 @@ class KnownManifest:
         if not isinstance(payload, dict):
             return cls("")
         export_id = _mapping(payload.get("sendgrid_export")).get("id")
+        versions = _mapping(payload.get("replaced_versions"))
         facts = {
             name: fact
             for name, metadata in _mapping(payload.get("facts")).items()
@@ -141,7 +160,7 @@ class KnownManifest:
             export_id if isinstance(export_id, str) else "",
             _texts(_mapping(entry).get("url") for entry in _list(payload.get("entries"))),
             facts,
-            _texts(_list(payload.get("replaces"))),
+            {uri: _text(versions.get(uri)) for uri in _texts(_list(payload.get("replaces")))},
         )
 
 
@@ -151,6 +170,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _texts(values: Iterable[Any]) -> tuple[str, ...]:

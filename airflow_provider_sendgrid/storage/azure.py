@@ -2,21 +2,70 @@
 
 The client is azure-storage-blob's, made by Airflow's WasbHook; nothing of it is imported before it is used. Each block
 carries its MD5, which Azure checks before it takes it. Blocks that are never committed are invisible; the next commit
-of the same blob discards them, else Azure does within a week: there is no call that does.
+of the same blob discards them, else Azure does within a week: there is no call that does. Writes and deletes name the
+ETag they expect. Each blob carries a random token of its upload, by which a write whose answer was lost is recognised.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo
+from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
+    DestinationError,
+    DestinationRefusedError,
+    SendGridError,
+)
+from airflow_provider_sendgrid.storage.errors import (
+    CHANGED,
+    NO_ANSWER,
+    PASSING,
+    RUN_AGAIN,
+    Failure,
+    Meaning,
+    Requests,
+)
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+
+log = logging.getLogger(__name__)
+
+_TOKEN = "sendgrid-upload"  # noqa: S105  metadata, no secret
+# `Requests` repeats what may be repeated, and can be stopped between two attempts; the client cannot.
+_ONCE = {"retry_total": 0}
+
+_NO_CONTAINER = Meaning(DestinationRefusedError, "Correct the container's name, its permissions or the connection.")
+_KEPT = Meaning(DestinationRefusedError, "A policy or a hold of the container keeps the blob.")
+
+# By Azure's code, else by status.
+_ERRORS: Mapping[str, Meaning] = {
+    "BlobNotFound": Meaning(DestinationError, RUN_AGAIN, is_absence=True),
+    "ContainerNotFound": _NO_CONTAINER,
+    "ContainerBeingDeleted": _NO_CONTAINER,
+    "ContainerDisabled": _NO_CONTAINER,
+    "ResourceNotFound": Meaning(_NO_CONTAINER.error, _NO_CONTAINER.next_step, is_absence=True),
+    # As answers to HEAD requests may be.
+    "404 without a code": Meaning(_NO_CONTAINER.error, _NO_CONTAINER.next_step, is_absence=True),
+    "404": _NO_CONTAINER,
+    "BlobAlreadyExists": CHANGED,
+    "ConditionNotMet": CHANGED,
+    # Another run's commit discarded the blocks.
+    "InvalidBlockList": CHANGED,
+    "LeaseIdMissing": Meaning(DestinationRefusedError, "Somebody holds a lease on the blob: release it."),
+    "BlobImmutableDueToPolicy": _KEPT,
+    "BlobImmutableDueToLegalHold": _KEPT,
+    "InvalidBlobType": Meaning(DestinationRefusedError, "A blob of another type has this name: delete it."),
+    "AccountIsDisabled": Meaning(DestinationRefusedError, "Enable the storage account."),
+    "InvalidMetadata": Meaning(DestinationRefusedError, "The account does not accept the blob's metadata."),
+    "Md5Mismatch": PASSING,
+}
 
 
 class AzureStorage:
@@ -26,117 +75,219 @@ class AzureStorage:
         container: azure-storage-blob's ``ContainerClient``; shared by all threads.
         address: of the container, such as ``abfs://container/``, for URIs.
         prefix: what all names begin with, ``path/to/`` or empty.
+        sleep: waits between attempts of a request, seconds.
     """
 
-    def __init__(self, container: Any, address: str, prefix: str) -> None:
+    def __init__(
+        self, container: Any, address: str, prefix: str, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._container = container
         self._address = address
         self._prefix = prefix
+        self._requests = Requests("Azure", _ERRORS, _describe, sleep)
+        self._is_listing_refused = False
 
     def uri(self, name: str) -> str:
         """The blob's URI."""
         return f"{self._address}{self._prefix}{name}"
 
-    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo) -> None:
-        """Store a small blob at once."""
-        with _told("put", self.uri(name)):
-            self._blob(name).upload_blob(bytes(content), overwrite=True, validate_content=True, **_described(info))
+    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
+        """Store a small blob at once; return its ETag."""
 
-    def begin(self, name: str, info: ObjectInfo) -> AzureUpload:
+        def send(arguments: Mapping[str, Any]) -> Any:
+            return self._blob(name).upload_blob(bytes(content), overwrite=True, validate_content=True, **arguments)
+
+        return self._publish("put", name, info, over, len(content), send)
+
+    def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> AzureUpload:
         """Start to stage blocks; Azure is not asked yet."""
-        return AzureUpload(self._blob(name), self.uri(name), info)
 
-    def read(self, name: str) -> bytes | None:
-        """The content of a small blob, None where there is none."""
-        with _told("read", self.uri(name)):
-            return bytes(self._blob(name).download_blob(max_concurrency=1).readall())
-        return None
+        def commit(blocks: list[Any], size: int) -> None:
+            def send(arguments: Mapping[str, Any]) -> Any:
+                return self._blob(name).commit_block_list(blocks, **arguments)
+
+            self._publish("commit", name, info, over, size, send)
+
+        return AzureUpload(self._blob(name), self.uri(name), self._requests, commit)
+
+    def read(self, name: str) -> StoredContent | None:
+        """A small blob, None if there is none."""
+
+        def send() -> StoredContent:
+            stream = self._blob(name).download_blob(max_concurrency=1, **_ONCE)
+            return StoredContent(bytes(stream.readall()), _etag(stream.properties.etag))
+
+        stored = self._requests.find("read", self.uri(name), send)
+        if stored is not None and not stored.version:
+            raise self._requests.unverified("read", self.uri(name), "the answer has no ETag")
+        return stored
 
     def head(self, name: str) -> StoredInfo | None:
-        """What is known of a blob without reading it, None where there is none."""
-        properties = None
-        with _told("look", self.uri(name)):
-            properties = self._blob(name).get_blob_properties()
-        if properties is None:
+        """What is known of a blob without reading it, None if there is none."""
+        stored = self._look(name)
+        if stored is None:
             return None
-        metadata = {key.lower().replace("_", "-"): value for key, value in (properties.metadata or {}).items()}
-        return StoredInfo(properties.size, metadata)
+        metadata = {key: value for key, value in stored.metadata.items() if key != _TOKEN}
+        return StoredInfo(stored.size, metadata, stored.version)
+
+    def versions(self) -> Mapping[str, str] | None:
+        """The ETags of all blobs at the prefix; None if they may not be listed."""
+        from azure.storage.blob import BlobPrefix
+
+        def send() -> dict[str, str]:
+            listed = self._container.walk_blobs(name_starts_with=self._prefix or None, delimiter="/", **_ONCE)
+            blobs = (blob for blob in listed if not isinstance(blob, BlobPrefix))
+            return {blob.name.removeprefix(self._prefix): _etag(blob.etag) for blob in blobs}
+
+        try:
+            return {name: version for name, version in self._requests.write("list", self.uri(""), send).items() if name}
+        except DestinationRefusedError as error:
+            if not self._is_listing_refused:
+                log.warning("The blobs cannot be listed: %s", error)
+            self._is_listing_refused = True
+            return None
 
     def abort_uploads(self, name: str) -> int:
         """Nothing to end: staged blocks are discarded by the next commit."""
         return 0
 
-    def delete(self, name: str) -> None:
-        """Remove a blob; nothing happens where there is none."""
-        with _told("delete", self.uri(name)):
-            self._blob(name).delete_blob(delete_snapshots="include")
+    def delete(self, name: str, version: str = ANY_VERSION) -> None:
+        """Delete a blob if it has this ETag."""
+        with suppress(DestinationChangedError):
+            self._requests.find(
+                "delete",
+                self.uri(name),
+                lambda: self._blob(name).delete_blob(delete_snapshots="include", **_condition(version), **_ONCE),
+            )
 
     def _blob(self, name: str) -> Any:
         return self._container.get_blob_client(self._prefix + name)
 
+    def _look(self, name: str) -> StoredInfo | None:
+        properties = self._requests.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
+        if properties is None:
+            return None
+        if not properties.etag or properties.size is None:
+            raise self._requests.unverified("look", self.uri(name), "the answer has no ETag or no size")
+        metadata = {key.lower().replace("_", "-"): value for key, value in (properties.metadata or {}).items()}
+        return StoredInfo(properties.size, metadata, _etag(properties.etag))
+
+    def _publish(
+        self,
+        operation: str,
+        name: str,
+        info: ObjectInfo,
+        over: str | None,
+        size: int,
+        send: Callable[[Mapping[str, Any]], Any],
+    ) -> str:
+        """Store the blob with our token in its metadata; return its ETag.
+
+        An answer without an ETag proves nothing, and the answer of an earlier attempt may be lost: then Azure is asked
+        for the blob, which must carry the token.
+        """
+        token = secrets.token_hex(8)
+        arguments = {**_described(info, token), **_condition(over), **_ONCE}
+        try:
+            answer = self._requests.write(operation, self.uri(name), lambda: send(arguments))
+        except (DestinationChangedError, DestinationError):
+            with suppress(SendGridError):
+                return self._confirm(operation, name, token, size)
+            raise
+        etag = answer.get("etag") if isinstance(answer, Mapping) else None
+        return _etag(etag) or self._confirm(operation, name, token, size)
+
+    def _confirm(self, operation: str, name: str, token: str, size: int) -> str:
+        stored = self._look(name)
+        if stored is None or stored.size != size:
+            what = "the storage accepted the blob, but does not have all of it"
+            raise self._requests.unverified(operation, self.uri(name), what)
+        if stored.metadata.get(_TOKEN) != token:
+            raise self._requests.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
+        return stored.version
+
 
 class AzureUpload:
-    """Blocks that are staged for one blob."""
+    """Blocks that are staged for one blob.
 
-    def __init__(self, blob: Any, uri: str, info: ObjectInfo) -> None:
+    Args:
+        blob: its client.
+        uri: of the blob, for messages.
+        requests: how Azure is asked.
+        commit: publishes a list of blocks, so many bytes in all.
+    """
+
+    def __init__(self, blob: Any, uri: str, requests: Requests, commit: Callable[[list[Any], int], None]) -> None:
         self._blob = blob
         self._uri = uri
-        self._info = info
-        # Another try may have staged blocks of the same blob: none of its numbers is mistaken for one of ours.
+        self._requests = requests
+        self._commit = commit
+        # Another run may have staged blocks of the same blob: none of its numbers is mistaken for one of ours.
         self._token = secrets.token_hex(8)
-        self._block_ids: dict[int, str] = {}
+        self._blocks: dict[int, tuple[str, int]] = {}
         self._lock = threading.Lock()
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
-        """Stage part `number` (from 1); Azure refuses it where its MD5 differs."""
+        """Stage part `number` (from 1); Azure refuses it if its MD5 differs."""
         block_id = f"{self._token}-{number:06d}"
         checksum = base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
-        with _told("upload", self._uri):
-            self._blob.stage_block(block_id, part, length=len(part), headers={"Content-MD5": checksum})
+        headers = {"Content-MD5": checksum}
+        self._requests.write(
+            "upload",
+            self._uri,
+            lambda: self._blob.stage_block(block_id, part, length=len(part), headers=dict(headers), **_ONCE),
+        )
         with self._lock:
-            self._block_ids[number] = block_id
+            self._blocks[number] = block_id, len(part)
 
     def complete(self) -> None:
         """Commit the blocks, in their order."""
         from azure.storage.blob import BlobBlock
 
-        blocks = [BlobBlock(block_id=self._block_ids[number]) for number in sorted(self._block_ids)]
-        with _told("commit", self._uri):
-            self._blob.commit_block_list(blocks, **_described(self._info))
+        blocks = [BlobBlock(block_id=self._blocks[number][0]) for number in sorted(self._blocks)]
+        self._commit(blocks, sum(size for _, size in self._blocks.values()))
 
     def abort(self) -> None:
         """Nothing is to be seen of blocks that are not committed."""
 
 
-def _described(info: ObjectInfo) -> dict[str, Any]:
+def _described(info: ObjectInfo, token: str) -> dict[str, Any]:
     from azure.storage.blob import ContentSettings
 
-    return {"content_settings": ContentSettings(content_type=info.content_type), "metadata": _named(info.metadata)}
+    # Azure's names of metadata are identifiers: they have no hyphens.
+    metadata = {key.replace("-", "_"): value for key, value in {**info.metadata, _TOKEN: token}.items()}
+    return {"content_settings": ContentSettings(content_type=info.content_type), "metadata": metadata}
 
 
-def _named(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Azure's names of metadata are identifiers: they have no hyphens."""
-    return {key.replace("-", "_"): value for key, value in metadata.items()}
+def _condition(version: str | None) -> dict[str, Any]:
+    """What a request says of the version that it expects."""
+    from azure.core import MatchConditions
+
+    if version == ANY_VERSION:
+        return {}
+    if version is None:
+        return {"match_condition": MatchConditions.IfMissing}
+    return {"match_condition": MatchConditions.IfNotModified, "etag": f'"{version}"'}
 
 
-@contextmanager
-def _told(operation: str, uri: str) -> Iterator[None]:
-    """Tell of Azure's errors as ours; that a blob is not there is none."""
+def _etag(value: str | None) -> str:
+    """Without the quotes, which headers have and listings do not."""
+    return (value or "").strip('"')
+
+
+def _describe(error: Exception) -> Failure | None:
+    """What is known of an exception of Azure's client."""
     from azure.core.exceptions import AzureError, HttpResponseError
 
-    try:
-        yield
-    except HttpResponseError as error:
-        code = getattr(error, "error_code", None)
-        if code == "BlobNotFound" or (error.status_code == 404 and code is None):
-            return
-        said = f"{operation} of {uri}: Azure answered {error.status_code} ({code}: {error.reason})."
-        if error.status_code in (401, 403, 404):
-            raise DestinationRefusedError(
-                f"{said} Mend the container's name, its permissions or the connection."
-            ) from error
-        raise DestinationError(f"{said} Run the task again.") from error
-    except AzureError as error:
-        raise DestinationError(
-            f"{operation} of {uri}: Azure could not be asked ({type(error).__name__}). Run the task again."
-        ) from error
+    if isinstance(error, HttpResponseError):
+        code, status = getattr(error, "error_code", None), error.status_code
+        known = str(getattr(code, "value", code)) if code else f"{status} without a code"
+        return Failure(
+            (known, str(status)), f"{known if str(status) in known else f'{status} {known}'}: {error.reason}"
+        )
+    if isinstance(error, AzureError):
+        return Failure((NO_ANSWER,), f"no answer ({type(error).__name__})")
+    # An answer of unknown shape.
+    if isinstance(error, (ValueError, TypeError, AttributeError, KeyError)):
+        return Failure((type(error).__name__,), f"the answer cannot be read ({type(error).__name__}: {error})")
+    return None

@@ -1,34 +1,65 @@
-"""Google Cloud Storage: a resumable upload, one request after the other, committed by its last one.
+"""Google Cloud Storage: a resumable upload, one request after the other, published by its last one.
 
-The client is google-cloud-storage's, made by Airflow's GCSHook. It begins an upload; the bytes go to the address that
-it answers, which is a secret of its own kind: whoever has it may write, until it is a week old. It stands in no log
-and no error. The last request carries the CRC32C of all bytes, which Google checks before it publishes the object.
+The client is google-cloud-storage's, made by Airflow's GCSHook. It begins an upload; the bytes go to the URL that
+Google answers, which is a secret: it allows anybody to write for a week. It is in no log and no error. Writes and
+deletes name the generation they expect. Each object carries a random token of its upload, by which a write whose
+answer was lost is recognised, and its CRC32C is compared with that of the bytes sent.
 """
 
 from __future__ import annotations
 
 import base64
 import logging
+import re
+import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
-from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
+    DestinationError,
+    DestinationRefusedError,
+    SendGridError,
+)
+from airflow_provider_sendgrid.storage.errors import (
+    ATTEMPTS,
+    NO_ANSWER,
+    PASSING,
+    Failure,
+    Meaning,
+    Requests,
+    pause_seconds,
+)
 from airflow_provider_sendgrid.storage.in_order import InOrderUpload
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 
 log = logging.getLogger(__name__)
 
 _UNIT_BYTES = 256 * 1024
 _PIECE_BYTES = 1024 * 1024
 _INCOMPLETE = 308
-_LONGEST_WAIT_SECONDS = 30.0
-_TRIES = 6
 _TIMEOUT_SECONDS = (30, 120)
-_RETRIED = {408, 429, 500, 502, 503, 504}
+_ABORT_TIMEOUT_SECONDS = 5
+_TOKEN = "sendgrid-upload"  # noqa: S105  metadata, no secret
+
+# By Google's reason, else by status; "upload" for requests to the URL of a resumable upload.
+_ERRORS: Mapping[str, Meaning] = {
+    "rateLimitExceeded": PASSING,
+    "userRateLimitExceeded": PASSING,
+    "retentionPolicyNotMet": Meaning(DestinationRefusedError, "The bucket's retention policy keeps the object."),
+    "objectUnderActiveHold": Meaning(DestinationRefusedError, "A hold keeps the object: release it."),
+    "userProjectMissing": Meaning(DestinationRefusedError, "The bucket needs a project to bill; use another bucket."),
+    "upload 404": Meaning(DestinationError, "The upload has ended. Run the task again."),
+    "upload 410": Meaning(DestinationError, "The upload has ended. Run the task again."),
+    "404": Meaning(
+        DestinationRefusedError, "Correct the bucket's name, its permissions or the connection.", is_absence=True
+    ),
+}
 
 
 class GcsStorage:
@@ -38,7 +69,7 @@ class GcsStorage:
         client: google-cloud-storage's ``Client``; shared by all threads.
         bucket: name of the bucket.
         prefix: what all names begin with, ``path/to/`` or empty.
-        sleep: waits between tries of a request, seconds.
+        sleep: waits between attempts of a request, seconds.
     """
 
     def __init__(self, client: Any, bucket: str, prefix: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -46,65 +77,163 @@ class GcsStorage:
         self._address = f"gs://{bucket}/"
         self._prefix = prefix
         self._sleep = sleep
+        self._requests = _requests(sleep)
+        self._is_listing_refused = False
 
     def uri(self, name: str) -> str:
         """The object's ``gs://`` URI."""
         return f"{self._address}{self._prefix}{name}"
 
-    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo) -> None:
-        """Store a small object at once."""
-        blob = self._blob(name, info)
-        # Google's client tries only what cannot do harm twice: this is the same each time.
-        with _told("put", self.uri(name)):
-            blob.upload_from_string(bytes(content), content_type=info.content_type, checksum="crc32c", retry=_retry())
+    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
+        """Store a small object at once; return its generation."""
+        self._raise_if_changed("put", name, over)
+        token, checksum = secrets.token_hex(8), _crc32c(bytes(content))
 
-    def begin(self, name: str, info: ObjectInfo) -> GcsUpload:
-        """Start a resumable upload."""
-        with _told("begin", self.uri(name)):
-            session_url = self._blob(name, info).create_resumable_upload_session(
-                content_type=info.content_type, checksum=None
+        def send() -> _Stored:
+            blob = self._blob(name, info, token)
+            blob.upload_from_string(
+                bytes(content),
+                content_type=info.content_type,
+                checksum="crc32c",
+                retry=None,
+                if_generation_match=_generation(over),
             )
-        return GcsUpload(session_url, self.uri(name), self._sleep)
-
-    def read(self, name: str) -> bytes | None:
-        """The content of a small object, None where there is none."""
-        from google.api_core.exceptions import NotFound
+            return _Stored.of_blob(blob)
 
         try:
-            with _told("read", self.uri(name), unless=NotFound):
-                return bytes(self._blob(name).download_as_bytes())
-        except NotFound:
-            self._check_bucket()
-            return None
+            stored = self._requests.write("put", self.uri(name), send)
+        except (DestinationChangedError, DestinationError):
+            # The answer of an earlier attempt may be lost, and the object be stored.
+            with suppress(SendGridError):
+                return self._confirm("put", name, token, checksum, _Stored())
+            raise
+        return self._confirm("put", name, token, checksum, stored)
+
+    def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> GcsUpload:
+        """Start a resumable upload."""
+        token = secrets.token_hex(8)
+
+        def send() -> Any:
+            return self._blob(name, info, token).create_resumable_upload_session(
+                content_type=info.content_type, checksum=None, retry=None, if_generation_match=_generation(over)
+            )
+
+        def confirm(checksum: str, stored: _Stored) -> None:
+            self._confirm("upload", name, token, checksum, stored)
+
+        session_url = self._requests.write("begin", self.uri(name), send)
+        if not session_url:
+            raise self._requests.unverified("begin", self.uri(name), "the answer names no upload")
+        return GcsUpload(
+            session_url,
+            self.uri(name),
+            self._sleep,
+            check=lambda: self._raise_if_changed("upload", name, over),
+            confirm=confirm,
+        )
+
+    def read(self, name: str) -> StoredContent | None:
+        """A small object, None if there is none."""
+        for _ in range(ATTEMPTS):
+            stored = self._look(name)
+            if stored is None:
+                self._raise_without_bucket()
+                return None
+            blob = self._bucket.blob(self._prefix + name, generation=int(stored.generation))
+            content = self._requests.find("read", self.uri(name), partial(blob.download_as_bytes, retry=None))
+            if content is not None:
+                return StoredContent(bytes(content), stored.generation)
+        raise self._requests.unverified("read", self.uri(name), "the object changes all the time")
 
     def head(self, name: str) -> StoredInfo | None:
-        """What is known of an object without reading it, None where there is none."""
-        with _told("look", self.uri(name)):
-            blob = self._bucket.get_blob(self._prefix + name)
-        return None if blob is None else StoredInfo(int(blob.size), blob.metadata or {})
+        """What is known of an object without reading it, None if there is none."""
+        stored = self._look(name)
+        if stored is None:
+            return None
+        metadata = {key.lower(): value for key, value in stored.metadata.items() if key.lower() != _TOKEN}
+        return StoredInfo(stored.size, metadata, stored.generation)
 
-    def abort_uploads(self, name: str) -> int:
-        """Nothing to end: Google lists no uploads, shows nothing of them, and forgets them within a week."""
-        return 0
+    def versions(self) -> Mapping[str, str] | None:
+        """The generations of all objects at the prefix; None if they may not be listed."""
 
-    def delete(self, name: str) -> None:
-        """Remove an object; nothing happens where there is none."""
-        from google.api_core.exceptions import NotFound
+        def send() -> dict[str, str]:
+            listed = self._bucket.list_blobs(
+                prefix=self._prefix or None,
+                delimiter="/",
+                fields="items(name,generation),prefixes,nextPageToken",
+                retry=None,
+            )
+            return {blob.name.removeprefix(self._prefix): str(blob.generation) for blob in listed}
 
         try:
-            with _told("delete", self.uri(name), unless=NotFound):
-                self._blob(name).delete(retry=_retry())
-        except NotFound:
-            return
+            return {name: version for name, version in self._requests.write("list", self.uri(""), send).items() if name}
+        except DestinationRefusedError as error:
+            if not self._is_listing_refused:
+                log.warning("The objects cannot be listed: %s", error)
+            self._is_listing_refused = True
+            return None
 
-    def _blob(self, name: str, info: ObjectInfo | None = None) -> Any:
+    def abort_uploads(self, name: str) -> int:
+        """Nothing to end: Google lists no uploads, shows nothing of them, and deletes them within a week."""
+        return 0
+
+    def delete(self, name: str, version: str = ANY_VERSION) -> None:
+        """Delete an object if it has this generation."""
+        with suppress(DestinationChangedError):
+            self._raise_if_changed("delete", name, version)
+            self._requests.find(
+                "delete",
+                self.uri(name),
+                lambda: self._blob(name).delete(retry=None, if_generation_match=_generation(version)),
+            )
+
+    def _blob(self, name: str, info: ObjectInfo | None = None, token: str = "") -> Any:
         blob = self._bucket.blob(self._prefix + name)
         if info is not None:
-            blob.metadata = dict(info.metadata)
+            blob.metadata = {**info.metadata, _TOKEN: token}
         return blob
 
-    def _check_bucket(self) -> None:
-        """A bucket that is not there is a mistake, not an empty one; who may not ask for it may be right.
+    def _look(self, name: str) -> _Stored | None:
+        def send() -> _Stored:
+            blob = self._blob(name)
+            blob.reload(retry=None)
+            return _Stored.of_blob(blob)
+
+        stored = self._requests.find("look", self.uri(name), send)
+        if stored is not None and not stored.generation:
+            raise self._requests.unverified("look", self.uri(name), "the answer names no generation")
+        return stored
+
+    def _raise_if_changed(self, operation: str, name: str, expected: str | None) -> None:
+        """Look right before a write, for servers that ignore its condition."""
+        if expected == ANY_VERSION:
+            return
+        stored = self._look(name)
+        if expected != (None if stored is None else stored.generation):
+            raise self._requests.error(operation, self.uri(name), Failure(("412",), "the object was changed"))
+
+    def _confirm(self, operation: str, name: str, token: str, checksum: str, answer: _Stored) -> str:
+        """Make sure that what is stored is what was sent; return its generation.
+
+        Raises:
+            DestinationChangedError: another run stored the object.
+            DestinationError: it is not there, or its bytes are not those that were sent; such an object is deleted.
+        """
+        uri = self.uri(name)
+        stored = answer if answer.is_complete else self._look(name)
+        if stored is None:
+            raise self._requests.unverified(operation, uri, "the storage accepted the object, but it is not there")
+        if stored.metadata.get(_TOKEN) != token:
+            raise self._requests.error(operation, uri, Failure(("412",), "the object is of another run"))
+        if stored.crc32c != checksum:
+            with suppress(SendGridError):
+                self.delete(name, stored.generation)
+            what = f"the stored object's CRC32C is {stored.crc32c}, not {checksum}; the bytes were damaged on their way"
+            raise self._requests.unverified(operation, uri, what)
+        return stored.generation
+
+    def _raise_without_bucket(self) -> None:
+        """A bucket that is not there is a mistake, not an empty one; without the permission to ask it may be there.
 
         Raises:
             DestinationRefusedError: there is none.
@@ -112,48 +241,109 @@ class GcsStorage:
         from google.api_core.exceptions import Forbidden
 
         try:
-            is_there = self._bucket.exists()
-        except Forbidden:
-            return
+            is_there = self._requests.find("look", self._address, lambda: self._bucket.exists(retry=None))
+        except DestinationRefusedError as error:
+            if isinstance(error.__cause__, Forbidden):
+                return
+            raise
         if not is_there:
-            raise DestinationRefusedError(f"There is no bucket {self._address}; make it, or mend the path.")
+            raise DestinationRefusedError(f"There is no bucket {self._address}; create it, or correct the path.")
 
 
-@contextmanager
-def _told(operation: str, uri: str, unless: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Tell of Google's errors as ours: the operation, the object, Google's own words, and what to do."""
-    from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
-    from google.auth.exceptions import GoogleAuthError
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What Google says of an object; empty what it does not say."""
+
+    generation: str = ""
+    crc32c: str = ""
+    size: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_blob(cls, blob: Any) -> _Stored:
+        return cls(str(blob.generation or ""), blob.crc32c or "", int(blob.size or 0), dict(blob.metadata or {}))
+
+    @classmethod
+    def of_answer(cls, answer: Any) -> _Stored:
+        """Read JSON; whatever is not of the known shape counts as not said."""
+        try:
+            return cls(str(answer["generation"]), answer["crc32c"], int(answer["size"]), dict(answer["metadata"]))
+        except (KeyError, TypeError, ValueError):
+            return cls()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says all that is compared."""
+        return bool(self.generation and self.crc32c and _TOKEN in self.metadata)
+
+
+def _generation(version: str | None) -> int | None:
+    """The condition of a request: 0 if there must be no object, None if it does not matter."""
+    return None if version == ANY_VERSION else int(version or 0)
+
+
+def _crc32c(content: bytes) -> str:
+    import google_crc32c
+
+    return base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
+
+
+def _requests(sleep: Callable[[float], None]) -> Requests:
+    return Requests("Google Cloud Storage", _ERRORS, _describe, sleep)
+
+
+def _describe(error: Exception) -> Failure | None:
+    """What is known of an exception of Google's client."""
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.auth.exceptions import GoogleAuthError, TransportError
     from requests import RequestException
+    from requests.exceptions import InvalidJSONError
 
-    try:
-        yield
-    except unless:
-        raise
-    except (Unauthorized, Forbidden, NotFound) as error:
-        raise DestinationRefusedError(
-            f"{operation} of {uri}: Google Cloud Storage answered {error.code}: {error.message}. Mend the "
-            "bucket's name, its permissions or the connection."
-        ) from error
-    except (GoogleAPICallError, RetryError, GoogleAuthError, RequestException) as error:
-        raise DestinationError(
-            f"{operation} of {uri}: Google Cloud Storage failed ({type(error).__name__}: {error}). Run the task again."
-        ) from error
+    name = type(error).__name__
+    if isinstance(error, GoogleAPICallError):
+        status = str(int(error.code)) if error.code else name
+        return Failure((*_reasons(error.errors), status), f"{status} {error.message}")
+    if isinstance(error, TransportError) or (
+        isinstance(error, RequestException) and not isinstance(error, InvalidJSONError)
+    ):
+        return Failure((NO_ANSWER,), f"no answer ({name}: {error})")
+    if isinstance(error, GoogleAuthError):
+        return Failure((name,), f"no credentials ({name}: {error})")
+    # An answer of unknown shape, or a download whose checksum is wrong.
+    if isinstance(error, (ValueError, TypeError, AttributeError, KeyError)) or name in _UNREADABLE:
+        return Failure((name,), f"the answer cannot be read ({name}: {error})")
+    return None
 
 
-def _retry() -> Any:
-    from google.cloud.storage.retry import DEFAULT_RETRY
+_UNREADABLE = {"DataCorruption", "InvalidResponse"}
 
-    return DEFAULT_RETRY
+
+def _reasons(errors: Any) -> tuple[str, ...]:
+    return tuple(str(each["reason"]) for each in errors or () if isinstance(each, Mapping) and "reason" in each)
 
 
 class GcsUpload(InOrderUpload):
     """A resumable upload: whole units of 256 KiB go at once, what is left over goes with the next ones.
 
     Something is always left over, for the last request must carry at least one byte.
+
+    Args:
+        session_url: where the bytes go; a secret.
+        uri: of the object, for messages.
+        sleep: see `GcsStorage`.
+        check: called right before the last request; raises if another run stored the object.
+        confirm: is given the CRC32C of all bytes and what Google says of the object; raises if these differ.
     """
 
-    def __init__(self, session_url: str, uri: str, sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        session_url: str,
+        uri: str,
+        sleep: Callable[[float], None],
+        *,
+        check: Callable[[], None] = lambda: None,
+        confirm: Callable[[str, _Stored], None] = lambda _checksum, _stored: None,
+    ) -> None:
         import google_crc32c
         import requests
 
@@ -161,6 +351,9 @@ class GcsUpload(InOrderUpload):
         self._session_url = session_url
         self._uri = uri
         self._sleep = sleep
+        self._check = check
+        self._confirm = confirm
+        self._requests = _requests(sleep)
         self._http = requests.Session()
         self._checksum = google_crc32c.Checksum()
         self._sent_bytes = 0
@@ -168,17 +361,40 @@ class GcsUpload(InOrderUpload):
 
     def complete(self) -> None:
         """Send the rest, and that this was all."""
-        self._send(_Chunk(memoryview(self._rest)), self._sent_bytes + len(self._rest))
-        self._http.close()
+        self._check()
+        checksum = self._crc32c
+        try:
+            answer = self._send(_Chunk(memoryview(self._rest)), self._sent_bytes + len(self._rest))
+        except (DestinationChangedError, DestinationError):
+            if not self._is_stored(checksum):
+                raise
+        else:
+            self._confirm(checksum, answer.stored)
+        self.end()
 
     def abort(self) -> None:
-        """Have Google forget it; where that fails it does so by itself."""
+        """Cancel the upload; if that fails, Google deletes it by itself."""
         import requests
 
+        self.end()
         try:
-            self._http.delete(self._session_url, timeout=_TIMEOUT_SECONDS)
+            requests.delete(self._session_url, timeout=_ABORT_TIMEOUT_SECONDS, allow_redirects=False)
         except requests.RequestException as error:
             log.info("The upload of %s could not be cancelled (%s).", self._uri, type(error).__name__)
+
+    @property
+    def _crc32c(self) -> str:
+        return base64.b64encode(self._checksum.digest()).decode()
+
+    def _is_stored(self, checksum: str) -> bool:
+        """Whether the last request stored the object, although its answer was lost."""
+        try:
+            self._confirm(checksum, _Stored())
+        except SendGridError:
+            return False
+        return True
+
+    def _release(self) -> None:
         self._http.close()
 
     def _append(self, part: bytearray) -> None:
@@ -193,7 +409,7 @@ class GcsUpload(InOrderUpload):
         self._send(_Chunk(memoryview(self._rest), content[:split]))
         self._rest = bytes(content[split:])
 
-    def _send(self, chunk: _Chunk, total: int | None = None) -> None:
+    def _send(self, chunk: _Chunk, total: int | None = None) -> _Answer:
         """Send a chunk until Google has all of it; after a failure it is asked what it has.
 
         Args:
@@ -201,13 +417,13 @@ class GcsUpload(InOrderUpload):
             total: bytes of the object; with it this chunk is the last, and publishes the object.
 
         Raises:
-            DestinationError: it does not take it.
+            DestinationError: it does not take it, or the table says what else.
         """
         start, end = self._sent_bytes, self._sent_bytes + len(chunk)
         held, answer = start, _Answer(None)
-        for number in range(_TRIES):
+        for number in range(ATTEMPTS):
             if number:
-                self._sleep(min(2.0**number, _LONGEST_WAIT_SECONDS))
+                self._sleep(pause_seconds(number))
                 answer = self._put(_Chunk(), held, held, total)
                 held = answer.held_bytes(held)
             if not answer.is_end(end, total):
@@ -215,31 +431,38 @@ class GcsUpload(InOrderUpload):
                 held = answer.held_bytes(held)
             if answer.is_end(end, total):
                 self._sent_bytes = end
-                return
-            if not answer.is_worth_another_try or not start <= held <= end:
+                return answer
+            may_help = answer.status == _INCOMPLETE or self._requests.meaning(answer.codes).is_retried
+            if not may_help or not start <= held <= end:
                 break
-        raise DestinationError(
-            f"upload of {self._uri}: Google Cloud Storage did not take it ({answer.text}). Run the task again."
-        )
+        raise self._requests.error("upload", self._uri, Failure(answer.codes, answer.text))
 
     def _put(self, chunk: _Chunk, start: int, end: int, total: int | None) -> _Answer:
-        """Send a chunk, or, where it is empty, ask what is there."""
+        """Send a chunk, or, if it is empty, ask what is there."""
         import requests
 
+        self.raise_if_ended()
         span, goal = f"{start}-{end - 1}" if len(chunk) else "*", "*" if total is None else total
         headers = {"Content-Range": f"bytes {span}/{goal}"}
         if total is not None:
-            headers["x-goog-hash"] = f"crc32c={base64.b64encode(self._checksum.digest()).decode()}"
+            headers["x-goog-hash"] = f"crc32c={self._crc32c}"
         try:
             answer = self._http.put(
                 self._session_url,
                 data=cast("Any", chunk if len(chunk) else b""),
                 headers=headers,
                 timeout=_TIMEOUT_SECONDS,
+                # Google's 308 is no redirect, and the bytes go nowhere else.
+                allow_redirects=False,
             )
         except requests.RequestException as error:
-            return _Answer(None, text=type(error).__name__)
-        return _Answer(answer.status_code, answer.headers.get("Range", ""), f"{answer.status_code} {answer.text[:300]}")
+            return _Answer(None, text=f"no answer ({type(error).__name__})")
+        return _Answer(
+            answer.status_code,
+            answer.headers.get("Range", ""),
+            f"{answer.status_code} {answer.text[:300]}",
+            _json(answer),
+        )
 
 
 class _Chunk:
@@ -270,27 +493,49 @@ class _Answer:
     """What Google said to a request of an upload.
 
     Attributes:
-        status: of HTTP, None where no answer came.
-        range: which bytes it holds, ``bytes=0-524287``; empty where it holds none.
+        status: of HTTP, None if no answer came.
+        range: which bytes it holds, ``bytes=0-524287``; empty if it holds none.
         text: for people.
+        content: its JSON, None if there is none.
     """
 
     status: int | None
     range: str = ""
-    text: str = "no answer"
+    text: str = NO_ANSWER
+    content: Any = None
 
     @property
-    def is_worth_another_try(self) -> bool:
-        return self.status is None or self.status == _INCOMPLETE or self.status in _RETRIED
+    def codes(self) -> tuple[str, ...]:
+        """For the table of errors."""
+        if self.status is None:
+            return (NO_ANSWER,)
+        error = self.content.get("error") if isinstance(self.content, dict) else None
+        reasons = _reasons(error.get("errors")) if isinstance(error, dict) else ()
+        return (*reasons, f"upload {self.status}", str(self.status))
+
+    @property
+    def stored(self) -> _Stored:
+        """What it says of the object."""
+        return _Stored.of_answer(self.content)
 
     def held_bytes(self, known: int) -> int:
-        """How many bytes Google holds; `known` where it does not say."""
+        """How many bytes Google holds; `known` if it does not say."""
         if self.status != _INCOMPLETE:
             return known
-        return int(self.range.rpartition("-")[2]) + 1 if self.range else 0
+        if not self.range:
+            return 0
+        held = re.fullmatch(r"(?:bytes=)?0-(\d+)", self.range.strip())
+        return int(held[1]) + 1 if held else known
 
     def is_end(self, end: int, total: int | None) -> bool:
-        """Whether all bytes up to `end` are there, and the object is published where `total` says that it ends."""
+        """Whether all bytes up to `end` are there, and the object is published if `total` says that it ends."""
         if total is not None:
             return self.status in (HTTPStatus.OK, HTTPStatus.CREATED)
         return self.status == _INCOMPLETE and self.held_bytes(0) == end
+
+
+def _json(answer: Any) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return None

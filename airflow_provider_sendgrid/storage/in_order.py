@@ -8,16 +8,20 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 
+from airflow_provider_sendgrid.stopping import StoppedError
+
 
 class InOrderUpload(ABC):
     """An upload whose parts follow one another: each waits until the one before it is written.
 
-    No part waits for ever: parts are begun in their order, and when one fails, those that wait fail with it.
+    No part waits for ever: parts are begun in their order, and when one fails, or the upload ends, those that wait
+    fail with it.
     """
 
     def __init__(self) -> None:
         self._next = 1
         self._failure: BaseException | None = None
+        self._is_writing = self._is_ended = False
         self._changed = threading.Condition()
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
@@ -26,17 +30,48 @@ class InOrderUpload(ABC):
             self._changed.wait_for(lambda: self._next == number or self._failure is not None)
             if self._failure is not None:
                 raise self._failure
-        failure: BaseException | None = None
+            self._is_writing = True
         try:
             self._append(part)
         except BaseException as error:
-            failure = error
+            self._part_ends(number, error)
             raise
-        finally:
-            with self._changed:
-                self._next, self._failure = number + 1, failure
-                self._changed.notify_all()
+        self._part_ends(number, None)
+
+    def end(self) -> None:
+        """Let no further part be written, and release what the upload holds; safe to call again.
+
+        A part that another thread is just writing is not waited for: its thread releases then.
+        """
+        with self._changed:
+            must_release = not self._is_ended and not self._is_writing
+            self._is_ended = True
+            self._failure = self._failure or StoppedError("the upload has ended")
+            self._changed.notify_all()
+        if must_release:
+            self._release()
+
+    def raise_if_ended(self) -> None:
+        """Raise between two steps of a part, when another thread ended the upload.
+
+        Raises:
+            StoppedError: it did.
+        """
+        if self._is_ended:
+            raise StoppedError("the upload has ended")
+
+    def _part_ends(self, number: int, failure: BaseException | None) -> None:
+        with self._changed:
+            self._next, self._failure, self._is_writing = number + 1, self._failure or failure, False
+            must_release = self._is_ended
+            self._changed.notify_all()
+        if must_release:
+            self._release()
 
     @abstractmethod
     def _append(self, part: bytearray) -> None:
         """Store what comes next."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Free what the upload holds; called once, when no part is being written."""

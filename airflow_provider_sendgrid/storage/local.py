@@ -1,30 +1,54 @@
 """A folder on this machine, or one that is mounted here.
 
-A file is written beside its place, under a name that begins with a dot and ends in ``.part``, and renamed when all of
-it is on the disk. What other storages keep in an object's metadata lies in ``_metadata/``, written before the file is
-renamed; it counts only for a file of the very size and time of change that stand in it.
+A file is written beside its place, under a name that begins with a dot and ends in ``.part``, and gets its name when
+all of it is on the disk: by a hard link if there must be no other file, else by a rename. What other storages keep in
+an object's metadata lies in ``_metadata/``, written right before; it counts only for a file of the very size and time
+of change that it names. A lock on the folder keeps other runs out meanwhile, if the file system has locks.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import secrets
+import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.in_order import InOrderUpload
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, StoredInfo
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+
+log = logging.getLogger(__name__)
 
 _UNFINISHED = ".part"
+_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+# What no further attempt helps; everything else may pass.
+_REFUSED = {
+    errno.EACCES: "Correct the folder's permissions or the path.",
+    errno.EPERM: "Correct the folder's permissions or the path.",
+    errno.EROFS: "The file system is read-only: mount it writable, or correct the path.",
+    errno.ENOTDIR: "Something on the path is a file: correct the path.",
+    errno.EISDIR: "A folder has the file's name: correct the path.",
+    errno.ENAMETOOLONG: "Shorten the path.",
+    errno.ELOOP: "The path's symbolic links form a loop: correct them.",
+}
+_PASSING = {
+    errno.ENOSPC: "Free some disk space and run the task again.",
+    errno.EDQUOT: "Free some disk space or raise the quota, and run the task again.",
+}
 
 
 class LocalStorage:
-    """The files of one folder; it is made when the first one comes.
+    """The files of one folder, which is created with the first one.
 
     Args:
         folder: its absolute path.
@@ -32,105 +56,233 @@ class LocalStorage:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._own_unfinished: set[Path] = set()
+        self._logged: set[str] = set()
 
     def uri(self, name: str) -> str:
         """The file's ``file://`` URI, not quoted, as `ObjectStoragePath` takes it."""
         return f"file://{self._folder}/{name}"
 
-    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo) -> None:
-        """Store a small file at once."""
-        upload = self.begin(name, info)
+    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
+        """Store a small file at once; return its version."""
+        upload = self.begin(name, info, over)
         try:
             upload.write_part(1, bytearray(content), 0)
-            upload.complete()
+            return upload.publish()
         except BaseException:
             upload.abort()
             raise
 
-    def begin(self, name: str, info: ObjectInfo) -> LocalUpload:
+    def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> LocalUpload:
         """Start to write a file."""
-        return LocalUpload(self._folder / name, info)
+        return LocalUpload(self._folder, name, info, over, self._own_unfinished)
 
-    def read(self, name: str) -> bytes | None:
-        """The content of a small file, None where there is none."""
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
+    def read(self, name: str) -> StoredContent | None:
+        """A small file, None if there is none."""
+        path = self._folder / name
+        with _translated("read", path):
+            try:
+                with path.open("rb") as file:
+                    return StoredContent(file.read(), _version(os.fstat(file.fileno())))
+            except FileNotFoundError:
+                return None
 
     def head(self, name: str) -> StoredInfo | None:
-        """What is known of a file without reading it, None where there is none."""
+        """What is known of a file without reading it, None if there is none."""
         path = self._folder / name
+        with _translated("look", path), _locked(self._folder):
+            status = _status(path)
+            if status is None:
+                return None
+            return StoredInfo(status.st_size, _read_metadata(path, status), _version(status))
+
+    def versions(self) -> Mapping[str, str] | None:
+        """The versions of all files of the folder itself; None if it may not be listed."""
+        found = {}
         try:
-            status = path.stat()
+            for entry in self._folder.iterdir():
+                status = None if _is_unfinished(entry) else _status(entry)
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    found[entry.name] = _version(status)
         except FileNotFoundError:
+            return {}
+        except PermissionError as error:
+            self._log_once("list", error)
             return None
-        return StoredInfo(status.st_size, _read_metadata(path, status))
+        return found
 
     def abort_uploads(self, name: str) -> int:
-        """Remove what a killed worker left of a file; answer how many times it had begun one."""
+        """Delete what other runs left unfinished of a file; return how many there were."""
         path = self._folder / name
-        left_over = list(path.parent.glob(f".{escape(path.name)}.*{_UNFINISHED}"))
-        for unfinished in left_over:
-            unfinished.unlink(missing_ok=True)
-        return len(left_over)
+        count = 0
+        # With the lock no other run is just writing metadata.
+        with _translated("clean-up", path), _locked(self._folder):
+            for unfinished in {
+                *_unfinished_files(path),
+                *_unfinished_files(_metadata_path(path)),
+            } - self._own_unfinished:
+                try:
+                    unfinished.unlink(missing_ok=True)
+                except PermissionError as error:
+                    self._log_once("delete unfinished files in", error)
+                else:
+                    count += unfinished.parent == path.parent
+        return count
 
-    def delete(self, name: str) -> None:
-        """Remove a file and its metadata; nothing happens where there is none."""
+    def delete(self, name: str, version: str = ANY_VERSION) -> None:
+        """Delete a file and its metadata if it has this version."""
         path = self._folder / name
-        path.unlink(missing_ok=True)
-        _metadata_path(path).unlink(missing_ok=True)
-        for folder in (_metadata_path(path).parent, path.parent):
-            if folder != self._folder:
-                _remove_if_empty(folder)
+        with _translated("delete", path), _locked(self._folder):
+            status = _status(path)
+            if status is None or version not in (ANY_VERSION, _version(status)):
+                return
+            path.unlink(missing_ok=True)
+            _metadata_path(path).unlink(missing_ok=True)
+            for folder in (_metadata_path(path).parent, path.parent):
+                if folder != self._folder:
+                    _remove_if_empty(folder)
+
+    def _log_once(self, what: str, error: OSError) -> None:
+        if what not in self._logged:
+            log.warning("Could not %s %s (%s); the delivery goes on without.", what, self._folder, error)
+        self._logged.add(what)
 
 
 class LocalUpload(InOrderUpload):
-    """A file on its way, under another name."""
+    """A file under another name, until it is published."""
 
-    def __init__(self, path: Path, info: ObjectInfo) -> None:
+    def __init__(self, root: Path, name: str, info: ObjectInfo, over: str | None, own_unfinished: set[Path]) -> None:
         super().__init__()
-        self._path = path
+        self._root = root
+        self._path = root / name
         self._metadata = info.metadata
-        self._unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
-        with _told(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._unfinished.open("xb", buffering=0)
+        self._over = over
+        self._own_unfinished = own_unfinished
+        self._unfinished = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
+        own_unfinished.add(self._unfinished)
+        with _translated("write", self._path):
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(root):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._unfinished.open("xb", buffering=0)
 
     def complete(self) -> None:
         """Have the disk hold all of it, then give it its name."""
-        with _told(self._path):
+        self.publish()
+
+    def publish(self) -> str:
+        """Complete; return the file's version."""
+        with _translated("write", self._path):
+            with suppress(OSError):  # Clocks of file systems are coarse; two files of one tick must differ.
+                os.utime(self._file.fileno(), ns=(time.time_ns(), time.time_ns()))
             os.fsync(self._file.fileno())
             status = os.fstat(self._file.fileno())
-            self._file.close()
-            if self._metadata:
-                _write_metadata(self._path, status, self._metadata)
-            self._unfinished.replace(self._path)
+            with _locked(self._root):
+                self._raise_if_changed()
+                if self._metadata:
+                    _write_metadata(self._path, status, self._metadata)
+                self._give_name(_version(status))
             _sync_folder(self._path.parent)
+        self.abort()
+        return _version(status)
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing unfinished behind."""
+        self.end()
+        with suppress(OSError):
+            self._unfinished.unlink(missing_ok=True)
+
+    def _release(self) -> None:
         self._file.close()
-        self._unfinished.unlink(missing_ok=True)
+        self._own_unfinished.discard(self._unfinished)
 
     def _append(self, part: bytearray) -> None:
         rest = memoryview(part)
-        with _told(self._path):
+        with _translated("write", self._path):
             while rest:
+                self.raise_if_ended()
                 rest = rest[self._file.write(rest) :]
+
+    def _raise_if_changed(self) -> None:
+        status = _status(self._path)
+        if self._over not in (ANY_VERSION, None if status is None else _version(status)):
+            raise self._changed_error("stored this file")
+        if not self._unfinished.exists():
+            raise self._changed_error("deleted the unfinished file")
+
+    def _changed_error(self, what: str) -> DestinationChangedError:
+        return DestinationChangedError(f"write of {self._path}: another run {what} meanwhile. Run the task again.")
+
+    def _give_name(self, version: str) -> None:
+        """Publish; an error counts only if the file is not there, since a network may lose the answer alone."""
+        try:
+            if self._over is None and self._is_linked():
+                return
+            self._unfinished.replace(self._path)
+        except (FileExistsError, FileNotFoundError) as error:
+            status = _status(self._path)
+            if status is None or _version(status) != version:
+                is_deleted = isinstance(error, FileNotFoundError)
+                what = "deleted the unfinished file" if is_deleted else "stored this file"
+                raise self._changed_error(what) from error
+
+    def _is_linked(self) -> bool:
+        """Whether a hard link, which never replaces a file, published this one; some file systems have none."""
+        try:
+            os.link(self._unfinished, self._path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            return False
+        return True
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell of the disk's errors as ours."""
+def _translated(operation: str, path: Path) -> Iterator[None]:
+    """Raise the system's errors as this package's."""
     try:
         yield
-    except PermissionError as error:
-        raise DestinationRefusedError(
-            f"write of {path}: {error}. Mend the folder's permissions or the path."
-        ) from error
     except OSError as error:
-        raise DestinationError(f"write of {path}: {error}. Make room or mend the disk; run the task again.") from error
+        text = f"{operation} of {path}: {error}."
+        if error.errno in _REFUSED:
+            raise DestinationRefusedError(f"{text} {_REFUSED[error.errno]}") from error
+        next_step = _PASSING.get(error.errno or 0, "Run the task again; if that does not help, check the disk.")
+        raise DestinationError(f"{text} {next_step}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other threads and processes out; without effect if the file system has no locks, or there is no folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+
+
+def _unfinished_files(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f".{escape(path.name)}.*{_UNFINISHED}")
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
 def _metadata_path(path: Path) -> Path:

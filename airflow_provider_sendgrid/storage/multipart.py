@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, wait
@@ -18,12 +19,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Protocol
 
+from airflow_provider_sendgrid.stopping import StopSignal
+
 MIB = 1024 * 1024
 
 # S3's limits, which the other clouds' contain: parts of 5 MiB to 5 GiB, the last may be smaller, 10,000 of them.
 MIN_PART_BYTES = 5 * MIB
 MAX_PART_BYTES = 5 * 1024 * MIB
-_PARTS_PER_SIZE = 900
+MAX_PARTS = 10_000
+# Of an object of unknown size: so many parts of one size, then twice the size after each so many.
+_EQUAL_PARTS, _PARTS_PER_SIZE = 6_000, 360
+# Stopped uploads are aborted after so long, although threads still write parts.
+_ABORT_AFTER_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,33 +142,54 @@ class Storage(Protocol):
         """
 
 
-def part_size(number: int, part_bytes: int) -> int:
+def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:
     """How large part `number` (from 1) is, in bytes.
 
-    It doubles with every 900 parts, so that even 5 MiB to begin with fill 5 TiB, the largest object, before
-    the 10,000th part; most objects never see the first doubling.
+    Some storages, such as Cloudflare R2, want all parts but the last of one size. All are, if it is known how large
+    the object can be. Else the first 6,000 are (30 GiB of 5 MiB each); then the size doubles with every 360 parts, so
+    that any object fits 10,000 parts: the largest has 5 TiB.
+
+    Args:
+        number: of the part.
+        part_bytes: the size that is wanted; larger only where 10,000 parts would not suffice.
+        at_most_bytes: no object is larger; None if that is not known.
     """
-    return min(max(part_bytes, MIN_PART_BYTES) << ((number - 1) // _PARTS_PER_SIZE), MAX_PART_BYTES)
+    wanted = max(part_bytes, MIN_PART_BYTES)
+    if at_most_bytes is not None:
+        return min(max(wanted, -(-at_most_bytes // MAX_PARTS)), MAX_PART_BYTES)
+    doublings = 0 if number <= _EQUAL_PARTS else (number - _EQUAL_PARTS - 1) // _PARTS_PER_SIZE + 1
+    return min(wanted << doublings, MAX_PART_BYTES)
 
 
 class PartBuffers:
     """Recycled memory for parts, `limit_bytes` at once; safe to share among threads and files.
 
     Fresh memory is costly (measured: up to 25 times slower to write to than memory used before).
+
+    Args:
+        limit_bytes: of all buffers in use.
+        stop: ends the wait for a buffer.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, stop: StopSignal | None = None) -> None:
+        self.stop = stop or StopSignal()
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._free: list[bytearray] = []
         self._changed = threading.Condition()
 
     def take(self, size: int, *, wait: bool = True) -> Part | None:
-        """An empty part for `size` bytes; where there is no room for it, wait, or answer None."""
+        """An empty part for `size` bytes; if there is no memory for it, wait, or return None.
+
+        Raises:
+            StoppedError: the task was stopped.
+        """
         with self._changed:
             if not wait and not self._has_room(size):
                 return None
-            self._changed.wait_for(lambda: self._has_room(size))
+            while not self._has_room(size):
+                self.stop.raise_if_set()
+                self._changed.wait(_LOOK_AGAIN_SECONDS)
             self._used_bytes += size
             return Part(self, self._recycled(size))
 
@@ -238,7 +267,9 @@ class PartWriter:
         buffers: memory for the parts.
         executor: its threads upload the parts.
         part_bytes: size of a part, see `part_size`.
-        expected_bytes: how long the object will be, where that is known: small ones need small buffers.
+        at_most_bytes: the object will not be larger, None if that is not known: small ones need small buffers, and
+            large ones get parts of one size.
+        over: the version that the object is stored over, see `Storage`.
         tap: is given each part's bytes; answers a future that is done when it needs them no more, or None.
 
     Attributes:
@@ -255,7 +286,8 @@ class PartWriter:
         buffers: PartBuffers,
         executor: Executor,
         part_bytes: int,
-        expected_bytes: int | None = None,
+        at_most_bytes: int | None = None,
+        over: str | None = ANY_VERSION,
         tap: Callable[[memoryview], Future[None] | None] | None = None,
     ) -> None:
         self.name = name
@@ -265,7 +297,8 @@ class PartWriter:
         self._buffers = buffers
         self._executor = executor
         self._part_bytes = part_bytes
-        self._expected_bytes = expected_bytes
+        self._at_most_bytes = at_most_bytes
+        self._over = over
         self._tap = tap
         self._digest = hashlib.sha256()
         self._taken_parts = self._taken_bytes = 0
@@ -329,34 +362,53 @@ class PartWriter:
         for pending in self._pending:
             pending.result()
 
-    def complete(self, metadata: Mapping[str, str]) -> None:
-        """Publish the object, after `finish`; a small one is stored only now, at once, and carries `metadata` too."""
+    def complete(self, metadata: Mapping[str, str]) -> str | None:
+        """Publish the object, after `finish`; a small one is stored only now, at once, and carries `metadata` too.
+
+        Returns:
+            Its version, None if the storage does not say.
+
+        Raises:
+            DestinationChangedError: another run stored it meanwhile.
+        """
         if self._upload is not None:
             self._upload.complete()
             self._upload = None
-            return
+            return None
         content = self._kept_parts[0].content if self._kept_parts else bytearray()
         info = ObjectInfo(self._info.content_type, {**self._info.metadata, **metadata})
-        self._storage.put(self.name, content, info)
+        version = self._storage.put(self.name, content, info, self._over)
         self._release_all()
+        return version
 
     def abort(self) -> None:
-        """Leave nothing behind; does nothing after `complete`."""
+        """Leave nothing behind; does nothing after `complete`.
+
+        It waits for parts that are being written, but not for long if the task was stopped.
+        """
         # The last first: a part that has begun may wait for the ones before it, where a storage takes them in order.
-        for pending in reversed(self._pending):
-            pending.cancel()
-        wait(self._pending)
+        underway = [pending for pending in reversed(self._pending) if not pending.cancel()]
+        stopped_at: float | None = None
+        while wait(underway, _LOOK_AGAIN_SECONDS).not_done:
+            if self._buffers.stop.is_set:
+                stopped_at = time.monotonic() if stopped_at is None else stopped_at
+                if time.monotonic() - stopped_at > _ABORT_AFTER_SECONDS:
+                    break
         self._release_all()
-        if self._upload is not None:
-            self._upload.abort()
-            self._upload = None
+        self.abort_upload()
+
+    def abort_upload(self) -> None:
+        """Abort the upload at once, while other threads may still write its parts; does nothing after `complete`."""
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.abort()
 
     def _take_new(self, *, wait: bool) -> Part | None:
         self._submit_kept()
         self._raise_failure()
-        size = part_size(self._taken_parts + 1, self._part_bytes)
-        if self._expected_bytes is not None:
-            size = min(size, max(1, self._expected_bytes - self._taken_bytes))
+        size = part_size(self._taken_parts + 1, self._part_bytes, self._at_most_bytes)
+        if self._at_most_bytes is not None:
+            size = min(size, max(1, self._at_most_bytes - self._taken_bytes))
         if (part := self._buffers.take(size, wait=wait)) is not None:
             self._taken_parts += 1
             self._taken_bytes += size
@@ -374,7 +426,7 @@ class PartWriter:
         """Hand parts on; one that cannot be stays kept, for `abort` to release."""
         while len(self._kept_parts) > all_but:
             if self._upload is None:
-                self._upload = self._storage.begin(self.name, self._info)
+                self._upload = self._storage.begin(self.name, self._info, self._over)
             sent = self._executor.submit(_write_part, self._upload, self._sent_parts + 1, self._kept_parts[0])
             self._sent_parts += 1
             self._pending.append(sent)

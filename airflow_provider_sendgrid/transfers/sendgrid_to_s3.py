@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid._compat import XComArg
+from airflow_provider_sendgrid._compat import XComArg, mask_secret
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
+from airflow_provider_sendgrid.storage.s3_arguments import folder_prefix, secret_texts, split_s3_uri
 from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator
 
 
@@ -20,11 +20,17 @@ class SendGridToS3Operator(DeliveringOperator):
 
     Args:
         s3_bucket: name of the bucket; leave it out where `s3_key_prefix` is a full ``s3://bucket/prefix/``.
-        s3_key_prefix: what all keys begin with; use one prefix per export or per run.
+        s3_key_prefix: the folder of all objects, ``path/`` or a full ``s3://bucket/path/``, whose bucket may be the ARN
+            of an access point. Slashes at its start are ignored, one is added at its end where it is missing. Use one
+            prefix per export or per run.
         aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials.
         encrypt: have S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
         acl_policy: canned ACL of the objects.
-        extra_args: further arguments of S3's calls: ``StorageClass``, ``SSEKMSKeyId``, ``Tagging``, ...
+        extra_args: further arguments of S3's ``PutObject``: ``StorageClass``, ``SSEKMSKeyId``, ``Tagging``, ... Names
+            that S3 does not know are refused before anything is fetched, and so are those that the delivery sets
+            itself. Values of ``SSECustomerKey`` and ``SSEKMSEncryptionContext`` are masked. ``ObjectLock...`` applies
+            to files and manifest (a versioned bucket keeps a manifest that is replaced), not to the objects below
+            ``_receipts/``, which are deleted at the end. Checksums are always the delivery's own CRC32.
         verify: False, or the path of a CA bundle, for connections to S3.
         kwargs: what all of Airflow's operators take.
 
@@ -87,16 +93,22 @@ class SendGridToS3Operator(DeliveringOperator):
         self.extra_args = extra_args
         self.verify = verify
 
+    def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render, then mask secrets among the values before Airflow shows the rendered fields."""
+        rendered = super().render_template(content, *args, **kwargs)
+        for text in secret_texts(rendered):
+            mask_secret(text)
+        return rendered
+
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
-        extra_args = dict(self.extra_args or {})
-        if self.encrypt:
-            extra_args.setdefault("ServerSideEncryption", "AES256")
-        if self.acl_policy:
-            extra_args["ACL"] = self.acl_policy
+        extra_args = self.extra_args or {}
+        if isinstance(extra_args, Mapping):  # what else it may be is refused by S3Storage
+            encryption = {"ServerSideEncryption": "AES256"} if self.encrypt else {}
+            extra_args = {**encryption, **extra_args, **({"ACL": self.acl_policy} if self.acl_policy else {})}
         client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
         self._endpoint_url = client.meta.endpoint_url
         return S3Storage(client, bucket, prefix, extra_args)
@@ -107,13 +119,12 @@ class SendGridToS3Operator(DeliveringOperator):
         Raises:
             ValueError: no bucket is named, or two are.
         """
-        url = urlsplit(self.s3_key_prefix)
-        if url.scheme == "s3" and url.netloc and not self.s3_bucket:
-            return url.netloc, self.s3_key_prefix.split("/", 3)[3] if url.path else ""
+        if self.s3_key_prefix.lower().startswith("s3://") and not self.s3_bucket:
+            return split_s3_uri(self.s3_key_prefix)
         bucket = self.s3_bucket or bucket_of_connection
         if "://" in self.s3_key_prefix or not bucket:
             raise ValueError(
                 f"Name the bucket once: in s3_bucket ({self.s3_bucket!r}) beside a plain s3_key_prefix, or in an "
                 f"s3_key_prefix such as s3://bucket/prefix/ (it is {self.s3_key_prefix!r})."
             )
-        return bucket, self.s3_key_prefix.lstrip("/")
+        return bucket, folder_prefix(self.s3_key_prefix)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
+    DestinationError,
+    DestinationRefusedError,
+)
+from airflow_provider_sendgrid.stopping import StoppedError
 from airflow_provider_sendgrid.storage.local import LocalStorage
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo
 
 INFO = ObjectInfo("text/csv", {"sendgrid-export-id": "6f"})
 
@@ -34,29 +42,187 @@ def test_metadata_that_cannot_be_read_is_none(storage, tmp_path, told):
     assert {} == storage.head("a.csv").metadata
 
 
-def test_metadata_of_a_file_that_never_got_its_name_describes_no_other(storage):
-    """Killed between the two: the old file stands, the new metadata says what it does not hold."""
+def test_a_crash_before_the_file_is_published_leaves_the_old_file(storage, monkeypatch):
+    """The metadata of the new file was written already; it does not count for the old one."""
     storage.put("a.csv", b"12345", ObjectInfo("text/csv", {"made-by": "them"}))
     upload = storage.begin("a.csv", INFO)
     upload.write_part(1, bytearray(b"54321"), 0)
-    upload._unfinished.unlink()
-    with pytest.raises(DestinationError):
+    monkeypatch.setattr(upload, "_give_name", crash)
+    with pytest.raises(KeyboardInterrupt):
         upload.complete()
-    assert b"12345" == storage.read("a.csv")
+    assert b"12345" == storage.read("a.csv").content
+    assert {} == storage.head("a.csv").metadata
+    upload.abort()
+
+
+def crash(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("over", [None, ANY_VERSION])
+def test_an_upload_that_another_run_ended_fails_and_says_so(storage, tmp_path, over):
+    """Its unfinished file was deleted; no part of a file may appear."""
+    upload = storage.begin("a.csv", INFO, over)
+    upload.write_part(1, bytearray(b"54321"), 0)
+    assert 1 == LocalStorage(tmp_path).abort_uploads("a.csv")
+    with pytest.raises(DestinationChangedError, match="another run deleted the unfinished file"):
+        upload.complete()
+    upload.abort()
+    assert ({}, None) == (storage.versions(), storage.head("a.csv"))
+
+
+def test_only_this_files_unfinished_uploads_of_other_runs_are_removed(storage, tmp_path):
+    """Names with characters of a pattern in them, too."""
+    other_run = LocalStorage(tmp_path)
+    uploads = [other_run.begin(name, INFO) for name in ("a[1].csv", "a[1].csv", "a1.csv", "b.csv")]
+    own = storage.begin("a[1].csv", INFO)
+    assert 2 == storage.abort_uploads("a[1].csv")
+    assert 3 == len(list(tmp_path.glob(".*.part")))
+    for upload in (own, uploads[3]):
+        upload.complete()
+    assert b"" == storage.read("b.csv").content == storage.read("a[1].csv").content
+    for upload in uploads[:3]:
+        upload.abort()
+    assert [] == list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_file_systems_without_hard_links_still_refuse_to_overwrite(storage, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage.put("a.csv", b"first", INFO, None)
+    with pytest.raises(DestinationChangedError):
+        storage.put("a.csv", b"second", INFO, None)
+    assert (b"first", INFO.metadata) == (storage.read("a.csv").content, storage.head("a.csv").metadata)
+
+
+def test_a_file_stored_between_the_look_and_the_link_is_kept(storage, tmp_path, monkeypatch):
+    """On file systems without locks."""
+    link = os.link
+
+    def rival_first(source, target):
+        Path(target).write_bytes(b"theirs")
+        return link(source, target)
+
+    monkeypatch.setattr(os, "link", rival_first)
+    with pytest.raises(DestinationChangedError, match="another run stored this file"):
+        storage.put("a.csv", b"ours", INFO, None)
+    assert b"theirs" == (tmp_path / "a.csv").read_bytes()
     assert {} == storage.head("a.csv").metadata
 
 
-def test_only_this_files_left_overs_are_removed(storage, tmp_path):
-    """Names with characters of a pattern in them, too."""
-    uploads = [storage.begin(name, INFO) for name in ("a[1].csv", "a[1].csv", "a1.csv", "b.csv")]
-    assert 2 == storage.abort_uploads("a[1].csv")
-    assert 2 == len(list(tmp_path.glob(".*.part")))
-    with pytest.raises(DestinationError):
-        uploads[0].complete()
-    uploads[3].complete()
-    assert b"" == storage.read("b.csv")
-    for upload in uploads[1:3]:
-        upload.abort()
+def test_a_link_whose_answer_was_lost_is_a_success(storage, monkeypatch):
+    """As on NFS: the repeated call finds the file of the first one."""
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    version = storage.put("a.csv", b"ours", INFO, None)
+    assert (version, INFO.metadata) == (storage.head("a.csv").version, storage.head("a.csv").metadata)
+
+
+def test_runs_that_store_and_delete_in_one_folder_do_not_fail(tmp_path):
+    """A subfolder that one run deletes when it is empty is where another one writes."""
+    errors = []
+
+    def run(number):
+        storage = LocalStorage(tmp_path)
+        try:
+            for _ in range(50):
+                version = storage.put(f"_receipts/{number}.json", b"{}", INFO)
+                storage.delete(f"_receipts/{number}.json", version)
+        except DestinationError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [] == errors
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_an_abort_does_not_wait_for_a_part_that_is_being_written(storage, tmp_path, monkeypatch):
+    """Parts that wait for their turn fail at once, and the file is closed when the part is done."""
+    upload = storage.begin("a.csv", INFO)
+    begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(upload, "_append", lambda _part: begun.set() or go_on.wait(30))
+    failures = []
+
+    def write(number):
+        try:
+            upload.write_part(number, bytearray(1), 0)
+        except StoppedError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (1, 2)]
+    threads[0].start()
+    assert begun.wait(30)
+    threads[1].start()
+    upload.abort()
+    threads[1].join(30)
+    assert ([], 1, False) == (list(tmp_path.iterdir()), len(failures), upload._file.closed)
+    go_on.set()
+    threads[0].join(30)
+    assert upload._file.closed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+def test_a_folder_that_may_not_be_written_is_refused(storage, tmp_path):
+    storage.put("a.csv", b"1", INFO)
+    tmp_path.chmod(0o500)
+    try:
+        for use in (lambda: storage.delete("a.csv"), lambda: storage.put("b.csv", b"1", INFO)):
+            with pytest.raises(DestinationRefusedError, match="Correct the folder's permissions"):
+                use()
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.EACCES, DestinationRefusedError),
+        (errno.EROFS, DestinationRefusedError),
+        (errno.EIO, DestinationError),
+        (errno.ESTALE, DestinationError),
+    ],
+)
+def test_a_delete_that_fails_says_so(storage, monkeypatch, code, expected):
+    storage.put("a.csv", b"1", INFO)
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(expected, match=r"delete of .*a\.csv"):
+        storage.delete("a.csv")
+
+
+def test_a_folder_that_may_not_be_listed_has_no_known_versions(storage, monkeypatch, caplog):
+    """Logged once."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert (None, None) == (storage.versions(), storage.versions())
+    assert 1 == len(caplog.records)
+
+
+def test_neither_unfinished_files_nor_folders_have_versions(storage, tmp_path):
+    storage.put("sub/b.csv", b"1", INFO)
+    version = storage.put("a.csv", b"1", INFO)
+    upload = storage.begin("c.csv", INFO)
+    assert {"a.csv": version} == storage.versions()
+    upload.abort()
+    assert {} == LocalStorage(tmp_path / "nothing").versions()
 
 
 def test_a_disk_that_is_full_leaves_nothing(storage, tmp_path, monkeypatch):

@@ -1,0 +1,202 @@
+"""The manifest at the prefix: what it says before a delivery, and how the delivery replaces it.
+
+Several runs may deliver to one prefix at once. The manifest decides between them:
+
+- It is read before the first byte and written over the version that was read. If another run wrote it meanwhile, the
+  delivery reads it again, and decides again.
+- Objects are deleted only after the own manifest was written, and only at the versions that they had before. It lists
+  these: a run of another export that stored one of them, and finds this manifest in the place of the one that it read,
+  stores it again.
+- An object that the manifest of the same export names is not overwritten by other content, unless the manifest was
+  deleted before.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+
+from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
+    DestinationConflictError,
+    DestinationRefusedError,
+)
+from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest
+from airflow_provider_sendgrid.storage.multipart import ObjectInfo, Storage, StoredInfo
+
+log = logging.getLogger(__name__)
+
+EXPORT_ID_KEY = "sendgrid-export-id"
+UPLOAD_KEY = "sendgrid-upload"
+SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
+_OBJECT_NAME = re.compile(rf"({SAFE_ID.pattern})-\d{{5,}}-of-\d{{5,}}\.(csv|json)(\.gz)?")
+
+
+class Publication:
+    """The manifest as it was read, and what follows from it.
+
+    Args:
+        storage: where it is.
+        export_id: of the export that is delivered.
+        replace: whether another export's manifest may be replaced.
+        is_written: whether this delivery writes a manifest.
+
+    Raises:
+        DestinationConflictError: there is another export's manifest, and `replace` is off.
+    """
+
+    def __init__(self, storage: Storage, export_id: str, *, replace: bool, is_written: bool) -> None:
+        self._storage = storage
+        self._export_id = export_id
+        self._replace = replace
+        self._lock = threading.Lock()
+        stored = storage.read(MANIFEST_NAME)
+        self._version = stored.version if stored else None
+        self.known = KnownManifest.from_content(stored.content) if stored else None
+        if self.known is not None and self.known.export_id != export_id and is_written and not replace:
+            known_id = self.known.export_id
+            owner = f"the manifest of export {known_id}" if known_id else "not a manifest of this provider"
+            raise DestinationConflictError(
+                f"SendGrid export {export_id}: {storage.uri(MANIFEST_NAME)} already exists and is {owner}; nothing "
+                "of it was changed. Choose another prefix, or set replace=True to replace it with this export."
+            )
+
+    @property
+    def own(self) -> KnownManifest | None:
+        """The manifest, if it is of the export that is delivered."""
+        return self.known if self.known is not None and self.known.export_id == self._export_id else None
+
+    def is_to_be_deleted(self, name: str, info: StoredInfo) -> bool:
+        """Whether the run that wrote the manifest may delete this very object at any time."""
+        replaced = self.known.replaced if self.known is not None and self.known.export_id else {}
+        uri = self._storage.uri(name)
+        return uri in replaced and replaced[uri] in (None, info.version)
+
+    def facts(self, name: str, info: StoredInfo) -> FileFacts | None:
+        """What the manifest of this export says of this very object; None if it does not name it."""
+        own = self.own
+        facts = own.facts.get(name) if own is not None and self._storage.uri(name) in own.uris else None
+        return facts if facts is not None and is_of(facts, info) else None
+
+    def raise_unless_replaceable(self, name: str, info: StoredInfo) -> None:
+        """Asked before other content is stored under the name of an object.
+
+        Raises:
+            DestinationConflictError: this export's manifest names the object, and `replace` is off.
+            DestinationChangedError: another run wrote a manifest meanwhile.
+        """
+        if self.facts(name, info) is None:
+            return
+        manifest = self._storage.uri(MANIFEST_NAME)
+        if not self._replace:
+            raise DestinationConflictError(
+                f"SendGrid export {self._export_id}: what SendGrid sends now differs from {self._storage.uri(name)}, "
+                f"which {manifest} names; the object was not changed. Choose another prefix, or set replace=True."
+            )
+        with self._lock:
+            if self._version is None:
+                return
+            log.warning("Deleting %s: a file that it names has changed at SendGrid.", manifest)
+            self._storage.delete(MANIFEST_NAME, self._version)
+            if self._storage.head(MANIFEST_NAME) is not None:
+                raise _changed(self._export_id, manifest)
+            self._version = None
+
+    def write(
+        self, content: bytes, stored: Mapping[str, tuple[FileFacts, str]], replaced: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Write the manifest; return what is to be deleted now: versions by URIs.
+
+        Args:
+            content: of the manifest.
+            stored: the objects that it names, each with its facts and version.
+            replaced: what `replaced` returned.
+
+        Raises:
+            DestinationChangedError: another run changed the manifest or an object meanwhile.
+        """
+        self._raise_if_changed(stored)
+        info = ObjectInfo("application/json", {EXPORT_ID_KEY: self._export_id})
+        try:
+            version = self._storage.put(MANIFEST_NAME, content, info, self._version)
+        except DestinationChangedError:
+            if not self._is_written_by_another_run(stored):
+                raise
+            self._raise_if_changed(stored)
+            return {}
+        now = self._storage.read(MANIFEST_NAME)
+        if now is None or now.content != content:
+            raise _changed(self._export_id, self._storage.uri(MANIFEST_NAME))
+        try:
+            self._raise_if_changed(stored)
+        except DestinationChangedError:
+            self._storage.delete(MANIFEST_NAME, version)
+            raise
+        return replaced
+
+    def replaced(self, names: Sequence[str]) -> dict[str, str]:
+        """The objects that are to be deleted when a manifest of these objects is written: versions by URIs.
+
+        Those that the manifest before named or replaced. With `replace`, also all others at the prefix that this
+        provider stored and the new manifest does not name, such as what a killed run left.
+        """
+        prefix, found = self._storage.uri(""), dict[str, str]()
+        known = self.known if self.known is not None and self.known.export_id else KnownManifest("")
+        candidates = {**known.replaced, **dict.fromkeys(known.uris)}
+        for uri, version in candidates.items():
+            name = uri.removeprefix(prefix)
+            if uri.startswith(prefix) and name not in names and _OBJECT_NAME.fullmatch(name):
+                info = self._storage.head(name)
+                if info is not None and version in (None, info.version):
+                    found[uri] = info.version
+        for name in (self._storage.versions() or {}) if self._replace else ():
+            match = _OBJECT_NAME.fullmatch(name)
+            if match and name not in names and (uri := self._storage.uri(name)) not in found:
+                info = self._storage.head(name)
+                # A prefix without a slash at its end is the beginning of others, too.
+                if info is not None and info.metadata.get(EXPORT_ID_KEY) == match[1]:
+                    found[uri] = info.version
+        return found
+
+    def _raise_if_changed(self, stored: Mapping[str, tuple[FileFacts, str]]) -> None:
+        for name, (facts, version) in stored.items():
+            info = self._storage.head(name)
+            if info is None or info.version != version or info.size != facts.size:
+                raise _changed(self._export_id, self._storage.uri(name))
+
+    def _is_written_by_another_run(self, stored: Mapping[str, tuple[FileFacts, str]]) -> bool:
+        """Whether a run of the same export has written a manifest of the same objects."""
+        now = self._storage.read(MANIFEST_NAME)
+        known = KnownManifest.from_content(now.content) if now else KnownManifest("")
+        return (
+            known.export_id == self._export_id
+            and set(known.uris) == {self._storage.uri(name) for name in stored}
+            and known.facts == {name: facts for name, (facts, _) in stored.items()}
+        )
+
+
+def is_of(facts: FileFacts, info: StoredInfo) -> bool:
+    """Whether facts were found out about this very object."""
+    return facts.size == info.size and facts.upload == info.metadata.get(UPLOAD_KEY, "")
+
+
+def delete_all(storage: Storage, versions: Mapping[str, str]) -> None:
+    """Delete objects, by name, at these versions; log once if the credentials may not."""
+    for name, version in versions.items():
+        try:
+            storage.delete(name, version)
+        except DestinationRefusedError as error:
+            log.warning(
+                "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
+                storage.uri(name),
+                error,
+            )
+            return
+
+
+def _changed(export_id: str, uri: str) -> DestinationChangedError:
+    return DestinationChangedError(
+        f"SendGrid export {export_id}: another run changed {uri} meanwhile. Run the task again."
+    )
