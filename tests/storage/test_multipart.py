@@ -334,14 +334,14 @@ def test_an_abort_cancels_the_last_part_first():
     assert [3, 2, 1] == cancelled
 
 
-def test_an_object_of_one_part_takes_one_request(s3, threads):
+def test_an_object_of_one_part_is_put_at_once_and_looked_at(s3, threads):
     """And carries the metadata that is known only at its end."""
     calls, s3 = [], with_own_client(s3)
     s3.client.meta.events.register("before-call.s3", lambda model, **_: calls.append(model.name))
     writer = writer_to(S3Storage(s3.client, s3.bucket, "in/"), threads)
     write_all(writer, b"a,b\n")
     writer.complete({"records": "1"})
-    assert ["PutObject"] == calls
+    assert ["PutObject", "HeadObject"] == calls
     assert b"a,b\n" == s3.read("in/contacts.csv")
     assert {"export": "6f", "records": "1"} == s3.head("in/contacts.csv")["Metadata"]
 
