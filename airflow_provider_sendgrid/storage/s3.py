@@ -240,7 +240,7 @@ class S3Storage:
                     raise _error(uri, method, code, message, given, self._is_signed) from error
             except ParamValidationError as error:
                 raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {error}") from error
-            except ResponseParserError as error:
+            except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
                 raise _no_s3(f"{method} of {uri}: the response could not be read") from error
             except BotoCoreError as error:
                 raise _unasked(method, uri, error) from error
