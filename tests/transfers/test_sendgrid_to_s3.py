@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -201,12 +202,10 @@ def test_each_object_names_its_export_its_source_and_its_hash(sendgrid_emulator,
 
     [uri] = deliver(export_id)
 
-    [file] = sendgrid_emulator.export_files(export_id)
     head = s3.head(uri)
     assert "application/gzip" == head["ContentType"]
     expected = {
         "sendgrid-export-id": export_id,
-        "sendgrid-etag": file.stored.etag.strip('"'),
         "sha256": hashlib.sha256(s3.read(uri)).hexdigest(),
     }
     assert expected == {name: head["Metadata"].get(name) for name in expected}
@@ -710,3 +709,38 @@ def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_e
     with pytest.raises(AirflowFailException, match="file_index must be"):
         operator.execute({})
     assert sendgrid_emulator.count("GET") == 0
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "expected"),
+    [
+        ({"ServerSideEncrypton": "AES256"}, "Did you mean ServerSideEncryption"),
+        ({"IfNoneMatch": "*"}, "may not hold IfNoneMatch"),
+        ("{{ nothing }}", "must be a mapping"),
+    ],
+)
+def test_extra_args_that_s3_does_not_know_are_refused_before_any_byte(
+    sendgrid_emulator, s3, deliver, extra_args, expected
+):
+    export_id = export_of(sendgrid_emulator, 10)
+    with pytest.raises(AirflowFailException, match=expected):
+        deliver(export_id, extra_args=extra_args)
+    assert 0 == sendgrid_emulator.count()
+    assert [] == s3.stored_keys()
+
+
+@pytest.mark.parametrize("is_template", [True, False])
+@pytest.mark.parametrize("name", ["SSECustomerKey", "CopySourceSSECustomerKey", "SSEKMSEncryptionContext"])
+def test_secrets_among_extra_args_are_masked_once_rendered(airflow_version, name, is_template):
+    """Before Airflow shows the rendered fields; also as S3's headers carry them."""
+    secret = f"the {name} of {is_template}, 32 bytes"
+    given = {name: "{{ secret }}" if is_template else secret, "StorageClass": "STANDARD"}
+    operator = SendGridToS3Operator(task_id="store", export_id="an-id", s3_key_prefix="s3://lake/", extra_args=given)
+
+    operator.render_template_fields({"secret": secret})
+
+    assert secret == operator.extra_args[name]
+    shown = airflow_version.redact(f"{operator.extra_args} {base64.b64encode(secret.encode()).decode()}")
+    assert secret not in shown
+    assert base64.b64encode(secret.encode()).decode() not in shown
+    assert "STANDARD" in shown
