@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from benchmarks.serving import Request, Server, Stream, run, tls_arguments, tls_of
 
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
+_LAST_MODIFIED = "Last-Modified: Fri, 27 Nov 2026 08:00:00 GMT"
 _NOT_FOUND = _XML + "<Error><Code>NoSuchKey</Code><Message>there is nothing here</Message></Error>"
 
 
@@ -53,6 +54,8 @@ class Sink:
     requests: int = 0
     aborted: int = 0
     _uploads: dict[str, dict[int, Body]] = field(default_factory=dict)
+    _metadata: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _headers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -85,25 +88,31 @@ class Sink:
             self._uploads[query["uploadId"]][int(query["partNumber"])] = body
             self._send(stream, "200 OK", "", 'ETag: "part"')
         elif request.method == "PUT":
-            self._publish(key, [body])
+            self._publish(key, [body], metadata_of(request))
             self._send(stream, "200 OK", "", 'ETag: "object"')
         elif request.method == "POST" and "uploads" in query:
             upload = f"upload-{next(self._numbers)}"
             self._uploads[upload] = {}
+            self._metadata[upload] = metadata_of(request)
             self._send(stream, "200 OK", _started(key, upload))
         elif request.method == "POST" and "uploadId" in query:
             parts = self._uploads.pop(query["uploadId"])
-            self._publish(key, [parts[number] for number in sorted(parts)])
+            metadata = self._metadata.pop(query["uploadId"], ())
+            self._publish(key, [parts[number] for number in sorted(parts)], metadata)
             self._send(stream, "200 OK", _completed(key))
         elif request.method == "DELETE":
             self.aborted += self._uploads.pop(query.get("uploadId", ""), None) is not None
             self._send(stream, "204 No Content", None)
         elif request.method == "GET" and "uploads" in query:
             self._send(stream, "200 OK", _XML + "<ListMultipartUploadsResult></ListMultipartUploadsResult>")
+        elif request.method == "HEAD" and key in self.objects:
+            length = f"Content-Length: {self.objects[key]['size']}"
+            stream.send_head("200 OK", length, 'ETag: "object"', _LAST_MODIFIED, *self._headers[key])
         else:
             self._send(stream, "404 Not Found", None if request.method == "HEAD" else _NOT_FOUND)
 
-    def _publish(self, key: str, bodies: list[Body]) -> None:
+    def _publish(self, key: str, bodies: list[Body], metadata: tuple[str, ...]) -> None:
+        self._headers[key] = metadata
         digest = hashlib.sha256(b"".join(body.bytes for body in bodies)).hexdigest() if self.keeps_digests else None
         self.objects[key] = {"size": sum(body.size for body in bodies), "parts": len(bodies), "sha256": digest}
 
@@ -113,6 +122,11 @@ class Sink:
         stream.send_head(status, "Content-Type: application/xml", *length, *headers)
         if content:
             stream.connection.sendall(content.encode())
+
+
+def metadata_of(request: Request) -> tuple[str, ...]:
+    """The headers of the user's metadata, which a look at the object shows again."""
+    return tuple(f"{name}: {value}" for name, value in request.headers.items() if name.startswith("x-amz-meta-"))
 
 
 def receive(request: Request, stream: Stream, body: Body) -> None:

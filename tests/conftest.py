@@ -46,7 +46,7 @@ os.environ |= {
     "no_proxy": "127.0.0.1,localhost",
 }
 
-pytest_plugins = ["airflow_provider_sendgrid.emulator.pytest_plugin"]
+pytest_plugins = ["airflow_provider_sendgrid.emulator.pytest_plugin", "tests.support.seaweedfs"]
 
 
 def pytest_unconfigure() -> None:

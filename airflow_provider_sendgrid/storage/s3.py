@@ -90,8 +90,9 @@ class S3Storage:
         for _ in range(_SENDS_OF_DAMAGED):
             try:
                 answer = self.call_over("put_object", name, over, Body=content, **described, **checksums)
-            except (DestinationError, DestinationChangedError):
-                if (found := self._find_put(name, content, info)) is None:
+            except (DestinationError, DestinationChangedError) as error:
+                found = self._find_put(name, content, info) if was_sent_before(error) else None
+                if found is None:
                     raise
                 return found
             etag = self.value_of(answer, "ETag", "put_object", name)
@@ -239,7 +240,7 @@ class S3Storage:
                     raise _error(uri, method, code, message, given, self._is_signed) from error
             except ParamValidationError as error:
                 raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {error}") from error
-            except ResponseParserError as error:
+            except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
                 raise _no_s3(f"{method} of {uri}: the response could not be read") from error
             except BotoCoreError as error:
                 raise _unasked(method, uri, error) from error
@@ -498,8 +499,9 @@ class S3Upload:
         try:
             answer = self._storage.call_over(method, self._name, self._over, **upload)
         except (DestinationError, DestinationChangedError) as error:
-            if not self._is_published(parts):
-                if isinstance(error, DestinationError) and error.code in NO_UPLOAD:
+            has_ended = isinstance(error, DestinationError) and error.code in NO_UPLOAD
+            if not (has_ended or was_sent_before(error)) or not self._is_published(parts):
+                if has_ended:
                     raise DestinationChangedError(f"{error} Another run ended this upload.") from error
                 raise
             log.info("%s was published already; only the response was lost.", self._storage.uri(self._name))
@@ -569,6 +571,16 @@ def _no_s3(what: str) -> DestinationError:
 
 def _refuses_condition(error: DestinationError | DestinationRefusedError) -> bool:
     return error.code in ("NotImplemented", "501") or bool(re.search(r"(?i)\bif-?(none-?)?match\b", str(error)))
+
+
+def was_sent_before(error: Exception) -> bool:
+    """Whether S3 may have carried out the request: no response came, or boto3 had sent it before."""
+    cause: Any = error.__cause__
+    if cause is None:
+        return False
+    return bool(
+        getattr(cause, "response", {"ResponseMetadata": {"RetryAttempts": 1}})["ResponseMetadata"].get("RetryAttempts")
+    )
 
 
 def bare_etag(etag: Any) -> str:

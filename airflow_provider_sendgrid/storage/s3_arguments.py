@@ -126,6 +126,8 @@ def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
             raise ValueError(f"extra_args holds {name!r}, which S3 does not know.{_nearest(str(name), allowed)}")
         if value is None or value == "":
             raise ValueError(f"extra_args: {name} was passed but is empty; leave it out or give it a value.")
+        if name == "SSECustomerKey" and isinstance(value, bytes | bytearray):
+            continue  # boto3 encodes it
         # The report would show the value, which may be a secret.
         if ParamValidator().validate(value, shapes[name]).has_errors():
             raise TypeError(f"extra_args: {name} must be a {shapes[name].type_name}, not a {type(value).__name__}.")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, StoredInfo
-from airflow_provider_sendgrid.storage.s3 import S3Storage
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo
+from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, split_s3_uri
 from tests.s3_client import with_own_client
+from tests.support.alike_server import ANSWERS, alike_server
+from tests.support.flipping_proxy import FlippingProxy
+from tests.support.seaweedfs import client_of
 
 INFO = ObjectInfo("text/csv", {"sendgrid-export-id": "6f"})
 CONTENT = b'"EMAIL"\n"ada@example.com"\n'
@@ -77,9 +82,10 @@ def base64_crc32(content: bytes) -> str:
 def test_a_small_object_is_what_was_put(s3, storage):
     storage.put("a.csv", CONTENT, INFO)
     head = s3.head("in/a.csv")
-    assert CONTENT == s3.read("in/a.csv") == storage.read("a.csv")
+    assert CONTENT == s3.read("in/a.csv") == storage.read("a.csv").content
     assert ("text/csv", {"sendgrid-export-id": "6f"}) == (head["ContentType"], head["Metadata"])
-    assert StoredInfo(len(CONTENT), {"sendgrid-export-id": "6f"}) == storage.head("a.csv")
+    version = f"{head['ETag'].strip(chr(34))} {int(head['LastModified'].timestamp())}"
+    assert StoredInfo(len(CONTENT), {"sendgrid-export-id": "6f"}, version) == storage.head("a.csv")
     assert f"s3://{s3.bucket}/in/a.csv" == storage.uri("a.csv")
 
 
@@ -113,7 +119,7 @@ def test_every_byte_is_sent_with_its_crc32(storage, calls):
     upload = storage.begin("b.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
     upload.complete()
-    put, begin, part, _complete = calls.sent
+    put, _look, _list, begin, part, _complete, _look_again = calls.sent
     assert base64_crc32(CONTENT) == put["x-amz-checksum-crc32"] == part["x-amz-checksum-crc32"]
     assert "CRC32" == begin["x-amz-checksum-algorithm"]
     [completed] = [params for name, params in calls.asked if name == "CompleteMultipartUpload"]
@@ -132,7 +138,7 @@ def test_extra_args_reach_the_calls_that_know_them_and_no_other(s3, calls):
     storage.put("a.csv", CONTENT, INFO)
     upload = storage.begin("b.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
-    storage.abort_uploads("b.csv")
+    upload.abort()
     storage.read("a.csv")
     storage.head("a.csv")
     storage.delete("a.csv")
@@ -166,11 +172,37 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
     assert {"team": "crm", "pii": "yes"} == {tag["Key"]: tag["Value"] for tag in tags}
 
 
-def test_extra_args_can_point_neither_elsewhere_nor_at_other_bytes(s3):
-    """Bucket, key, body and our metadata are ours."""
-    bent = {"Bucket": "elsewhere", "Key": "other", "Body": b"x", "Metadata": {"sendgrid-export-id": "7a"}}
-    S3Storage(s3.client, s3.bucket, "in/", bent).put("a.csv", CONTENT, INFO)
-    assert CONTENT == s3.read("in/a.csv")
+@pytest.mark.parametrize(
+    ("extra_args", "error", "message"),
+    [
+        ({"ServerSideEncrypton": "AES256"}, ValueError, "does not know. Did you mean ServerSideEncryption?"),
+        ({"serverSideEncryption": "AES256"}, ValueError, "Did you mean ServerSideEncryption?"),
+        ({"storage_class": "GLACIER_IR"}, ValueError, "Did you mean StorageClass?"),
+        ({"CopySourceSSECustomerKey": "secret"}, ValueError, "Did you mean SSECustomerKey?"),
+        ({"Quux": 1}, ValueError, "It knows ACL, "),
+        ({"Bucket": "elsewhere"}, ValueError, "may not hold Bucket: the operator's own parameters say"),
+        ({"Key": "other"}, ValueError, "may not hold Key"),
+        ({"Body": b"x"}, ValueError, "may not hold Body: the delivery sends and checks the bytes"),
+        ({"ContentMD5": "x"}, ValueError, "may not hold ContentMD5"),
+        ({"IfNoneMatch": "*"}, ValueError, "may not hold IfNoneMatch: the delivery decides"),
+        ({"UploadId": "1"}, ValueError, "may not hold UploadId"),
+        ({"SSEKMSKeyId": ""}, ValueError, "SSEKMSKeyId was passed but is empty"),
+        ({"SSEKMSKeyId": None}, ValueError, "SSEKMSKeyId was passed but is empty"),
+        ({"BucketKeyEnabled": "yes"}, TypeError, "BucketKeyEnabled must be a boolean, not a str"),
+        ("StorageClass=GLACIER", TypeError, "must be a mapping"),
+    ],
+)
+def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, message):
+    """Before any byte is fetched: a misspelled ServerSideEncryption would store plain objects."""
+    with pytest.raises(error) as caught:
+        S3Storage(s3.client, s3.bucket, "in/", extra_args)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_metadata_of_the_user_cannot_replace_ours(s3):
+    """However it is capitalised."""
+    S3Storage(s3.client, s3.bucket, "in/", {"Metadata": {"Sendgrid-Export-Id": "7a"}}).put("a.csv", CONTENT, INFO)
     assert INFO.metadata == s3.head("in/a.csv")["Metadata"]
 
 
@@ -179,7 +211,7 @@ def test_another_checksum_asked_for_does_not_quarrel_with_ours(s3, calls):
     storage = S3Storage(s3.client, s3.bucket, "in/", {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": "x"})
     storage.put("a.csv", CONTENT, INFO)
     storage.begin("b.csv", INFO).abort()
-    put, begin, _abort = calls.sent
+    put, _look, _list, begin, _abort = calls.sent
     assert "x-amz-checksum-sha256" not in put
     assert "CRC32" == put.get("x-amz-sdk-checksum-algorithm", "CRC32") == begin["x-amz-checksum-algorithm"]
 
@@ -210,12 +242,14 @@ def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
     assert 1 == len(ended)
 
 
-def refuse(s3, operation: str) -> None:
-    """Have S3 deny an operation, as without the permission for it."""
+def refuse(s3, operation: str, code: str = "AccessDenied", message: str = "Access Denied", only_if: str = "") -> None:
+    """Have S3 deny an operation, as without the permission for it; only a request with the header `only_if`."""
 
-    def deny(**_: Any) -> Any:
+    def deny(params: Any = None, **_: Any) -> Any:
+        if only_if and only_if not in params["headers"]:
+            return None
         answer = type("Answer", (), {"status_code": 403, "headers": {}})()
-        return answer, {"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}
+        return answer, {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {}}
 
     s3.client.meta.events.register(f"before-call.s3.{operation}", deny)
 
@@ -224,8 +258,9 @@ def test_without_the_permission_to_look_for_uploads_the_delivery_goes_on(s3, sto
     """It says so, and a rule of the bucket has to do."""
     caplog.set_level("INFO")
     refuse(s3, "ListMultipartUploads")
-    assert 0 == storage.abort_uploads("a.csv")
-    assert "in/a.csv cannot be looked for (AccessDenied)" in caplog.text
+    assert (0, 0) == (storage.abort_uploads("a.csv"), storage.abort_uploads("a.csv"))
+    storage.begin("a.csv", INFO).abort()
+    assert 1 == caplog.text.count("Unfinished uploads cannot be listed: list_multipart_uploads of s3://")
 
 
 @pytest.mark.parametrize(
@@ -252,3 +287,267 @@ def test_any_bytes_of_any_length_are_put_as_they_are(s3, storage):
     for content in (b"", b"\0", bytearray(b"\xff" * 10)):
         storage.put("a.csv", content, INFO)
         assert bytes(content) == s3.read("in/a.csv")
+
+
+# Error codes
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("KMS.NotFoundException", "Check SSEKMSKeyId"),
+        ("KMS.DisabledException", "Check SSEKMSKeyId"),
+        ("InvalidStorageClass", "Check StorageClass"),
+        ("AccessControlListNotSupported", "leave out acl_policy"),
+        ("InvalidArgument", "Check extra_args"),
+        ("InvalidRequest", "Check extra_args"),
+        ("InvalidTag", "Check Tagging"),
+        ("MethodNotAllowed", "Check extra_args"),
+        ("InvalidEncryptionAlgorithmError", "Check ServerSideEncryption"),
+        ("AllAccessDisabled", "ask its administrator"),
+        ("PermanentRedirect", "Set region_name"),
+        ("AuthorizationHeaderMalformed", "Set region_name"),
+        ("IllegalLocationConstraintException", "Set region_name"),
+        ("NoSuchBucket", "Check the bucket's name"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload"])
+def test_what_no_retry_helps_is_refused_with_what_to_do(s3, storage, operation, code, advice):
+    refuse(s3, operation, code)
+    with pytest.raises(DestinationRefusedError, match=f"S3 answered {code} .*{advice}"):
+        storage.put("a.csv", CONTENT, INFO) if operation == "PutObject" else storage.begin("a.csv", INFO)
+
+
+@pytest.mark.parametrize("code", ["404", "NoSuchKey", "NotFound"])
+def test_a_404_means_absent_for_reads_and_an_error_for_writes(s3, storage, code):
+    for operation in ("HeadObject", "GetObject", "DeleteObject", "PutObject", "CreateMultipartUpload"):
+        refuse(s3, operation, code)
+    storage.delete("a.csv")
+    assert (None, None) == (storage.head("a.csv"), storage.read("a.csv"))
+    for write in (lambda: storage.put("a.csv", CONTENT, INFO), lambda: storage.begin("a.csv", INFO)):
+        with pytest.raises(DestinationError, match=f"S3 answered {code} .*Check the bucket and the endpoint_url"):
+            write()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_server_that_answers_everything_alike_takes_nothing(answer):
+    """A wrong endpoint, or a gateway's page."""
+    with alike_server(answer) as url:
+        client = client_of(url, retries={"max_attempts": 0})
+        storage = S3Storage(client, "lake", "in/")
+        errors = (DestinationError, DestinationRefusedError, DestinationChangedError)
+        for over in (ANY_VERSION, None):
+            with pytest.raises(errors):
+                storage.put("a.csv", CONTENT, INFO, over)
+        with pytest.raises(errors):
+            storage.begin("a.csv", INFO)
+        upload = S3Upload(storage, "a.csv", "1", INFO)
+        with pytest.raises(errors):
+            upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+        with pytest.raises(errors):
+            upload.complete()
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "needs"),
+    [
+        ({"Tagging": "a=b"}, "s3:PutObjectTagging"),
+        ({"ACL": "private"}, "s3:PutObjectAcl"),
+        ({"ObjectLockLegalHoldStatus": "ON"}, "s3:PutObjectLegalHold"),
+    ],
+)
+def test_a_refusal_names_the_permissions_of_the_arguments_in_use(s3, extra_args, needs):
+    refuse(s3, "PutObject")
+    with pytest.raises(DestinationRefusedError, match=needs):
+        S3Storage(s3.client, s3.bucket, "in/", extra_args).put("a.csv", CONTENT, INFO)
+
+
+def test_a_server_that_knows_no_checksum_headers_is_named_the_switch(s3, storage):
+    refuse(s3, "PutObject", "InvalidArgument", "Unsupported header 'x-amz-checksum-crc32' received for this API call.")
+    with pytest.raises(DestinationRefusedError, match="when_required"):
+        storage.put("a.csv", CONTENT, INFO)
+
+
+# Conditions
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("NotImplemented", "A header you provided implies functionality that is not implemented"),
+        ("InvalidArgument", "Unsupported header 'if-none-match'"),
+        ("InvalidRequest", "If-None-Match is not supported"),
+    ],
+)
+def test_a_server_without_conditions_is_looked_at_right_before(s3, storage, caplog, calls, code, message):
+    """It is asked with a condition once, and said so once."""
+    caplog.set_level("INFO")
+    refuse(s3, "PutObject", code, message, only_if="If-None-Match")
+    for name in ("a.csv", "b.csv"):
+        storage.put(name, CONTENT, INFO, None)
+        with pytest.raises(DestinationChangedError):
+            storage.put(name, CONTENT, INFO, None)
+    assert ["*", None, None] == [params.get("IfNoneMatch") for name, params in calls.asked if name == "PutObject"]
+    assert 1 == caplog.text.count("This server takes no conditions")
+
+
+def test_a_boto3_that_knows_no_conditions_looks_right_before(s3, storage, monkeypatch):
+    """As the oldest one that Airflow 2.10 pins."""
+    members = S3Storage._members
+    monkeypatch.setattr(
+        S3Storage,
+        "_members",
+        lambda self, method: {name: shape for name, shape in members(self, method).items() if "Match" not in name},
+    )
+    version = storage.put("a.csv", CONTENT, INFO, None)
+    with pytest.raises(DestinationChangedError):
+        storage.put("a.csv", b"x", INFO, None)
+    s3.client.put_object(Bucket=s3.bucket, Key="in/a.csv", Body=b"theirs")
+    storage.delete("a.csv", version)
+    assert b"theirs" == s3.read("in/a.csv")
+
+
+# Checksums and signatures
+
+
+def store(storage, in_parts, upload_id="1"):
+    if in_parts:
+        S3Upload(storage, "a.csv", upload_id, INFO).write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+    else:
+        storage.put("a.csv", CONTENT, INFO)
+
+
+def storage_with(bucket, url, **config):
+    client = client_of(url, **config)
+    calls = Calls()
+    client.meta.events.register("before-send.s3", calls.send)
+    return S3Storage(client, bucket, "in/"), calls
+
+
+@pytest.mark.parametrize(
+    ("scheme", "config", "is_signed", "has_checksum"),
+    [
+        ("http", {}, True, True),
+        ("https", {}, False, True),
+        ("http", {"request_checksum_calculation": "when_required"}, True, False),
+        ("https", {"request_checksum_calculation": "when_required"}, True, False),
+        ("https", {"s3": {"payload_signing_enabled": True}}, True, True),
+        ("http", {"s3": {"payload_signing_enabled": False}}, False, True),
+    ],
+)
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_bodies_are_signed_unless_tls_and_a_checksum_protect_them(
+    s3, scheme, config, is_signed, has_checksum, in_parts
+):
+    """What the user says of signatures wins; nothing is sent to the https endpoint."""
+    storage, calls = storage_with(s3.bucket, f"{scheme}://127.0.0.1:9", retries={"max_attempts": 0}, **config)
+    with pytest.raises(DestinationError):
+        store(storage, in_parts)
+    sent = calls.sent[0]
+    signature = hashlib.sha256(CONTENT).hexdigest() if is_signed else "UNSIGNED-PAYLOAD"
+    assert signature == sent["x-amz-content-sha256"]
+    assert has_checksum == any("checksum" in name for name in sent)
+
+
+def test_the_environment_switches_checksum_headers_off(s3, monkeypatch):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    storage, calls = storage_with(s3.bucket, s3.url)
+    storage.put("a.csv", CONTENT, INFO)
+    upload = storage.begin("b.csv", INFO)
+    upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+    upload.complete()
+    sent = [name for headers in calls.sent for name in headers if "checksum" in name]
+    assert ["x-amz-checksum-mode"] * len(sent) == sent
+    assert CONTENT == s3.read("in/a.csv") == s3.read("in/b.csv")
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_server_that_compares_nothing_cannot_keep_damaged_bytes(s3, in_parts):
+    """The one of these tests looks neither at checksums nor at signatures; its ETag shows what it took."""
+    with FlippingProxy(urlsplit(s3.url).port, CONTENT[8:20], times=None).running() as proxy:
+        storage, _ = storage_with(s3.bucket, f"http://127.0.0.1:{proxy.port}")
+        upload_id = storage.begin("a.csv", INFO)._upload_id
+        with pytest.raises(DestinationError, match="damaged on its way"):
+            store(storage, in_parts, upload_id)
+    assert [] == s3.stored_keys()
+
+
+def test_a_server_that_confirms_no_checksum_is_noticed_once(s3, storage, caplog):
+    caplog.set_level("INFO")
+
+    def without(parsed: dict[str, Any], **_: Any) -> None:
+        parsed.pop("ChecksumCRC32", None)
+
+    s3.client.meta.events.register("after-call.s3.PutObject", without)
+    for name in ("a.csv", "b.csv"):
+        storage.put(name, CONTENT, INFO)
+    assert 1 == caplog.text.count("does not confirm checksums")
+
+
+# Odd set-ups
+
+
+def test_metadata_names_are_compared_in_lower_case(s3, storage):
+    """Some servers capitalise them."""
+
+    def capitalise(parsed: dict[str, Any], **_: Any) -> None:
+        parsed["Metadata"] = {name.title(): value for name, value in parsed["Metadata"].items()}
+
+    s3.client.meta.events.register("after-call.s3.HeadObject", capitalise)
+    storage.put("a.csv", CONTENT, INFO)
+    assert INFO.metadata == storage.head("a.csv").metadata
+
+
+def test_without_the_permission_to_delete_a_delete_is_refused(s3, storage):
+    refuse(s3, "DeleteObject")
+    version = storage.put("a.csv", CONTENT, INFO)
+    for arguments in ((), (version,)):
+        with pytest.raises(DestinationRefusedError, match="delete_object of s3://"):
+            storage.delete("a.csv", *arguments)
+
+
+def test_without_the_permission_to_end_uploads_nothing_fails(s3, storage, caplog):
+    refuse(s3, "AbortMultipartUpload")
+    for _ in range(2):
+        s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
+    storage.begin("a.csv", INFO).abort()
+    assert 0 == storage.abort_uploads("a.csv")
+    assert 1 == caplog.text.count("Unfinished uploads cannot be ended")
+
+
+@pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchKey"])
+def test_ending_an_upload_that_has_ended_is_no_error(s3, storage, code):
+    upload = storage.begin("a.csv", INFO)
+    refuse(s3, "AbortMultipartUpload", code)
+    upload.abort()
+
+
+def test_a_directory_bucket_lists_uploads_by_a_folder(s3):
+    """Its prefixes must end in a slash."""
+    storage = S3Storage(s3.client, "lake--use1-az4--x-s3", "a/in", {})
+    assert {"Prefix": "a/"} == storage._prefix_of("a/in-1.csv")
+    assert {} == storage._prefix_of("1.csv")
+
+
+ARNS = (
+    "arn:aws:s3:eu-west-1:123456789012:accesspoint/lake",
+    "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint:lake",
+    "arn:aws:s3::123456789012:accesspoint/m.mrap",
+    "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/lake",
+)
+
+
+@pytest.mark.parametrize("bucket", ["lake", *ARNS])
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [("", ""), ("/", ""), ("/a", "a/"), ("/a/b/", "a/b/"), ("//a/", "a/"), ("/a//b?c#d", "a//b?c#d/")],
+)
+def test_a_uri_is_split_into_bucket_and_folder(bucket, key, prefix):
+    """The ARN of an access point has slashes and colons of its own."""
+    assert (bucket, prefix) == split_s3_uri(f"s3://{bucket}{key}")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///a/", "gs://lake/a/", "lake/a/", "s3://arn:aws:s3:eu-west-1:1:x/a"])
+def test_a_uri_that_names_no_bucket_is_refused(uri):
+    with pytest.raises(ValueError, match="must be s3://bucket/prefix/"):
+        split_s3_uri(uri)

