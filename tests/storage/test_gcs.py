@@ -197,14 +197,20 @@ def everything_logged():
     for logger in loggers:
         logger.setLevel(logging.DEBUG)
         logger.disabled, logger.propagate = False, True
-    logging.getLogger().addHandler(handler)
-    logging.getLogger().addHandler(everything)
+    for each in (handler, everything):
+        each.addFilter(is_of_a_client)
+        logging.getLogger().addHandler(each)
     yield text
     logging.getLogger().removeHandler(handler)
     logging.getLogger().removeHandler(everything)
     for logger, level, disabled, propagate in before:
         logger.setLevel(level)
         logger.disabled, logger.propagate = disabled, propagate
+
+
+def is_of_a_client(record):
+    """The server for tests runs in this process, and logs the requests that it gets."""
+    return not record.name.startswith(("gcp_storage_emulator", "api."))
 
 
 class Attributes(logging.Formatter):
