@@ -31,6 +31,7 @@ _KEPT = ("began", "since", "clock", "known_ids", "earlier_ids", "id")
 # Announcements of so many other runs are read at most, unfinished runs first.
 _MAX_RUNS = 100
 _FINISHED_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+_TRIED_STATES = frozenset({"running", "up_for_retry", "restarting"})
 
 _SELECTION = ("list_ids", "segment_ids", "list_names", "segment_names")
 # What templates make of nothing.
@@ -408,13 +409,13 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
         for each in others
         if not each.get("id") and each.get("of") == own["of"] and not _is_finished(each, states)
     ]
-    # Airflow deletes a task's announcement when it is tried again: one that runs without any may own an export.
+    # Airflow deletes a task's announcement when it is tried again: one that has none may own an export of its last try.
     known = {(each["run"], _key_of(each.get("task"))) for each in announced} | {(own_run, _key_of(own["task"]))}
     silent = [
         Starting(_place(run, task, own_run))
         for run in (own_run, *runs)
         for task, state in states.get(run, {}).items()
-        if state == "running" and (run, task) not in known
+        if state in _TRIED_STATES and (run, task) not in known
     ]
     ids = {each["id"] for each in others if each.get("id")}
     ids.update(*(each.get("earlier_ids", ()) for each in others))

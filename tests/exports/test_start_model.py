@@ -559,6 +559,18 @@ def test_no_history_exports_twice_or_too_much(machine):
     run_state_machine_as_test(machine, settings=PROFILE)
 
 
+def test_a_task_that_waits_for_its_retry_may_own_an_export():
+    """Its announcement was deleted, and the worker died before it could announce again."""
+    history = StartsWithoutStore()
+    history.start(clock=0.0, index=0, number=0, run=0)
+    history.finish(post="accepted", which=0)
+    history.start(clock=0.0, index=0, number=1, run=0)
+    history.clear(clock=0.0, which=0)
+    history.kill(is_sent=False, which=0)
+    history.finish(post="late", which=0)
+    history.teardown()
+
+
 def by_the_workers_clock(monkeypatch):
     def read_baseline(*arguments):
         yield from original(*arguments)
