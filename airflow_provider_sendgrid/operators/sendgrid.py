@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Ri
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.triggers.sendgrid import STARTED_KEY
+
+log = logging.getLogger(__name__)
 
 # Under this key a task keeps its record (see `_StartRecord`) in its state store, and announces it as an XCom.
 _KEY = "sendgrid_export"
@@ -135,10 +138,7 @@ class SendGridExportContactsOperator(BaseOperator):
             hook = SendGridHook(_text("sendgrid_conn_id", self.sendgrid_conn_id), _text("family", self.family))
             SendGridExportsLink.keep_for(context, self.family)
             selection = self._selection(hook)
-            if self.durable:
-                export_id, is_found = self._start_once(hook, selection, context)
-            else:
-                export_id, is_found = hook.start_selection(selection), False
+            export_id, is_found = self._start(hook, selection, context)
         except (*HOPELESS_ERRORS, ValueError, TypeError) as error:
             raise AirflowFailException(str(error)) from error
         how = "Found the export that an earlier request started" if is_found else "SendGrid accepted the export"
@@ -176,10 +176,15 @@ class SendGridExportContactsOperator(BaseOperator):
             notify_by_email=self.notify_by_email,
         )
 
-    def _start_once(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> tuple[str, bool]:
+    def _start(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> tuple[str, bool]:
         account = hook.connection
         same = self._fingerprint(selection, f"{account.base_url} {account.on_behalf_of}")
         record = _StartRecord(context, same, self._old_fingerprint(selection), selection)
+        if not self.durable:
+            record.announce()  # other tasks must not take this export for theirs
+            export_id = hook.start_selection(selection)
+            record.announce(export_id)
+            return export_id, False
         try:
             export_id, is_found = hook.start_export_once(selection, record.attempt())
         except (SendGridError, ValueError, TypeError) as error:
@@ -240,13 +245,13 @@ class _StartRecord:
         if not kept:
             return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
         self.record |= {name: kept[name] for name in _KEPT if name in kept}
-        _announce(self._context, self.record)  # before looking: another task must not take this task's export
+        self.announce()  # before looking: another task must not take this task's export
         return Attempt(
             kept.get("since", kept.get("began", self.record["began"])),
             is_retry=not kept.get("id"),
             rivals=self._rivals,
             clock=Clock(kept.get("clock", Clock.WORKER)),
-            known_ids=kept.get("known_ids", ()),
+            known_ids=kept.get("known_ids"),
             export_id=kept.get("id", ""),
             keep=self.keep_baseline,
         )
@@ -258,7 +263,7 @@ class _StartRecord:
             "began": time.time(),
             "since": baseline.since,
             "clock": baseline.clock.value,
-            "known_ids": list(baseline.known_ids),
+            "known_ids": None if baseline.known_ids is None else list(baseline.known_ids),
         }
         self._save()
 
@@ -266,6 +271,10 @@ class _StartRecord:
         """Keep the id of the export."""
         self.record["id"] = export_id
         self._save()
+
+    def announce(self, export_id: str | None = None) -> None:
+        """Let other tasks know what this one is starting, or has started."""
+        _announce(self._context, self.record | ({"id": export_id} if export_id else {}))
 
     def forget(self) -> None:
         """Remove the record: nothing was started."""
@@ -277,15 +286,21 @@ class _StartRecord:
     def _save(self) -> None:
         if self._store is not None:
             self._store.set(_KEY, self.record)
-        _announce(self._context, self.record)
+        self.announce()
 
     def _kept(self) -> dict[str, Any]:
         """What earlier tries kept of the same export; empty where they kept nothing."""
         kept = self._store.get(_KEY)
         if not isinstance(kept, Mapping):
             return {}
-        is_same = (kept.get("of"), kept.get("form")) == (self.record["of"], self.record["form"])
-        return dict(kept) if is_same or kept.get("of") == self._old else {}
+        if kept.get("of") == self.record["of"] and kept.get("form") != self.record["form"]:
+            log.warning(
+                "An earlier try started, or may have started, the same export with other file_type and max_file_size "
+                "(%s). This try starts its own.",
+                kept.get("form"),
+            )
+            return {}
+        return dict(kept) if kept.get("of") in (self.record["of"], self._old) else {}
 
     def _was_cleared_since(self, kept: Mapping[str, Any]) -> bool:
         """Clearing a task raises its ``max_tries``; retrying it does not."""
@@ -294,7 +309,7 @@ class _StartRecord:
     def _attempt_without_store(self) -> Attempt:
         if not self._is_retry():
             return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
-        _announce(self._context, self.record)
+        self.announce()
         started_at = self._context["dag_run"].start_date
         since = started_at.timestamp() if started_at else self.record["began"]
         return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN)
@@ -333,7 +348,7 @@ def _items(name: str, value: Any) -> list[Any]:
         ValueError: it is empty, or an entry is: that must not mean all contacts, nor fewer lists than were meant.
         TypeError: it is not a list.
     """
-    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | memoryview | Mapping)
     items = list(value) if is_list else []
     if _is_empty(value) or (is_list and not items):
         raise ValueError(
@@ -395,7 +410,7 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
     ti, own_run, own_type = context["ti"], own.get("run", ""), (own.get("form") or [""])[0]
     task_ids = [task.task_id for task in context["dag"].tasks if _starts_exports(task)]
     states = task_states(ti, task_ids)
-    runs = _runs_to_read(states, own_run)
+    runs, are_all = _runs_to_read(states, own_run)
     announced = [{"run": own_run, **each} for each in _mappings(ti.xcom_pull(task_ids=task_ids, key=_KEY))]
     for run_id in runs:
         announced += [{**each, "run": run_id} for each in _mappings(xcoms_of_run(ti, task_ids, _KEY, run_id))]
@@ -420,15 +435,18 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
     ids = {each["id"] for each in others if each.get("id")}
     ids.update(*(each.get("earlier_ids", ()) for each in others))
     file_types = {(each.get("form") or [own_type])[0] for each in others if each.get("of") == own["of"]}
-    return Rivals(ids, [*starting, *silent], file_types)
+    return Rivals(ids, [*starting, *silent], file_types, are_all)
 
 
-def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> list[str]:
-    """Other runs in which these tasks have begun, unfinished ones first, else the newest by name first."""
+def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> tuple[list[str], bool]:
+    """Other runs in which these tasks have begun, unfinished ones first, else the newest by name first.
+
+    And whether these are all that are unfinished.
+    """
     begun = {run for run, tasks in states.items() if run != own_run and any(tasks.values())}
     unfinished = {run for run in begun if not _FINISHED_STATES.issuperset(states[run].values())}
     by_name = sorted(begun, key=lambda run: run.rpartition("__")[2], reverse=True)
-    return sorted(by_name, key=lambda run: run not in unfinished)[:_MAX_RUNS]
+    return sorted(by_name, key=lambda run: run not in unfinished)[:_MAX_RUNS], len(unfinished) <= _MAX_RUNS
 
 
 def _is_finished(record: Mapping[str, Any], states: Mapping[str, Mapping[str, str | None]]) -> bool:
