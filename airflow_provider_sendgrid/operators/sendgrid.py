@@ -53,10 +53,11 @@ class SendGridExportContactsOperator(BaseOperator):
 
     With ``durable`` no export is started twice. Before the start, the task reads SendGrid's list of exports. If the
     response to the start is lost, or the task is retried, it takes the export that has the same lists and segments,
-    was not there before, was not created before the start in SendGrid's time, and does not belong to another task of
-    this DAG. If several exports or tasks remain, it waits up to five minutes for the other tasks to announce theirs,
-    then fails and names them. An export of the same lists that a person or another DAG created just then cannot be
-    distinguished from this one: it is taken, because it holds the same contacts, unless there are both.
+    was not there before, and does not belong to another task of this DAG. If several exports or tasks remain, or if
+    the export seems to be older than the start, it waits up to six minutes for the list and the other tasks to tell,
+    then fails and names them. An export of the same lists that a person or another DAG created just then (while
+    SendGrid answers 429, up to ten minutes) cannot be distinguished from this one: it is taken, unless there are both.
+    It holds the same contacts; its file type shows only once it is ready.
 
     From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries: a
     retry then looks for exports since the run began, and an export up to ten minutes older leaves a doubt.
