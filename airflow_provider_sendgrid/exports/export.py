@@ -211,6 +211,18 @@ class ExportSelection:
     max_file_size: int | None = None
     notify_by_email: bool = False
 
+    def __post_init__(self) -> None:
+        """Keep what an iterator gives: it would be empty when it is read again, and empty means all contacts.
+
+        Raises:
+            TypeError: ids are not a list.
+        """
+        for name in ("list_ids", "segment_ids"):
+            ids = getattr(self, name)
+            if isinstance(ids, str | bytes | bytearray | memoryview | Mapping) or not isinstance(ids, Iterable):
+                raise TypeError(f"{name} must be a list of ids, not {ids!r}.")
+            object.__setattr__(self, name, tuple(ids))
+
     def to_payload(self, family: ExportFamily) -> dict[str, Any]:
         """The body of the POST.
 
@@ -268,19 +280,22 @@ _EXPORT_ID = re.compile(r"[^\s\"'\[\](){}<>,]+")
 
 def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
     # An empty text, as a template may render to, must not be taken for "every contact".
-    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
-        raise TypeError(f"{name} must be a list of ids, not {ids!r}.")
-    given, id_type = list(ids), FAMILIES[family].id_type
-    odd = [item for item in given if not _text(item) or not str(item).strip()]
+    ids = [item.strip() if isinstance(item, str) else item for item in ids]
+    odd = [item for item in ids if not _SELECTED_ID.fullmatch(_text(item) or "")]
     if odd:
         raise ValueError(f"{name} must hold ids, texts or numbers, not {odd[0]!r}.")
-    try:
-        return [id_type(item) for item in given]
-    except ValueError:
+    if FAMILIES[family].id_type is int and not all(_NUMBER.fullmatch(str(item)) for item in ids):
         raise ValueError(
-            f"{name} of the {family.value} family must be numbers, not {given!r}; "
+            f"{name} of the {family.value} family must be numbers, not {list(ids)!r}; "
             "ids like uuids belong to family='marketing'."
-        ) from None
+        )
+    return [FAMILIES[family].id_type(item) for item in ids]
+
+
+# Anything else is a list that was rendered as text, or holds characters that nobody sees.
+_SELECTED_ID = re.compile(r"[\w.:-]+", re.ASCII)
+# As SendGrid writes it: "007" would never be found in its list of exports.
+_NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 
 
 def _megabytes(value: Any) -> int:
@@ -324,11 +339,21 @@ def _id(item: Any) -> str | None:
 
 
 def _is_selection_known(payload: Mapping[str, Any]) -> bool:
-    """Whether a response says which lists and segments were exported: no ids alone do not mean all contacts."""
-    lists, segments, kind = payload.get("lists"), payload.get("segments"), _text(_first(payload, "export_type"))
-    if _ids(lists) or _ids(segments):
-        return True
-    return kind == "contacts_export" or (not kind and isinstance(lists, list) and isinstance(segments, list))
+    """Whether a response says which lists and segments were exported: no ids alone do not mean all contacts.
+
+    A missing or null key means none, unless the type of the export says otherwise.
+    """
+    lists, segments = payload.get("lists"), payload.get("segments")
+    has_lists, has_segments = bool(_ids(lists)), bool(_ids(segments))
+    expected = {
+        "contacts_export": not has_lists and not has_segments,
+        "list_export": has_lists,
+        "segment_export": has_segments,
+    }
+    kind = _text(_first(payload, "export_type"))
+    return expected.get(
+        kind or "", has_lists or has_segments or (isinstance(lists, list) and isinstance(segments, list))
+    )
 
 
 def _count(value: Any) -> int | None:

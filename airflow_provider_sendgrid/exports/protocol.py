@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
@@ -122,7 +123,9 @@ _GRACE_TRIES = 3
 # No wait that SendGrid asks for is longer: larger values are garbage.
 _MAX_ASKED_SECONDS = 86_400.0
 _SECOND_LOOK_SECONDS = 5.0
-_MAX_ID_CHARACTERS = 200
+# Quotes and brackets show that something else was rendered as text.
+_ID = re.compile(r"[^\s\"'\[\](){}<>,]{1,200}")
+_NO_IDS = frozenset({"none", "null", "undefined", "nil", "nan", "0"})
 
 
 # What can be asked
@@ -337,7 +340,7 @@ def _all_pages(
     least_count = math.inf
 
     def read_page(payload: dict[str, Any], response: Reply) -> tuple[dict[str, T], str | None, float]:
-        if response.status_code not in (200, 203):
+        if response.status_code != HTTPStatus.OK:
             raise UnreadableError("a complete listing comes with 200")
         entries = _items(payload, listing.keys)
         page = {_id_of_entry(entry): read(entry, response) for entry in entries}
@@ -377,7 +380,7 @@ def _items(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
     Raises:
         UnreadableError: no key does, or several do; or the response holds errors.
     """
-    if payload.get("errors"):
+    if payload.get("errors") or payload.get("error"):
         raise UnreadableError(f"it holds errors ({_joined(_errors_in(payload))})")
     lists = [value for key in keys if isinstance(value := payload.get(key), list)]
     if len(lists) == 1:
@@ -399,7 +402,7 @@ def _id_of_entry(entry: Any) -> str:
 def _usable_id(value: Any) -> str | None:
     """`value` as an id: a text without blanks, or a whole number; None if it is neither."""
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    is_usable = 0 < len(text) <= _MAX_ID_CHARACTERS and text.isprintable() and " " not in text
+    is_usable = _ID.fullmatch(text) and text.isprintable() and text.casefold() not in _NO_IDS
     return text if is_usable and text.strip(".") else None
 
 
@@ -621,9 +624,13 @@ def _is_html(response: Reply) -> bool:
 
 def time_at_sendgrid(response: Reply) -> datetime:
     """When SendGrid sent the response: its ``Date`` header; this machine's clock if there is none."""
+    return date_of(response) or datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+
+
+def date_of(response: Reply) -> datetime | None:
+    """The response's ``Date`` header; None without one, or if it is of a clock that was never set (1970)."""
     date = _http_date(response.headers.get("date", ""))
-    # A clock that was never set begins in 1970.
-    return date if date and date.year > 1970 else datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+    return date if date and date.year > 1970 else None
 
 
 def rate_limit_wait_seconds(response: Reply) -> float | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timezone
 from enum import Enum
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridError,
     SendGridNotFoundError,
     SendGridPermissionError,
+    SendGridServerError,
 )
 from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import (
@@ -31,6 +31,7 @@ from airflow_provider_sendgrid.exports.protocol import (
     Patience,
     Reply,
     T,
+    date_of,
     get_export,
     list_exports,
     start_export,
@@ -38,10 +39,12 @@ from airflow_provider_sendgrid.exports.protocol import (
 )
 
 _STARTS = 3
-# Waits before each look at the list: a new export may take a moment to be listed, and other tasks need a moment to
-# announce the ids of theirs. A retry looks at once.
-_LOOKS_AFTER_SECONDS = (2.0, 5.0, 10.0)
+# Waits before each look at the list: SendGrid may be carrying the start out still, a new export may take a moment to be
+# listed, and other tasks need a moment to announce the ids of theirs. A retry looks at once.
+_LOOKS_AFTER_SECONDS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 _LOOKS_OF_A_RETRY = (0.0, 5.0, 12.0)
+# Waits before each look at the export that an earlier try got, while another task may take it.
+_LOOKS_AT_A_KNOWN_ONE = (0.0, 2.0, 5.0, 10.0)
 # Further looks while it is in doubt which export belongs to which task.
 _LOOKS_IN_DOUBT = (20.0, 40.0, 60.0, 60.0, 60.0)
 
@@ -55,7 +58,8 @@ class Clock(str, Enum):
 
 
 # How much earlier than `since` an export of this start may seem to be, by clock, in seconds: SendGrid's times are whole
-# seconds, and its machines may differ a little; clocks of different machines may be minutes apart.
+# seconds, and its machines may differ a little; clocks of different machines may be minutes apart. One that seems to be
+# even earlier leaves a doubt if it was not listed before the start.
 _ROUNDING_SECONDS = 2.0
 _MARGIN_SECONDS = {Clock.SENDGRID: 30.0, Clock.WORKER: 600.0 + _ROUNDING_SECONDS, Clock.RUN: 600.0 + _ROUNDING_SECONDS}
 
@@ -88,11 +92,13 @@ class Rivals:
         ids: exports that belong to other tasks.
         starting: tasks that are starting an export of the same lists and segments.
         file_types: of all exports of the same lists and segments that other tasks started, or are starting.
+        are_all: whether all other tasks could be read.
     """
 
     ids: Collection[str] = ()
     starting: Sequence[Starting] = ()
     file_types: Collection[str] = ()
+    are_all: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +108,12 @@ class Baseline:
     Attributes:
         since: seconds since the epoch.
         clock: SendGrid's; the worker's if SendGrid sent no time.
-        known_ids: exports of the same lists and segments that existed before.
+        known_ids: exports of the same lists and segments that existed before; None if they could not be listed.
     """
 
     since: float
     clock: Clock
-    known_ids: tuple[str, ...]
+    known_ids: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +124,9 @@ class Attempt:
         since: the start began at this time or later, in seconds since the epoch.
         is_retry: an earlier try may have started the export.
         rivals: reads the announcements of other tasks; called only if an export was found, and then each time.
-        clock: whose clock `since` is from. With `Clock.RUN`, which may be hours before the start, an export that is
-            older than `since`, if only within the margin, is never taken, but leaves a doubt.
-        known_ids: exports of the same lists and segments that existed before the first try.
+        clock: whose clock `since` is from.
+        known_ids: exports of the same lists and segments that existed before the first try. If None, nobody knows:
+            then an export that is older than `since`, if only within the margin, leaves a doubt.
         export_id: the export that an earlier try got. It is kept if it is usable.
         keep: is called with the baseline before the first POST; without it no baseline is read.
     """
@@ -129,15 +135,9 @@ class Attempt:
     is_retry: bool = False
     rivals: Callable[[], Rivals] = Rivals
     clock: Clock = Clock.WORKER
-    known_ids: Collection[str] = ()
+    known_ids: Collection[str] | None = None
     export_id: str = ""
     keep: Callable[[Baseline], None] | None = None
-
-    @property
-    def margin_seconds(self) -> float:
-        """How much earlier than `since` its export may have been created."""
-        is_same_worker = self.clock is Clock.WORKER and not self.is_retry
-        return _ROUNDING_SECONDS if is_same_worker else _MARGIN_SECONDS[self.clock]
 
 
 def start_export_once(
@@ -170,7 +170,7 @@ def start_export_once(
             baseline = yield from read_baseline(family, selection, patience)
         except (SendGridPermissionError, SendGridNotFoundError):
             # A key may start exports and not list them. A lost response then ends the try with its error.
-            baseline = Baseline(attempt.since, Clock.WORKER, ())
+            baseline = Baseline(attempt.since, Clock.WORKER, None)
         attempt.keep(baseline)
         attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=baseline.known_ids)
     return (yield from _start(family, selection, attempt, patience))
@@ -180,11 +180,14 @@ def _start(
     family: ExportFamily, selection: ExportSelection, attempt: Attempt, patience: Patience
 ) -> Conversation[tuple[str, bool]]:
     """POST; after a lost response look for the export; POST again only if there is none."""
+    lost: SendGridError | None = None
     for starts_left in reversed(range(_STARTS)):
         try:
             return (yield from start_export(family, selection, patience)), False
         except SendGridError as error:
             if not error.may_have_been_accepted:
+                # SendGrid may carry out an earlier POST late.
+                error.may_have_been_accepted = lost is not None
                 raise
             lost = error
         try:
@@ -206,7 +209,7 @@ def read_baseline(
     """Read SendGrid's time, and the exports that exist before a start."""
     listed, responses = yield from _with_responses(list_exports(family, patience))
     first = responses[0]  # what is created while further pages are read is not in the list
-    clock = Clock.SENDGRID if _has_date(first) else Clock.WORKER
+    clock = Clock.SENDGRID if date_of(first) else Clock.WORKER
     known = tuple(export.id for export in listed if _is_of(export, selection))
     return Baseline(time_at_sendgrid(first).timestamp(), clock, known)
 
@@ -220,13 +223,13 @@ def _search(
     because: str,
 ) -> Conversation[ContactExport | None]:
     """Look until the export is found; go on for some minutes while there is a doubt."""
-    doubt: ExportInDoubtError | None = None
+    doubt: ExportInDoubtError | _OldListError | None = None
     for look, seconds in enumerate((*looks_after_seconds, *_LOOKS_IN_DOUBT)):
         if look >= len(looks_after_seconds) and doubt is None:
             return None
         try:
             found = yield from find_started(family, selection, attempt, patience, seconds, str(doubt or because))
-        except ExportInDoubtError as error:
+        except (ExportInDoubtError, _OldListError) as error:
             doubt = error
             continue
         if found is not None:
@@ -259,35 +262,51 @@ def find_started(
         ExportInDoubtError: several exports remain, or another task may own the one that remains.
     """
     listed, responses = yield from _with_responses(list_exports(family, patience), after_seconds, because)
-    now = time_at_sendgrid(responses[-1])
-    since = _since_at_sendgrid(attempt, responses[-1])
-    earliest = since - timedelta(seconds=attempt.margin_seconds)
-    found = [
+    now, since = time_at_sendgrid(responses[-1]), _since_at_sendgrid(attempt, responses[-1])
+    earliest = since.timestamp() - _margin_seconds(attempt, responses[-1])
+    known = None if attempt.known_ids is None else _texts(attempt.known_ids)
+    candidates = [
         export
         for export in listed
-        if _is_of(export, selection)
-        and _file_types(export) <= {selection.file_type}
-        and export.created_at is not None
-        and export.created_at >= earliest
-        and export.id not in attempt.known_ids
-        and export.status != FAILURE
-        and not export.is_expired_at(now)
+        if _is_of(export, selection) and _file_types(export) <= {selection.file_type} and export.status != FAILURE
     ]
+    if known is None:
+        candidates = [export for export in candidates if _created(export) >= earliest]
+        # The later of both: the worker's clock may be ahead of the scheduler's, or the scheduler's behind SendGrid's.
+        surely_since = max(since.timestamp(), attempt.since if attempt.clock is Clock.RUN else 0) - _ROUNDING_SECONDS
+    else:
+        candidates = [export for export in candidates if not _texts([export.id]) <= known]
+        surely_since = earliest
+    found = [export for export in candidates if _created(export) < surely_since or not export.is_expired_at(now)]
+    rivals = attempt.rivals() if found else Rivals()  # after the list: it shows only what was announced before
+    found = [export for export in found if not _texts([export.id]) <= _texts(rivals.ids)]
     if not found:
-        return None
-    rivals = attempt.rivals()  # after the list: an export that it shows was announced before it was started
-    found = [export for export in found if export.id not in rivals.ids]
-    if not found:
+        if _is_old(responses[0], attempt):
+            raise _OldListError(
+                f"list of {family.value} exports: a proxy answered with a copy from before the start. Exclude "
+                "SendGrid's API from its cache.",
+                may_have_been_accepted=True,
+            )
         return None
     owners = [other.name for other in rivals.starting if any(other.may_own(export) for export in found)]
-    # The later of both: the worker's clock may be ahead of the scheduler's, or the scheduler's behind SendGrid's.
-    surely_since = max(since.timestamp(), attempt.since) - _ROUNDING_SECONDS
-    is_too_early = attempt.clock is Clock.RUN and _created(found[0]) < surely_since
+    is_too_early = _created(found[0]) < surely_since
     is_of_unknown_type = not _file_types(found[0]) and not {*rivals.file_types} <= {selection.file_type}
     is_of_unknown_selection = not found[0].is_selection_known
-    if len(found) > 1 or owners or is_too_early or is_of_unknown_type or is_of_unknown_selection:
+    is_unclear = owners or is_too_early or is_of_unknown_type or is_of_unknown_selection or not rivals.are_all
+    if len(found) > 1 or is_unclear:
         raise _doubt(family, found, owners, since)
     return found[0]
+
+
+class _OldListError(SendGridServerError):
+    """A list from before the start: it proves nothing."""
+
+
+def _is_old(response: Reply, attempt: Attempt) -> bool:
+    """Whether a proxy kept it: its ``Age`` says so, or it was sent before the start began, in SendGrid's time."""
+    date, age = date_of(response), response.headers.get("age", "").strip()
+    is_kept = age.isdecimal() and int(age) > 0
+    return is_kept or (attempt.clock is Clock.SENDGRID and date is not None and date.timestamp() < attempt.since)
 
 
 def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -> Conversation[bool]:
@@ -296,19 +315,22 @@ def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -
     Airflow deletes a task's announcement when it is retried. Until this try announced the id again, another task whose
     response was lost could take the export.
     """
-    for seconds in (0.0, *_LOOKS_AFTER_SECONDS):
+    for seconds in _LOOKS_AT_A_KNOWN_ONE:
+        because = "another task may have taken it" * bool(seconds)
         try:
-            export, responses = yield from _with_responses(
-                get_export(family, attempt.export_id, patience),
-                seconds,
-                "another task may have taken it" * bool(seconds),
-            )
+            flow = get_export(family, attempt.export_id, patience)
+            export, responses = yield from _with_responses(flow, seconds, because)
         except SendGridNotFoundError:
-            return False
+            # A proxy may have sent the 404, or a machine of SendGrid's that lags behind: the list decides.
+            listed, responses = yield from _with_responses(list_exports(family, patience))
+            same = [each for each in listed if _texts([each.id]) == _texts([attempt.export_id])]
+            if not same:
+                return False
+            export = same[0]
         if export.status == FAILURE or export.is_expired_at(time_at_sendgrid(responses[-1])):
             return False
         rivals = attempt.rivals()
-        if export.id in rivals.ids:
+        if _texts([export.id]) <= _texts(rivals.ids):
             return False
         if not any(other.may_own(export) for other in rivals.starting):
             return True
@@ -332,11 +354,9 @@ def _is_of(export: ContactExport, selection: ExportSelection) -> bool:
     """Whether it has the same lists and segments; an export of lists is never one of all contacts."""
     if not selection.list_ids and not selection.segment_ids and export.export_type in ("list_export", "segment_export"):
         return False
-    if not export.is_selection_known:
-        return True  # it may be; `find_started` raises a doubt
-    return _texts(export.list_ids) == _texts(selection.list_ids) and _texts(export.segment_ids) == _texts(
-        selection.segment_ids
-    )
+    is_known = export.is_selection_known  # else it may be, and `find_started` raises a doubt
+    wanted = ((export.list_ids, selection.list_ids), (export.segment_ids, selection.segment_ids))
+    return all(_texts(ids) == _texts(own) for ids, own in wanted if is_known or ids)
 
 
 def _texts(ids: Collection[str | int]) -> set[str]:
@@ -344,12 +364,20 @@ def _texts(ids: Collection[str | int]) -> set[str]:
 
 
 def _file_types(export: ContactExport) -> set[str]:
-    """The types that its files show; empty before it is ready."""
-    return {kind for url in export.urls for kind in ("csv", "json") if f".{kind}" in urlsplit(url).path.lower()}
+    """The types that its files' names show; empty before it is ready."""
+    names = [urlsplit(url).path.rpartition("/")[2].lower() for url in export.urls]
+    return {kind for name in names for kind in ("csv", "json") if f".{kind}" in name}
 
 
 def _created(export: ContactExport) -> float:
     return export.created_at.timestamp() if export.created_at else float("inf")
+
+
+def _margin_seconds(attempt: Attempt, response: Reply) -> float:
+    """How much earlier than `attempt.since` its export may seem to be."""
+    is_clock_known = attempt.clock is Clock.WORKER and not attempt.is_retry and date_of(response)
+    is_exact = is_clock_known and attempt.known_ids is None
+    return _ROUNDING_SECONDS if is_exact else _MARGIN_SECONDS[attempt.clock]
 
 
 def _since_at_sendgrid(attempt: Attempt, response: Reply) -> datetime:
@@ -359,13 +387,6 @@ def _since_at_sendgrid(attempt: Attempt, response: Reply) -> datetime:
         return since
     received_at = datetime.fromtimestamp(response.received_at, tz=timezone.utc)
     return since + (time_at_sendgrid(response) - received_at)
-
-
-def _has_date(response: Reply) -> bool:
-    try:
-        return bool(parsedate_to_datetime(response.headers.get("date", "")))
-    except (ValueError, TypeError, OverflowError):
-        return False
 
 
 def _with_responses(

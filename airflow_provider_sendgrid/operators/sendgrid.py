@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,12 +28,15 @@ from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.triggers.sendgrid import STARTED_KEY
 
+log = logging.getLogger(__name__)
+
 # Under this key a task keeps its record (see `_StartRecord`) in its state store, and announces it as an XCom.
 _KEY = "sendgrid_export"
 _KEPT = ("began", "since", "clock", "known_ids", "earlier_ids", "id")
 # Announcements of so many other runs are read at most, unfinished runs first.
 _MAX_RUNS = 100
 _FINISHED_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+_TRIED_STATES = frozenset({"running", "up_for_retry", "restarting"})
 
 _SELECTION = ("list_ids", "segment_ids", "list_names", "segment_names")
 # What templates make of nothing.
@@ -51,10 +55,11 @@ class SendGridExportContactsOperator(BaseOperator):
 
     With ``durable`` no export is started twice. Before the start, the task reads SendGrid's list of exports. If the
     response to the start is lost, or the task is retried, it takes the export that has the same lists and segments,
-    was not there before, was not created before the start in SendGrid's time, and does not belong to another task of
-    this DAG. If several exports or tasks remain, it waits up to five minutes for the other tasks to announce theirs,
-    then fails and names them. An export of the same lists that a person or another DAG created just then cannot be
-    distinguished from this one: it is taken, because it holds the same contacts, unless there are both.
+    was not there before, and does not belong to another task of this DAG. If several exports or tasks remain, or if
+    the export seems to be older than the start, it waits up to six minutes for the list and the other tasks to tell,
+    then fails and names them. An export of the same lists that a person or another DAG created just then (while
+    SendGrid answers 429, up to ten minutes) cannot be distinguished from this one: it is taken, unless there are both.
+    It holds the same contacts; its file type shows only once it is ready.
 
     From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries: a
     retry then looks for exports since the run began, and an export up to ten minutes older leaves a doubt.
@@ -137,10 +142,7 @@ class SendGridExportContactsOperator(BaseOperator):
             hook.stop = self._stop
             SendGridExportsLink.keep_for(context, self.family)
             selection = self._selection(hook)
-            if self.durable:
-                export_id, is_found = self._start_once(hook, selection, context)
-            else:
-                export_id, is_found = hook.start_selection(selection), False
+            export_id, is_found = self._start(hook, selection, context)
         except (*HOPELESS_ERRORS, ValueError, TypeError) as error:
             raise AirflowFailException(str(error)) from error
         how = "Found the export that an earlier request started" if is_found else "SendGrid accepted the export"
@@ -187,10 +189,15 @@ class SendGridExportContactsOperator(BaseOperator):
             notify_by_email=self.notify_by_email,
         )
 
-    def _start_once(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> tuple[str, bool]:
+    def _start(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> tuple[str, bool]:
         account = hook.connection
         same = self._fingerprint(selection, f"{account.base_url} {account.on_behalf_of}")
         record = _StartRecord(context, same, self._old_fingerprint(selection), selection)
+        if not self.durable:
+            record.announce()  # other tasks must not take this export for theirs
+            export_id = hook.start_selection(selection)
+            record.announce(export_id)
+            return export_id, False
         try:
             export_id, is_found = hook.start_export_once(selection, record.attempt())
         except (SendGridError, ValueError, TypeError) as error:
@@ -251,13 +258,13 @@ class _StartRecord:
         if not kept:
             return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
         self.record |= {name: kept[name] for name in _KEPT if name in kept}
-        _announce(self._context, self.record)  # before looking: another task must not take this task's export
+        self.announce()  # before looking: another task must not take this task's export
         return Attempt(
             kept.get("since", kept.get("began", self.record["began"])),
             is_retry=not kept.get("id"),
             rivals=self._rivals,
             clock=Clock(kept.get("clock", Clock.WORKER)),
-            known_ids=kept.get("known_ids", ()),
+            known_ids=kept.get("known_ids"),
             export_id=kept.get("id", ""),
             keep=self.keep_baseline,
         )
@@ -269,7 +276,7 @@ class _StartRecord:
             "began": time.time(),
             "since": baseline.since,
             "clock": baseline.clock.value,
-            "known_ids": list(baseline.known_ids),
+            "known_ids": None if baseline.known_ids is None else list(baseline.known_ids),
         }
         self._save()
 
@@ -277,6 +284,10 @@ class _StartRecord:
         """Keep the id of the export."""
         self.record["id"] = export_id
         self._save()
+
+    def announce(self, export_id: str | None = None) -> None:
+        """Let other tasks know what this one is starting, or has started."""
+        _announce(self._context, self.record | ({"id": export_id} if export_id else {}))
 
     def forget(self) -> None:
         """Remove the record: nothing was started."""
@@ -288,15 +299,21 @@ class _StartRecord:
     def _save(self) -> None:
         if self._store is not None:
             self._store.set(_KEY, self.record)
-        _announce(self._context, self.record)
+        self.announce()
 
     def _kept(self) -> dict[str, Any]:
         """What earlier tries kept of the same export; empty where they kept nothing."""
         kept = self._store.get(_KEY)
         if not isinstance(kept, Mapping):
             return {}
-        is_same = (kept.get("of"), kept.get("form")) == (self.record["of"], self.record["form"])
-        return dict(kept) if is_same or kept.get("of") == self._old else {}
+        if kept.get("of") == self.record["of"] and kept.get("form") != self.record["form"]:
+            log.warning(
+                "An earlier try started, or may have started, the same export with other file_type and max_file_size "
+                "(%s). This try starts its own.",
+                kept.get("form"),
+            )
+            return {}
+        return dict(kept) if kept.get("of") in (self.record["of"], self._old) else {}
 
     def _was_cleared_since(self, kept: Mapping[str, Any]) -> bool:
         """Clearing a task raises its ``max_tries``; retrying it does not."""
@@ -305,7 +322,7 @@ class _StartRecord:
     def _attempt_without_store(self) -> Attempt:
         if not self._is_retry():
             return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
-        _announce(self._context, self.record)
+        self.announce()
         started_at = self._context["dag_run"].start_date
         since = started_at.timestamp() if started_at else self.record["began"]
         return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN)
@@ -344,7 +361,7 @@ def _items(name: str, value: Any) -> list[Any]:
         ValueError: it is empty, or an entry is: that must not mean all contacts, nor fewer lists than were meant.
         TypeError: it is not a list.
     """
-    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | memoryview | Mapping)
     items = list(value) if is_list else []
     if _is_empty(value) or (is_list and not items):
         raise ValueError(
@@ -406,7 +423,7 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
     ti, own_run, own_type = context["ti"], own.get("run", ""), (own.get("form") or [""])[0]
     task_ids = [task.task_id for task in context["dag"].tasks if _starts_exports(task)]
     states = task_states(ti, task_ids)
-    runs = _runs_to_read(states, own_run)
+    runs, are_all = _runs_to_read(states, own_run)
     announced = [{"run": own_run, **each} for each in _mappings(ti.xcom_pull(task_ids=task_ids, key=_KEY))]
     for run_id in runs:
         announced += [{**each, "run": run_id} for each in _mappings(xcoms_of_run(ti, task_ids, _KEY, run_id))]
@@ -420,26 +437,29 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
         for each in others
         if not each.get("id") and each.get("of") == own["of"] and not _is_finished(each, states)
     ]
-    # Airflow deletes a task's announcement when it is tried again: one that runs without any may own an export.
+    # Airflow deletes a task's announcement when it is tried again: one that has none may own an export of its last try.
     known = {(each["run"], _key_of(each.get("task"))) for each in announced} | {(own_run, _key_of(own["task"]))}
     silent = [
         Starting(_place(run, task, own_run))
         for run in (own_run, *runs)
         for task, state in states.get(run, {}).items()
-        if state == "running" and (run, task) not in known
+        if state in _TRIED_STATES and (run, task) not in known
     ]
     ids = {each["id"] for each in others if each.get("id")}
     ids.update(*(each.get("earlier_ids", ()) for each in others))
     file_types = {(each.get("form") or [own_type])[0] for each in others if each.get("of") == own["of"]}
-    return Rivals(ids, [*starting, *silent], file_types)
+    return Rivals(ids, [*starting, *silent], file_types, are_all)
 
 
-def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> list[str]:
-    """Other runs in which these tasks have begun, unfinished ones first, else the newest by name first."""
+def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> tuple[list[str], bool]:
+    """Other runs in which these tasks have begun, unfinished ones first, else the newest by name first.
+
+    And whether these are all that are unfinished.
+    """
     begun = {run for run, tasks in states.items() if run != own_run and any(tasks.values())}
     unfinished = {run for run in begun if not _FINISHED_STATES.issuperset(states[run].values())}
     by_name = sorted(begun, key=lambda run: run.rpartition("__")[2], reverse=True)
-    return sorted(by_name, key=lambda run: run not in unfinished)[:_MAX_RUNS]
+    return sorted(by_name, key=lambda run: run not in unfinished)[:_MAX_RUNS], len(unfinished) <= _MAX_RUNS
 
 
 def _is_finished(record: Mapping[str, Any], states: Mapping[str, Mapping[str, str | None]]) -> bool:

@@ -31,6 +31,7 @@ CREDENTIALS_IN_A_URL = "X-Amz-Credential=AKIA&X-Amz-Security-Token=FwoGZXIvYXdzE
 # A server that repeats what it was sent, key and all, and an export that failed with a signed URL in its message.
 ECHO = f"bad header 'Authorization: Bearer {KEY}' for https://files.example/a.csv?X-Amz-Signature=5eC2e7&{CREDENTIALS_IN_A_URL}"
 DAG = '''
+import time
 from datetime import datetime, timedelta, timezone
 
 try:
@@ -48,7 +49,9 @@ from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger
 
 class InTheTriggerer(SendGridExportSensor):
     def execute(self, context):
-        trigger = SendGridExportTrigger(self.export_id, sendgrid_conn_id=self.sendgrid_conn_id, poll_interval=2)
+        trigger = SendGridExportTrigger(
+            self.export_id, sendgrid_conn_id=self.sendgrid_conn_id, poll_interval=2, end_time=time.time() + 60
+        )
         self.defer(trigger=trigger, method_name="execute_complete")
 
 

@@ -314,6 +314,31 @@ def test_every_contact_is_asked_for_by_naming_neither_lists_nor_segments():
     }
 
 
+def test_an_iterator_of_ids_is_never_read_as_all_contacts():
+    selection = ExportSelection(list_ids=(each for each in ["ca1d"]))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert selection.to_payload(ExportFamily.MARKETING)["list_ids"] == ["ca1d"]
+
+
+@pytest.mark.parametrize("odd", ["007", "1_2", "+5", "-5", "0", "\u0663", "7.0"])
+def test_a_legacy_id_is_written_as_sendgrid_writes_it(odd):
+    """Else the export would never be found in the list of exports."""
+    with pytest.raises(ValueError, match="list_ids"):
+        ExportSelection(list_ids=[odd]).to_payload(ExportFamily.LEGACY)
+
+
+@pytest.mark.parametrize("odd", ["['a', 'b']", "[None]", "\u200b", "a b", "a,b"])
+def test_a_list_that_was_rendered_as_text_is_no_id(odd):
+    with pytest.raises(ValueError, match="segment_ids"):
+        ExportSelection(segment_ids=[odd]).to_payload(ExportFamily.MARKETING)
+
+
+@pytest.mark.parametrize("odd", [b"12", bytearray(b"12"), memoryview(b"12"), "12", {"a": 1}])
+def test_bytes_are_not_a_list_of_ids(odd):
+    with pytest.raises(TypeError, match="list_ids"):
+        ExportSelection(list_ids=odd)
+
+
 @pytest.mark.parametrize(
     ("family", "given_ids", "sent_ids"),
     [

@@ -142,6 +142,13 @@ def test_a_start_accepted_without_a_usable_id_says_so(export_id):
     assert "list of exports" in str(error)
 
 
+@pytest.mark.parametrize("odd", ["null", "None", "undefined", "0", "[x]", "a,b", '"'])
+def test_an_odd_id_of_a_start_is_none(odd):
+    [_], error = start_export(reply(202, {"id": odd}))
+    assert "no usable id" in str(error)
+    assert error.may_have_been_accepted is True
+
+
 def test_a_start_accepted_without_any_id_says_so():
     [_], error = start_export(reply(202, {"_metadata": {}}))
     assert error.may_have_been_accepted is True
@@ -351,7 +358,7 @@ def test_an_export_that_cannot_be_read_breaks_the_listing(change):
     assert next(iter(change)) in str(error)
 
 
-@pytest.mark.parametrize("status", [201, 202, 206])
+@pytest.mark.parametrize("status", [201, 202, 203, 206])
 def test_a_listing_that_may_be_incomplete_is_repeated(status):
     requests, exports = list_exports(reply(status, {"result": []}), page("a"))
     assert (len(requests), len(exports)) == (2, 1)
