@@ -222,7 +222,7 @@ class Destination:
         self.memory.delete(name, version)
 
     def step(self, what, effect, torn=lambda: False):
-        fate = self.active.access("storage", what)
+        fate = self.active.access("look" if what.startswith(("look", "read", "head", "versions")) else "write", what)
         if fate == "unavailable":
             raise DestinationError(f"{what}: no connection.")
         self.active.machine.is_torn |= torn()
@@ -393,9 +393,9 @@ class CallsAtOnce(Executor):
         pass
 
 
-STORAGE_FATES = ["done"] * 8 + ["lost", "lost", "repeated", "repeated", "unavailable", "killed after", "killed"]
 FATES = {
-    "storage": STORAGE_FATES,
+    "look": ["done"] * 20 + ["unavailable", "killed"],
+    "write": ["done"] * 3 + ["lost", "repeated", "repeated", "unavailable", "killed after", "killed"],
     "get": ["done"] * 4 + ["damaged", "truncated", "broken", "broken", "refused", "unavailable", "killed"],
     "export": ["done", "done", "reordered", "reordered", "repeated", "another count", "unavailable", "killed"],
 }
@@ -523,7 +523,7 @@ class Deliveries(RuleBasedStateMachine):
             if new is not None:
                 self.owners[name, new.version] = active.export.id
                 if name == MANIFEST_NAME:
-                    active.to_be_gone = set(active.listed)
+                    active.to_be_gone = {each for each in active.listed if each[0] not in self.named()}
             elif old is not None:
                 for other in self.active():
                     other.active.deleted_by_others |= {name} - ({name} if other.active is active else set())
@@ -615,7 +615,8 @@ class Deliveries(RuleBasedStateMachine):
             name = f"{spec.export.id}-{number:05d}-of-{len(order):05d}{ending}"
             stored = self.memory.objects.get(name)
             if stored and path_of(stored.content) == path and self.has_facts(name, stored, spec.options):
-                found[path] = (name, stored.version, order)
+                proof = (MANIFEST_NAME, f"_receipts/{spec.export.id}.json", f"_receipts/{name}.json")
+                found[path] = (name, [self.memory.objects.get(each) for each in (name, *proof)])
         return found
 
     def pinned_paths(self, export):
@@ -637,9 +638,10 @@ class Deliveries(RuleBasedStateMachine):
         return any(wanted in each for each in facts)
 
     def is_still_stored(self, spec, stored):
-        name, version, _order = stored
-        manifest = self.manifest() or {"replaced_versions": {}}
-        is_doomed = manifest["replaced_versions"].get(self.memory.uri(name)) == version
+        """Whether it is, and whether no other run changed what proves that."""
+        name, (content, *_) = stored
+        replaced = (self.manifest() or {"replaced_versions": {}})["replaced_versions"]
+        is_doomed = replaced.get(self.memory.uri(name)) == content.version
         return not is_doomed and stored in self.stored_files(spec).values()
 
     # What holds after every history
@@ -748,7 +750,7 @@ def _model(monkeypatch):
     logging.disable(level)
 
 
-def call_at_once(signal, function, seconds=None, **_):
+def call_at_once(signal, function, *_, **__):
     signal.raise_if_set()
     return function()
 
