@@ -306,7 +306,7 @@ class _Run:
         stored = dict[int, StoredFile]()
         failed: tuple[int, ExportIncompleteError] | None = None
         at_once, large_was_seen = 1, False
-        while waiting or self._opened or self._underway:
+        while failed is not None or waiting or self._opened or self._underway:
             begun = [*self._opened, *self._underway.values()]
             if failed is not None and not any(file.index < failed[0] for file in begun):
                 raise failed[1]

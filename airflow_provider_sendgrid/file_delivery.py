@@ -69,9 +69,9 @@ class DeliveryOptions:
         part_bytes: size of a part on its way, 5 MiB or more.
         max_concurrency: parts fetched at once, while one more is sent; memory is about as many times `part_bytes`.
             Also how many connections one large file, and how many small files, may use at once.
-        verify_row_count: count the rows and compare them with SendGrid's count.
+        verify_row_count: count the rows and compare them with SendGrid's count; gzip is verified in any case.
         write_manifest: write the manifest when all is done.
-        replace: take the place of what an earlier manifest at this prefix names.
+        replace: replace what an earlier manifest at this prefix names, and what none names.
     """
 
     compression: str = "gzip"

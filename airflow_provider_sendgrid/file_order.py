@@ -56,9 +56,7 @@ def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownMan
         if set(pinned) == set(paths):
             return pinned
         if pinned:
-            log.warning(
-                "SendGrid export %s: the paths of its files changed; new ones are fetched.", export.id
-            )
+            log.warning("SendGrid export %s: the paths of its files changed; new ones are fetched.", export.id)
         order = _merged(pinned, paths)
         content = json.dumps({"files": order}, ensure_ascii=False).encode()
         try:

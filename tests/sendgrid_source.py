@@ -58,6 +58,11 @@ class SendGrid:
         """A file's bytes as they lie in SendGrid's storage."""
         return self.emulator.export_files(export_id)[index].stored.path.read_bytes()
 
+    def urls(self, export_id: str) -> tuple[str, ...]:
+        """The signed URLs of its files."""
+        with self.source(export_id) as source:
+            return source.urls.export().urls
+
     def fetched_bytes(self) -> int:
         """What went out of the file storage."""
         return sum(request.bytes_sent for request in self.emulator.requests(listener="files"))

@@ -30,6 +30,7 @@ from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
+from airflow_provider_sendgrid.stopping import StopSignal
 
 if TYPE_CHECKING:
     import requests
@@ -52,6 +53,9 @@ class SendGridHook(BaseHook):
             ``proxy`` (a URL).
         family: ``"marketing"`` or ``"legacy"``.
 
+    Attributes:
+        stop: set by an operator that is killed: ends requests, and pauses between them, at once.
+
     Every method that asks SendGrid raises a subclass of
     `airflow_provider_sendgrid.exceptions.SendGridError` that says what to do next.
     """
@@ -70,6 +74,7 @@ class SendGridHook(BaseHook):
         super().__init__(**kwargs)
         self.sendgrid_conn_id = sendgrid_conn_id
         self.family = family
+        self.stop: StopSignal | None = None
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -144,7 +149,7 @@ class SendGridHook(BaseHook):
         """A client that speaks the protocol, for a ``with`` block."""
         from airflow_provider_sendgrid.exports.client import SendGridClient
 
-        return SendGridClient(self.connection, on_retry=self._note_retry)
+        return SendGridClient(self.connection, on_retry=self._note_retry, stop=self.stop)
 
     async def aclient(self) -> AsyncSendGridClient:
         """The same for an ``async with`` block on an event loop."""
@@ -174,17 +179,24 @@ class SendGridHook(BaseHook):
         return await sync_to_async(lambda: self.connection)()
 
     @contextmanager
-    def source(self, export_id: str) -> Iterator[Source]:
-        """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`."""
+    def source(self, export_id: str, stop: StopSignal | None = None) -> Iterator[Source]:
+        """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`.
+
+        Args:
+            export_id: of the export.
+            stop: ends all requests at once; by default `stop` of this hook.
+        """
         from airflow_provider_sendgrid.exports.sessions import new_download_session
 
         export_id = parse_export_id(export_id)
         connection, downloads = self.connection, list[FileDownload]()
         tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
+        self.stop = stop = stop or self.stop
         with self.client() as client, new_download_session(connection) as session:
             urls = SignedUrls(
                 lambda: client.converse(protocol.get_export(self._family, export_id)),
                 allow_http=connection.is_local,
+                stop=stop,
             )
 
             def open_file(path: str, name: str) -> FileDownload:
@@ -195,6 +207,7 @@ class SendGridHook(BaseHook):
                     checked=urls.checked,
                     timeout_seconds=connection.timeout_seconds,
                     has_expired=urls.has_expired,
+                    stop=stop,
                 )
                 downloads.append(download)
                 return download

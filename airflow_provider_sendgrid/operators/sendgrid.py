@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from airflow_provider_sendgrid import lineage
@@ -23,6 +24,7 @@ from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelecti
 from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Rivals, Starting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
+from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.triggers.sendgrid import STARTED_KEY
 
 # Under this key a task keeps its record (see `_StartRecord`) in its state store, and announces it as an XCom.
@@ -132,6 +134,7 @@ class SendGridExportContactsOperator(BaseOperator):
         """Start the export, or find it."""
         try:
             hook = SendGridHook(_text("sendgrid_conn_id", self.sendgrid_conn_id), _text("family", self.family))
+            hook.stop = self._stop
             SendGridExportsLink.keep_for(context, self.family)
             selection = self._selection(hook)
             if self.durable:
@@ -145,6 +148,15 @@ class SendGridExportContactsOperator(BaseOperator):
         self._started = (hook.account, selection, export_id)
         self._leave_word(context, export_id)
         return export_id
+
+    def on_kill(self) -> None:
+        """Stop at once; a retry finds the export if its start was sent. Called by Airflow when it ends the task."""
+        self._stop.set()
+
+    @cached_property
+    def _stop(self) -> StopSignal:
+        """Made when the task runs: an operator is copied before that."""
+        return StopSignal()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """From the lists and segments to the export; called by Airflow's OpenLineage provider."""

@@ -47,6 +47,7 @@ from airflow_provider_sendgrid.exports.watch import (
 )
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, sighting_event
 
 
@@ -115,7 +116,18 @@ class SendGridExportSensor(BaseSensorOperator):
     @cached_property
     def hook(self) -> SendGridHook:
         """The hook, made when it is first used."""
-        return SendGridHook(self.sendgrid_conn_id, self.family)
+        hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        hook.stop = self._stop
+        return hook
+
+    def on_kill(self) -> None:
+        """Stop at once; called by Airflow when it ends the task."""
+        self._stop.set()
+
+    @cached_property
+    def _stop(self) -> StopSignal:
+        """Made when the task runs: an operator is copied before that."""
+        return StopSignal()
 
     def execute(self, context: Context) -> Any:
         """Wait."""
@@ -183,7 +195,7 @@ class SendGridExportSensor(BaseSensorOperator):
         """Decide how the task ends, by the same rules in every mode: those of Airflow's poke, and with the reason."""
         try:
             yield
-        except (AirflowRescheduleException, AirflowSkipException):
+        except (AirflowRescheduleException, AirflowSkipException, StoppedError):
             raise
         except Exception as error:
             is_setting = isinstance(error, ValueError | TypeError) or isinstance(
@@ -308,7 +320,10 @@ class SendGridExportSensor(BaseSensorOperator):
         if self._last_seen:
             self._last_seen = replace(self._last_seen, waited_seconds=waited)
             self.log.info("%s Next poll in %.1f s.", self._last_seen.describe(), wait)
-        return wait
+        if self.reschedule:
+            return wait
+        self._stop.wait(wait)  # Airflow's own sleep would go on after the task was killed
+        return 0.0
 
     @property
     def _max_wait_seconds(self) -> float | None:

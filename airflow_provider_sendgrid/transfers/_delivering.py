@@ -8,15 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
-from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, deliver_export
+from airflow_provider_sendgrid.delivery import ArgumentError, Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
 from airflow_provider_sendgrid.exports.export import ExportFamily, parse_export_id
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
+from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.multipart import Storage
 
 DEFAULTS = DeliveryOptions()
@@ -35,13 +37,16 @@ class DeliveringOperator(BaseOperator, ABC):
     Args:
         export_id: the id of an export that is ready; put a `SendGridExportSensor` before this task. One id: for
             one task per export, use ``.partial(...).expand(export_id=...)``.
-        replace: put this export in the place of one whose manifest stands at the prefix: its objects are deleted
-            when this one's manifest is written. Without it such a manifest fails the task before any download.
+        replace: replace the export whose manifest is at the prefix. When this one's manifest is written, its objects
+            are deleted, and all others at the prefix that this provider stored and no manifest names, such as what a
+            killed run left. Without it another export's manifest fails the task, before any download or, if another
+            run writes it meanwhile, after it.
         compression: ``"gzip"`` stores gzip whatever came, ``"none"`` stores plain.
         part_size: size of a part on its way, in bytes, 5 MiB or more.
         max_concurrency: parts fetched at once, while one more is sent.
-        verify_row_count: count the rows and compare them with SendGrid's count.
-        write_manifest: write the manifest.
+        verify_row_count: count the rows and compare them with SendGrid's count. Lengths, checksums and gzip are
+            verified without it, too.
+        write_manifest: write the manifest. Without it, what a retry has to know stays below ``_receipts/``.
         file_index: deliver this file alone (from 0), and no manifest: for mapped tasks that share an export. A task
             without it, after them, finds their files stored, compares the rows and writes the manifest. An index that
             is passed but renders to nothing fails the task.
@@ -111,16 +116,25 @@ class DeliveringOperator(BaseOperator, ABC):
             self.partition_key = _parse_partition_key(self.partition_key) if self._has_partition_key else None
             _ = hook.account  # refuses a wrong connection or family
         try:
-            with hook.source(self.export_id) as source:
+            with hook.source(self.export_id, self._stop) as source:
                 with _arguments_and_settings():
                     storage = self._storage()
                 DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
-                delivery = deliver_export(source, storage, options, file_index)
-        except HOPELESS_ERRORS as error:
+                delivery = deliver_export(source, storage, options, file_index, self._stop)
+        except (*HOPELESS_ERRORS, ArgumentError) as error:
             raise AirflowFailException(str(error)) from error
         self.log.info("%s", delivery.describe())
         self._tell(hook, delivery, context)
         return [file.uri for file in delivery.files]
+
+    def on_kill(self) -> None:
+        """Stop within seconds, and leave no upload open; called by Airflow when it ends the task."""
+        self._stop.set()
+
+    @cached_property
+    def _stop(self) -> StopSignal:
+        """Made when the task runs: an operator is copied before that."""
+        return StopSignal()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """From the export to its objects, with rows and bytes; called by Airflow's OpenLineage provider."""

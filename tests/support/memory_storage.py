@@ -35,7 +35,7 @@ class MemoryStorage:
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         with self.lock:
             stored = self.objects.get(name)
-            if over != ANY_VERSION and over != (stored.version if stored else None):
+            if over not in (ANY_VERSION, stored.version if stored else None):
                 raise DestinationChangedError(f"put of {self.uri(name)}: it was changed meanwhile.")
             self.objects[name] = StoredObject(bytes(content), info, f"v{next(_VERSIONS)}")
             return self.objects[name].version

@@ -1,0 +1,423 @@
+"""Several runs at one prefix, files in any order, and a delivery that is stopped: what the manifest names is there."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.exceptions import (
+    DestinationConflictError,
+    DestinationRefusedError,
+    ExportIncompleteError,
+)
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload
+from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.sessions import new_download_session
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
+from airflow_provider_sendgrid.storage.multipart import MIB
+from tests.file_server import FileServer
+from tests.support.memory_storage import MemoryStorage
+
+DEADLINE_SECONDS = 30.0
+PART = 5 * MIB
+LIMITS = DownloadLimits(jitter=lambda: 0.0, first_wait_seconds=0.0)
+
+
+def csv(tag: str, rows: int) -> bytes:
+    return b'"EMAIL"\n' + b"".join(b'"%s%d@example.com"\n' % (tag.encode(), number) for number in range(rows))
+
+
+def large_csv(tag: str) -> bytes:
+    """More than one part, also as gzip."""
+    return csv(tag, 250_000)
+
+
+@contextmanager
+def exports(files: dict[str, bytes], stop: StopSignal | None = None, bend=None):
+    """Makes sources of exports of these files: ``source(id, paths, count)``."""
+    with (
+        FileServer(files, *([bend] if bend else [])) as server,
+        new_download_session(SendGridConnection("SG.key")) as session,
+    ):
+
+        def source(export_id: str, paths: list[str], count: int | None) -> Source:
+            export = ContactExport(
+                export_id, "ready", urls=tuple(f"{server.url}{path}?X=1" for path in paths), contact_count=count
+            )
+            urls = SignedUrls(lambda: export, allow_http=True, stop=stop)
+            return Source(
+                urls,
+                lambda path, name: FileDownload(
+                    lambda refused: urls.url(path, refused=refused),
+                    session,
+                    name=name,
+                    checked=urls.checked,
+                    limits=LIMITS,
+                    stop=stop,
+                ),
+            )
+
+        source.server = server
+        yield source
+
+
+def deliver(source: Source, storage, file_index=None, stop=None, **options) -> Delivery:
+    given = {"part_bytes": PART, "max_concurrency": 3} | options
+    return deliver_export(source, storage, DeliveryOptions(**given), file_index, stop)
+
+
+def manifest(storage: MemoryStorage) -> dict:
+    return json.loads(storage.objects["_manifest.json"].content)
+
+
+def named(storage: MemoryStorage) -> list[str]:
+    return [entry["url"].removeprefix(storage.prefix) for entry in manifest(storage)["entries"]]
+
+
+def assert_proves(storage: MemoryStorage) -> None:
+    """Whatever the manifest names is there, with its size and SHA-256."""
+    for entry in manifest(storage)["entries"]:
+        content = storage.objects[entry["url"].removeprefix(storage.prefix)].content
+        assert entry["meta"]["content_length"] == len(content)
+        assert entry["meta"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def data(storage: MemoryStorage) -> set[str]:
+    return {name for name in storage.objects if not name.startswith("_")}
+
+
+class Paused(MemoryStorage):
+    """Calls `before` with the name and operation before each change."""
+
+    def __init__(self, before) -> None:
+        super().__init__()
+        self.before = before
+
+    def put(self, name, content, info, over="*"):
+        self.before("put", name)
+        return super().put(name, content, info, over)
+
+    def delete(self, name, version="*"):
+        self.before("delete", name)
+        super().delete(name, version)
+
+
+def once(operation: str, name: str, act):
+    """Calls `act` before the first such operation."""
+    is_done = []
+
+    def before(each: str, other: str) -> None:
+        if (each, other) == (operation, name) and not is_done:
+            is_done.append(True)
+            act()
+
+    return before
+
+
+# --- order
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_files_that_are_listed_in_another_order_by_a_retry_are_stored_once(size):
+    make = large_csv if size == "large" else lambda tag: csv(tag, 10)
+    files = {"/x/one.csv": make("a"), "/x/two.csv": make("b")}
+    rows = sum(content.count(b"\n") - 1 for content in files.values())
+    storage = MemoryStorage()
+    with exports(files) as source:
+        deliver(source("6f", list(files), rows), storage, 0, compression="none")
+        delivery = deliver(source("6f", list(files)[::-1], rows), storage, compression="none")
+    assert list(files.values()) == [storage.objects[file.name].content for file in delivery.files]
+    assert 1 == len(delivery.new_files)
+    assert rows == delivery.rows
+    assert {*named(storage), "_manifest.json"} == set(storage.objects), "neither receipts nor the order remain"
+    assert list(files) == [facts["path"] for facts in manifest(storage)["facts"].values()]
+
+
+def test_a_cleared_task_numbers_files_by_its_manifest():
+    files = {"/x/one.csv": csv("a", 10), "/x/two.csv": csv("b", 20)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        first = deliver(source("6f", list(files), 30), storage)
+        again = deliver(source("6f", list(files)[::-1], 30), storage)
+    assert (first.files, 0) == (again.files, again.fetched_bytes)
+
+
+def test_a_url_that_is_listed_twice_is_one_file():
+    files = {"/x/one.csv": csv("a", 10), "/x/two.csv": csv("b", 20)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        delivery = deliver(source("6f", ["/x/one.csv", "/x/two.csv", "/x/one.csv"], 30), storage)
+    assert (2, 30) == (len(delivery.files), delivery.rows)
+    assert 2 == manifest(storage)["sendgrid_export"]["file_count"]
+
+
+def test_mapped_tasks_that_see_different_orders_deliver_each_file_once():
+    files = {f"/x/{letter}.csv": csv(letter, 10) for letter in "abc"}
+    orders = [list("abc"), list("cab"), list("bca")]
+    storage = MemoryStorage()
+    with exports(files) as source:
+        for index, order in enumerate(orders):
+            deliver(source("6f", [f"/x/{letter}.csv" for letter in order], 30), storage, index)
+        delivery = deliver(source("6f", list(files)[::-1], 30), storage)
+    assert 0 == delivery.fetched_bytes
+    stored = [gzip.decompress(storage.objects[file.name].content) for file in delivery.files]
+    assert list(files.values()) == stored
+
+
+def test_a_file_whose_path_changed_is_stored_again_under_its_number():
+    files = {"/x/a": csv("a", 10), "/x/b": csv("b", 10), "/x/c": csv("c", 10)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        deliver(source("6f", ["/x/a", "/x/b"], 20), storage, 0, compression="none")
+        delivery = deliver(source("6f", ["/x/c", "/x/a"], 20), storage, compression="none")
+    assert [files["/x/a"], files["/x/c"]] == [storage.objects[file.name].content for file in delivery.files]
+
+
+@pytest.mark.parametrize("path", ["/é/a.csv", "/x/" + "a" * 600, "/a b.csv"])
+def test_a_path_that_is_no_plain_text_is_kept_as_a_digest(path):
+    from urllib.parse import quote
+
+    storage = MemoryStorage()
+    with exports({quote(path): csv("a", 1)}) as source:
+        deliver(source("6f", [path if "é" not in path and " " not in path else quote(path)], 1), storage)
+    [name] = named(storage)
+    key = storage.objects[name].info.metadata["sendgrid-file"]
+    assert key.isascii()
+    assert len(key) <= 512
+
+
+def test_an_object_of_an_earlier_version_without_a_path_counts():
+    storage = MemoryStorage()
+    with exports({"/x/a": csv("a", 10)}) as source:
+        deliver(source("6f", ["/x/a"], 10), storage, 0)
+        [name] = data(storage)
+        kept = storage.objects[name]
+        metadata = {key: value for key, value in kept.info.metadata.items() if key != "sendgrid-file"}
+        storage.objects[name] = replace(kept, info=replace(kept.info, metadata=metadata))
+        assert 0 == deliver(source("6f", ["/x/a"], 10), storage).fetched_bytes
+
+
+# --- two runs
+
+
+def test_a_second_export_does_not_replace_one_that_came_meanwhile():
+    """It names the other, and leaves nothing of its own."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    with exports(files) as source:
+        storage = Paused(lambda *_: None)
+        storage.before = once("put", "_manifest.json", lambda: deliver(source("aa", ["/a"], 10), storage))
+        with pytest.raises(DestinationConflictError, match="the manifest of export aa"):
+            deliver(source("bb", ["/b"], 20), storage)
+    assert "aa" == manifest(storage)["sendgrid_export"]["id"]
+    assert data(storage) == set(named(storage))
+    assert_proves(storage)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_of_two_exports_that_replace_the_last_stays_whole_and_alone(size):
+    """The first lists the second's objects as to be deleted; the second stores them again."""
+    make = large_csv if size == "large" else lambda tag: csv(tag, 10)
+    files = {"/o": csv("o", 5), "/a": make("a"), "/b": make("b")}
+    options = {"replace": True, "compression": "none"}
+    with exports(files) as source:
+        storage = Paused(lambda *_: None)
+        deliver(source("oo", ["/o"], 5), storage)
+        storage.before = once("put", "_manifest.json", lambda: deliver(source("aa", ["/a"], None), storage, **options))
+        deliver(source("bb", ["/b"], None), storage, **options)
+    assert "bb" == manifest(storage)["sendgrid_export"]["id"]
+    assert data(storage) == set(named(storage))
+    assert_proves(storage)
+
+
+def test_objects_that_a_killed_run_was_to_delete_are_stored_again():
+    """The run wrote its manifest and was killed before it deleted the other's objects."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    with exports(files) as source:
+        storage = Paused(lambda *_: None)
+        deliver(source("bb", ["/b"], 20), storage, 0)
+
+        def kill(operation: str, _name: str) -> None:
+            if operation == "delete":
+                raise KeyboardInterrupt
+
+        storage.before = kill
+        with pytest.raises(KeyboardInterrupt):
+            deliver(source("aa", ["/a"], 10), storage, replace=True)
+        storage.before = lambda *_: None
+        [doomed] = [name for name in data(storage) if name.startswith("bb")]
+        version = storage.objects[doomed].version
+        deliver(source("bb", ["/b"], 20), storage, replace=True)
+        assert version != storage.objects[doomed].version
+    assert data(storage) == set(named(storage)) == {doomed}
+    assert_proves(storage)
+
+
+def test_replace_deletes_what_no_manifest_names_and_nothing_of_another_prefix():
+    """A prefix without a slash at its end is the beginning of others."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    storage, longer = MemoryStorage(), MemoryStorage("memory://lake/in/old")
+    with exports(files) as source:
+        deliver(source("bb", ["/b"], 20), storage, 0)
+        deliver(source("bb", ["/b"], 20), longer, 0)
+        others = {f"old{name}": stored for name, stored in longer.objects.items() if not name.startswith("_")}
+        storage.objects |= others
+        deliver(source("aa", ["/a"], 10), storage, replace=True)
+    assert {*named(storage), *others} == data(storage)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_two_runs_of_one_export_end_with_one_delivery(size, compression):
+    make = large_csv if size == "large" else lambda tag: csv(tag, 10)
+    files = {"/a": make("a"), "/b": make("b")}
+    storage, together = MemoryStorage(), threading.Barrier(2, timeout=DEADLINE_SECONDS)
+    with exports(files) as source, ThreadPoolExecutor(2) as threads:
+
+        def run() -> Delivery:
+            together.wait()
+            return deliver(source("6f", list(files), None), storage, compression=compression)
+
+        runs = [threads.submit(run) for _ in range(2)]
+        deliveries = [each.result(DEADLINE_SECONDS) for each in runs]
+    assert deliveries[0].files == deliveries[1].files
+    assert data(storage) == set(named(storage))
+    assert {} == storage.uploads
+    assert_proves(storage)
+
+
+@pytest.mark.parametrize("write_manifest", [True, False])
+def test_without_the_permission_to_delete_a_delivery_succeeds(write_manifest, caplog):
+    class Locked(MemoryStorage):
+        def delete(self, name, version="*"):
+            raise DestinationRefusedError(f"delete of {name}: AccessDenied.")
+
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    storage = Locked()
+    with exports(files) as source:
+        deliver(source("aa", ["/a"], 10), storage)
+        deliver(source("bb", ["/b", "/a"], 30), storage, replace=True, write_manifest=write_manifest)
+    assert_proves(storage)
+    warnings = [record for record in caplog.records if "no longer needed" in record.getMessage()]
+    assert write_manifest == len(warnings)
+
+
+def test_without_a_manifest_receipts_stay_so_that_a_retry_fetches_nothing():
+    files = {"/a": large_csv("a"), "/b": large_csv("b")}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        for fetches in (True, False):
+            delivery = deliver(source("6f", list(files), None), storage, compression="none", write_manifest=False)
+            assert fetches == bool(delivery.fetched_bytes)
+
+
+# --- verified
+
+
+@pytest.mark.parametrize("verify_row_count", [True, False])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "followed"])
+def test_gzip_is_verified_to_its_end_whether_or_not_rows_are_counted(damage, compression, verify_row_count):
+    good = gzip.compress(csv("a", 5_000))
+    at = len(good) // 2
+    bad = {
+        "truncated": good[:-4],
+        "flipped": good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :],
+        "followed": good + b"<html>502 Bad Gateway</html>",
+    }[damage]
+    storage = MemoryStorage()
+    with exports({"/a": bad}) as source, pytest.raises(ExportIncompleteError):
+        deliver(source("6f", ["/a"], 5_000), storage, compression=compression, verify_row_count=verify_row_count)
+    assert {} == storage.objects
+
+
+# --- rows
+
+
+def test_rows_of_one_later_file_are_known_only_if_the_header_is():
+    files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30).partition(b"\n")[2]}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        rows = [deliver(source("6f", list(files), 60), storage, index).files[0].rows for index in (1, 0, 1, 2)]
+    assert [None, 10, 20, 30] == rows
+
+
+def test_the_header_is_the_first_record_of_the_first_file_that_has_any():
+    files = {"/a": b"", "/b": csv("b", 20), "/c": csv("c", 30)}
+    with exports(files) as source:
+        assert [0, 20, 30] == [file.rows for file in deliver(source("6f", list(files), 50), MemoryStorage()).files]
+
+
+def test_json_is_known_as_json_whatever_its_path_and_found_by_a_retry():
+    files = {"/a": gzip.compress(b'\n \n{"email": "a@b.c"}\n'), "/b": b'\xef\xbb\xbf{"email": "a@b.c"}\n'}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        delivery = deliver(source("6f", list(files), 2), storage)
+        assert ["json.gz"] * 2 == [file.name.partition(".")[2] for file in delivery.files]
+        assert 0 == deliver(source("6f", list(files), 2), storage).fetched_bytes
+
+
+# --- requests
+
+
+def test_a_large_file_is_requested_once():
+    files = {"/a": large_csv("a"), "/b": large_csv("b"), "/c": csv("c", 1)}
+    with exports(files) as source:
+        deliver(source("6f", list(files), None), MemoryStorage(), compression="gzip", max_concurrency=1)
+        assert 3 == len(source.server.headers_seen)
+
+
+# --- stopped
+
+
+def test_a_delivery_that_is_stopped_ends_within_seconds_and_leaves_no_upload():
+    """Also if the storage does not answer: a thread hangs in a request for a minute."""
+    hang, is_writing = threading.Event(), threading.Event()
+    stop = StopSignal()
+
+    class Hanging(MemoryStorage):
+        def begin(self, name, info, over="*"):
+            upload = super().begin(name, info, over)
+
+            def write_part(*_) -> None:
+                is_writing.set()
+                hang.wait(DEADLINE_SECONDS)
+
+            upload.write_part = write_part
+            return upload
+
+    storage = Hanging()
+    with exports({"/a": large_csv("a")}, stop) as source, ThreadPoolExecutor(1) as threads:
+        running = threads.submit(deliver, source("6f", ["/a"], None), storage, None, stop, compression="none")
+        assert is_writing.wait(DEADLINE_SECONDS)
+        assert 1 == len(storage.uploads)
+        began = time.monotonic()
+        stop.set()
+        with pytest.raises(StoppedError):
+            running.result(DEADLINE_SECONDS)
+        assert time.monotonic() - began < 5
+        assert {} == storage.uploads
+        hang.set()
+
+
+def test_a_thread_that_waits_for_memory_is_stopped():
+    from airflow_provider_sendgrid.storage.multipart import PartBuffers
+
+    stop = StopSignal()
+    buffers = PartBuffers(10, stop)
+    buffers.take(10)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(buffers.take, 10)
+        stop.set()
+        with pytest.raises(StoppedError):
+            waiting.result(DEADLINE_SECONDS)
