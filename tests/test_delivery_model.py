@@ -445,6 +445,7 @@ class Deliveries(RuleBasedStateMachine):
         self.foreign = {name: self.memory.objects[name] for name in FOREIGN}
         self.tasks = []
         self.owners = {}  # the export that wrote a version of an object
+        self.replaced = set()  # objects that a run with replace=True decided to delete, and their versions
         self.is_torn = False
         self.error = None
         self.story = []
@@ -518,19 +519,36 @@ class Deliveries(RuleBasedStateMachine):
                 continue
             if old is not None and not active.spec.options.replace and not self.is_torn:
                 owner = self.owners.get((name, old.version))
-                if owner != active.export.id:
+                if owner != active.export.id and (name, old.version) not in self.replaced:
                     self.fail(f"{active.export.id} with replace=False changed {name} of {owner}")
             if new is not None:
                 self.owners[name, new.version] = active.export.id
                 if name == MANIFEST_NAME:
                     active.to_be_gone = {each for each in active.listed if each[0] not in self.named()}
+                    self.replaced |= self.replaced_by_manifest() if active.spec.options.replace else set()
             elif old is not None:
+                self.is_torn |= self.may_be_adopted(active, name, old.version)
                 for other in self.active():
                     other.active.deleted_by_others |= {name} - ({name} if other.active is active else set())
         if self.foreign != {name: self.memory.objects.get(name) for name in FOREIGN}:
             self.fail("an object of somebody else was changed")
         if not self.is_torn:
             self.check_manifest()
+
+    def may_be_adopted(self, active, name, version):
+        """Whether a run deletes an object that no manifest lists as replaced, while another run delivers its export.
+
+        A rollback does so. The other run may have found the object stored; that it is gone, it sees right after it
+        wrote its manifest, and deletes that.
+        """
+        if (name, version) in self.replaced_by_manifest() or not OUR_OBJECT.fullmatch(name):
+            return False
+        others = [task.active for task in self.active() if task.active is not active]
+        return any(other.export is active.export for other in others)
+
+    def replaced_by_manifest(self):
+        replaced = (self.manifest() or {"replaced_versions": {}})["replaced_versions"]
+        return {(uri.removeprefix(self.memory.prefix), version) for uri, version in replaced.items()}
 
     def manifest(self):
         stored = self.memory.objects.get(MANIFEST_NAME)
@@ -640,9 +658,8 @@ class Deliveries(RuleBasedStateMachine):
     def is_still_stored(self, spec, stored):
         """Whether it is, and whether no other run changed what proves that."""
         name, (content, *_) = stored
-        replaced = (self.manifest() or {"replaced_versions": {}})["replaced_versions"]
-        is_doomed = replaced.get(self.memory.uri(name)) == content.version
-        return not is_doomed and stored in self.stored_files(spec).values()
+        is_to_be_deleted = (name, content.version) in self.replaced_by_manifest()
+        return not is_to_be_deleted and stored in self.stored_files(spec).values()
 
     # What holds after every history
 
