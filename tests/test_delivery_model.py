@@ -21,6 +21,7 @@ import re
 import threading
 from collections import Counter
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -28,19 +29,24 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from requests.exceptions import ConnectionError as RequestFailedError
-from requests.structures import CaseInsensitiveDict
-from urllib3.response import HTTPResponse
+from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from airflow_provider_sendgrid import delivery as delivery_module
 from airflow_provider_sendgrid import file_delivery as file_module
 from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
-from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError, SendGridError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationError,
+    DestinationRefusedError,
+    ExportIncompleteError,
+    SendGridError,
+)
 from airflow_provider_sendgrid.exports import fetch as fetch_module
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.urls import SignedUrls, file_path
+from airflow_provider_sendgrid.file_order import unique_paths
 from airflow_provider_sendgrid.manifest import MANIFEST_NAME
+from airflow_provider_sendgrid.publication import Publication
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage import multipart
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo
@@ -106,7 +112,7 @@ class Session:
         path, active = file_path(url), self.active
         content, fate = active.export.sent[path], active.access("get", path)
         if fate == "unavailable":
-            raise RequestFailedError("no connection")
+            raise OSError("no connection")
         if fate == "refused":
             return self.response(url, 403, b"<Error><Code>AccessDenied</Code></Error>")
         active.note_get(path)
@@ -128,7 +134,7 @@ class Session:
         return self.response(url, status, content, {"Content-Length": str(length), "ETag": '"x"', **extra})
 
     def response(self, url, status, content, headers=None):
-        headers = CaseInsensitiveDict(headers or {"Content-Length": str(len(content))})
+        headers = HTTPHeaderDict(headers or {"Content-Length": str(len(content))})
         raw = HTTPResponse(io.BytesIO(content), headers, status, preload_content=False, decode_content=False)
         return SimpleNamespace(
             url=url, status_code=status, headers=headers, raw=raw, is_redirect=False, close=raw.close
@@ -442,7 +448,6 @@ class Deliveries(RuleBasedStateMachine):
         self.memory = MemoryStorage()
         for name, content in FOREIGN.items():
             self.memory.put(name, content, ObjectInfo("text/plain", {}))
-        self.foreign = {name: self.memory.objects[name] for name in FOREIGN}
         self.tasks = []
         self.owners = {}  # the export that wrote a version of an object
         self.replaced = set()  # objects that a run with replace=True decided to delete, and their versions
@@ -517,23 +522,31 @@ class Deliveries(RuleBasedStateMachine):
             old, new = before.get(name), self.memory.objects.get(name)
             if new is old:
                 continue
-            if old is not None and not active.spec.options.replace and not self.is_torn:
-                owner = self.owners.get((name, old.version))
-                if owner != active.export.id and (name, old.version) not in self.replaced:
-                    self.fail(f"{active.export.id} with replace=False changed {name} of {owner}")
-            if new is not None:
+            if old is not None:
+                self.check_change(active, name, old.version)
+            if new is None:
+                self.note_deletion(active, name, old.version)
+            else:
                 self.owners[name, new.version] = active.export.id
-                if name == MANIFEST_NAME:
-                    active.to_be_gone = {each for each in active.listed if each[0] not in self.named()}
-                    self.replaced |= self.replaced_by_manifest() if active.spec.options.replace else set()
-            elif old is not None:
-                self.is_torn |= self.may_be_adopted(active, name, old.version)
-                for other in self.active():
-                    other.active.deleted_by_others |= {name} - ({name} if other.active is active else set())
-        if self.foreign != {name: self.memory.objects.get(name) for name in FOREIGN}:
-            self.fail("an object of somebody else was changed")
+            if name == MANIFEST_NAME and new is not None:
+                active.to_be_gone = {each for each in active.listed if each[0] not in self.named()}
+                self.replaced |= self.replaced_by_manifest() if active.spec.options.replace else set()
         if not self.is_torn:
             self.check_manifest()
+
+    def check_change(self, active, name, version):
+        if name in FOREIGN:
+            self.fail(f"{name} was changed, which is not ours")
+        owner = self.owners.get((name, version))
+        is_own = owner == active.export.id or active.spec.options.replace or (name, version) in self.replaced
+        if not is_own and not self.is_torn:
+            self.fail(f"{active.export.id} with replace=False changed {name} of {owner}")
+
+    def note_deletion(self, active, name, version):
+        self.is_torn |= self.may_be_adopted(active, name, version)
+        for other in self.active():
+            if other.active is not active:
+                other.active.deleted_by_others.add(name)
 
     def may_be_adopted(self, active, name, version):
         """Whether a run deletes an object that no manifest lists as replaced, while another run delivers its export.
@@ -775,3 +788,81 @@ def call_at_once(signal, function, *_, **__):
 @pytest.mark.parametrize("machine", MACHINES)
 def test_no_history_breaks_the_promise_of_a_manifest(machine):
     run_state_machine_as_test(machine, settings=PROFILE)
+
+
+# Rules, and what is found if one is broken
+
+
+class FewDeliveries(Deliveries):
+    """Three tasks only: what is wrong with them shows soon."""
+
+    most_tasks = 3
+
+
+def any_manifest_is_overwritten(monkeypatch):
+    def put(destination, name, content, info, over=ANY_VERSION):
+        return original(destination, name, content, info, ANY_VERSION if name == MANIFEST_NAME else over)
+
+    original = Destination.put
+    monkeypatch.setattr(Destination, "put", put)
+
+
+def nobody_looks_right_before_the_manifest(monkeypatch):
+    monkeypatch.setattr(Publication, "_raise_if_changed", lambda *_: None)
+
+
+def files_are_known_by_their_position(monkeypatch):
+    monkeypatch.setattr(delivery_module, "pinned_order", lambda _storage, export, _manifest: unique_paths(export))
+    monkeypatch.setattr(file_module, "_is_place_of", lambda *_: True)
+
+
+def deletes_do_not_look_at_versions(monkeypatch):
+    original = Destination.delete
+    monkeypatch.setattr(Destination, "delete", lambda self, name, _version=ANY_VERSION: original(self, name))
+
+
+def objects_to_be_deleted_count_as_stored(monkeypatch):
+    monkeypatch.setattr(Publication, "is_to_be_deleted", lambda *_: False)
+
+
+def only_what_the_manifest_names_is_replaced(monkeypatch):
+    monkeypatch.setattr(MemoryStorage, "versions", lambda _: {})
+
+
+def receipts_are_not_read(monkeypatch):
+    monkeypatch.setattr(file_module, "_read_receipt", lambda _: {})
+
+
+def uploads_are_not_aborted(monkeypatch):
+    monkeypatch.setattr(file_module, "abort_quietly", lambda *_, **__: None)
+
+
+def gzip_is_not_verified(monkeypatch):
+    def count(*arguments):
+        with suppress(ExportIncompleteError):
+            original(*arguments)
+
+    original = file_module._Verification._gunzip_and_count
+    monkeypatch.setattr(file_module._Verification, "_gunzip_and_count", count)
+    monkeypatch.setattr(file_module.Gunzip, "close", lambda _: None)
+
+
+BROKEN = {
+    any_manifest_is_overwritten: "with replace=False changed _manifest.json|the manifest names",
+    nobody_looks_right_before_the_manifest: "the manifest names .*, which is not there|gives another size",
+    files_are_known_by_their_position: "the manifest of .* names files|gives another size|delivered",
+    deletes_do_not_look_at_versions: "which is not there",
+    objects_to_be_deleted_count_as_stored: "which is not there",
+    only_what_the_manifest_names_is_replaced: "replaced, but .* are left|after the last run .* are left",
+    receipts_are_not_read: "fetched .*, which is stored",
+    uploads_are_not_aborted: "stays open",
+    gzip_is_not_verified: "names files|delivered the files",
+}
+
+
+@pytest.mark.parametrize("break_rule", BROKEN)
+def test_the_histories_find_a_broken_rule(break_rule, monkeypatch):
+    break_rule(monkeypatch)
+    until_found = settings(PROFILE, max_examples=10_000, derandomize=True, phases=[Phase.generate])
+    with pytest.raises(AssertionError, match=BROKEN[break_rule]):
+        run_state_machine_as_test(FewDeliveries, settings=until_found)
