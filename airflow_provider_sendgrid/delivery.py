@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
@@ -60,7 +61,7 @@ _FETCHES, _ROUNDS = 3, 5
 _LEAST_TIME_LEFT = timedelta(seconds=60)
 _LOOK_AGAIN_SECONDS = 0.2
 # A stopped delivery waits so long for its threads, which abort their uploads; then so long for its own aborts.
-_END_SECONDS, _ABORT_SECONDS = 2.0, 2.0
+_END_SECONDS, _ABORT_SECONDS = 1.5, 2.0
 
 
 class ArgumentError(ValueError):
@@ -265,12 +266,14 @@ class _Run:
     def end(self) -> None:
         """Stop all threads, and abort the uploads that are left."""
         self._stop.set()
-        wait(self._underway, _END_SECONDS)
-        if self._context is None or not (writers := list(self._context.writers)):
+        if not wait(self._underway, _END_SECONDS).not_done:
             return
-        threads = DaemonExecutor(len(writers), "sendgrid-abort")
+        writers = list(self._context.writers) if self._context is not None else []
+        threads = DaemonExecutor(max(len(writers), 1), "sendgrid-abort")
         aborts = [threads.submit(abort_quietly, writer, at_once=True) for writer in writers]
-        wait(aborts, _ABORT_SECONDS)
+        # A file's own thread may have begun to abort its upload.
+        begun: list[Future[Any]] = [*aborts, *self._underway]
+        wait(begun, _ABORT_SECONDS)
 
     def close(self) -> None:
         """End the threads without waiting for them, and give up what is open."""
@@ -489,7 +492,7 @@ class _File:
         download = self._run.source.open_file(self._place.path, self._place.title)
         self._run.downloads.append(download)
         self._download = download
-        self._progress = self._run.progress.file(self.index, lambda: download.fetched_bytes)
+        self._progress = self._run.progress.file(self.index, lambda: download.received_bytes)
         try:
             self._reader = download.open()
         except BaseException:

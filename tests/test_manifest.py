@@ -19,7 +19,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FACTS = {"6f-00001-of-00002.csv.gz": FileFacts(100, "1" * 64, 3, "ab")}
-REPLACED = ["s3://lake/in/5e-00001-of-00001.csv.gz"]
+REPLACED = {"s3://lake/in/5e-00001-of-00001.csv.gz": "v1"}
 SUMMARY = {"id": "6f", "status": "ready", "contact_count": 3, "file_count": 2}
 
 
@@ -54,7 +54,8 @@ def test_a_manifest_has_the_form_that_redshift_reads():
                 "first-record-sha256": "ab",
             }
         },
-        "replaces": REPLACED,
+        "replaces": list(REPLACED),
+        "replaced_versions": REPLACED,
     } == json.loads(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
 
 
@@ -71,7 +72,7 @@ def test_an_export_without_files_has_a_manifest_without_entries():
 
 def test_a_manifest_is_known_again():
     known = KnownManifest.from_content(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
-    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri), FACTS, tuple(REPLACED)) == known
+    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri), FACTS, REPLACED) == known
 
 
 def test_a_manifest_of_an_earlier_version_is_known_too():

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Protocol
 
-from airflow_provider_sendgrid.stopping import StopSignal
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
 MIB = 1024 * 1024
 
@@ -30,7 +30,7 @@ MAX_PARTS = 10_000
 # Of an object of unknown size: so many parts of one size, then twice the size after each so many.
 _EQUAL_PARTS, _PARTS_PER_SIZE = 6_000, 360
 # Stopped uploads are aborted after so long, although threads still write parts.
-_ABORT_AFTER_SECONDS = 2.0
+_ABORT_AFTER_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.2
 
 
@@ -305,6 +305,7 @@ class PartWriter:
         self._open_part: Part | None = None
         self._kept_parts: list[Part] = []
         self._upload: Upload | None = None
+        self._is_aborted = False
         self._sent_parts = 0
         self._pending: list[Future[None]] = []
 
@@ -371,6 +372,8 @@ class PartWriter:
         Raises:
             DestinationChangedError: another run stored it meanwhile.
         """
+        if self._is_aborted:
+            raise StoppedError(f"the upload of {self.name} was aborted")
         if self._upload is not None:
             self._upload.complete()
             self._upload = None
@@ -399,6 +402,7 @@ class PartWriter:
 
     def abort_upload(self) -> None:
         """Abort the upload at once, while other threads may still write its parts; does nothing after `complete`."""
+        self._is_aborted = True  # another thread may go on for a moment, and must not begin a second upload
         upload, self._upload = self._upload, None
         if upload is not None:
             upload.abort()
@@ -425,12 +429,21 @@ class PartWriter:
     def _submit_kept(self, all_but: int = 0) -> None:
         """Hand parts on; one that cannot be stays kept, for `abort` to release."""
         while len(self._kept_parts) > all_but:
-            if self._upload is None:
-                self._upload = self._storage.begin(self.name, self._info, self._over)
-            sent = self._executor.submit(_write_part, self._upload, self._sent_parts + 1, self._kept_parts[0])
+            upload = self._upload or self._begin()
+            sent = self._executor.submit(_write_part, upload, self._sent_parts + 1, self._kept_parts[0])
             self._sent_parts += 1
             self._pending.append(sent)
             sent.add_done_callback(self._kept_parts.pop(0).release)
+
+    def _begin(self) -> Upload:
+        if not self._is_aborted:
+            self._upload = self._storage.begin(self.name, self._info, self._over)
+        if self._upload is None:
+            raise StoppedError(f"the upload of {self.name} was aborted")
+        if self._is_aborted:
+            self.abort_upload()
+            raise StoppedError(f"the upload of {self.name} was aborted")
+        return self._upload
 
     def _digest_and_tap(self, part: Part) -> None:
         if self._tap is not None and (tapped := self._tap(part.view)) is not None:

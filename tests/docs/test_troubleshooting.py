@@ -252,7 +252,7 @@ PROVOKED = {
     "brought nothing": Trouble.no_file,
     "is 'pending' after": Trouble.stuck_while_deferred,
     "when last seen": Trouble.stuck_while_poking,
-    "stands there already": Trouble.conflict,
+    "already exists and is": Trouble.conflict,
     "NoSuchBucket": Trouble.no_bucket,
     "could not be asked": Trouble.no_credentials,
     "it is not certain": Trouble.in_doubt,

@@ -38,11 +38,12 @@ class Memory:
         if step == self.failing:
             raise self.error
 
-    def put(self, name, content, info) -> None:
+    def put(self, name, content, info, over) -> str:
         self.fail_in("put")
         self.objects[name] = bytes(content)
+        return "v1"
 
-    def begin(self, name, info):
+    def begin(self, name, info, over):
         self.fail_in("begin")
         self.open_uploads.add(name)
         return MemoryUpload(self, name)
@@ -104,10 +105,22 @@ def test_any_object_fits_ten_thousand_parts_of_allowed_sizes(size, part_bytes):
     assert number <= 10_000
 
 
-def test_parts_double_only_where_an_object_would_need_too_many():
-    """Sizes change seldom, so that their buffers can be used again."""
-    assert {8 * MIB} == {part_size(number, 8 * MIB) for number in range(1, 901)}
-    assert {16 * MIB} == {part_size(number, 8 * MIB) for number in range(901, 1_801)}
+def test_parts_of_an_object_of_unknown_size_are_equal_as_long_as_possible():
+    """The first 6,000; then they double with every 360."""
+    assert {8 * MIB} == {part_size(number, 8 * MIB) for number in range(1, 6_001)}
+    assert {16 * MIB} == {part_size(number, 8 * MIB) for number in range(6_001, 6_361)}
+    assert 32 * MIB == part_size(6_361, 8 * MIB)
+
+
+@given(size=st.integers(0, 5 * 1024**4), part_bytes=st.integers(1, 1024 * MIB), number=st.integers(1, 10_000))
+@example(size=5 * 1024**4, part_bytes=5 * MIB, number=10_000)
+def test_parts_of_an_object_of_known_size_are_equal(size, part_bytes, number):
+    """Some storages want that; they are larger than asked for only if 10,000 would not suffice."""
+    part = part_size(number, part_bytes, size)
+    assert part == part_size(1, part_bytes, size)
+    assert 5 * MIB <= part <= 5 * 1024 * MIB
+    assert part * 10_000 >= size
+    assert part == max(part_bytes, 5 * MIB) or part * 9_999 < size
 
 
 # --- buffers
@@ -177,7 +190,7 @@ def test_a_part_is_free_when_the_last_of_its_users_is_done():
 def test_a_stream_arrives_whole(threads, size, is_known):
     """Whatever its length is, and whether it is known before."""
     storage, content = Memory(), CONTENT[:size]
-    writer = writer_to(storage, threads, expected_bytes=size if is_known else None)
+    writer = writer_to(storage, threads, at_most_bytes=size if is_known else None)
     write_all(writer, content)
     assert {} == storage.objects
     writer.complete({})
@@ -188,7 +201,7 @@ def test_a_stream_arrives_whole(threads, size, is_known):
 def test_parts_filled_by_others_go_on_where_bytes_were_written(threads):
     """As the head of a file is written and the rest is fetched in parts."""
     storage = Memory()
-    writer = writer_to(storage, threads, expected_bytes=len(CONTENT))
+    writer = writer_to(storage, threads, at_most_bytes=len(CONTENT))
     writer.write(CONTENT[:1_000])
     position = 1_000
     while position < len(CONTENT):
@@ -308,6 +321,19 @@ def test_an_abort_waits_for_parts_on_their_way(threads):
     assert (set(), 0) == (storage.open_uploads, buffers._used_bytes)
 
 
+def test_an_abort_of_a_stopped_task_does_not_wait_for_a_part_that_hangs(threads):
+    """The upload is aborted while the part is still being written."""
+    storage = Memory(gate=threading.Event())
+    buffers = PartBuffers(4 * PART)
+    writer = writer_to(storage, threads, buffers)
+    for start in range(0, len(CONTENT), PART):
+        writer.write(CONTENT[start : start + PART])
+    buffers.stop.set()
+    writer.abort()
+    assert set() == storage.open_uploads
+    storage.gate.set()
+
+
 # --- to S3
 
 
@@ -341,7 +367,7 @@ def test_an_object_of_one_part_takes_one_request(s3, threads):
     writer = writer_to(S3Storage(s3.client, s3.bucket, "in/"), threads)
     write_all(writer, b"a,b\n")
     writer.complete({"records": "1"})
-    assert ["PutObject"] == calls
+    assert ["PutObject", "HeadObject"] == calls, "S3Storage looks at what it stored"
     assert b"a,b\n" == s3.read("in/contacts.csv")
     assert {"export": "6f", "records": "1"} == s3.head("in/contacts.csv")["Metadata"]
 

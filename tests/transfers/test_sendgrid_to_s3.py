@@ -206,7 +206,7 @@ def test_each_object_names_its_export_its_source_and_its_hash(sendgrid_emulator,
     assert "application/gzip" == head["ContentType"]
     expected = {
         "sendgrid-export-id": export_id,
-        "sendgrid-etag": file.stored.etag.strip('"'),
+        "sendgrid-file": f"/sg-contact-exports/8315072/{file.name}",
         "sha256": hashlib.sha256(s3.read(uri)).hexdigest(),
     }
     assert expected == {name: head["Metadata"].get(name) for name in expected}
@@ -649,7 +649,7 @@ def test_a_replacement_that_fails_leaves_what_stands(sendgrid_emulator, s3, deli
 def test_a_manifest_that_is_not_ours_is_refused(sendgrid_emulator, s3, deliver, content):
     s3.client.put_object(Bucket=s3.bucket, Key=f"{PREFIX}_manifest.json", Body=content)
 
-    with pytest.raises(AirflowFailException, match="not a manifest of ours"):
+    with pytest.raises(AirflowFailException, match="not a manifest of this provider"):
         deliver(export_of(sendgrid_emulator, 10))
     assert content == s3.read(f"{PREFIX}_manifest.json")
 
