@@ -55,8 +55,8 @@ e2e: ## a whole Airflow on PostgreSQL, its triggerer killed: VERSION=3.0.6
 e2e-matrix: ## the same on every Airflow line, one after the other
 	@$(PYTHON) -m lab.suite e2e $(E2E_VERSIONS)
 
-model: $(ENVIRONMENT) ## 10,000 random histories of starts, with and without a state store
-	@MODEL_HISTORIES=10000 $(BIN)/python -m pytest -q tests/exports/test_start_model.py $(PYTEST)
+model: $(ENVIRONMENT) ## 10,000 random histories of starts, with and without a state store, and of overlapping deliveries
+	@MODEL_HISTORIES=10000 $(BIN)/python -m pytest -q tests/exports/test_start_model.py tests/test_delivery_model.py $(PYTEST)
 
 kills: ## worker, triggerer and scheduler of a whole Airflow, killed at random moments: VERSION=3.3.2, KILLS_SEED=7
 	@$(PYTHON) -m lab.suite kills $(VERSION) --pytest="-s $(PYTEST)"

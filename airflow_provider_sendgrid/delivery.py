@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
-    DestinationConflictError,
     ExportExpiredError,
     ExportIncompleteError,
 )
@@ -43,7 +42,6 @@ from airflow_provider_sendgrid.manifest import (
     MANIFEST_NAME,
     DeliveredFile,
     FileFacts,
-    KnownManifest,
     manifest_content,
 )
 from airflow_provider_sendgrid.progress import FileProgress, Progress
@@ -219,6 +217,7 @@ class _Run:
         self.downloads: list[FileDownload] = []
         self._opened: list[_File] = []
         self._stored_here: dict[str, StoredFile] = {}
+        self._distrusted: dict[str, str] = {}
         most = options.max_concurrency
         self._uploads = DaemonExecutor(most, "sendgrid-upload")
         self._threads = DaemonExecutor(min(most, max(len(self._indexes), 1)), "sendgrid-file")
@@ -228,25 +227,28 @@ class _Run:
 
     def deliver(self) -> Delivery:
         """Deliver; again if another run changed the manifest or an object meanwhile."""
-        refetched = False
         for round_number in range(1, _ROUNDS + 1):
             try:
                 publication = self._publication()
                 order = pinned_order(self._storage, self._export, publication.own)
+                if len(order) > 1:
+                    # A run that ended meanwhile may have deleted the order that it went by.
+                    publication.raise_if_changed()
                 stored = self._store_all(publication, order)
                 delivered = self._with_rows(stored, order)
                 if self._is_whole:
                     try:
                         _verify_rows(delivered, self._export, self._options)
                     except ExportIncompleteError:
-                        is_all_new = all(file.is_new for file in stored)
-                        if self._rollback(stored) == 0 or is_all_new or refetched:
+                        distrusted = self._stored_by_others(stored)
+                        if not distrusted or self._distrusted:
+                            self._rollback(is_all=not distrusted)
                             raise
-                        refetched = True
+                        self._distrusted = distrusted
                         # A plain file that was cut between two rows looks whole to the try that stores it.
                         log.warning(
-                            "SendGrid export %s: its rows disagree with files that an earlier try stored; these were "
-                            "deleted, and are fetched again.",
+                            "SendGrid export %s: its rows disagree with files that an earlier try stored; these are "
+                            "fetched again.",
                             self._export.id,
                         )
                         continue
@@ -254,9 +256,6 @@ class _Run:
                 else:
                     manifest_uri = None
                 return self._delivery(stored, delivered, manifest_uri)
-            except DestinationConflictError:
-                self._delete_own()
-                raise
             except DestinationChangedError as error:
                 if round_number == _ROUNDS:
                     raise
@@ -301,6 +300,7 @@ class _Run:
             self._buffers,
             self._uploads,
             self._stop,
+            self._distrusted,
         )
         waiting = [
             _File(self, self._context, index, _place(self._export.id, order, index))
@@ -367,30 +367,27 @@ class _Run:
         delete_all(self._storage, names | dict.fromkeys([*receipts, *orders], ANY_VERSION))
         return self._storage.uri(MANIFEST_NAME)
 
-    def _rollback(self, stored: Sequence[StoredFile]) -> int:
-        """Delete these files, except those that a manifest of this export names; return how many were deleted."""
+    def _stored_by_others(self, stored: Sequence[StoredFile]) -> dict[str, str]:
+        """The versions of those files that neither this try stored nor a manifest of this export names, by name."""
         own = self._publication().own
-        named = set(own.uris) if own is not None else set[str]()
-        files = [file for file in stored if self._storage.uri(file.name) not in named]
-        self._delete(files)
-        if not named:
-            delete_all(self._storage, {order_name(self._export.id): ANY_VERSION} if len(self._export.urls) > 1 else {})
-        return len(files)
+        named = own.uris if own is not None else ()
+        return {
+            file.name: file.version
+            for file in stored
+            if file.name not in self._stored_here and self._storage.uri(file.name) not in named
+        }
 
-    def _delete_own(self) -> None:
-        """Delete what this delivery stored: another export's manifest was written meanwhile, and does not name it."""
-        stored = self._storage.read(MANIFEST_NAME)
-        known = KnownManifest.from_content(stored.content) if stored else KnownManifest("")
-        self._delete([file for file in self._stored_here.values() if self._storage.uri(file.name) not in known.uris])
-
-    def _delete(self, files: Iterable[StoredFile]) -> None:
-        versions = dict[str, str]()
-        for file in files:
-            if file.has_receipt:
-                versions[receipt_name(file.name)] = ANY_VERSION
-            versions[file.name] = file.version
-            self._stored_here.pop(file.name, None)
-        delete_all(self._storage, versions)
+    def _rollback(self, *, is_all: bool) -> None:
+        """Delete what this try stored, except what a manifest names by now; what others stored they may still need."""
+        named = set[str]()
+        for file in self._stored_here.values():
+            known = self._publication().known
+            named = set(known.uris) if known is not None else set()
+            if self._storage.uri(file.name) not in named:
+                receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
+                delete_all(self._storage, {file.name: file.version, **receipts})
+        if is_all and not named and len(self._export.urls) > 1:
+            delete_all(self._storage, {order_name(self._export.id): ANY_VERSION})
 
     def _with_rows(self, stored: Sequence[StoredFile], order: Sequence[str]) -> tuple[DeliveredFile, ...]:
         """The files with their rows: the first record of the first CSV file that has any is the header of all."""
@@ -536,7 +533,7 @@ def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport, options:
     elif rows != export.contact_count:
         raise ExportIncompleteError(
             f"SendGrid export {export.id}: its files hold {rows} rows, SendGrid counted {export.contact_count} "
-            "contacts. What was stored was deleted, but for files that an earlier manifest names. Run the task again; "
+            "contacts. What this task stored was deleted. Run the task again; "
             "if the counts still differ, start another export, or set verify_row_count=False to take the files as "
             "they are."
         )

@@ -107,6 +107,7 @@ class Context:
         buffers: memory for parts.
         uploads: its threads send parts.
         stop: ends everything.
+        distrusted: objects that do not count as stored, and their versions: their rows disagree.
         writers: of the objects that are being stored, for whoever stops the delivery.
     """
 
@@ -117,6 +118,7 @@ class Context:
     buffers: PartBuffers
     uploads: Executor
     stop: StopSignal
+    distrusted: Mapping[str, str] = field(default_factory=dict)
     writers: set[PartWriter] = field(default_factory=set)
 
 
@@ -187,6 +189,8 @@ def find_stored(context: Context, place: FilePlace) -> Look:
         if info is None:
             continue
         objects[name] = info
+        if context.distrusted.get(name) == info.version:
+            continue
         if context.publication.is_to_be_deleted(name, info) or not _is_place_of(context, place, info):
             continue
         for facts, has_receipt in _facts_of(context, name, info):

@@ -6,7 +6,8 @@ Several runs may deliver to one prefix at once. The manifest decides between the
   delivery reads it again, and decides again.
 - Objects are deleted only after the own manifest was written, and only at the versions that they had before. It lists
   these: a run of another export that stored one of them, and finds this manifest in the place of the one that it read,
-  stores it again.
+  stores it again. A delivery that fails deletes nothing that another run may have stored or found, except that it takes
+  back its own files if their rows disagree with SendGrid's count.
 - An object that the manifest of the same export names is not overwritten by other content, unless the manifest was
   deleted before.
 """
@@ -80,6 +81,16 @@ class Publication:
         facts = own.facts.get(name) if own is not None and self._storage.uri(name) in own.uris else None
         return facts if facts is not None and is_of(facts, info) else None
 
+    def raise_if_changed(self) -> None:
+        """Raise if the manifest is no longer the one that was read.
+
+        Raises:
+            DestinationChangedError: another run wrote or deleted it meanwhile.
+        """
+        now = self._storage.read(MANIFEST_NAME)
+        if (now.version if now else None) != self._version:
+            raise _changed(self._export_id, self._storage.uri(MANIFEST_NAME))
+
     def raise_unless_replaceable(self, name: str, info: StoredInfo) -> None:
         """Asked before other content is stored under the name of an object.
 
@@ -87,6 +98,7 @@ class Publication:
             DestinationConflictError: this export's manifest names the object, and `replace` is off.
             DestinationChangedError: another run wrote a manifest meanwhile.
         """
+        self.raise_if_changed()
         if self.facts(name, info) is None:
             return
         manifest = self._storage.uri(MANIFEST_NAME)
@@ -122,10 +134,12 @@ class Publication:
         try:
             version = self._storage.put(MANIFEST_NAME, content, info, self._version)
         except DestinationChangedError:
-            if not self._is_written_by_another_run(stored):
+            # By another run, or by this one: the storage's client sends a request again whose response was lost.
+            written = self._manifest_of(stored)
+            if written is None:
                 raise
             self._raise_if_changed(stored)
-            return {}
+            return {uri: version for uri, version in written.replaced.items() if version and self._name(uri)}
         now = self._storage.read(MANIFEST_NAME)
         if now is None or now.content != content:
             raise _changed(self._export_id, self._storage.uri(MANIFEST_NAME))
@@ -142,12 +156,12 @@ class Publication:
         Those that the manifest before named or replaced. With `replace`, also all others at the prefix that this
         provider stored and the new manifest does not name, such as what a killed run left.
         """
-        prefix, found = self._storage.uri(""), dict[str, str]()
+        found = dict[str, str]()
         known = self.known if self.known is not None and self.known.export_id else KnownManifest("")
         candidates = {**known.replaced, **dict.fromkeys(known.uris)}
         for uri, version in candidates.items():
-            name = uri.removeprefix(prefix)
-            if uri.startswith(prefix) and name not in names and _OBJECT_NAME.fullmatch(name):
+            name = self._name(uri)
+            if name is not None and name not in names:
                 info = self._storage.head(name)
                 if info is not None and version in (None, info.version):
                     found[uri] = info.version
@@ -166,15 +180,21 @@ class Publication:
             if info is None or info.version != version or info.size != facts.size:
                 raise _changed(self._export_id, self._storage.uri(name))
 
-    def _is_written_by_another_run(self, stored: Mapping[str, tuple[FileFacts, str]]) -> bool:
-        """Whether a run of the same export has written a manifest of the same objects."""
+    def _manifest_of(self, stored: Mapping[str, tuple[FileFacts, str]]) -> KnownManifest | None:
+        """The manifest that is there now, if it is of this export and names these very objects."""
         now = self._storage.read(MANIFEST_NAME)
         known = KnownManifest.from_content(now.content) if now else KnownManifest("")
-        return (
+        is_same = (
             known.export_id == self._export_id
             and set(known.uris) == {self._storage.uri(name) for name in stored}
             and known.facts == {name: facts for name, (facts, _) in stored.items()}
         )
+        return known if is_same else None
+
+    def _name(self, uri: str) -> str | None:
+        """The name of an object at the prefix, if it is one that this provider gives."""
+        name = uri.removeprefix(self._storage.uri(""))
+        return name if name != uri and _OBJECT_NAME.fullmatch(name) else None
 
 
 def is_of(facts: FileFacts, info: StoredInfo) -> bool:

@@ -98,7 +98,7 @@ def data(storage: MemoryStorage) -> set[str]:
 
 
 class Paused(MemoryStorage):
-    """Calls `before` with the name and operation before each change."""
+    """Calls `before` with the operation and the name before each change, and before an object is read."""
 
     def __init__(self, before) -> None:
         super().__init__()
@@ -111,6 +111,10 @@ class Paused(MemoryStorage):
     def delete(self, name, version="*"):
         self.before("delete", name)
         super().delete(name, version)
+
+    def read(self, name):
+        self.before("read", name)
+        return super().read(name)
 
 
 def once(operation: str, name: str, act):
@@ -212,16 +216,64 @@ def test_an_object_of_an_earlier_version_without_a_path_counts():
 
 
 def test_a_second_export_does_not_replace_one_that_came_meanwhile():
-    """It names the other, and leaves nothing of its own."""
+    """It names the other, and deletes nothing, for another run of its export may have found its file."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     with exports(files) as source:
         storage = Paused(lambda *_: None)
         storage.before = once("put", "_manifest.json", lambda: deliver(source("aa", ["/a"], 10), storage))
         with pytest.raises(DestinationConflictError, match="the manifest of export aa"):
             deliver(source("bb", ["/b"], 20), storage)
-    assert "aa" == manifest(storage)["sendgrid_export"]["id"]
-    assert data(storage) == set(named(storage))
+        assert "aa" == manifest(storage)["sendgrid_export"]["id"]
+        assert data(storage) == {"bb-00001-of-00001.csv.gz", *named(storage)}
+        assert_proves(storage)
+        assert 0 == deliver(source("bb", ["/b"], 20), storage, replace=True).fetched_bytes
+    assert data(storage) == set(named(storage)) == {"bb-00001-of-00001.csv.gz"}
     assert_proves(storage)
+
+
+def test_an_order_that_a_run_deletes_at_its_end_is_not_stored_in_another_way():
+    """The second run read that there is no manifest before the first wrote it, and lists the files in another order."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    with exports(files) as source:
+        storage = Paused(lambda *_: None)
+        first = once("read", "_receipts/6f.json", lambda: deliver(source("6f", ["/b", "/a"], 30), storage))
+
+        def before(operation: str, name: str) -> None:
+            first(operation, name)
+            if "_manifest.json" in storage.objects:
+                assert_proves(storage)
+
+        storage.before = before
+        deliver(source("6f", ["/a", "/b"], 30), storage)
+    assert ["/b", "/a"] == [facts["path"] for facts in manifest(storage)["facts"].values()]
+    assert_proves(storage)
+
+
+def test_a_rollback_leaves_what_another_run_stored():
+    """That run may write its manifest at any time; the rows disagree with the count of this one alone."""
+    with exports({"/a": csv("a", 10)}) as source:
+        storage = MemoryStorage()
+        deliver(source("6f", ["/a"], 10), storage, write_manifest=False)
+        stored = dict(storage.objects)
+        with pytest.raises(ExportIncompleteError, match="its files hold 10 rows, SendGrid counted 11"):
+            deliver(source("6f", ["/a"], 11), storage)
+        assert stored.items() <= storage.objects.items()
+
+
+def test_what_a_manifest_replaces_is_deleted_although_its_response_was_lost():
+    """The storage's client sent it again, and was told that the manifest has changed."""
+
+    class Repeating(MemoryStorage):
+        def put(self, name, content, info, over="*"):
+            version = super().put(name, content, info, over)
+            return super().put(name, content, info, over) if name == "_manifest.json" else version
+
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    with exports(files) as source:
+        storage = Repeating()
+        deliver(source("aa", ["/a"], 10), storage)
+        deliver(source("bb", ["/b"], 20), storage, replace=True)
+    assert data(storage) == set(named(storage)) == {"bb-00001-of-00001.csv.gz"}
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
