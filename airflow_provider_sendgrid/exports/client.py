@@ -133,7 +133,7 @@ class SendGridClient:
         ):
             headers = {name.lower(): value for name, value in response.headers.items()}
             body = _Body(request, headers)
-            while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
+            while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
                 body.add(chunk)
             return Reply(response.status_code, headers, bytes(body.content), self._clock())
 

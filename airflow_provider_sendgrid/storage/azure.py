@@ -29,6 +29,7 @@ from airflow_provider_sendgrid.storage.errors import (
     NO_ANSWER,
     PASSING,
     RUN_AGAIN,
+    UNREADABLE_ANSWER,
     Failure,
     Meaning,
     Requests,
@@ -37,7 +38,7 @@ from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo,
 
 log = logging.getLogger(__name__)
 
-_TOKEN = "sendgrid-upload"  # noqa: S105  metadata, no secret
+_TOKEN = "sendgrid-write"  # noqa: S105  metadata, no secret
 # `Requests` repeats what may be repeated, and can be stopped between two attempts; the client cannot.
 _ONCE = {"retry_total": 0}
 
@@ -282,12 +283,9 @@ def _describe(error: Exception) -> Failure | None:
     if isinstance(error, HttpResponseError):
         code, status = getattr(error, "error_code", None), error.status_code
         known = str(getattr(code, "value", code)) if code else f"{status} without a code"
-        return Failure(
-            (known, str(status)), f"{known if str(status) in known else f'{status} {known}'}: {error.reason}"
-        )
+        return Failure((known, str(status)), f"{status} ({known}: {error.reason})")
     if isinstance(error, AzureError):
         return Failure((NO_ANSWER,), f"no answer ({type(error).__name__})")
-    # An answer of unknown shape.
-    if isinstance(error, (ValueError, TypeError, AttributeError, KeyError)):
+    if isinstance(error, UNREADABLE_ANSWER):
         return Failure((type(error).__name__,), f"the answer cannot be read ({type(error).__name__}: {error})")
     return None

@@ -16,6 +16,8 @@ T = TypeVar("T")
 ATTEMPTS = 6
 LONGEST_PAUSE_SECONDS = 30.0
 NO_ANSWER = "no answer"
+# What clients raise over an answer of a shape that they do not know.
+UNREADABLE_ANSWER = (ValueError, TypeError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)

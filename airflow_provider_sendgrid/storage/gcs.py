@@ -30,6 +30,7 @@ from airflow_provider_sendgrid.storage.errors import (
     ATTEMPTS,
     NO_ANSWER,
     PASSING,
+    UNREADABLE_ANSWER,
     Failure,
     Meaning,
     Requests,
@@ -45,7 +46,7 @@ _PIECE_BYTES = 1024 * 1024
 _INCOMPLETE = 308
 _TIMEOUT_SECONDS = (30, 120)
 _ABORT_TIMEOUT_SECONDS = 5
-_TOKEN = "sendgrid-upload"  # noqa: S105  metadata, no secret
+_TOKEN = "sendgrid-write"  # noqa: S105  metadata, no secret
 
 # By Google's reason, else by status; "upload" for requests to the URL of a resumable upload.
 _ERRORS: Mapping[str, Meaning] = {
@@ -297,24 +298,20 @@ def _describe(error: Exception) -> Failure | None:
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError, TransportError
     from requests import RequestException
-    from requests.exceptions import InvalidJSONError
+    from requests.exceptions import InvalidJSONError, TooManyRedirects
 
     name = type(error).__name__
     if isinstance(error, GoogleAPICallError):
         status = str(int(error.code)) if error.code else name
         return Failure((*_reasons(error.errors), status), f"{status} {error.message}")
-    if isinstance(error, TransportError) or (
-        isinstance(error, RequestException) and not isinstance(error, InvalidJSONError)
-    ):
-        return Failure((NO_ANSWER,), f"no answer ({name}: {error})")
-    if isinstance(error, GoogleAuthError):
-        return Failure((name,), f"no credentials ({name}: {error})")
-    # An answer of unknown shape, or a download whose checksum is wrong.
-    if isinstance(error, (ValueError, TypeError, AttributeError, KeyError)) or name in _UNREADABLE:
+    if isinstance(error, (InvalidJSONError, TooManyRedirects, *UNREADABLE_ANSWER)) or name in _UNREADABLE:
         return Failure((name,), f"the answer cannot be read ({name}: {error})")
-    return None
+    if isinstance(error, (TransportError, RequestException)):
+        return Failure((NO_ANSWER,), f"no answer ({name}: {error})")
+    return Failure((name,), f"no credentials ({name}: {error})") if isinstance(error, GoogleAuthError) else None
 
 
+# A download whose checksum is wrong, by whichever of Google's packages.
 _UNREADABLE = {"DataCorruption", "InvalidResponse"}
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
+from airflow_provider_sendgrid.storage.s3_arguments import split_s3_uri
+
 
 class Provider(Enum):
     """Who keeps the objects."""
@@ -53,17 +55,18 @@ class Location:
     def of(cls, path: str) -> Location:
         """Read a path: ``gs://conn_id@bucket/folder``, ``file:///folder``, ``abfss://container@account.host/folder``.
 
+        Slashes at the folder's start and end do not matter: ``s3://lake//lead/`` is ``s3://lake/lead``.
+
         Raises:
             ValueError: it cannot be read; says what it should be.
         """
+        if path.lower().startswith("s3://"):
+            return cls._of_s3(path)
         url = urlsplit(path, allow_fragments=False)
         provider = _SCHEMES.get(url.scheme)
         folder = url.path.strip("/") + (f"?{url.query}" if url.query else "")
         if provider is None or ".." in folder.split("/"):
-            raise ValueError(
-                f"path must be s3://bucket/folder, gs://bucket/folder, abfs://container/folder or file:///folder, "
-                f"not {path!r}."
-            )
+            raise _unreadable(path)
         prefix = f"{folder}/" if folder else ""
         conn_id, at, bucket = url.netloc.rpartition("@")
         if provider is Provider.LOCAL:
@@ -76,3 +79,22 @@ class Location:
         if not bucket:
             raise ValueError(f"path names no bucket: {path!r}.")
         return cls(provider, f"{url.scheme}://{bucket}/", bucket, prefix, conn_id or None)
+
+    @classmethod
+    def _of_s3(cls, path: str) -> Location:
+        """Read an S3 path as the operator for S3 does; the bucket may be an access point's ARN, which has slashes."""
+        rest = path.partition("://")[2]
+        before_slash, slash, after_slash = rest.partition("/")
+        conn_id, _, bucket = before_slash.rpartition("@")
+        if not bucket:
+            raise ValueError(f"path names no bucket: {path!r}.")
+        bucket, prefix = split_s3_uri(f"s3://{bucket}{slash}{after_slash}")
+        if ".." in prefix.split("/"):
+            raise _unreadable(path)
+        return cls(Provider.S3, f"s3://{bucket}/", bucket, prefix, conn_id or None)
+
+
+def _unreadable(path: str) -> ValueError:
+    return ValueError(
+        f"path must be s3://bucket/folder, gs://bucket/folder, abfs://container/folder or file:///folder, not {path!r}."
+    )

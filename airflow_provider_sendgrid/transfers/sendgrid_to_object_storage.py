@@ -34,7 +34,9 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
     What all deliveries take, from `export_id` to `sendgrid_conn_id`, is described at `DeliveringOperator`.
 
     Args:
-        path: the folder; a text, or an `ObjectStoragePath`. Use one folder per export or per run.
+        path: the folder; a text, or an `ObjectStoragePath`. Slashes at its start and end do not matter. An S3 bucket
+            may be the ARN of an access point, ``s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/folder``. Use
+            one folder per export or per run.
         conn_id: connection of the storage, where `path` names none.
         kwargs: what all of Airflow's operators take.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 import pytest
@@ -25,6 +26,7 @@ from airflow_provider_sendgrid.stopping import StoppedError
 from tests.file_server import FileServer
 from tests.sendgrid_source import LIMITS, HandClock, SendGrid
 from tests.short_lived_urls import fetch_over_short_lived_urls
+from tests.support.network import Server, read_request
 
 CONTACTS = 8_000  # some 450 KB of gzip, 2 MB of plain text
 SMALL_STEPS = replace(LIMITS, progress_bytes=10_000)
@@ -91,6 +93,16 @@ def test_a_urllib3_that_keeps_its_stream_elsewhere_is_read_its_own_way(sendgrid,
     with sendgrid.download(export_id) as download, download.open() as reader:
         assert sendgrid.stored(export_id) == read(reader)
     assert len(sendgrid.stored(export_id)) == download.fetched_bytes
+
+
+def test_a_urllib3_without_read1_is_read_all_the_same(sendgrid, monkeypatch):
+    """It has come with 2.2."""
+    monkeypatch.delattr("urllib3.response.HTTPResponse.read1")
+    monkeypatch.setattr("airflow_provider_sendgrid.exports.download.BufferedReader", FileServer)
+    sendgrid.emulator.configure(bytes_per_connection=200_000)
+    export_id = sendgrid.export(CONTACTS)
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        assert sendgrid.stored(export_id) == read(reader)
 
 
 def test_any_range_can_be_had(sendgrid):
@@ -538,6 +550,160 @@ def test_a_redirect_to_an_unencrypted_place_is_not_followed(session):
             download.open()
     assert [] == target.headers_seen
     assert "s3cret" not in str(caught.value)
+
+
+# --- bounded
+
+HEAD = b'HTTP/1.1 %s\r\nETag: "one"\r\nAccept-Ranges: bytes\r\n%s\r\n\r\n'
+
+
+@dataclass
+class Endless(Server):
+    """Answers the whole file straight, and anything else by `head` and then `piece` without end."""
+
+    head: bytes = b""
+    piece: bytes = b""
+    first: bytes = HEAD % (b"200 OK", b"Content-Length: 1000") + b"x" * 500
+    pause_seconds: float = 0.0
+    sent_bytes: int = 0
+
+    def serve(self, connection) -> None:
+        request = read_request(connection)
+        self.requests.append(request.decode())
+        if self.first and b"range:" not in request.lower():
+            connection.sendall(self.first)
+            return
+        connection.sendall(self.head)
+        while not self.ended.wait(self.pause_seconds) and self.sent_bytes < 200_000_000:
+            connection.sendall(self.piece)
+            self.sent_bytes += len(self.piece)
+
+
+RANGE = b"Content-Range: bytes 500-999/1000\r\n"
+CHUNK = b"%x\r\n%s\r\n" % (100_000, b"x" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (HEAD % (b"206 Partial", RANGE + b"Transfer-Encoding: chunked"), CHUNK),
+        (HEAD % (b"206 Partial", RANGE + b"Content-Length: 500"), b"x" * 100_000),
+        (HEAD % (b"206 Partial", RANGE + b"Connection: close"), b"x" * 100_000),
+    ],
+    ids=["chunked", "more than said", "until it closes"],
+)
+def test_a_range_without_end_is_read_up_to_its_end_alone(session, head, piece):
+    with Endless(head=head, piece=piece).running() as server:
+        with download_of(f"{server.url}/file", session).open() as reader:
+            assert read(reader) == b"x" * 1_000
+        server.ended.set()
+    assert server.sent_bytes < 20_000_000  # what fits into the buffers of two sockets
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (HEAD % (b"302 Found", b"Location: /elsewhere\r\nTransfer-Encoding: chunked"), "more than 3 redirects"),
+        (HEAD % (b"403 Forbidden", b"Transfer-Encoding: chunked"), "refused the URL"),
+        (HEAD % (b"503 Slow Down", b"Transfer-Encoding: chunked"), "answered 503"),
+        (HEAD % (b"416 Range", b"Transfer-Encoding: chunked"), "changed while it was read"),
+    ],
+    ids=["redirect", "refusal", "error", "no such range"],
+)
+def test_bodies_of_redirects_and_errors_are_not_read_to_their_end(session, head, said):
+    limits = replace(SMALL_STEPS, tries=1)
+    with Endless(head=head, piece=CHUNK, first=b"").running() as server:
+        with pytest.raises(ExportIncompleteError, match=said):
+            download_of(f"{server.url}/file", session, limits=limits).open()
+        server.ended.set()
+    assert server.sent_bytes < 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (HEAD % (b"403 Forbidden", b"Transfer-Encoding: chunked"), b"0"),
+    ],
+    ids=["interim responses", "a header", "the size of a chunk"],
+)
+def test_a_response_that_never_comes_to_its_body_is_left(session, head, piece):
+    """Each byte comes in time, the response does not: it has four times the timeout in all."""
+    limits = replace(SMALL_STEPS, tries=1)
+    with Endless(head=head, piece=piece, first=b"", pause_seconds=0.01).running() as server:
+        download = download_of(f"{server.url}/file", session, limits=limits, timeout_seconds=0.05)
+        with pytest.raises(ExportIncompleteError, match="no connection \\(TimeoutError\\)"):
+            download.open()
+
+
+def test_a_chunk_that_never_begins_is_left(session):
+    head = HEAD % (b"206 Partial", RANGE + b"Transfer-Encoding: chunked")
+    limits = replace(SMALL_STEPS, tries=2, stall_seconds=0.1)
+    with Endless(head=head, piece=b"0", pause_seconds=0.01).running() as server:
+        reader = download_of(f"{server.url}/file", session, limits=limits).open()
+        with reader, pytest.raises(ExportIncompleteError, match="broke \\(TimeoutError\\) at 500 of 1000"):
+            read(reader)
+        server.ended.set()
+
+
+@pytest.mark.parametrize("location", ["https://[", "//[x", "https://h:port/", "\\\\"])
+def test_a_redirect_to_no_url_is_an_error_of_ours(session, location):
+    def bend(_status, _headers):
+        return 302, {"Location": location, "Content-Length": "0"}
+
+    with FileServer({"/file": b""}, bend) as server, pytest.raises(SendGridError):
+        download_of(f"{server.url}/file", session).open()
+
+
+# --- waiting for a turn, and what is counted
+
+
+def test_an_open_file_whose_connection_was_dropped_meanwhile_is_resumed(session, clock):
+    """A large file waits for its turn with an open response; that time is not the storage's."""
+    with Endless(head=HEAD % (b"206 Partial", RANGE + b"Content-Length: 500") + b"y" * 500).running() as server:
+        with download_of(f"{server.url}/file", session, clock=clock).open() as reader:
+            clock.advance(3_600)
+            assert read(reader) == b"x" * 500 + b"y" * 500
+        server.ended.set()
+    assert len(server.requests) == 2
+
+
+def test_bytes_are_counted_while_a_part_is_filled(sendgrid):
+    """Progress is told by them."""
+    export_id = sendgrid.export(CONTACTS)
+    seen = []
+
+    def note_progress() -> float:
+        seen.append(download.received_bytes)
+        return 0.0
+
+    with sendgrid.download(export_id, clock=note_progress) as download, download.open() as reader:
+        reader.fill(memoryview(bytearray(400_000)))
+        assert (400_000, 400_000) == (download.received_bytes, download.fetched_bytes)
+    assert any(0 < count < 400_000 for count in seen)
+
+
+def test_bytes_of_several_connections_are_all_counted(session):
+    """Whatever the interpreter does between two steps of an addition."""
+    download = download_of("", session)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            for _ in range(8):
+                threads.submit(lambda: [download.count(1, again=bool(n % 2)) for n in range(10_000)])
+    finally:
+        sys.setswitchinterval(interval)
+    assert (80_000, 40_000) == (download.fetched_bytes, download.received_bytes)
+
+
+def test_what_is_read_again_is_not_counted_as_received(sendgrid):
+    sendgrid.emulator.configure(ranges=False)
+    export_id = sendgrid.export(CONTACTS)
+    sendgrid.emulator.inject(Fault("cut", listener="files", nth=1, at=200_000))
+    with sendgrid.download(export_id) as download, download.open() as reader:
+        assert len(read(reader)) == download.received_bytes == download.fetched_bytes - 200_000
 
 
 # --- secrets

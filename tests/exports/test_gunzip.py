@@ -142,6 +142,18 @@ def test_what_follows_a_file_is_not_overlooked(rubbish):
         decompressed([FILE, *cut(rubbish, range(len(rubbish)))])
 
 
+@pytest.mark.parametrize("rubbish", [b"x", b"\n", b"\0\0x", b"<html>", FILE[2:]])
+def test_what_follows_a_file_is_called_so_even_if_it_is_one_byte(rubbish):
+    with pytest.raises(ExportIncompleteError, match="something else follows"):
+        decompressed([FILE, rubbish[:1], rubbish[1:]])
+
+
+@pytest.mark.parametrize("end", [1, 4, 8, 9])
+def test_a_file_cut_within_its_trailer_is_truncated(end):
+    with pytest.raises(ExportIncompleteError, match="truncated"):
+        decompressed([FILE[:-end]])
+
+
 def test_plain_text_is_damaged_gzip():
     """Whoever is told that it is plain does not ask for its decompression."""
     with pytest.raises(ExportIncompleteError, match="damaged"):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridError, SendGridServerError
+from airflow_provider_sendgrid.exceptions import (
+    ExportExpiredError,
+    ExportIncompleteError,
+    SendGridError,
+    SendGridServerError,
+)
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 
@@ -97,6 +103,94 @@ def test_a_file_that_is_gone_is_named_by_its_path(sendgrid):
     sendgrid.files = 1
     with pytest.raises(ExportIncompleteError, match="export 6f0a2c5e no longer names the file /1; it names 1 files"):
         urls.url("/1", refused=refused)
+
+
+def test_a_file_is_found_by_its_path_whatever_the_order():
+    """Nothing promises an order, or that a file is named once."""
+    orders = iter([("/a", "/b"), ("/b", "/a"), ("/b", "/b", "/a"), ("/c", "/b", "/a", "/a")])
+
+    def get_export():
+        return ContactExport("6f", "ready", urls=tuple(f"https://files.example{path}?s=1" for path in next(orders)))
+
+    urls = SignedUrls(get_export, max_age_seconds=-1.0)
+    for _ in range(4):
+        assert urls.url("/a") == "https://files.example/a?s=1"
+
+
+def test_of_a_file_named_twice_the_url_that_was_not_refused_is_taken():
+    one, other = (f"https://files.example/a?s={n}" for n in (1, 2))
+    urls = SignedUrls(lambda: ContactExport("6f", "ready", urls=(one, other)))
+    assert urls.url("/a") == one
+    assert urls.url("/a", refused=one) == other
+
+
+NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "waited", "has_expired"), [(60, 59, False), (60, 60, True), (-1, 0, True), (None, 1e6, False)]
+)
+def test_an_export_expires_by_the_clock_of_sendgrid(expires_in, waited, has_expired):
+    """A worker's clock may be years off; what passed since the response is added."""
+    expires_at = NOW + timedelta(seconds=expires_in) if expires_in is not None else None
+    now = [0.0]
+    export = ContactExport("6f", "ready", urls=(), expires_at=expires_at, as_of=NOW)
+    urls = SignedUrls(lambda: export, clock=lambda: now[0])
+    assert not urls.has_expired()
+    urls.export()
+    now[0] = waited
+    assert urls.has_expired() is has_expired
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(60, ExportIncompleteError), (-60, ExportExpiredError)])
+def test_a_file_that_is_gone_has_expired_only_with_its_export(seconds, error):
+    export = ContactExport("6f", "ready", urls=(), expires_at=NOW + timedelta(seconds=seconds), as_of=NOW)
+    with pytest.raises(error, match="export 6f no longer names the file /a"):
+        SignedUrls(lambda: export).url("/a")
+
+
+def test_threads_that_wait_get_the_error_of_the_one_that_asks():
+    """Were each to ask in its turn, the last would wait for all tries of the others."""
+    begun, release, questions = threading.Event(), threading.Event(), []
+
+    def get_export():
+        questions.append(1)
+        begun.set()
+        assert release.wait(20)
+        raise SendGridServerError("it broke")
+
+    urls = SignedUrls(get_export)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(urls.url, "/a")
+        assert begun.wait(20)
+        together = threading.Barrier(8)
+
+        def ask():
+            together.wait(20)
+            return urls.url("/a")
+
+        others = [pool.submit(ask) for _ in range(7)]
+        together.wait(20)
+        release.set()
+        for future in (first, *others):
+            with pytest.raises(SendGridServerError, match="it broke"):
+                future.result(20)
+    assert len(questions) <= 8  # a thread that comes later asks again
+
+
+def test_a_thread_that_is_interrupted_while_it_asks_blocks_no_later_one(sendgrid):
+    """A time limit is raised in one thread; the next to need a URL asks itself."""
+    interruptions = iter([KeyboardInterrupt()])
+
+    def get_export():
+        for error in interruptions:
+            raise error
+        return sendgrid.get_export()
+
+    urls = SignedUrls(get_export)
+    with pytest.raises(KeyboardInterrupt):
+        urls.export()
+    assert urls.export().id == "6f0a2c5e"
 
 
 def test_what_asking_raises_is_passed_on_and_asked_anew_next_time(sendgrid):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import google_crc32c
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationError
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
 from airflow_provider_sendgrid.storage.gcs import GcsUpload
-from airflow_provider_sendgrid.storage.multipart import MIB
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredContent
+from lab.gcs import fake_gcs_server, gcs_server
+from tests.destinations import Destination
+from tests.support.losing_proxy import LosingProxy
 
+NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")
 CONTENT = bytes(range(251)) * (9 * MIB // 251)
 
 
@@ -173,3 +181,107 @@ def test_parts_that_wait_fail_with_the_one_before_them(session_with):
         thread.join(20)
     assert 3 == len(failures)
     assert 1 == len(set(map(id, failures)))
+
+
+@pytest.fixture
+def everything_logged():
+    """Whatever any logger of this process writes at DEBUG, as one text."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(name)s %(message)s %(args)s"))
+    # Records that the libraries put together for structured logs, too.
+    everything = logging.StreamHandler(text)
+    everything.setFormatter(Attributes())
+    loggers = [logging.getLogger(), *(each for each in logging.Logger.manager.loggerDict.values() if is_logger(each))]
+    before = [(logger, logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+        logger.disabled, logger.propagate = False, True
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().addHandler(everything)
+    yield text
+    logging.getLogger().removeHandler(handler)
+    logging.getLogger().removeHandler(everything)
+    for logger, level, disabled, propagate in before:
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
+
+
+class Attributes(logging.Formatter):
+    def format(self, record):
+        return repr(vars(record))
+
+
+def is_logger(each):
+    return isinstance(each, logging.Logger)
+
+
+def test_the_url_of_an_upload_is_in_no_log_of_any_library(session_with, everything_logged):
+    """At DEBUG, while it succeeds, is repeated, cut off, and cancelled."""
+    session = session_with(None, 503, "cut")
+    write_all(upload_to(session))
+    cancelled = upload_to(session_with(404))
+    with pytest.raises(DestinationError):
+        write_all(cancelled)
+    cancelled.abort()
+    away = GcsUpload("http://127.0.0.1:9/upload?upload_id=secret", "gs://lake/a.csv", lambda _: None)
+    with pytest.raises(DestinationError):
+        write_all(away)
+    away.abort()
+
+    assert "PUT /upload" in everything_logged.getvalue(), "urllib3 logs each request"
+    assert "secret" not in everything_logged.getvalue()
+
+
+def test_the_url_of_an_upload_that_the_client_begins_is_in_no_log(everything_logged):
+    with gcs_server() as url:
+        place = Destination.fresh("gs", url)
+        storage = place.storage()
+        upload = storage.begin("a.csv", ObjectInfo("text/csv", {}))
+        upload.write_part(1, bytearray(1 * MIB), 0)
+        upload.complete()
+        secret = upload._session_url.partition("upload_id=")[2]
+    assert secret
+    assert secret not in everything_logged.getvalue()
+
+
+@pytest.fixture(scope="module")
+def checking_server():
+    """It checks the conditions of small writes itself."""
+    with fake_gcs_server() as url:
+        yield url
+
+
+@NOT_QUICK
+def test_the_server_refuses_what_a_look_right_before_did_not_show(checking_server, monkeypatch):
+    """Another run may store the object between the look and the write."""
+    storage = Destination.fresh("gs", checking_server).storage()
+    info = ObjectInfo("text/csv", {"made-by": "us"})
+    first = storage.put("a.csv", b"first", info, None)
+    second = storage.put("a.csv", b"second", info, first)
+    monkeypatch.setattr(storage, "_raise_if_changed", lambda *_: None)
+
+    for over in (None, first):
+        with pytest.raises(DestinationChangedError):
+            storage.put("a.csv", b"third", info, over)
+
+    assert StoredContent(b"second", second) == storage.read("a.csv")
+
+
+@pytest.mark.parametrize(("over", "condition"), [(None, "0"), ("17", "17"), (ANY_VERSION, None)])
+def test_the_condition_of_an_upload_is_sent_when_it_begins(over, condition):
+    """Google compares then, and when the upload is complete; no server for tests does."""
+    with gcs_server() as url, LosingProxy(urlsplit(url).port, lambda *_: False).running() as proxy:
+        place = Destination.fresh("gs", proxy.url)
+        place.storage().begin("a.csv", ObjectInfo("text/csv", {}), over).abort()
+    [begin] = [target for method, target in proxy.requests if method == "POST" and "uploadType=resumable" in target]
+    assert [condition] == parse_qs(urlsplit(begin).query).get("ifGenerationMatch", [None])
+
+
+def test_the_condition_of_a_delete_is_sent():
+    with gcs_server() as url, LosingProxy(urlsplit(url).port, lambda *_: False).running() as proxy:
+        storage = Destination.fresh("gs", proxy.url).storage()
+        version = storage.put("a.csv", b"1", ObjectInfo("text/csv", {}))
+        storage.delete("a.csv", version)
+    [delete] = [target for method, target in proxy.requests if method == "DELETE"]
+    assert [version] == parse_qs(urlsplit(delete).query)["ifGenerationMatch"]

@@ -1,7 +1,9 @@
 """What is promised of every storage alike: S3, a folder, Google Cloud Storage, Azure Blob Storage.
 
-Each is a real server, but for the folder. All four are tested by `make test-clouds`, which installs Azure's; the quick
-tests know what S3 does from elsewhere.
+Each is a real server, but for the folder and the tests' own storage in memory. All are tested by `make test-clouds`,
+which installs Azure's and a second one of Google's; the quick tests know what S3 does from elsewhere. Of Google's two,
+gcp-storage-emulator ("gs") is what a server that ignores conditions would be, and fake-gcs-server ("gs-fake") refuses
+small writes whose conditions do not hold.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ import pytest
 from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
     DestinationConflictError,
+    DestinationError,
     DestinationRefusedError,
     ExportIncompleteError,
 )
 from airflow_provider_sendgrid.exports.urls import SignedUrls
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, crc32
 from lab.azurite import azurite
-from lab.gcs import gcs_server
+from lab.gcs import fake_gcs_server, gcs_server
 from tests.destinations import Destination
 from tests.sendgrid_source import SendGrid
 
@@ -40,7 +44,7 @@ PART = 5 * MIB
 LARGE = 25_000  # contacts in a plain file of some 6 MB: more than one part
 OPTIONS = {"part_bytes": PART, "max_concurrency": 4}
 NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")
-KINDS = [pytest.param("s3", marks=NOT_QUICK), "file", "gs", pytest.param("abfs", marks=NOT_QUICK)]
+KINDS = ["file", "gs", *(pytest.param(kind, marks=NOT_QUICK) for kind in ("s3", "gs-fake", "abfs"))]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,8 @@ def servers(tmp_path_factory, request):
                     "s3": lambda: request.getfixturevalue("s3_server"),
                     "file": lambda: str(tmp_path_factory.mktemp("folders")),
                     "gs": lambda: stack.enter_context(gcs_server()),
+                    "gs-fake": lambda: stack.enter_context(fake_gcs_server()),
+                    "memory": lambda: "",
                     "abfs": lambda: stack.enter_context(azurite(tmp_path_factory.mktemp("azurite"))),
                 }[kind]()
             return started[kind]
@@ -64,7 +70,13 @@ def servers(tmp_path_factory, request):
 
 @pytest.fixture(params=KINDS)
 def place(request, servers) -> Destination:
-    return Destination.fresh(request.param, servers(request.param))
+    return Destination.fresh(request.param.partition("-")[0], servers(request.param))
+
+
+@pytest.fixture(params=[*KINDS, "memory"])
+def any_place(request, servers) -> Destination:
+    """The tests' own storage in memory, too, which keeps what the others promise."""
+    return Destination.fresh(request.param.partition("-")[0], servers(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +189,7 @@ def test_each_object_says_what_it_is(place, large, contacts):
 
 
 def test_a_file_cut_for_good_leaves_nothing(place, large):
-    """Its first part was up already."""
+    """Its first part was up already; the next try finds the order of the files alone."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
         Fault("cut", path="*-00001.*", nth=1, at=PART + 1_000),
@@ -187,7 +199,7 @@ def test_a_file_cut_for_good_leaves_nothing(place, large):
     with pytest.raises(ExportIncompleteError, match="file 1 of 3"):
         deliver(sendgrid, place, export_id, 0, compression="none")
 
-    assert [] == place.stored_keys()
+    assert [f"in/_receipts/{export_id}.json"] == place.stored_keys()
     assert place.kind == "abfs" or [] == place.unfinished(), "Azure alone forgets blocks by itself, later"
 
 
@@ -294,7 +306,7 @@ def test_what_another_export_stored_is_refused_before_anything_is_fetched(place,
     deliver(sendgrid, place, first)
     before = place.stored_keys(), sendgrid.emulator.count(listener="files")
 
-    with pytest.raises(DestinationConflictError, match=f"the manifest of export {first}; nothing was downloaded"):
+    with pytest.raises(DestinationConflictError, match=f"the manifest of export {first}; nothing"):
         deliver(sendgrid, place, second)
 
     assert before == (place.stored_keys(), sendgrid.emulator.count(listener="files"))
@@ -379,3 +391,102 @@ def test_an_aborted_upload_leaves_what_stood_there(place):
     assert b"old" == place.read("in/parts.bin")
     assert "them" == storage.head("parts.bin").metadata["made-by"]
     assert [] == place.unfinished()
+
+
+# --- versions
+
+INFO = ObjectInfo("text/plain", {"made-by": "us"})
+
+
+def test_an_object_is_stored_over_the_expected_version_alone(any_place):
+    storage = any_place.storage()
+    first = storage.put("a.txt", b"first", INFO, None)
+    with pytest.raises(DestinationChangedError, match=r"a\.txt"):
+        storage.put("a.txt", b"rival", INFO, None)
+    second = storage.put("a.txt", b"second", INFO, first)
+    with pytest.raises(DestinationChangedError, match=r"a\.txt"):
+        storage.put("a.txt", b"rival", INFO, first)
+    assert (b"second", second) == (storage.read("a.txt").content, storage.read("a.txt").version)
+    assert INFO.metadata == storage.head("a.txt").metadata
+
+    third = storage.put("a.txt", b"third", INFO)
+
+    assert 3 == len({first, second, third})
+    assert b"third" == any_place.read("in/a.txt")
+
+
+def test_nothing_is_stored_over_an_object_that_was_deleted(any_place):
+    storage = any_place.storage()
+    version = storage.put("a.txt", b"first", INFO, None)
+    storage.delete("a.txt")
+    with pytest.raises(DestinationChangedError):
+        storage.put("a.txt", b"second", INFO, version)
+    assert [] == any_place.stored_keys()
+
+
+def upload_to(storage, content, over):
+    """Two parts of an object that is not published yet."""
+    upload = storage.begin("parts.bin", INFO, over)
+    for number, part in enumerate((bytearray(content * PART), bytearray(content)), 1):
+        upload.write_part(number, part, crc32(part))
+    return upload
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_upload_is_published_over_the_expected_version_alone(any_place, is_there):
+    """Whatever another run stored since is kept."""
+    storage = any_place.storage()
+    over = storage.put("parts.bin", b"old", INFO, None) if is_there else None
+    upload_to(storage, b"1", over).complete()
+    upload = upload_to(storage, b"2", storage.head("parts.bin").version)
+    storage.put("parts.bin", b"of another run", INFO)
+
+    with pytest.raises(DestinationChangedError, match=r"parts\.bin"):
+        upload.complete()
+    upload.abort()
+
+    assert b"of another run" == any_place.read("in/parts.bin")
+    assert [] == any_place.unfinished()
+
+
+@pytest.mark.parametrize("are_others_aborted", [False, True])
+def test_of_two_uploads_of_one_object_the_first_is_kept(any_place, are_others_aborted):
+    """The other one ends with an error that says so, never with a mixture."""
+    first_run, second_run = any_place.storage(), any_place.storage()
+    first, second = upload_to(first_run, b"1", None), upload_to(second_run, b"2", None)
+    first.complete()
+    if are_others_aborted:
+        first_run.abort_uploads("parts.bin")
+
+    with pytest.raises((DestinationChangedError, DestinationError)) as caught:
+        second.complete()
+    second.abort()
+
+    assert isinstance(caught.value, DestinationChangedError) or caught.value.code == "NoSuchUpload"
+    assert b"1" * (PART + 1) == any_place.read("in/parts.bin")
+    assert [] == any_place.unfinished()
+
+
+def test_an_object_is_deleted_at_the_expected_version_alone(any_place):
+    storage = any_place.storage()
+    first = storage.put("a.txt", b"first", INFO)
+    second = storage.put("a.txt", b"second", INFO)
+    storage.delete("a.txt", first)
+    assert b"second" == any_place.read("in/a.txt")
+    storage.delete("a.txt", second)
+    storage.delete("a.txt", second)
+    assert [] == any_place.stored_keys()
+
+
+def test_one_version_of_an_object_is_known_everywhere(any_place):
+    """From the write, a look, a read, and the list of the prefix, which holds no object of a folder below."""
+    storage = any_place.storage()
+    assert {} == storage.versions()
+    version = storage.put("a.txt", b"1", INFO, None)
+    upload_to(storage, b"1", ANY_VERSION).complete()
+    storage.put("sub/c.txt", b"1", INFO)
+    if any_place.kind not in ("file", "memory"):
+        any_place.write("index.txt", b"beside the prefix")
+
+    assert {"a.txt": version, "parts.bin": storage.head("parts.bin").version} == storage.versions()
+    assert version == storage.head("a.txt").version == storage.read("a.txt").version

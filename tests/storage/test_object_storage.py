@@ -1,0 +1,53 @@
+"""Where a path leads to: the same bucket and folder, however many slashes it has, and for S3 in both operators."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_sendgrid.storage.object_storage import Location, Provider
+
+ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/lake"
+OUTPOST = "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/lake"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "abfs"])
+@pytest.mark.parametrize("folder", ["contacts/x", "contacts/x/", "/contacts/x/", "/contacts/x", "//contacts/x//"])
+def test_slashes_around_a_folder_do_not_matter(scheme, folder):
+    location = Location.of(f"{scheme}://lake/{folder}")
+    assert ("lake", "contacts/x/", f"{scheme}://lake/") == (location.bucket, location.prefix, location.address)
+
+
+@pytest.mark.parametrize("end", ["", "/", "//"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "abfs"])
+def test_a_bucket_alone_has_an_empty_prefix(scheme, end):
+    assert not Location.of(f"{scheme}://lake{end}").prefix
+
+
+@pytest.mark.parametrize("folder", ["/srv/lake", "/srv/lake/", "//srv/lake//"])
+def test_slashes_around_a_folder_of_this_machine_do_not_matter(folder):
+    assert "/srv/lake/" == Location.of(f"file://{folder}").prefix
+
+
+@pytest.mark.parametrize("arn", [ACCESS_POINT, OUTPOST])
+@pytest.mark.parametrize("conn_id", [None, "my_lake"])
+@pytest.mark.parametrize(("folder", "prefix"), [("", ""), ("/", ""), ("/in", "in/"), ("/in/day=1/", "in/day=1/")])
+def test_the_arn_of_an_access_point_is_not_cut(arn, conn_id, folder, prefix):
+    location = Location.of(f"s3://{f'{conn_id}@' if conn_id else ''}{arn}{folder}")
+    assert (Provider.S3, f"s3://{arn}/", arn, prefix, conn_id) == (
+        location.provider,
+        location.address,
+        location.bucket,
+        location.prefix,
+        location.conn_id,
+    )
+
+
+@pytest.mark.parametrize("path", ["s3://lake/a?b=c#d", "s3://lake/a b/ü", "s3://lake/100%25"])
+def test_characters_of_an_s3_folder_stay_as_they_are(path):
+    assert path == f"{Location.of(path).address}{Location.of(path).prefix}".rstrip("/")
+
+
+@pytest.mark.parametrize("path", ["s3://", "s3:///in", "s3://conn@/in", "s3://lake/../x", "s3://a:b/in"])
+def test_an_s3_path_that_leads_nowhere_is_refused(path):
+    with pytest.raises(ValueError, match=r"path|location"):
+        Location.of(path)

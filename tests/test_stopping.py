@@ -1,0 +1,351 @@
+"""A stop ends every wait at once: pauses, connections that are being made, responses, and reads from a socket."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+
+import pytest
+
+from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.client import SendGridClient
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.fetch import fetch_parts
+from airflow_provider_sendgrid.exports.sessions import new_download_session
+from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
+from tests.support.network import Server, make_certificate, read_request
+
+DEADLINE_SECONDS = 20.0  # of the tests; what is waited for here would take 300
+LONG_SECONDS = 300.0
+HEAD = b'HTTP/1.1 %s\r\nETag: "1"\r\nAccept-Ranges: bytes\r\nContent-Length: %d\r\n%s\r\n'
+
+
+@dataclass
+class Scripted(Server):
+    """Answers each request as `answer` says, then keeps the connection until the end."""
+
+    answer: Callable[[bytes], bytes] = lambda _: b""
+    certificate: object = None
+
+    def __post_init__(self) -> None:
+        self.asked = threading.Event()
+
+    def serve(self, connection) -> None:
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            connection = context.wrap_socket(connection, server_side=True)
+            self._open.append(connection)
+        while request := read_request(connection):
+            self.requests.append(request.split(b"\r\n")[0].decode())
+            connection.sendall(self.answer(request))
+            self.asked.set()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    return make_certificate(tmp_path_factory.mktemp("right"))
+
+
+@pytest.fixture(params=["plain", "tls"])
+def server_certificate(request, certificate):
+    return certificate if request.param == "tls" else None
+
+
+def connection_to(server: Server) -> SendGridConnection:
+    verify = str(server.certificate) if server.certificate else True
+    return SendGridConnection("SG.key", server.url, timeout_seconds=LONG_SECONDS, verify=verify)
+
+
+def ends_when_stopped(work: Callable[[], object], stop: StopSignal, under_way: threading.Event) -> None:
+    """Run `work` in threads, stop it when it is under way, and see that it ends by `StoppedError`."""
+    outcomes: list[BaseException | object] = []
+
+    def run() -> None:
+        try:
+            outcomes.append(work())
+        except BaseException as error:  # noqa: BLE001 - that is what is looked at
+            outcomes.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert under_way.wait(DEADLINE_SECONDS)
+    stop.set()
+    thread.join(DEADLINE_SECONDS)
+    assert [type(each) for each in outcomes] == [StoppedError]
+
+
+def download_from(server: Server, session, stop: StopSignal, **changes) -> FileDownload:
+    options = {"limits": DownloadLimits(first_wait_seconds=LONG_SECONDS, longest_wait_seconds=LONG_SECONDS)} | changes
+    return FileDownload(
+        lambda _: f"{server.url}/file",
+        session,
+        name="file",
+        checked=str,
+        timeout_seconds=LONG_SECONDS,
+        stop=stop,
+        **options,
+    )
+
+
+# --- the signal
+
+
+def test_a_pause_ends_when_stopped():
+    stop, begun = StopSignal(), threading.Event()
+    ends_when_stopped(lambda: (begun.set(), stop.wait(LONG_SECONDS)), stop, begun)
+
+
+def test_a_pause_that_nobody_stops_takes_its_time_and_no_longer():
+    StopSignal().wait(0.0)
+    with pytest.raises(TimeoutError):
+        StopSignal().result(Future(), 0.0)
+
+
+def test_a_result_is_waited_for_until_stopped():
+    stop, begun = StopSignal(), threading.Event()
+    ends_when_stopped(lambda: (begun.set(), stop.result(Future())), stop, begun)
+    done: Future[int] = Future()
+    done.set_result(7)
+    assert stop.result(done) == 7
+
+
+def test_a_child_is_stopped_with_its_parent_and_alone():
+    parent = StopSignal()
+    one, other = parent.child(), parent.child()
+    one.set()
+    assert (parent.is_set, one.is_set, other.is_set) == (False, True, False)
+    parent.set()
+    assert other.is_set
+    assert parent.child().is_set
+
+
+def test_children_that_are_gone_leave_nothing_behind():
+    """One signal serves a delivery of any number of files."""
+    parent = StopSignal()
+    for _ in range(10):
+        parent.child()
+    assert not parent._callbacks
+
+
+def test_a_call_is_left_alone_when_stopped_and_its_late_result_is_given_back():
+    stop, begun, release, late = StopSignal(), threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        release.wait(DEADLINE_SECONDS)
+        return "late"
+
+    def note(result: str) -> None:
+        assert result == "late"
+        late.set()
+
+    ends_when_stopped(lambda: stop.call(work, late=note), stop, begun)
+    release.set()
+    assert late.wait(DEADLINE_SECONDS)
+
+
+def test_a_call_returns_and_raises_what_its_function_does():
+    assert StopSignal().call(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        StopSignal().call(lambda: 1 / 0)
+
+
+def test_a_stop_may_come_while_the_same_thread_waits_or_stops():
+    """As from a signal handler: neither may lock itself out."""
+    stop = StopSignal()
+    stop.on_set(stop.set)
+    with stop._changed:
+        stop.set()
+    with pytest.raises(StoppedError):
+        stop.wait(LONG_SECONDS)
+
+
+# --- downloads
+
+
+def half_a_file(_request: bytes) -> bytes:
+    return HEAD % (b"200 OK", 1_000, b"") + b"x" * 500
+
+
+def test_a_read_that_waits_for_bytes_ends_when_stopped(server_certificate):
+    with (
+        Scripted(certificate=server_certificate, answer=half_a_file).running() as server,
+        new_download_session(connection_to(server)) as session,
+    ):
+        stop = StopSignal()
+        reader = download_from(server, session, stop).open()
+        reader.fill(memoryview(bytearray(500)))
+        with closing(reader):
+            begun = threading.Event()
+            ends_when_stopped(lambda: (begun.set(), reader.readinto(memoryview(bytearray(10)))), stop, begun)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
+def test_a_range_that_waits_for_bytes_ends_when_stopped(server_certificate, length):
+    """Also if urllib3 reads it, because it is chunked."""
+
+    def answer(request: bytes) -> bytes:
+        if b"range:" not in request.lower():
+            return half_a_file(request)
+        head = b'HTTP/1.1 206 Partial\r\nETag: "1"\r\nContent-Range: bytes 0-999/1000\r\n%s\r\n\r\n' % length
+        return head + (b"1f4\r\n" if b"chunked" in length else b"") + b"x" * 500
+
+    with (
+        Scripted(certificate=server_certificate, answer=answer).running() as server,
+        new_download_session(connection_to(server)) as session,
+    ):
+        stop, begun = StopSignal(), threading.Event()
+        download = download_from(server, session, stop)
+        download.open().close()
+        with download.range(0, 1_000) as reader:
+            reader.fill(memoryview(bytearray(500)))
+            ends_when_stopped(lambda: (begun.set(), reader.fill(memoryview(bytearray(500)))), stop, begun)
+
+
+def test_a_response_that_does_not_come_ends_when_stopped(server_certificate):
+    with (
+        Scripted(certificate=server_certificate).running() as server,
+        new_download_session(connection_to(server)) as session,
+    ):
+        stop = StopSignal()
+        ends_when_stopped(download_from(server, session, stop).open, stop, server.asked)
+
+
+def test_an_error_body_that_does_not_come_ends_when_stopped():
+    with (
+        Scripted(answer=lambda _: HEAD % (b"403 No", 1_000, b"")).running() as server,
+        new_download_session(connection_to(server)) as session,
+    ):
+        stop = StopSignal()
+        ends_when_stopped(download_from(server, session, stop).open, stop, server.asked)
+
+
+def test_a_connection_that_is_not_made_ends_when_stopped(certificate):
+    """The server accepts it, and says nothing in TLS."""
+    begun = threading.Event()
+    with Server("hang", certificate).running() as server, new_download_session(connection_to(server)) as session:
+        stop = StopSignal()
+        download = download_from(server, session, stop)
+        ends_when_stopped(lambda: (begun.set(), download.open()), stop, begun)
+
+
+def test_a_pause_between_tries_ends_when_stopped():
+    with (
+        Scripted(answer=lambda _: HEAD % (b"503 Slow Down", 0, b"")).running() as server,
+        new_download_session(connection_to(server)) as session,
+    ):
+        stop = StopSignal()
+        ends_when_stopped(download_from(server, session, stop).open, stop, server.asked)
+
+
+def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
+    """A sibling's failure stops the file; SendGrid may take its time for the others."""
+    stop, begun, release = StopSignal(), threading.Event(), threading.Event()
+
+    def url(_refused: str | None) -> str:
+        begun.set()
+        release.wait(DEADLINE_SECONDS)
+        return ""
+
+    with new_download_session(SendGridConnection("SG.key")) as session:
+        download = FileDownload(url, session, name="file", checked=str, stop=stop)
+        ends_when_stopped(download.open, download.stop, begun)
+    release.set()
+    assert not stop.is_set
+
+
+def test_parts_that_are_under_way_end_when_stopped(server_certificate):
+    @dataclass
+    class Part:
+        room: memoryview
+
+        def release(self) -> None:
+            released.append(self)
+
+    def answer(_request: bytes) -> bytes:
+        return HEAD % (b"200 OK", 4_000, b"") + b"x" * 1_500
+
+    taken: list[Part] = []
+    released: list[Part] = []
+
+    def take(_wait: bool) -> Part:
+        taken.append(Part(memoryview(bytearray(1_000))))
+        return taken[-1]
+
+    with (
+        Scripted(certificate=server_certificate, answer=answer).running() as server,
+        new_download_session(connection_to(server)) as session,
+    ):
+        stop = StopSignal()
+        download = download_from(server, session, stop)
+        parts = fetch_parts(download, download.open(), take, 4)
+        next(parts).release()
+        ends_when_stopped(lambda: next(parts), stop, server.asked)
+    assert len(released) == len(taken)
+
+
+# --- SendGrid's API
+
+
+def get_export(server: Server, stop: StopSignal) -> ContactExport:
+    with SendGridClient(connection_to(server), stop=stop) as client:
+        return client.converse(protocol.get_export(ExportFamily.MARKETING, "6f"))
+
+
+@pytest.mark.parametrize("retry_after", [b"", b"Retry-After: 100\r\n"])
+def test_the_wait_after_a_rate_limit_ends_when_stopped(retry_after):
+    with Scripted(answer=lambda _: HEAD % (b"429 No", 0, retry_after)).running() as server:
+        stop = StopSignal()
+        ends_when_stopped(lambda: get_export(server, stop), stop, server.asked)
+
+
+def test_the_wait_for_a_response_of_the_api_ends_when_stopped(server_certificate):
+    with Scripted(certificate=server_certificate).running() as server:
+        stop = StopSignal()
+        ends_when_stopped(lambda: get_export(server, stop), stop, server.asked)
+
+
+def test_a_stopped_client_sends_nothing():
+    stop = StopSignal()
+    stop.set()
+    with Scripted().running() as server, pytest.raises(StoppedError):
+        get_export(server, stop)
+    assert server.connections == 0
+
+
+def test_threads_that_wait_for_the_same_urls_end_all_at_once():
+    """They do not ask in turn, each for as long as SendGrid takes."""
+    stop, asked, questions = StopSignal(), threading.Event(), []
+
+    def ask() -> ContactExport:
+        questions.append(1)
+        asked.set()
+        stop.wait(LONG_SECONDS)
+        raise AssertionError
+
+    urls, outcomes = SignedUrls(ask, stop=stop), []
+
+    def run() -> None:
+        try:
+            urls.url("/0")
+        except StoppedError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    assert asked.wait(DEADLINE_SECONDS)
+    stop.set()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+    assert len(outcomes) == 8
+    assert len(questions) == 1
