@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,6 +109,7 @@ def _deliver(world: World, sendgrid: Sendgrid, cell: Cell) -> None:
         _assert_nothing_incomplete(world, sendgrid, cell, run)
     else:
         run.assert_delivered(uris)
+        run.assert_was_met()
     world.calm()
     world.connect(sendgrid, _LONG_SECONDS)
     run.begin_again()
@@ -141,6 +144,9 @@ class Condition:
     def assert_delivered(self, uris: Sequence[str]) -> None:
         assert_delivered(self.world, self.sendgrid.truth, self.prefix, uris)
 
+    def assert_was_met(self) -> None:
+        """After a first try that succeeded: the condition was not only declared."""
+
 
 class Overlap(Condition):
     """Another export is delivered to the same prefix, past all faults, when the first object is about to be stored."""
@@ -158,6 +164,9 @@ class Overlap(Condition):
         self.other_uris = self.world.deliver(
             self.sendgrid.other_export_id, self.prefix, aws_conn_id="aws_direct", replace=True
         )
+
+    def assert_was_met(self) -> None:
+        assert self.other_uris
 
     def begin_again(self) -> None:
         if not self.other_uris:
@@ -208,6 +217,9 @@ class Flipped(Condition):
 
     begin_again = begin
 
+    def assert_was_met(self) -> None:
+        assert self.world.proxy.struck["corrupt"] >= 2
+
 
 class Unchecked(Condition):
     """The storage ignores checksums, and returns none."""
@@ -226,9 +238,32 @@ class Undeletable(Condition):
 
     begin_again = begin
 
+    def deliver(self) -> list[str]:
+        with _warnings() as warnings:
+            uris = super().deliver()
+        assert 1 >= sum("delete" in warning for warning in warnings), warnings
+        return uris
+
+    def assert_was_met(self) -> None:
+        assert self.world.proxy.struck["access_denied"]
+
     def assert_delivered(self, uris: Sequence[str]) -> None:
         receipts = {key for key in self.world.keys(self.prefix) if "/_receipts/" in key}
         assert_delivered(self.world, self.sendgrid.truth, self.prefix, uris, receipts)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the provider warns of meanwhile."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("airflow_provider_sendgrid")
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
 
 
 def assert_delivered(
