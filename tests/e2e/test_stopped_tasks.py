@@ -50,7 +50,7 @@ def note(event, **facts):
 
 
 class Noted(SendGridToS3Operator):
-    """Notes its process and when it is told to stop; only its first try has a timeout."""
+    """Notes its process and when Airflow calls `on_kill`; only its first try has a timeout."""
 
     def pre_execute(self, context):
         if context["ti"].try_number > 1:
@@ -197,13 +197,13 @@ def test_a_task_that_is_stopped_ends_and_leaves_no_upload_open(world, export, na
     uploads, sent = world.open_uploads(), world.proxy.received_bytes - sent_before
     world.proxy.release()
     stops = [note["at"] for note in world.notes("stopped", process.pid)]
-    assert stops, f"the task was not told to stop\n{account()}"
-    told_at = min(stops)
+    assert stops, f"on_kill was not called\n{account()}"
+    notified_at = min(stops)
     print(
-        f"\n{name}: told to stop after {told_at - asked_at:.1f} s, "
-        f"ended {ended_at - told_at:.2f} s later, {sent / 1e6:.0f} MB sent, {len(uploads)} uploads left"
+        f"\n{name}: on_kill after {notified_at - asked_at:.1f} s, "
+        f"process ended {ended_at - notified_at:.2f} s later, {sent / 1e6:.0f} MB sent, {len(uploads)} uploads left"
     )
-    assert ended_at - told_at < LIMIT_SECONDS, account()
+    assert ended_at - notified_at < LIMIT_SECONDS, account()
     assert [] == uploads, account()
 
     if stop is mark_failed:
