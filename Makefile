@@ -87,7 +87,7 @@ scale: ## 500 exports wait in one triggerer, ten requests per 20 s; SCALE="--alo
 waiting: $(ENVIRONMENT) ## what 5,000 waiting exports cost an event loop; WAITING="--waiters 500 --alone" for the contrast
 	@$(BIN)/python -m benchmarks.waiting $(WAITING)
 
-faults: $(ENVIRONMENT) ## everything that can break, broken at every door; writes the table in docs/faults.md
+faults: $(ENVIRONMENT) ## every fault at every operator and under every condition; writes build/faults.md
 	@$(BIN)/python -m pytest tests/faults/whole_matrix.py -q $(PYTEST)
 	@$(BIN)/python -m tests.faults.table
 
@@ -108,7 +108,7 @@ bench-targets: $(CLOUDS_ENVIRONMENT) ## 1 GiB to each storage, by us and by Airf
 	@.lab/env-clouds/bin/python -m benchmarks.targets $(TARGETS)
 
 clean: ## remove the environments and everything that was built
-	rm -rf .venv .lab dist site
+	rm -rf .venv .lab build dist site
 
 $(ENVIRONMENT): pyproject.toml Makefile lab/environment.py
 	@$(PYTHON) -m lab.environment .venv --airflow $(AIRFLOW) --group dev

@@ -18,6 +18,7 @@ Knows answers and how they are sent. Must not know which requests a fault strike
 | `other_host` | the files' URLs lead to another origin | `location` |
 | `null_listing` | a listing holds null instead of its entries | |
 | `unfilled` | a ready export has a count of 0 and no URLs yet | |
+| `reorder` | a ready export lists its files in reverse order | |
 | `empty`, `broken_json` | carried out, nothing or half of the answer, of honest length | |
 | `cut` | the connection ends after some bytes of the body (default: half) | `at`, `with_reset` |
 | `trickle` | slow | `bytes_per_second` |
@@ -169,6 +170,12 @@ def _empty_the_export(answer: Answer, _fault: Fault) -> Answer:
     )
 
 
+def _reverse_the_files(answer: Answer, _fault: Fault) -> Answer:
+    return _with_fields(
+        answer, lambda payload: {"urls": payload["urls"][::-1]} if isinstance(payload.get("urls"), list) else {}
+    )
+
+
 def _half(answer: Answer, fault: Fault) -> int:
     return answer.length // 2 if fault.at is None else fault.at
 
@@ -232,6 +239,7 @@ _CHANGES: Final[Mapping[str, Change]] = {
     "other_host": _lead_elsewhere,
     "null_listing": _empty_the_listing,
     "unfilled": _empty_the_export,
+    "reorder": _reverse_the_files,
     "empty": lambda answer, _: replace(answer, body=()),
     "broken_json": lambda answer, _: replace(answer, body=tuple(first_bytes(answer.body, answer.length // 2))),
     "cut": lambda answer, fault: _sending(answer, cut_after=_half(answer, fault), cut_with_reset=fault.with_reset),

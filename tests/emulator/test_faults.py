@@ -255,6 +255,19 @@ def test_an_export_may_be_ready_before_its_files_are_named(emulator, client, fam
     assert late[count] > 0
 
 
+@pytest.mark.parametrize("family", ["marketing", "legacy"])
+def test_an_export_may_list_its_files_in_another_order(emulator, client, family):
+    emulator.configure(contacts_per_file=2)
+    path = {"marketing": EXPORTS, "legacy": "/v3/contactdb/exports"}[family]
+    export_id = emulator.start_export([emulator.add_list("Seven", family=family, contacts=7)], family=family)
+    emulator.inject(Fault("reorder", nth=2))
+    orders = [
+        [url.partition("?")[0] for url in client.ask("GET", f"{path}/{export_id}").json["urls"]] for _ in range(3)
+    ]
+    assert len(orders[0]) == 4
+    assert orders[0] == orders[1][::-1] == orders[2]
+
+
 def test_one_request_among_good_ones_may_be_forbidden(emulator, client):
     emulator.inject(Fault("status", status=403, nth=2))
     assert statuses(client, 3) == [200, 403, 200]

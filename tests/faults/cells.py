@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from airflow_provider_sendgrid.emulator import Fault
-from tests.faults.matrix import Cell
+from tests.faults.matrix import CONDITIONS, Cell
 from tests.faults.storage_proxy import StorageFault
 from tests.faults.world import EXPORTS, Sendgrid, World, all_texts, is_ours, outcome_of
 
@@ -19,6 +23,7 @@ _SHORT_SECONDS, _LONG_SECONDS = 0.8, 30.0
 NEXT_STEP: Final = re.compile(
     r"\b(Check|Run|run|Start|Mend|Correct|Poll|Wait|Choose|try again|look for|Look for|One of three causes)\b"
 )
+_WRITES: Final = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 _THING: Final = re.compile(r"export|/v3/|s3://")
 
 
@@ -41,7 +46,8 @@ def _break(world: World, sendgrid: Sendgrid, cell: Cell) -> None:
         world.proxy.inject(fault)
         return
     if cell.row.side == "files":
-        aimed = {"listener": "files"}
+        # The overlapping run's files are sound.
+        aimed = {"listener": "files", "path": f"{sendgrid.export_id}-*"}
     elif cell.door == "start":
         aimed = {"method": "POST"}
     else:
@@ -95,40 +101,199 @@ def _start(world: World, sendgrid: Sendgrid, cell: Cell) -> None:
 
 def _deliver(world: World, sendgrid: Sendgrid, cell: Cell) -> None:
     prefix = world.new_prefix()
+    run = _CONDITIONS.get(cell.door, Condition)(world, sendgrid, prefix)
     _break(world, sendgrid, cell)
-    uris = _try(sendgrid, cell, lambda: world.deliver(sendgrid.export_id, prefix))
+    run.begin()
+    uris = _try(sendgrid, cell, run.deliver)
     if uris is None:
-        _assert_nothing_incomplete(world, sendgrid, cell, prefix)
+        _assert_nothing_incomplete(world, sendgrid, cell, run)
     else:
-        assert_delivered(world, sendgrid.truth, prefix, uris)
+        run.assert_delivered(uris)
+        run.assert_was_met()
     world.calm()
     world.connect(sendgrid, _LONG_SECONDS)
-    assert_delivered(world, sendgrid.truth, prefix, world.deliver(sendgrid.export_id, prefix))
+    run.begin_again()
+    run.assert_delivered(run.deliver())
 
 
-def assert_delivered(world: World, truth: Sequence[bytes], prefix: str, uris: Sequence[str]) -> None:
+@dataclass
+class Condition:
+    """Under which a delivery runs; here none."""
+
+    world: World
+    sendgrid: Sendgrid
+    prefix: str
+
+    def begin(self) -> None:
+        """Before the first try, with the fault."""
+
+    def begin_again(self) -> None:
+        """Before the second try, without it."""
+
+    def deliver(self) -> list[str]:
+        return self.world.deliver(self.sendgrid.export_id, self.prefix)
+
+    def truths(self, number: int) -> list[bytes]:
+        """What the object of this number may hold, the first one being 1."""
+        return [self.sendgrid.truth[number - 1]]
+
+    def others(self) -> set[str]:
+        """Objects at the prefix that are not this run's, and are sound."""
+        return set()
+
+    def assert_delivered(self, uris: Sequence[str]) -> None:
+        assert_delivered(self.world, self.sendgrid.truth, self.prefix, uris)
+
+    def assert_was_met(self) -> None:
+        """After a first try that succeeded: the condition was not only declared."""
+
+
+class Overlap(Condition):
+    """Another export is delivered to the same prefix, past all faults, when the first object is about to be stored."""
+
+    def begin(self) -> None:
+        self.other_uris: list[str] = []
+        self.world.proxy.before = self._meanwhile
+
+    def _meanwhile(self, operation: str, path: str) -> None:
+        if operation in _WRITES and "-of-" in path and "/_receipts/" not in path:
+            self.world.proxy.before = None
+            self._deliver_other()
+
+    def _deliver_other(self) -> None:
+        self.other_uris = self.world.deliver(
+            self.sendgrid.other_export_id, self.prefix, aws_conn_id="aws_direct", replace=True
+        )
+
+    def assert_was_met(self) -> None:
+        assert self.other_uris
+
+    def begin_again(self) -> None:
+        if not self.other_uris:
+            self._deliver_other()
+
+    def deliver(self) -> list[str]:
+        return self.world.deliver(self.sendgrid.export_id, self.prefix, replace=True)
+
+    def others(self) -> set[str]:
+        """The other export's manifest, which holds what it says, and its objects."""
+        if not self.other_uris:
+            return set()
+        found = self.world.keys(self.prefix)
+        manifest = json.loads(found[f"{self.prefix}_manifest.json"])
+        assert self.other_uris == [entry["url"] for entry in manifest["entries"]]
+        keys = [uri.removeprefix(f"s3://{self.world.s3.bucket}/") for uri in self.other_uris]
+        sums = [hashlib.sha256(found[key]).hexdigest() for key in keys]
+        assert sums == [entry["meta"]["sha256"] for entry in manifest["entries"]]
+        return {*keys, f"{self.prefix}_manifest.json"}
+
+
+class Reordered(Condition):
+    """SendGrid lists the files in another order with each answer."""
+
+    def begin(self) -> None:
+        path = f"{EXPORTS}/{self.sendgrid.export_id}"
+        self.sendgrid.emulator.inject(*(Fault("reorder", path=path, nth=number) for number in range(2, 40, 2)))
+
+    def begin_again(self) -> None:
+        self.sendgrid.emulator.inject(Fault("reorder", path=f"{EXPORTS}/{self.sendgrid.export_id}"))
+
+    def truths(self, _number: int) -> list[bytes]:
+        return self.sendgrid.truth
+
+    def assert_delivered(self, uris: Sequence[str]) -> None:
+        """Every file once, in either order."""
+        found = self.world.keys(self.prefix)
+        stored = [found[uri.removeprefix(f"s3://{self.world.s3.bucket}/")] for uri in uris]
+        truth = self.sendgrid.truth
+        assert_delivered(self.world, truth if stored == truth else truth[::-1], self.prefix, uris)
+
+
+class Flipped(Condition):
+    """One byte of the first object, and of the first part, is flipped on its way."""
+
+    def begin(self) -> None:
+        self.world.proxy.inject(*(StorageFault("corrupt", name, first=1) for name in ("PutObject", "UploadPart")))
+
+    begin_again = begin
+
+    def assert_was_met(self) -> None:
+        assert self.world.proxy.struck["corrupt"] >= 2
+
+
+class Unchecked(Condition):
+    """The storage ignores checksums, and returns none."""
+
+    def begin(self) -> None:
+        self.world.proxy.ignores_checksums = True
+
+    begin_again = begin
+
+
+class Undeletable(Condition):
+    """Nothing may be deleted: receipts stay."""
+
+    def begin(self) -> None:
+        self.world.proxy.inject(StorageFault("access_denied", "DeleteObject"))
+
+    begin_again = begin
+
+    def deliver(self) -> list[str]:
+        with _warnings() as warnings:
+            uris = super().deliver()
+        assert 1 >= sum("delete" in warning for warning in warnings), warnings
+        return uris
+
+    def assert_was_met(self) -> None:
+        assert self.world.proxy.struck["access_denied"]
+
+    def assert_delivered(self, uris: Sequence[str]) -> None:
+        receipts = {key for key in self.world.keys(self.prefix) if "/_receipts/" in key}
+        assert_delivered(self.world, self.sendgrid.truth, self.prefix, uris, receipts)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the provider warns of meanwhile."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("airflow_provider_sendgrid")
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
+
+
+def assert_delivered(
+    world: World, truth: Sequence[bytes], prefix: str, uris: Sequence[str], others: Set[str] = frozenset()
+) -> None:
     """Every byte is there, once, and the manifest says so; nothing else is."""
     keys = [uri.removeprefix(f"s3://{world.s3.bucket}/") for uri in uris]
     found = world.keys(prefix)
-    assert sorted([*keys, f"{prefix}_manifest.json"]) == sorted(found)
+    assert sorted([*keys, f"{prefix}_manifest.json", *others]) == sorted(found)
     assert list(truth) == [found[key] for key in keys]
     manifest = json.loads(found[f"{prefix}_manifest.json"])
     assert list(uris) == [entry["url"] for entry in manifest["entries"]]
+    sums = [hashlib.sha256(content).hexdigest() for content in truth]
+    assert sums == [entry["meta"]["sha256"] for entry in manifest["entries"]]
     assert [] == world.s3.open_uploads()
 
 
-def _assert_nothing_incomplete(world: World, sendgrid: Sendgrid, cell: Cell, prefix: str) -> None:
+def _assert_nothing_incomplete(world: World, sendgrid: Sendgrid, cell: Cell, run: Condition) -> None:
     """What a failed delivery leaves are whole files, for the next try to find, and no manifest.
 
     Or a plain file that the storage cut outside quotes and calls whole: until all rows are compared, nobody can tell.
     """
     is_cut_unseen = cell.row.fault.kind == "truncate" and sendgrid is world.plain
-    found = {key: content for key, content in world.keys(prefix).items() if "/_receipts/" not in key}
-    assert f"{prefix}_manifest.json" not in found
+    found = {key: content for key, content in world.keys(run.prefix).items() if "/_receipts/" not in key}
+    found = {key: content for key, content in found.items() if key not in run.others()}
+    assert f"{run.prefix}_manifest.json" not in found
     for key, content in found.items():
         number = int(re.search(r"-(\d{5})-of-", key)[1])  # type: ignore[index]
-        truth = sendgrid.truth[number - 1]
-        assert truth == content or (is_cut_unseen and truth.startswith(content))
+        truths = run.truths(number)
+        assert content in truths or (is_cut_unseen and any(truth.startswith(content) for truth in truths))
     assert [] == world.s3.open_uploads()
 
 
@@ -139,4 +304,8 @@ _DOORS: Final[dict[str, Callable[[World, Sendgrid, Cell], None]]] = {
     "deferrable": _wait,
     "start": _start,
     "deliver": _deliver,
+    **dict.fromkeys(CONDITIONS, _deliver),
 }
+_CONDITIONS: Final[dict[str, type[Condition]]] = dict(
+    zip(CONDITIONS, (Overlap, Reordered, Flipped, Unchecked, Undeletable), strict=True)
+)

@@ -48,6 +48,8 @@ OPERATIONS: Final = (
 # Of a plain file nobody can tell: its bytes have no checksum.
 _UNSEEN_IN_PLAIN: Final = ("corrupt", "truncate", "wrong_length")
 _API_ALONE: Final = ("other_host", "broken_json")
+# Here files are compared by their place.
+_MATRIX_ALONE: Final = ("reorder",)
 _FILES_ALONE: Final = ("wrong_range", "no_ranges", "changed", "expire", "truncate")
 
 
@@ -94,7 +96,7 @@ def _any_fault(chance: random.Random, is_plain: bool) -> Fault | StorageFault:
         return StorageFault(kind, operation, seconds=0.05, **times)
     listener = chance.choice(["api", "files"])
     other = _FILES_ALONE if listener == "api" else (*_API_ALONE, *(_UNSEEN_IN_PLAIN if is_plain else ()))
-    kind = chance.choice([kind for kind in KINDS if kind not in other])
+    kind = chance.choice([kind for kind in KINDS if kind not in (*other, *_MATRIX_ALONE)])
     if kind in ("hang", "trickle"):  # each costs real time
         times = {"nth": chance.randint(1, 3)}
     details = {

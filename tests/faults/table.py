@@ -1,23 +1,30 @@
-"""Writes the fault matrix into its page of the documentation: `make faults` does so when every cell has been proved."""
+"""Writes the fault matrix to `build/faults.md` and its counts to `docs/faults.md`: the last step of `make faults`."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from tests.conftest import REPOSITORY
-from tests.faults.matrix import cells, rows, table
+from tests.faults.matrix import summary, table
 
+ARTIFACT: Final = REPOSITORY / "build" / "faults.md"
 PAGE: Final = REPOSITORY / "docs" / "faults.md"
-BEGIN, END = "<!-- the matrix, written by `make faults` -->", "<!-- the end of the matrix -->"
+BEGIN, END = "<!-- counts, written by `make faults` -->", "<!-- end of the counts -->"
 
 
-def with_table(page: str) -> str:
-    """The page with the matrix of now in it."""
+def with_summary(page: str) -> str:
+    """The page with today's counts."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    counted = f"{len(list(rows()))} faults, {len(list(cells()))} cells:"
-    return f"{before}{BEGIN}\n\n{counted}\n\n{table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{summary()}\n\n{END}{after}"
+
+
+def artifact() -> str:
+    """The whole matrix as a page."""
+    return f"# The fault matrix\n\n{summary()}\n\n{table()}\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))
+    ARTIFACT.parent.mkdir(exist_ok=True)
+    ARTIFACT.write_text(artifact())
+    PAGE.write_text(with_summary(PAGE.read_text()))

@@ -40,6 +40,7 @@ class Sendgrid:
     emulator: Emulator
     clock: TickingClock
     export_id: str = ""
+    other_export_id: str = ""
     truth: list[bytes] = field(default_factory=list)
 
     @classmethod
@@ -52,6 +53,8 @@ class Sendgrid:
             large = emulator.add_list("Large", contacts=CONTACTS, ready_after=0)
             sendgrid.export_id = emulator.start_export([large])
             sendgrid.truth = [file.read() for file in emulator.export_files(sendgrid.export_id)]
+            other = emulator.add_list("Other", contacts=20, ready_after=0)
+            sendgrid.other_export_id = emulator.start_export([other])
             yield sendgrid
 
     def calm(self) -> None:
@@ -90,9 +93,10 @@ class World:
         given = json.loads(sendgrid.emulator.connection_json(timeout=timeout_seconds))
         self.monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(given))
         few = {"retries": {"mode": "standard", "max_attempts": 3}, "read_timeout": 20}
-        options = {"endpoint_url": self.proxy.url, "region_name": "us-east-1", "config_kwargs": few}
-        connection = {"conn_type": "aws", "login": "test", "password": "test", "extra": options}
-        self.monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        for name, url in (("AWS_DEFAULT", self.proxy.url), ("AWS_DIRECT", self.s3.url)):
+            options = {"endpoint_url": url, "region_name": "us-east-1", "config_kwargs": few}
+            connection = {"conn_type": "aws", "login": "test", "password": "test", "extra": options}
+            self.monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(connection))
 
     def calm(self) -> None:
         self.packed.calm()
