@@ -67,7 +67,7 @@ class SendGridClient:
         self.rate_limit = RateLimit()
         self._session = new_session(connection)
         # Or requests would parse the target of a redirect that is not followed, and raise what it finds there.
-        self._session.get_redirect_target = lambda _: None  # type: ignore[method-assign]
+        self._session.get_redirect_target = lambda _: None  # type: ignore[method-assign,assignment]
         self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock

@@ -159,7 +159,8 @@ class SendGridHook(BaseHook):
         from airflow_provider_sendgrid.exports.shared_watch import shared_watch
 
         connection = await self.aload_connection()
-        key = (self.sendgrid_conn_id, connection)
+        # Renewed certificates count for the waits that begin then.
+        key = (self.sendgrid_conn_id, connection, resolve_network(connection).tls)
         async with shared_watch(
             key, self._family, lambda: AsyncSendGridClient(connection, on_retry=self._note_retry)
         ) as watch:
@@ -292,7 +293,8 @@ class SendGridHook(BaseHook):
             needed = " or ".join(traits.scope for traits in FAMILIES.values())
             return False, f"The API key works, but cannot export contacts: it lacks the scope {needed}."
         hint = f" {protocol.LEGACY_EXPORTS}" if ExportFamily.LEGACY.value in families else ""
-        return True, f"The API key works; it may export: {', '.join(families)}.{hint} Scopes: {', '.join(scopes)}."
+        text = f"The API key works; it may export: {', '.join(families)}.{hint} Scopes: {', '.join(scopes)}."
+        return True, redact(text)
 
     @property
     def account(self) -> SendGridAccount:
