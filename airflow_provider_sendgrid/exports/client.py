@@ -133,7 +133,9 @@ class SendGridClient:
             body = _Body(request, headers)
             while not given_up.is_set() and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False)):
                 body.add(chunk)
-            return Reply(response.status_code, headers, bytes(body.content), self._clock())
+            return Reply(
+                response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
+            )
 
 
 class AsyncSendGridClient:
@@ -227,7 +229,9 @@ class AsyncSendGridClient:
                 body = _Body(request, headers)
                 async for chunk in response.aiter_raw(_CHUNK_BYTES):
                     body.add(chunk)
-                return Reply(response.status_code, headers, bytes(body.content), self._clock())
+                return Reply(
+                    response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
+                )
         except asyncio.CancelledError:
             await trace.close_connection()
             raise

@@ -418,6 +418,14 @@ def test_an_unforeseen_error_of_a_start_keeps_its_record(sendgrid_emulator, monk
     assert [run.execute("start")] == begun(sendgrid_emulator)
 
 
+@pytest.mark.usefixtures("airflow_database")
+def test_a_connection_that_is_not_found_is_left_to_airflows_retries():
+    """The secrets backend may fail for a moment."""
+    with pytest.raises(SendGridUnavailableError, match="There is no connection 'nowhere'") as caught:
+        start(sendgrid_conn_id="nowhere")
+    assert not isinstance(caught.value, AirflowFailException)
+
+
 @pytest.mark.parametrize("arguments", [{"file_type": "xml"}, {"max_file_size": 0}, {"family": "none"}])
 def test_a_wrong_argument_is_refused_before_any_request(sendgrid_emulator, arguments):
     with pytest.raises(AirflowFailException):
