@@ -3,13 +3,13 @@
 ::
 
     SendGridError                      anything below; has ``status_code`` and ``errors``
-    ├── SendGridBadRequestError        400, 413: SendGrid does not accept the request; correct the arguments
+    ├── SendGridBadRequestError        400, 402, 409, 413, 422: SendGrid does not accept the request; correct it
     ├── SendGridAuthError              401, 407: the API key or the proxy's password is wrong; correct the connection
     ├── SendGridPermissionError        403, 451: scope, product or address; the message names the causes
     ├── SendGridNotFoundError          404: no such export here; mend the id, the family or the account
     ├── SendGridRateLimitError         429: too many requests; wait ``retry_after_seconds``
     ├── SendGridServerError            5xx, or a response of unknown shape; try again
-    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; try again
+    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; or no such connection; try again
     ├── ExportFailedError              SendGrid says ``failure``; start another export
     ├── ExportExpiredError             its files are gone; start another export
     ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
@@ -130,7 +130,7 @@ class SendGridError(Exception):
 
 
 class SendGridBadRequestError(SendGridError):
-    """400 or 413: SendGrid does not accept the request."""
+    """400, 413, or with SendGrid's own message 402, 409 and 422: SendGrid does not accept the request."""
 
 
 class SendGridAuthError(SendGridError):
@@ -154,7 +154,7 @@ class SendGridServerError(SendGridError):
 
 
 class SendGridUnavailableError(SendGridError):
-    """No answer: the name, the network, TLS or a timeout."""
+    """No answer: the name, the network, TLS or a timeout; or no connection of this name was found."""
 
 
 class ExportFailedError(SendGridError):

@@ -161,10 +161,11 @@ class SendGridConnection:
 def _check_keys(name: str, given: Mapping[str, Any]) -> None:
     """Refuse misspelled keys: ignoring them could export another account's contacts, or from another region."""
     unknown = []
-    for key in given:
+    for key, value in given.items():
         if key in _EXTRA_KEYS:
             continue
-        if meant := _meant(str(key)):
+        names_region = isinstance(value, str) and value.strip().lower() in API_HOSTS
+        if meant := _meant(str(key)) or ("region" if names_region else None):
             raise ValueError(f"Connection {name!r}: extra has the unknown key {key!r}; did you mean {meant}?")
         unknown.append(redact(str(key)))
     if unknown:

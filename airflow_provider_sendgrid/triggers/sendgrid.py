@@ -52,7 +52,7 @@ class SendGridExportTrigger(BaseTrigger):
     """
 
     # Between attempts to read a connection that is not found: the secrets backend may fail for a moment.
-    connection_waits_seconds = (5.0, 15.0, 30.0, 60.0)
+    connection_waits_seconds = (1.0, 5.0, 15.0, 30.0, 60.0)
 
     def __init__(
         self,

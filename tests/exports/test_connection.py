@@ -466,6 +466,12 @@ def test_a_misspelled_key_is_refused_with_the_one_meant(key, meant):
         with_extra(**{key: "x"})
 
 
+@pytest.mark.parametrize("region", ["eu", " EU ", "global"])
+def test_a_region_under_an_unknown_key_is_refused(region):
+    with pytest.raises(ValueError, match=r"extra has the unknown key 'environment'; did you mean region\?"):
+        with_extra(environment=region)
+
+
 def test_keys_that_resemble_no_setting_are_ignored_with_one_warning(caplog):
     for _ in range(2):
         extra = {"comment": "for the newsletter", "owner": "marketing", "from_email": "x@y.z", "user_agent": "x"}

@@ -50,7 +50,7 @@ async def test_a_passing_outage_of_the_secrets_backend_is_waited_out(sendgrid_em
 
     export_id = sendgrid_emulator.start_export()
     monkeypatch.setattr(SendGridHook, "get_connection", staticmethod(lambda _: get_connection("sendgrid_default")))
-    monkeypatch.setattr(SendGridExportTrigger, "connection_waits_seconds", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(SendGridExportTrigger, "connection_waits_seconds", (0.0,) * 5)
     [event] = await events_of(trigger_for(export_id, sendgrid_conn_id="elsewhere"))
     assert outcome == event["outcome"]
     if outcome == "error":
