@@ -1,8 +1,8 @@
 """Two drivers of the protocol: requests in a worker, httpx on the event loop.
 
-Only here requests wait and are sent. Redirects are not followed (SendGrid's API knows none). Whatever is raised while a
-request is sent and its response is read becomes a `SendGridError` without its text, which may name URLs with a query;
-whether the request may have been accepted all the same is decided by `sending`.
+Only here requests wait and are sent. Redirects are not followed (SendGrid's API knows none). Whatever is raised once
+sending began, and each network error before, becomes a `SendGridError` without its text, which may name URLs with a
+query; whether the request may have been accepted all the same is decided by `sending`.
 
 A response is bounded in its size, unpacked, and in its time, from the first byte sent to the last received.
 """
@@ -116,7 +116,9 @@ class SendGridClient:
             return self._sent(request, given_up)
         except SendGridError:
             raise
-        except Exception as error:  # noqa: BLE001 - the libraries let through errors of others
+        except Exception as error:  # the libraries let through errors of others
+            if not sending.has_begun and not is_foreseen(type(error)):
+                raise
             raise _failed(error, request, self.connection, sending) from None
 
     def _sent(self, request: Request, given_up: threading.Event) -> Reply:
@@ -237,7 +239,9 @@ class AsyncSendGridClient:
             raise
         except SendGridError:
             raise
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # likewise
+            if not sending.has_begun and not is_foreseen(type(error)):
+                raise
             raise _failed(error, request, self.connection, sending) from None
 
 

@@ -97,6 +97,12 @@ class Sending:
         with self._lock:
             self._is_given_up = True
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether bytes of the request may have been sent."""
+        with self._lock:
+            return self._has_begun
+
     def may_have_been_accepted(self, error: BaseException) -> bool:
         """Whether the request may have reached SendGrid, although it ended with this error."""
         when = when_raised(type(error))
