@@ -3,13 +3,13 @@
 ::
 
     SendGridError                      anything below; has ``status_code`` and ``errors``
-    ├── SendGridBadRequestError        400, 413: SendGrid does not accept the request; correct the arguments
+    ├── SendGridBadRequestError        400, 402, 409, 413, 422: SendGrid does not accept the request; correct it
     ├── SendGridAuthError              401, 407: the API key or the proxy's password is wrong; correct the connection
     ├── SendGridPermissionError        403, 451: scope, product or address; the message names the causes
     ├── SendGridNotFoundError          404: no such export here; mend the id, the family or the account
     ├── SendGridRateLimitError         429: too many requests; wait ``retry_after_seconds``
     ├── SendGridServerError            5xx, or a response of unknown shape; try again
-    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; try again
+    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; or no such connection; try again
     ├── ExportFailedError              SendGrid says ``failure``; start another export
     ├── ExportExpiredError             its files are gone; start another export
     ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
@@ -27,6 +27,7 @@ or a signed URL: every message goes through `redact`.
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,11 +45,42 @@ _SECRETS = (
 )
 
 
+# Keys of connections, by their text: a gateway's need not look like SendGrid's.
+_HIDDEN: dict[str, re.Pattern[str]] = {}
+# A shorter text is part of too many words.
+_LEAST_SECRET_CHARACTERS = 8
+
+
+def hide_secret(secret: str) -> None:
+    """Have `redact` hide this text from now on: as it is, percent-encoded, in base64, or torn apart by blanks."""
+    if secret in _HIDDEN or len(secret) < _LEAST_SECRET_CHARACTERS:
+        return
+    letters = (f"(?:{re.escape(each)}|%{ord(each):02x})" for each in secret)
+    encoded = b64encode(secret.encode()).decode().rstrip("=")
+    _HIDDEN[secret] = re.compile(rf"{r'[^!-~]*'.join(letters)}|{re.escape(encoded)}=*", re.IGNORECASE)
+
+
+def holds_key(text: str) -> bool:
+    """Whether there is an API key in a text: one like SendGrid's, or one that is hidden."""
+    return any(pattern.search(text) for pattern in (_SECRETS[0][0], *_HIDDEN.values()))
+
+
 def redact(text: str) -> str:
     """`text` without API keys, signatures, security tokens and passwords in URLs."""
+    for pattern in tuple(_HIDDEN.values()):
+        text = pattern.sub("***", text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_all(value: Any) -> Any:
+    """A JSON value with each text in it redacted, keys of mappings too."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(str(key)): redact_all(each) for key, each in value.items()}
+    return [redact_all(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class SendGridError(Exception):
@@ -74,10 +106,7 @@ class SendGridError(Exception):
     ) -> None:
         super().__init__(redact(message))
         self.status_code = status_code
-        self.errors = tuple(
-            {key: redact(value) if isinstance(value, str) else value for key, value in error.items()}
-            for error in errors
-        )
+        self.errors: tuple[dict[str, Any], ...] = tuple(redact_all(error) for error in errors)
         self.may_have_been_accepted = may_have_been_accepted
 
     def to_event(self) -> dict[str, Any]:
@@ -101,7 +130,7 @@ class SendGridError(Exception):
 
 
 class SendGridBadRequestError(SendGridError):
-    """400 or 413: SendGrid does not accept the request."""
+    """400, 413, or with SendGrid's own message 402, 409 and 422: SendGrid does not accept the request."""
 
 
 class SendGridAuthError(SendGridError):
@@ -125,7 +154,7 @@ class SendGridServerError(SendGridError):
 
 
 class SendGridUnavailableError(SendGridError):
-    """No answer: the name, the network, TLS or a timeout."""
+    """No answer: the name, the network, TLS or a timeout; or no connection of this name was found."""
 
 
 class ExportFailedError(SendGridError):

@@ -126,7 +126,7 @@ class ContactExport:
         metadata = _first(payload, "metadata")
         return cls(
             id=_text(payload.get("id")) or export_id,
-            status=_text(payload.get("status")) or "",
+            status=redact(_text(payload.get("status")) or ""),
             urls=_urls(payload.get("urls")),
             message=redact(_text(payload.get("message")) or "") or None,
             contact_count=_count(_first(payload, "contact_count")),

@@ -76,12 +76,14 @@ class Reply:
         headers: with names in lower case.
         body: decoded from its Content-Encoding, and bounded by the driver.
         received_at: seconds since the epoch, to read headers that name a moment.
+        on_behalf_of: the subuser that the request acted for, for messages.
     """
 
     status_code: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
     received_at: float
+    on_behalf_of: str | None = None
 
 
 Conversation: TypeAlias = Generator[Request, Reply, T]
@@ -468,8 +470,15 @@ _UNEXPECTED = (
     SendGridServerError,
     "Check the connection's host and proxy: this is not a response of SendGrid's API.",
 )
+_BAD_REQUEST = (SendGridBadRequestError, "Correct the arguments: ids belong to one family, sizes are in MB.")
+# Where SendGrid's own errors come with them; without, they are not SendGrid's.
+_ERRORS_OF_SENDGRID: dict[int, tuple[type[SendGridError], str]] = {
+    402: (SendGridBadRequestError, "Check that the account's plan is paid and includes Marketing Campaigns."),
+    409: (SendGridBadRequestError, "It conflicts with something else on the account: see SendGrid's message."),
+    422: _BAD_REQUEST,
+}
 _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
-    400: (SendGridBadRequestError, "Correct the arguments: ids belong to one family, sizes are in MB."),
+    400: _BAD_REQUEST,
     401: (
         SendGridAuthError,
         (
@@ -501,7 +510,14 @@ _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
     ),
 }
 # What SendGrid says with a 400 when the arguments are not the reason.
-_LACKS_PERMISSION = re.compile(r"authori[sz]|permission|forbidden|not allowed", re.IGNORECASE)
+_LACKS_PERMISSION = re.compile(
+    r"authori[sz]ation required|(not |un)authori[sz]ed|permission (denied|required)|(lacks?|no|insufficient) permission"
+    r"|access (denied|forbidden)|^forbidden",
+    re.IGNORECASE,
+)
+_OF_A_PROXY = (
+    "A proxy on the way probably refused this, not SendGrid: ask its administrators to allow the connection's host."
+)
 _PLAN_OR_PERMISSION = (
     "The account's plan or the key's permission is missing: check that the plan includes Marketing Campaigns, and that "
     "the key has the scope marketing.read (family='marketing') or marketing_campaigns.read (family='legacy')."
@@ -513,8 +529,9 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
     status = response.status_code
     errors = _errors(response.body)
     said = _joined(errors) or ("an HTML page" if _is_html(response) else "no message")
-    error_class, usual_step = _ERRORS.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
-    next_step = _next_step(response, request, said, usual_step)
+    known = _ERRORS | _ERRORS_OF_SENDGRID if _is_sendgrids(response) else _ERRORS
+    error_class, usual_step = known.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
+    next_step = _next_step(response, request, errors, usual_step)
     error = error_class(
         f"{what}: SendGrid answered {status} ({said}). {next_step}",
         status_code=status,
@@ -527,7 +544,7 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
     return error
 
 
-def _next_step(response: Reply, request: Request, said: str, usual_step: str) -> str:
+def _next_step(response: Reply, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:
     """What to do about an error; `usual_step` unless the response or the request says more than the status."""
     status = response.status_code
     is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
@@ -535,13 +552,45 @@ def _next_step(response: Reply, request: Request, said: str, usual_step: str) ->
         return _redirect_step(response)
     if status in (400, 401, 403, 404) and _is_html(response):
         return _UNEXPECTED[1]  # a proxy sent it
-    if status == 400 and _LACKS_PERMISSION.search(said):
+    if status == 403 and _is_of_a_proxy(response):
+        return _OF_A_PROXY
+    if status == 400 and any(_is_about_permission(error) for error in errors):
         return _PLAN_OR_PERMISSION
+    if status in (400, 401, 403) and response.on_behalf_of:
+        usual_step = (
+            f"The connection acts for the subuser {response.on_behalf_of!r} (on_behalf_of): check that it exists, and "
+            f"that the key's account may act for it. Otherwise: {usual_step}"
+        )
     if status == 404 and not is_by_id:
         usual_step = "Check the family ('marketing' or 'legacy'), the region and the account of the connection."
     if status in (403, 404) and request.target == FAMILIES[ExportFamily.LEGACY].exports_path:
         return f"{LEGACY_EXPORTS} Otherwise: {usual_step}"
     return usual_step
+
+
+def _is_about_permission(error: Mapping[str, Any]) -> bool:
+    """Whether the reason is not an argument: SendGrid names the argument, and quotes what is wrong with it."""
+    text = re.sub(r"'[^']*'|\"[^\"]*\"", "", str(error.get("message", "")))
+    return not (error.get("field") or error.get("parameter")) and _LACKS_PERMISSION.search(text) is not None
+
+
+def _is_sendgrids(response: Reply) -> bool:
+    """Whether the body is JSON that holds an error, as SendGrid's do."""
+    return _is_json(response) and bool(_errors(response.body))
+
+
+def _is_of_a_proxy(response: Reply) -> bool:
+    """Whether a proxy seems to have refused: it says so, or the body is a text, which SendGrid does not send."""
+    is_text = bool(response.body.strip()) and not _is_json(response)
+    return "x-squid-error" in response.headers or is_text or ("via" in response.headers and not _is_sendgrids(response))
+
+
+def _is_json(response: Reply) -> bool:
+    try:
+        json.loads(response.body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _redirect_step(response: Reply) -> str:
@@ -619,7 +668,7 @@ def _said(error: Mapping[str, Any]) -> str:
 
 def _is_html(response: Reply) -> bool:
     kind = response.headers.get("content-type", "").lower()
-    return "html" in kind or response.body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html"))
+    return "html" in kind or response.body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
 
 
 def time_at_sendgrid(response: Reply) -> datetime:

@@ -16,7 +16,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 
 from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, BaseEventTrigger, BaseTrigger, TriggerEvent
-from airflow_provider_sendgrid.exceptions import SendGridError, redact
+from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
 from airflow_provider_sendgrid.exports.seen import SeenExports
@@ -50,6 +50,9 @@ class SendGridExportTrigger(BaseTrigger):
         max_wait: longest time between two polls with `exponential_backoff`, in seconds.
         silent_fail: log SendGrid's refusals and go on waiting.
     """
+
+    # Between attempts to read a connection that is not found: the secrets backend may fail for a moment.
+    connection_waits_seconds = (1.0, 5.0, 15.0, 30.0, 60.0)
 
     def __init__(
         self,
@@ -103,7 +106,9 @@ class SendGridExportTrigger(BaseTrigger):
         schedule = PollSchedule.for_sensor(
             self.poll_interval, exponential_backoff=self.exponential_backoff, max_wait=self.max_wait
         )
-        async with SendGridHook(self.sendgrid_conn_id, self.family).watch() as watch:
+        hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        await self._load_connection(hook)
+        async with hook.watch() as watch:
             return await watch.wait(
                 export_id,
                 schedule,
@@ -111,6 +116,22 @@ class SendGridExportTrigger(BaseTrigger):
                 end_time=float("inf") if self.end_time is None else self.end_time,
                 rides_out_refusals=self.silent_fail,
             )
+
+    async def _load_connection(self, hook: SendGridHook) -> None:
+        """Read the connection; a few times if it is not found, until the deadline of the wait."""
+        for seconds in self.connection_waits_seconds:
+            try:
+                await hook.aload_connection()
+            except SendGridUnavailableError as error:
+                seconds_left = float("inf") if self.end_time is None else self.end_time - time.time()
+                if seconds_left <= 0:
+                    raise
+                wait = min(seconds, seconds_left)
+                self.log.warning("%s Trying again in %.0f s.", error, wait)
+                await asyncio.sleep(wait)
+            else:
+                return
+        await hook.aload_connection()
 
 
 def sighting_event(sighting: Sighting) -> dict[str, Any]:

@@ -597,6 +597,66 @@ def test_a_400_about_permission_names_plan_and_permission(said):
     assert "arguments" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ("additional property 'file_typ' is not allowed", "file_typ"),
+        ("additional property is not allowed", None),
+        ("value 9000 is not allowed, the maximum is 5000", "max_file_size"),
+        ("invalid list id: 'Authorised buyers'", None),
+        ("no such list: 'not authorized'", None),
+        ("permission denied", "list_ids"),
+    ],
+)
+def test_a_400_about_an_argument_does_not_blame_the_plan(said, field):
+    _, error = get_export(refusal(400, said, field=field))
+    assert "Correct the arguments" in str(error)
+    assert "plan" not in str(error)
+
+
+@pytest.mark.parametrize("status", [402, 409, 422])
+def test_refusals_in_sendgrids_own_words_are_not_retried(status):
+    requests, error = get_export(refusal(status, "no"))
+    assert type(error) is SendGridBadRequestError
+    assert len(requests) == 1
+    assert "not a response of SendGrid" not in str(error)
+
+
+@pytest.mark.parametrize("status", [402, 409, 422])
+def test_the_same_statuses_without_sendgrids_words_are_unexpected(status):
+    _, error = get_export(reply(status, b"no"))
+    assert type(error) is SendGridServerError
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refusal_names_the_subuser_that_the_connection_acts_for(status):
+    refused = replace(refusal(status, "subuser not found"), on_behalf_of="branch")
+    _, error = get_export(*[refused] * 3)
+    assert "acts for the subuser 'branch' (on_behalf_of)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"Access denied by policy. Squid/5.7", {}),
+        (b"", {"x_squid_error": "ERR_ACCESS_DENIED 0"}),
+        (b"", {"via": "1.1 squid"}),
+        (b"{}", {"via": "1.1 squid"}),
+    ],
+)
+def test_a_403_of_a_proxy_names_the_proxy(body, headers):
+    _, error = get_export(*[reply(403, body, **headers)] * 3)
+    assert type(error) is SendGridPermissionError
+    assert "A proxy on the way" in str(error)
+    assert "scope" not in str(error)
+
+
+@pytest.mark.parametrize("headers", [{}, {"via": "1.1 proxy"}])
+def test_a_403_in_sendgrids_words_names_the_scope(headers):
+    _, error = get_export(*[reply(403, {"errors": [{"message": "access forbidden"}]}, **headers)] * 3)
+    assert "lacks the scope" in str(error)
+
+
 def test_a_401_names_both_regions():
     _, error = get_export(refusal(401, "authorization required"))
     for part in ("'global' (api.sendgrid.com)", "'eu' (api.eu.sendgrid.com)", "account's region only"):

@@ -9,8 +9,9 @@ from importlib import import_module
 
 import pytest
 
-from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS
+from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowNotFoundException
 from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("no_shortest_wait")]
@@ -33,6 +34,37 @@ async def test_it_fires_one_event_when_the_export_is_ready(ticking_emulator):
 
     assert ("ready", 2, None) == (event["outcome"], event["export"]["polls"], event["error"])
     assert (export_id, "ready", 1) == tuple(event["export"][name] for name in ("id", "status", "file_count"))
+
+
+@pytest.mark.parametrize(("failures", "outcome"), [(1, "ready"), (3, "ready"), (9, "error")])
+async def test_a_passing_outage_of_the_secrets_backend_is_waited_out(sendgrid_emulator, monkeypatch, failures, outcome):
+    """To Airflow a backend that fails and one that has no such connection are the same."""
+    found = SendGridHook.get_connection
+    left = [failures]
+
+    def get_connection(name):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise AirflowNotFoundException("throttled")
+        return found(name)
+
+    export_id = sendgrid_emulator.start_export()
+    monkeypatch.setattr(SendGridHook, "get_connection", staticmethod(lambda _: get_connection("sendgrid_default")))
+    monkeypatch.setattr(SendGridExportTrigger, "connection_waits_seconds", (0.0,) * 5)
+    [event] = await events_of(trigger_for(export_id, sendgrid_conn_id="elsewhere"))
+    assert outcome == event["outcome"]
+    if outcome == "error":
+        assert "SendGridUnavailableError" == event["error"]["type"]
+        assert "is_setting" not in event
+
+
+async def test_a_connection_that_is_not_found_is_not_waited_for_after_the_deadline(monkeypatch):
+    def get_connection(_name):
+        raise AirflowNotFoundException
+
+    monkeypatch.setattr(SendGridHook, "get_connection", staticmethod(get_connection))
+    [event] = await events_of(trigger_for("an-id", sendgrid_conn_id="elsewhere", end_time=time.time()))
+    assert "There is no connection 'elsewhere'" in event["error"]["message"]
 
 
 async def test_it_comes_back_from_the_database_as_it_was():
