@@ -20,7 +20,7 @@ from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
 from airflow_provider_sendgrid.exports.seen import SeenExports
-from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting
+from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class SendGridExportTrigger(BaseTrigger):
         exponential_backoff: begin with `poll_interval` and double the time between polls.
         max_wait: longest time between two polls with `exponential_backoff`, in seconds.
         silent_fail: log SendGrid's refusals and go on waiting.
+        not_before: when SendGrid may be polled first, in seconds since the epoch, because it has asked to wait.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SendGridExportTrigger(BaseTrigger):
         exponential_backoff: bool = False,
         max_wait: float | None = None,
         silent_fail: bool = False,
+        not_before: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.export_id = export_id
@@ -73,11 +75,12 @@ class SendGridExportTrigger(BaseTrigger):
         self.exponential_backoff = exponential_backoff
         self.max_wait = max_wait
         self.silent_fail = silent_fail
+        self.not_before = not_before
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The path of this class and its arguments, for the metadata database."""
         names = ("export_id", "family", "sendgrid_conn_id", "poll_interval", "end_time", "start_time")
-        defaults = {"exponential_backoff": False, "max_wait": None, "silent_fail": False}
+        defaults = {"exponential_backoff": False, "max_wait": None, "silent_fail": False, "not_before": None}
         # What has its default is left out: a triggerer with an older version of the provider accepts the rest.
         chosen = [name for name, default in defaults.items() if getattr(self, name) != default]
         path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -100,6 +103,9 @@ class SendGridExportTrigger(BaseTrigger):
 
     async def _wait(self) -> Sighting:
         export_id = parse_export_id(self.export_id)
+        for name in ("end_time", "start_time", "not_before"):
+            if (value := getattr(self, name)) is not None:
+                require_seconds(name, value)
         schedule = PollSchedule.for_sensor(
             self.poll_interval, exponential_backoff=self.exponential_backoff, max_wait=self.max_wait
         )
@@ -110,6 +116,8 @@ class SendGridExportTrigger(BaseTrigger):
                 started_at=time.time() if self.start_time is None else self.start_time,
                 end_time=float("inf") if self.end_time is None else self.end_time,
                 rides_out_refusals=self.silent_fail,
+                not_before=self.not_before,
+                has_polled=self.start_time is not None,  # by the sensor
             )
 
 
