@@ -128,6 +128,8 @@ class _Waiter:
         seen = self._with_listed(self.state.last_seen)
         outcome = Outcome.FAILURE if seen.export.status == FAILURE else Outcome.TIMEOUT
         error = reason or seen.last_error
+        if reason and seen.last_error:
+            error = type(reason)(f"{reason} The poll before it: {seen.last_error}")
         self._end(replace(seen, outcome=outcome, waited_seconds=waited_seconds, last_error=error))
 
     def _with_listed(self, seen: Sighting) -> Sighting:
