@@ -434,7 +434,8 @@ class SharedWatch:
         if self._due or self._by_id:
             now = self._clock()
             moments.append(_loop_time() + (self._slots.rate_limit.wait_seconds(now) or _SLOW_SECONDS))
-        seconds = max(0.0, min(moments) - _loop_time()) if moments else None
+        # Not in a busy loop: a clock may not be able to show what is left.
+        seconds = max(0.001, min(moments) - _loop_time()) if moments else None
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wakeup.wait(), seconds)
 
