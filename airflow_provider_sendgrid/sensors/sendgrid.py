@@ -62,12 +62,13 @@ class SendGridExportSensor(BaseSensorOperator):
     |---|---|
     | ``ready`` | succeeds; the summary is its XCom: no URLs; with polls and waited_seconds |
     | ``pending`` | waits; polls after 2 s at first, then slower, up to `poke_interval` |
+    | ``ready`` with a count of 0 and no files | polls again after 5 s, then succeeds |
     | ``ready``, but no files and no count of 0 | waits up to 5 minutes, then fails (`ExportWithoutFilesError`) |
     | any other status | waits as for ``pending`` and names the status when time is up |
-    | 5xx, 429, no answer | waits until `timeout`, whose message then gives the error; ``Retry-After`` is respected |
+    | 5xx, 429, no answer | waits until `timeout`, which names the error; respects ``Retry-After``, up to 10 minutes |
     | ``failure`` | fails with SendGrid's message, without another try |
     | files expired | fails and says so, without another try |
-    | a single 403 or 404 between served polls | waits; after 4 in a row it fails (in reschedule mode at once) |
+    | a single 403 or 404 after the first poll | waits; after 4 in a row it fails (in reschedule mode at once) |
     | 401, 403, 404, ... | fails with the reason; Airflow's retries apply |
 
     An `export_id` that cannot be one, and a connection that cannot be right, fail the task without another try.

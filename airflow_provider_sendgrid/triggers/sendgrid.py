@@ -145,13 +145,14 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     The event says ``id``, ``family``, ``export_type``, ``list_ids``, ``segment_ids``, ``contact_count``,
     ``created_at``, ``completed_at`` and ``expires_at``: JSON values and no URL. ``contact_count`` is null where it
-    could not be had. Several exports may be ready at once, and one DAG run may then serve several events: let it
-    look at all of them.
+    could not be fetched within seconds. Several exports may be ready at once, and one DAG run may then serve several
+    events: let it look at all of them.
 
     Each export fires once. From Airflow 3.3 on what has fired is remembered in the asset's state store, so a restart of
     the triggerer neither repeats nor loses one (the two seconds around an event excepted: if the triggerer is killed
     then, the event may come twice), and triggers on one connection share one poll. What the store holds of an export is
-    deleted a day after it failed, expired or was last listed. From 3.0 to 3.2 nothing is
+    deleted a day after it failed, expired or was last listed. What was ready before the first look does not fire later,
+    even if that look lacked it. From 3.0 to 3.2 nothing is
     remembered: after a restart, what became ready meanwhile is missed; with `since` it fires, and with it all that has
     become ready since then.
 

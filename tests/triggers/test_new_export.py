@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from contextlib import aclosing
@@ -442,10 +443,10 @@ async def test_an_export_that_was_ready_before_an_empty_first_look_does_not_fire
 
 async def test_counts_that_do_not_come_delay_no_event(sendgrid_emulator, monkeypatch):
     monkeypatch.setattr(Trigger, "count_seconds", 0.2)
-    sendgrid_emulator.clear_faults() if hasattr(sendgrid_emulator, "clear_faults") else None
-    sendgrid_emulator.inject(Fault("hang", path="*/exports/*", method="GET"))
+    sendgrid_emulator.clear_faults()
+    sendgrid_emulator.inject(Fault("hang", path="*/exports/*", method="GET", seconds=3.0))
     news = [export(f"e{number}") for number in range(6)]
-    [_, look] = await fired(trigger_on(), [], news)
+    [_, look] = await asyncio.wait_for(fired(trigger_on(), [], news), 2.5)
     assert [each["contact_count"] for each in look] == [None] * 6
 
 
