@@ -99,6 +99,7 @@ class Patience:
         longest_wait_seconds: a longer wait, even one that SendGrid asks for, is not begun.
         slot_seconds: so long 429s are waited out, beyond the tries: hundreds of tasks may want the same few slots.
         jitter: answers numbers from 0 to 1; spreads the waits between half and all of their length.
+        seconds_left: until the caller's deadline; a longer wait is not begun either.
     """
 
     tries: int = 6
@@ -106,6 +107,7 @@ class Patience:
     longest_wait_seconds: float = 120.0
     slot_seconds: float = 0.0
     jitter: Callable[[], float] = random.random
+    seconds_left: Callable[[], float] = field(default=lambda: math.inf, repr=False)
 
     def wait_seconds(self, tried: int) -> float:
         """How long to wait after `tried` requests, where SendGrid does not say."""
@@ -124,25 +126,41 @@ _MAX_ERROR_CHARACTERS = 400
 _GRACE_TRIES = 3
 # No wait that SendGrid asks for is longer: larger values are garbage.
 _MAX_ASKED_SECONDS = 86_400.0
-_SECOND_LOOK_SECONDS = 5.0
 # Quotes and brackets show that something else was rendered as text.
 _ID = re.compile(r"[^\s\"'\[\](){}<>,]{1,200}")
 _NO_IDS = frozenset({"none", "null", "undefined", "nil", "nan", "0"})
+# No window of a rate limit is longer: what is left of it would stop all requests for as long.
+_MAX_WINDOW_SECONDS = 120.0
+# What one response says of an export is checked after so long, where one is not enough.
+SECOND_LOOK_SECONDS = 5.0
 
 
 # What can be asked
 
 
+def is_empty(export: ContactExport) -> bool:
+    """Whether SendGrid calls it ready with a count of 0 and names no files."""
+    return export.status == READY and not export.urls and export.contact_count == 0
+
+
 def get_export(
-    family: ExportFamily, export_id: str, patience: Patience = DEFAULT_PATIENCE
+    family: ExportFamily,
+    export_id: str,
+    patience: Patience = DEFAULT_PATIENCE,
+    *,
+    is_doubtful: Callable[[ContactExport], bool] = is_empty,
 ) -> Conversation[ContactExport]:
     """The status of one export.
 
     Source: "Export Contacts Status" and "Export recipients status". A 404 is repeated a few times: a new id may not be
     known everywhere yet.
 
-    An export that is ready with a count of 0 and no URLs is requested once more after 5 seconds, and the second
-    response counts: count and URLs may be filled in a moment after the status.
+    Args:
+        family: of the export.
+        export_id: its id.
+        patience: how often, and how long.
+        is_doubtful: such an export is requested once more after 5 seconds, and the second response counts. Usually one
+            that is ready with a count of 0 and no URLs: both may be filled in a moment after the status.
 
     Raises:
         SendGridError: the status could not be fetched; the subclass says why.
@@ -157,10 +175,11 @@ def get_export(
         return ContactExport.from_status(payload, export_id=export_id, as_of=time_at_sendgrid(response))
 
     export = yield from _ask(request, what, patience, read, also_retried=(404,))
-    if export.status != READY or export.urls or export.contact_count != 0:
+    if not is_doubtful(export):
         return export
-    because = f"{what}: ready with a count of 0 and no files. Checking once more before it counts as empty."
-    again = replace(request, after_seconds=_SECOND_LOOK_SECONDS, because=because)
+    seen = "ready with a count of 0 and no files" if is_empty(export) else "expired"
+    because = f"{what}: {seen}, by one response. Checking once more before that counts."
+    again = replace(request, after_seconds=SECOND_LOOK_SECONDS, because=because)
     return (yield from _ask(again, what, patience, read, also_retried=(404,)))
 
 
@@ -290,9 +309,11 @@ def _broken(message: str, response: Reply, request: Request) -> SendGridServerEr
         if is_start
         else "Run the task again; if it fails again, check the connection's host and proxy."
     )
-    return SendGridServerError(
+    error = SendGridServerError(
         f"{message} {next_step}", status_code=response.status_code, may_have_been_accepted=is_start
     )
+    error.retry_after_seconds = _pause_seconds(response)
+    return error
 
 
 def _wait_before_retry(error: SendGridError, tried: int, patience: Patience, passing: Collection[int]) -> float | None:
@@ -304,11 +325,11 @@ def _wait_before_retry(error: SendGridError, tried: int, patience: Patience, pas
     wait = patience.wait_seconds(tried)
     asked = error.retry_after_seconds
     if asked is None:
-        return wait
+        return wait if wait < patience.seconds_left() else None
     # A little later than asked and not all at once: others wait for the same moment. Never sooner than without the
     # header: it may name a moment that has passed.
     wait = max(wait, asked + patience.jitter() * min(1.0 + asked / 10, 5.0))
-    return wait if asked <= patience.longest_wait_seconds else None
+    return wait if asked <= patience.longest_wait_seconds and wait < patience.seconds_left() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,9 +559,7 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
         errors=errors,
         may_have_been_accepted=request.method == "POST" and not 400 <= status < 500,
     )
-    error.retry_after_seconds = _retry_after_seconds(response)
-    if error.retry_after_seconds is None and status == 429:
-        error.retry_after_seconds = rate_limit_wait_seconds(response)
+    error.retry_after_seconds = _pause_seconds(response)
     return error
 
 
@@ -691,6 +710,16 @@ def rate_limit_wait_seconds(response: Reply) -> float | None:
     return _seconds_until(response.headers.get("x-ratelimit-reset", ""), response) if asked is None else asked
 
 
+def _pause_seconds(response: Reply) -> float | None:
+    """How long to wait after a response that is no result; a limit's reset counts where the limit is used up."""
+    remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
+    is_used_up = response.status_code == 429 or (remaining is not None and remaining < 1)
+    if (asked := _retry_after_seconds(response)) is not None or not is_used_up:
+        return asked
+    until_reset = rate_limit_wait_seconds(response)
+    return None if until_reset is None else min(until_reset, _MAX_WINDOW_SECONDS)
+
+
 def _retry_after_seconds(response: Reply) -> float | None:
     return _seconds_until(response.headers.get("retry-after", ""), response)
 
@@ -730,19 +759,21 @@ class RateLimit:
     def note(self, response: Reply) -> None:
         """Remember ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``, if the response has them."""
         self._remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
-        self._resets_at = response.received_at + (rate_limit_wait_seconds(response) or 0.0)
+        window = min(rate_limit_wait_seconds(response) or 0.0, _MAX_WINDOW_SECONDS)
+        self._resets_at = response.received_at + window
 
     def wait_seconds(self, now: float) -> float:
         """How long to wait before the next request; 0 where one is left, or where SendGrid never said."""
-        if self._remaining is None or self._remaining >= 1:
-            return 0.0
-        return min(max(0.0, self._resets_at - now), DEFAULT_PATIENCE.longest_wait_seconds)
+        return self._window_seconds(now) if self.spare(now) < 1 else 0.0
 
     def spare(self, now: float) -> float:
         """Requests that are left in this window; infinite where SendGrid never said."""
-        if self._remaining is None or now >= self._resets_at:
-            return float("inf")
-        return self._remaining
+        return float("inf") if self._remaining is None or not self._window_seconds(now) else self._remaining
+
+    def _window_seconds(self, now: float) -> float:
+        """What is left of the window; 0 where that cannot be right, because the clock was set back."""
+        left = self._resets_at - now
+        return left if 0 < left <= _MAX_WINDOW_SECONDS else 0.0
 
 
 def _number(text: str) -> float | None:

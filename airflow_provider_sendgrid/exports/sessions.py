@@ -87,6 +87,8 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
             "User-Agent": _user_agent(),
         },
         timeout=connection.timeout_seconds,
+        # No limit: requests that hang must not keep others from a connection. Callers bound how many are in flight.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         trust_env=False,
         verify=network.tls,
         proxy=_httpx_proxy(network.proxy_for(connection.base_url), network),

@@ -1077,3 +1077,41 @@ def test_the_last_answer_counts():
 def test_reprs_show_neither_answers_nor_secrets():
     """Answers hold signed URLs."""
     assert "secret" not in repr(reply(200, {"urls": ["https://secret"]}))
+
+
+# --- limits and deadlines that cannot be right
+
+
+@pytest.mark.parametrize("reset", ["86400", str(int(NOW) + 86_400), "18000000"])
+def test_no_window_of_a_rate_limit_is_longer_than_two_minutes(reset):
+    noted = protocol.RateLimit()
+    noted.note(reply(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset=reset))
+    assert noted.wait_seconds(NOW) == 120.0
+    assert noted.spare(NOW + 121) == float("inf")
+
+
+def test_a_clock_that_is_set_back_does_not_lengthen_a_window():
+    noted = protocol.RateLimit()
+    noted.note(reply(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset="60"))
+    assert (noted.wait_seconds(NOW - 3600), noted.spare(NOW - 3600)) == (0.0, float("inf"))
+
+
+def test_no_retry_begins_after_the_deadline():
+    requests, error = get_export(refusal(503), reply(200, READY), patience=replace(CALM, seconds_left=lambda: 0.0))
+    assert (len(requests), error.status_code) == (1, 503)
+
+
+@pytest.mark.parametrize(
+    "broken", [lambda headers: reply(503, {}, **headers), lambda headers: reply(200, b"?", **headers)]
+)
+def test_a_used_up_limit_is_waited_for_after_a_broken_response_too(broken):
+    """Else the wait for a slot would be part of the next try, and unbounded by the caller's patience."""
+    refused = broken({"x_ratelimit_remaining": "0", "x_ratelimit_reset": "40"})
+    _, error = get_export(refused, patience=replace(CALM, longest_wait_seconds=5.0))
+    assert error.retry_after_seconds == 40.0
+
+
+@pytest.mark.parametrize("change", [{"id": None, "message": "upstream timed out"}, {"errors": [{"message": "no"}]}])
+def test_a_failure_that_is_not_an_exports_is_repeated(change):
+    requests, export = get_export(reply(200, {"id": "6f0a2c5e", "status": "failure"} | change), reply(200, READY))
+    assert (len(requests), export.status) == (2, "ready")

@@ -200,6 +200,27 @@ async def test_many_waits_share_one_loop_without_blocking_it(sendgrid_emulator):
     ]
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"poll_interval": None}, {"poll_interval": "60"}, {"max_wait": "1", "exponential_backoff": True}]
+)
+async def test_a_wrong_interval_fails_its_own_wait_only_and_is_named(sendgrid_emulator, arguments):
+    export_id = sendgrid_emulator.start_export()
+
+    [wrong], [right] = await asyncio.gather(
+        events_of(trigger_for(export_id, **arguments)), events_of(trigger_for(export_id))
+    )
+
+    assert ("error", True) == (wrong["outcome"], wrong["is_setting"])
+    assert f"{next(iter(arguments))} must be a number of seconds" in wrong["error"]["message"]
+    assert "ready" == right["outcome"]
+
+
+async def test_not_before_is_stored_only_where_it_is_set():
+    """Triggers of the previous version load, and a triggerer of the previous version loads most of ours."""
+    assert "not_before" not in trigger_for("an-id").serialize()[1]
+    assert trigger_for("an-id", not_before=7.0).serialize()[1]["not_before"] == 7.0
+
+
 @pytest.mark.skipif(HAS_EVENT_TRIGGERS, reason="Airflow 3 has such triggers")
 async def test_airflow_2_is_told_that_it_starts_no_dag_from_a_trigger():
     with pytest.raises(RuntimeError, match="needs Airflow 3"):
