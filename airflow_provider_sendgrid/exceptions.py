@@ -3,13 +3,13 @@
 ::
 
     SendGridError                      anything below; has ``status_code`` and ``errors``
-    ├── SendGridBadRequestError        400, 413: SendGrid does not accept the request; correct the arguments
+    ├── SendGridBadRequestError        400, 402, 409, 413, 422: SendGrid does not accept the request; correct it
     ├── SendGridAuthError              401, 407: the API key or the proxy's password is wrong; correct the connection
     ├── SendGridPermissionError        403, 451: scope, product or address; the message names the causes
     ├── SendGridNotFoundError          404: no such export here; mend the id, the family or the account
     ├── SendGridRateLimitError         429: too many requests; wait ``retry_after_seconds``
     ├── SendGridServerError            5xx, or a response of unknown shape; try again
-    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; try again
+    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; or no such connection; try again
     ├── ExportFailedError              SendGrid says ``failure``; start another export
     ├── ExportExpiredError             its files are gone; start another export
     ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
@@ -38,6 +38,15 @@ def redact(text: str) -> str:
     return redaction.redact(text)
 
 
+def redact_all(value: Any) -> Any:
+    """A JSON value with each text in it redacted, keys of mappings too."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(str(key)): redact_all(each) for key, each in value.items()}
+    return [redact_all(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 class SendGridError(Exception):
     """Anything that went wrong between us and SendGrid.
 
@@ -61,10 +70,7 @@ class SendGridError(Exception):
     ) -> None:
         super().__init__(redact(message))
         self.status_code = status_code
-        self.errors = tuple(
-            {key: redact(value) if isinstance(value, str) else value for key, value in error.items()}
-            for error in errors
-        )
+        self.errors: tuple[dict[str, Any], ...] = tuple(redact_all(error) for error in errors)
         self.may_have_been_accepted = may_have_been_accepted
 
     def to_event(self) -> dict[str, Any]:
@@ -88,7 +94,7 @@ class SendGridError(Exception):
 
 
 class SendGridBadRequestError(SendGridError):
-    """400 or 413: SendGrid does not accept the request."""
+    """400, 413, or with SendGrid's own message 402, 409 and 422: SendGrid does not accept the request."""
 
 
 class SendGridAuthError(SendGridError):
@@ -112,7 +118,7 @@ class SendGridServerError(SendGridError):
 
 
 class SendGridUnavailableError(SendGridError):
-    """No answer: the name, the network, TLS or a timeout."""
+    """No answer: the name, the network, TLS or a timeout; or no connection of this name was found."""
 
 
 class ExportFailedError(SendGridError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +53,30 @@ _QUERIES_APART = (
 )
 
 
+# Keys of connections, by their text: a gateway's need not look like SendGrid's.
+_HIDDEN: dict[str, re.Pattern[str]] = {}
+# A shorter text is part of too many words.
+_LEAST_SECRET_CHARACTERS = 8
+
+
+def hide_secret(secret: str) -> None:
+    """Have `redact` hide this text from now on: as it is, percent-encoded, in base64, or torn apart by blanks."""
+    if secret in _HIDDEN or len(secret) < _LEAST_SECRET_CHARACTERS:
+        return
+    letters = (f"(?:{re.escape(each)}|%{ord(each):02x})" for each in secret)
+    encoded = b64encode(secret.encode()).decode().rstrip("=")
+    _HIDDEN[secret] = re.compile(rf"{r'[^!-~]*'.join(letters)}|{re.escape(encoded)}=*", re.IGNORECASE)
+
+
+def holds_key(text: str) -> bool:
+    """Whether there is an API key in a text: one like SendGrid's, or one that is hidden."""
+    return any(pattern.search(text) for pattern in (_SECRETS[0][0], *_HIDDEN.values()))
+
+
 def redact(text: str) -> str:
     """`text` without API keys, signatures, security tokens, passwords in URLs and queries of URLs."""
+    for pattern in tuple(_HIDDEN.values()):
+        text = pattern.sub("***", text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import re
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_sendgrid import exceptions
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError, redact
+from airflow_provider_sendgrid.redaction import hide_secret
 
 KEY = f"SG.{'k3y-' * 5}ab.{'S3cret_' * 6}z"
 SIGNATURE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -177,3 +179,23 @@ def test_an_error_needs_a_text():
     """An exception without text helps nobody."""
     parameters = inspect.signature(SendGridError).parameters
     assert parameters["message"].default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize(
+    "shape", [str, str.lower, lambda key: quote(key, safe="").replace("-", "%2d"), lambda key: f"{key[:9]} {key[9:]}"]
+)
+def test_the_key_of_a_connection_is_hidden_whatever_its_form(shape):
+    key = "a-gateways/own+secret"
+    hide_secret(key)
+    shown = shape(key)
+    error = SendGridError(
+        f"key {shown} is bad", errors=[{"message": shown, "field": {"key": shown}, "help": [shown], shown: 1}]
+    )
+    assert shown not in str(error)
+    assert shown not in str(error.errors)
+    assert shown not in str(error.to_event())
+
+
+def test_a_short_secret_is_not_hidden_in_every_word():
+    hide_secret("key")
+    assert redact("the key is bad") == "the key is bad"

@@ -1,8 +1,8 @@
 """Two drivers of the protocol: requests in a worker, httpx on the event loop.
 
-Only here requests wait and are sent. Redirects are not followed (SendGrid's API knows none). What requests and httpx
-raise becomes `SendGridUnavailableError` without their texts, for these may name URLs with a query; whether the request
-may have been accepted all the same is decided by `sending`.
+Only here requests wait and are sent. Redirects are not followed (SendGrid's API knows none). Whatever is raised once
+sending began, and each network error before, becomes a `SendGridError` without its text, which may name URLs with a
+query; whether the request may have been accepted all the same is decided by `sending`.
 
 A response is bounded in its size, unpacked, and in its time, from the first byte sent to the last received.
 """
@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
-from http.client import HTTPException
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
     ExportIncompleteError,
+    SendGridAuthError,
     SendGridError,
     SendGridServerError,
     SendGridUnavailableError,
@@ -28,7 +29,7 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
-from airflow_provider_sendgrid.exports.sending import Sending, Trace, recorded_in
+from airflow_provider_sendgrid.exports.sending import Sending, Trace, is_foreseen, recorded_in
 from airflow_provider_sendgrid.exports.sessions import ACCEPTED_ENCODING, new_async_client, new_session, own_headers
 from airflow_provider_sendgrid.stopping import StopSignal
 
@@ -66,6 +67,8 @@ class SendGridClient:
         self.rate_limit = RateLimit()
         self._stop = stop or StopSignal()
         self._session = new_session(connection)
+        # Or requests would parse the target of a redirect that is not followed, and raise what it finds there.
+        self._session.get_redirect_target = lambda _: None  # type: ignore[method-assign,assignment]
         self._on_retry = on_retry
         self._sleep = sleep or self._stop.wait
         self._clock = clock
@@ -96,9 +99,6 @@ class SendGridClient:
         self.close()
 
     def _answer(self, request: Request) -> Reply:
-        import requests
-        import urllib3
-
         if request.because:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
@@ -110,8 +110,8 @@ class SendGridClient:
             exchange = partial(self._exchange, request, sending)
             reply = self._stop.call(exchange, _longest_answer_seconds(self.connection), name="sendgrid-api")
             is_done = True
-        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
-            raise _unavailable(error, request, self.connection, sending) from None
+        except TimeoutError as error:
+            raise _failed(error, request, self.connection, sending) from None
         finally:
             if not is_done:
                 sending.interrupt()
@@ -119,23 +119,33 @@ class SendGridClient:
         return reply
 
     def _exchange(self, request: Request, sending: Sending) -> Reply:
-        with (
-            recorded_in(sending),
-            self._session.request(
-                request.method,
-                self.connection.base_url + request.target,
-                json=request.body,
-                headers={"Accept-Encoding": ACCEPTED_ENCODING},
-                timeout=self.connection.timeout_seconds,
-                allow_redirects=False,
-                stream=True,
-            ) as response,
-        ):
+        try:
+            with recorded_in(sending):
+                return self._sent(request)
+        except SendGridError:
+            raise
+        except Exception as error:  # the libraries let through errors of others
+            if not sending.has_begun and not is_foreseen(type(error)):
+                raise
+            raise _failed(error, request, self.connection, sending) from None
+
+    def _sent(self, request: Request) -> Reply:
+        with self._session.request(
+            request.method,
+            self.connection.base_url + request.target,
+            json=request.body,
+            headers={"Accept-Encoding": ACCEPTED_ENCODING},
+            timeout=self.connection.timeout_seconds,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
             headers = {name.lower(): value for name, value in response.headers.items()}
             body = _Body(request, headers)
             while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
                 body.add(chunk)
-            return Reply(response.status_code, headers, bytes(body.content), self._clock())
+            return Reply(
+                response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
+            )
 
 
 class AsyncSendGridClient:
@@ -197,8 +207,6 @@ class AsyncSendGridClient:
         await self.aclose()
 
     async def _answer(self, request: Request) -> Reply:
-        import httpx
-
         if request.because:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
@@ -210,9 +218,7 @@ class AsyncSendGridClient:
         try:
             reply = await asyncio.wait_for(exchange, _longest_answer_seconds(self.connection))
         except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-            raise _unavailable(TimeoutError(), request, self.connection, sending) from None
-        except (httpx.HTTPError, OSError) as error:  # httpx lets some errors of TLS through
-            raise _unavailable(error, request, self.connection, sending) from None
+            raise _failed(TimeoutError(), request, self.connection, sending) from None
         finally:
             sending.give_up()
         self.rate_limit.note(reply)
@@ -233,10 +239,18 @@ class AsyncSendGridClient:
                 body = _Body(request, headers)
                 async for chunk in response.aiter_raw(_CHUNK_BYTES):
                     body.add(chunk)
-                return Reply(response.status_code, headers, bytes(body.content), self._clock())
+                return Reply(
+                    response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
+                )
         except asyncio.CancelledError:
             await trace.close_connection()
             raise
+        except SendGridError:
+            raise
+        except Exception as error:  # likewise
+            if not sending.has_begun and not is_foreseen(type(error)):
+                raise
+            raise _failed(error, request, self.connection, sending) from None
 
 
 def _wait_seconds(request: Request, rate_limit: RateLimit, now: float) -> float:
@@ -284,20 +298,43 @@ class _Body:
         )
 
 
-def _unavailable(
-    error: BaseException, request: Request, connection: SendGridConnection, sending: Sending
-) -> SendGridUnavailableError:
+# How urllib3 and httpx word a proxy's refusal of CONNECT.
+_REFUSED_TUNNEL = re.compile(r"(?:Tunnel connection failed: |^)([1-9][0-9]{2})\b")
+
+
+def _failed(error: BaseException, request: Request, connection: SendGridConnection, sending: Sending) -> SendGridError:
+    """The error for a request without a response that can be read."""
     what = f"{request.method} {urlsplit(request.target).path} at {connection.base_url}"
     kind = type(error).__name__
     sending.give_up()
-    may_have_arrived = sending.may_have_been_accepted(error)
-    if not may_have_arrived:
-        return SendGridUnavailableError(
-            f"{what}: no connection ({kind}). Check the host, the network's rules, the proxy and its TLS."
+    if not sending.may_have_been_accepted(error):
+        return _not_connected(error, what)
+    is_start = request.method == "POST"
+    if not is_foreseen(type(error)):
+        return SendGridServerError(
+            f"{what}: the response cannot be read ({kind}). Check the connection's host and proxy: this is not a "
+            "response of SendGrid's API.",
+            may_have_been_accepted=is_start,
         )
     return SendGridUnavailableError(
         f"{what}: the connection broke or the answer did not come in time ({kind}, timeout "
         f"{connection.timeout_seconds:g} s, {_longest_answer_seconds(connection):g} s in all). Check that the host "
         "answers from here, or raise the connection's timeout.",
-        may_have_been_accepted=request.method == "POST",
+        may_have_been_accepted=is_start,
     )
+
+
+def _not_connected(error: BaseException, what: str) -> SendGridError:
+    kind = type(error).__name__
+    refused = _REFUSED_TUNNEL.search(str(error)) if kind == "ProxyError" else None
+    if refused is None:
+        return SendGridUnavailableError(
+            f"{what}: no connection ({kind}). Check the host, the network's rules, the proxy and its TLS."
+        )
+    what = f"{what}: no connection (the proxy refused the tunnel with {refused[1]})."
+    if refused[1] == "407":
+        return SendGridAuthError(
+            f"{what} Check the user and the password in the proxy's URL: in the connection's proxy, or in HTTPS_PROXY.",
+            status_code=407,
+        )
+    return SendGridUnavailableError(f"{what} Check that the proxy allows this host and port, and reaches it.")

@@ -10,10 +10,15 @@ import difflib
 import ipaddress
 import logging
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_sendgrid.exceptions import redact
+from airflow_provider_sendgrid.redaction import hide_secret, holds_key
 
 API_HOSTS = {"global": "https://api.sendgrid.com", "eu": "https://api.eu.sendgrid.com"}
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -40,19 +45,34 @@ _BOOLEANS = {
 _PLACEHOLDER = re.compile(r"\*{3,}")
 
 _EXTRA_KEYS = ("region", "on_behalf_of", "timeout", "verify", "proxy")
-# Other names that people give these settings, without separators and in lower case.
-_MEANT = {
-    **{key.replace("_", ""): key for key in _EXTRA_KEYS},
-    **dict.fromkeys(("dataregion", "dataresidency", "residency", "eu", "isdataresidencyeu"), "region"),
-    **dict.fromkeys(("subuser", "subaccount", "behalfof", "impersonate", "accountid"), "on_behalf_of"),
-    **dict.fromkeys(("timeoutseconds", "requesttimeout", "readtimeout", "connecttimeout"), "timeout"),
-    **dict.fromkeys(("verifyssl", "sslverify", "verifytls", "ssl", "cabundle", "cafile", "cacert", "capath"), "verify"),
-    **dict.fromkeys(("proxies", "httpproxy", "httpsproxy", "proxyurl"), "proxy"),
-    **dict.fromkeys(("host", "apihost", "baseurl", "apiurl", "url", "endpoint", "endpointurl"), "the field 'API host'"),
-    **dict.fromkeys(("apikey", "key", "token", "password", "sendgridapikey"), "the field 'API key' (password)"),
+_HOST, _KEY = "the field 'API host'", "the field 'API key' (password)"
+_OWN_KEYS = f"its keys in extra itself ({', '.join(_EXTRA_KEYS)})"
+# What keys with other names mean that contain one of these, in lower case and without separators; first match wins.
+_MEANT_BY_PART = {
+    **dict.fromkeys(("behalf", "subuser", "account", "impersonat", "actingas", "username", "teammate"), "on_behalf_of"),
+    **dict.fromkeys(("region", "residency", "datacent", "europe", "country"), "region"),
+    **dict.fromkeys(("timeout",), "timeout"),
+    **dict.fromkeys(("verif", "certif", "cabundle", "cafile", "cacert", "capath", "insecure"), "verify"),
+    **dict.fromkeys(("proxy", "proxies"), "proxy"),
+    **dict.fromkeys(("host", "baseurl", "apiurl", "endpoint"), _HOST),
+    **dict.fromkeys(("apikey", "password", "token", "secret", "bearer"), _KEY),
 }
-# How alike two names must be for one to be a misspelling of the other: 0 to 1.
+# The same by whole words: these are parts of too many others.
+_MEANT_BY_WORD = {
+    **dict.fromkeys(("user", "obo", "act", "child", "tenant", "parent", "header", "headers"), "on_behalf_of"),
+    **dict.fromkeys(("eu", "location", "zone", "geo", "reg", "rgn"), "region"),
+    **dict.fromkeys(("ssl", "tls", "ca", "cert"), "verify"),
+    **dict.fromkeys(("url", "domain", "server"), _HOST),
+    **dict.fromkeys(("key",), _KEY),
+    **dict.fromkeys(("extra", "extras"), _OWN_KEYS),
+}
+# Keys with such a word that are known to mean something else.
+_UNRELATED = ("user_agent",)
+# How alike two names must be for one to be a misspelling of the other, and a name's word for one: 0 to 1.
 _ALIKE = 0.7
+_WORD_ALIKE = 0.8
+# Characters of a user and a password that only one of the two clients takes for what they are.
+_UNENCODED = re.compile(r"[^!-~]|[\[\]\\#?/@]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +122,25 @@ class SendGridConnection:
                 key that resembles none of these is ignored with a warning.
 
         Raises:
-            ValueError: a setting is missing or wrong; names the setting and the right value.
+            ValueError: a setting is missing or wrong; names the setting and the right value, without secrets.
         """
-        given = {key: value for key, value in (extra or {}).items() if value not in (None, "")}
+        hide_secret((password or "").strip())
+        try:
+            return cls._parse(name, password, host, port, schema, extra or {})
+        except ValueError as error:
+            raise ValueError(redact(str(error))) from None
+
+    @classmethod
+    def _parse(
+        cls,
+        name: str,
+        password: str | None,
+        host: str | None,
+        port: int | None,
+        schema: str | None,
+        extra: Mapping[str, Any],
+    ) -> SendGridConnection:
+        given = {key: value for key, value in extra.items() if value not in (None, "")}
         _check_keys(name, given)
         region = _region(name, given.get("region"))
         return cls(
@@ -126,24 +162,37 @@ class SendGridConnection:
 def _check_keys(name: str, given: Mapping[str, Any]) -> None:
     """Refuse misspelled keys: ignoring them could export another account's contacts, or from another region."""
     unknown = []
-    for key in given:
+    for key, value in given.items():
         if key in _EXTRA_KEYS:
             continue
-        if meant := _meant(str(key)):
+        names_region = isinstance(value, str) and value.strip().lower() in API_HOSTS
+        if meant := _meant(str(key)) or ("region" if names_region else None):
             raise ValueError(f"Connection {name!r}: extra has the unknown key {key!r}; did you mean {meant}?")
-        unknown.append(str(key))
+        unknown.append(redact(str(key)))
     if unknown:
         _warn_of_unknown(name, tuple(unknown))
 
 
 def _meant(key: str) -> str | None:
     """The setting that a misspelled key of extra resembles, None where it resembles none."""
-    plain = re.sub(r"[^a-z0-9]", "", key.lower().removeprefix("extra__sendgrid__"))
-    if plain in _MEANT:
-        return _MEANT[plain]
+    text = unicodedata.normalize("NFKD", key.removeprefix("extra__sendgrid__"))
+    words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
+    if "_".join(words) in _UNRELATED:
+        return None
+    plain = "".join(words)
+    if not plain:  # letters of another alphabet
+        return f"one of {', '.join(_EXTRA_KEYS)}"
     names = {each.replace("_", ""): each for each in _EXTRA_KEYS}
-    near = difflib.get_close_matches(plain, names, n=1, cutoff=_ALIKE)
-    return names[near[0]] if near else None
+    if near := difflib.get_close_matches(plain, names, n=1, cutoff=_ALIKE):
+        return names[near[0]]
+    by_part = (meant for part, meant in _MEANT_BY_PART.items() if part in plain)
+    by_word = (_MEANT_BY_WORD[word] for word in words if word in _MEANT_BY_WORD)
+    by_misspelled_word = (
+        _MEANT_BY_PART[near[0]]
+        for word in words
+        if (near := difflib.get_close_matches(word, _MEANT_BY_PART, n=1, cutoff=_WORD_ALIKE))
+    )
+    return next(by_part, None) or next(by_word, None) or next(by_misspelled_word, None)
 
 
 @cache
@@ -194,6 +243,8 @@ def _base_url(name: str, host: str | None, port: int | None, schema: str | None,
                 f"Connection {name!r}: port {port} has no host to belong to. Set the host, or leave the port empty."
             )
         return API_HOSTS[region or "global"]
+    if holds_key(text):
+        raise ValueError(f"Connection {name!r}: the host holds an API key. Put the key into {_KEY}.")
     match = _URL.fullmatch(text.lower() if "://" in text else f"https://{text.lower()}")
     number = int(match["port"] or port or 0) if match else -1
     if match is None or not _is_host(match["host"]) or not 0 <= number <= 65535:
@@ -257,6 +308,8 @@ def _on_behalf_of(name: str, value: Any) -> str | None:
             f"Connection {name!r}: on_behalf_of must be the user name of a subuser, or 'account-id' and an id, not "
             f"{value!r}. Remove it to act for the account itself."
         )
+    if holds_key(text):
+        raise ValueError(f"Connection {name!r}: on_behalf_of holds an API key. Put the key into {_KEY}.")
     if not text.isprintable() or not text.isascii():
         raise ValueError(f"Connection {name!r}: on_behalf_of holds characters that no header can carry.")
     return text
@@ -298,7 +351,7 @@ def _proxy(name: str, value: Any) -> str | None:
 
 
 def checked_proxy(setting: str, value: Any) -> str:
-    """A proxy's URL, checked.
+    """A proxy's URL, checked, and with its user and password in the one form that both clients read alike.
 
     Args:
         setting: the setting's name, for the message.
@@ -309,13 +362,29 @@ def checked_proxy(setting: str, value: Any) -> str:
     """
     text = value.strip() if isinstance(value, str) else ""
     scheme, _, rest = text.partition("://")
+    scheme = scheme.lower()
+    credentials, _, rest = rest.rpartition("@")
     authority, _, path = rest.partition("/")
-    match = re.fullmatch(r"(?:[^@\s]*@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^@:\s\[\]]+)(?::(?P<port>\d{1,5}))?", authority)
-    if scheme.lower() not in _PROXY_SCHEMES or match is None or not _is_host(match["host"].lower()) or path:
+    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^@:\s\[\]]+)(?::(?P<port>\d{1,5}))?", authority)
+    if scheme not in _PROXY_SCHEMES or match is None or not _is_host(match["host"].lower()) or path:
         raise ValueError(
             f"{setting} must be a URL such as http://proxy.example:3128, with one of the schemes "
             f"{', '.join(_PROXY_SCHEMES)} and without a path."
         )
     if match["port"] is not None and not 0 < int(match["port"]) < 65536:
         raise ValueError(f"{setting} must be a URL such as http://proxy.example:3128: its port must be 1 to 65535.")
-    return f"{scheme.lower()}://{authority}"
+    return f"{scheme}://{_credentials(setting, scheme, credentials)}{authority}"
+
+
+def _credentials(setting: str, scheme: str, text: str) -> str:
+    """User and password of a proxy's URL, with a password in any case, and the ``@``; empty where there are none."""
+    if found := _UNENCODED.search(text):
+        raise ValueError(
+            f"{setting}: its user or password holds {found[0]!r}; percent-encode that as {quote(found[0], safe='')}."
+        )
+    user, _, password = text.partition(":")
+    if password and not user:
+        raise ValueError(f"{setting} has a password, but no user.")
+    if user and not password and scheme.startswith("socks"):
+        raise ValueError(f"{setting} has a user, but no password: a SOCKS proxy needs both, or neither.")
+    return f"{user}:{password}@" if user else ""

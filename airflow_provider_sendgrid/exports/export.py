@@ -70,6 +70,7 @@ _SPELLINGS = {
     "metadata": ("_metadata", "Metadata", "metadata"),
     "export_type": ("export_type", "exportType"),
 }
+_TIMES = tuple(name for name in _SPELLINGS if name.endswith("_at"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,11 @@ class ContactExport:
             export_id: the id that was asked for, where the answer names none.
             as_of: SendGrid's time when it sent the response.
         """
-        times = {name: _time(_first(payload, name)) for name in _SPELLINGS if name.endswith("_at")}
+        times = {name: _time(_first(payload, name)) for name in _TIMES}
         metadata = _first(payload, "metadata")
         return cls(
             id=_text(payload.get("id")) or export_id,
-            status=_text(payload.get("status")) or "",
+            status=redact(_text(payload.get("status")) or ""),
             urls=_urls(payload.get("urls")),
             message=redact(_text(payload.get("message")) or "") or None,
             contact_count=_count(_first(payload, "contact_count")),
@@ -150,6 +151,8 @@ class ContactExport:
         if named is not None and str(named).strip().casefold() != export_id.strip().casefold():
             raise UnreadableError("it describes another export than the one asked for")
         _require_status(payload)
+        if payload["status"] == FAILURE:
+            _require_failure_of_an_export(payload)
         if not isinstance(payload.get("urls"), list | str | None):
             raise UnreadableError("its 'urls' are not a list")
         return cls.from_payload(payload, export_id=export_id, as_of=as_of)
@@ -162,7 +165,7 @@ class ContactExport:
             UnreadableError: a field that decides what the export is cannot be read; the message says which.
         """
         _require_status(entry)
-        for name in (name for name in _SPELLINGS if name.endswith("_at")):
+        for name in _TIMES:
             value = _first(entry, name)
             if _any_time(value) is None and (name == "created_at" or value not in (None, "")):
                 raise UnreadableError(f"the '{name}' of export {entry.get('id')} is not a time")
@@ -265,7 +268,7 @@ def parse_export_id(value: Any) -> str:
             "where Airflow replaces it by the id."
         )
     text = str(value).strip()
-    if text in ("", ".", "..", "0") or text.casefold() in ("none", "null") or not _EXPORT_ID.fullmatch(text):
+    if not text.strip(".") or text.casefold() in _NOT_AN_ID or not _EXPORT_ID.fullmatch(text):
         shown = redact(text if len(text) <= 100 else f"{text[:100]}…")
         raise ValueError(f"export_id is {shown!r}, which cannot be the id of an export. {_ID_EXPECTED}")
     return text
@@ -274,8 +277,10 @@ def parse_export_id(value: Any) -> str:
 _ID_EXPECTED = (
     "Pass the id that the SendGridExportContactsOperator returned, and check that the task that starts the export ran."
 )
-# Blanks, quotes and brackets show that a list or a mapping was rendered as text.
-_EXPORT_ID = re.compile(r"[^\s\"'\[\](){}<>,]+")
+# What templates make of nothing, and of what is not an id.
+_NOT_AN_ID = frozenset({"0", "none", "null", "nan", "undefined", "true", "false"})
+# Blanks, quotes and brackets show that a list or a mapping was rendered as text; slashes, that it is a path or a URL.
+_EXPORT_ID = re.compile(r"[A-Za-z0-9._~:@=+-]{1,200}")
 
 
 def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
@@ -317,15 +322,22 @@ def _text(value: Any) -> str | None:
 
 
 def _urls(value: Any) -> tuple[str, ...]:
-    """One for each file; what is no text becomes an empty one, so that no file is left out in silence."""
+    """One for each file; what is not a text becomes an empty one, so that no file is left out without a word."""
     items = value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
-    return tuple(item if isinstance(item, str) else "" for item in items)
+    return tuple(item.strip() if isinstance(item, str) else "" for item in items)
 
 
 def _require_status(payload: Mapping[str, Any]) -> None:
     # An empty text is an unknown status, like any other text: the wait goes on.
     if not isinstance(payload.get("status"), str):
         raise UnreadableError("its 'status' is missing or not a text")
+
+
+def _require_failure_of_an_export(payload: Mapping[str, Any]) -> None:
+    """A gateway's own failure ends no wait: it neither names the export nor its times, or it holds errors."""
+    is_named = payload.get("id") is not None or any(_time(_first(payload, name)) for name in _TIMES)
+    if payload.get("errors") or not is_named:
+        raise UnreadableError("its 'failure' is not that of an export: it has neither id nor times, or it has errors")
 
 
 def _ids(value: Any) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ the environment is switched off: they differ in it, so a worker could succeed wh
 Order, first match wins:
 
 ========  ==================================================================================================
-proxy     the connection's ``proxy``, for all hosts; ``NO_PROXY``: none; ``<scheme>_proxy``; ``all_proxy``
+proxy     plain HTTP to this machine: none; the connection's ``proxy``, for all hosts; ``NO_PROXY``: none;
+          ``<scheme>_proxy``; ``all_proxy``
 trust     the connection's ``verify``, where it is false or a path; ``REQUESTS_CA_BUNDLE``; ``CURL_CA_BUNDLE``;
           ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` together; certifi's certificates
 ========  ==================================================================================================
@@ -29,7 +30,8 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from airflow_provider_sendgrid.exports.connection import SendGridConnection, checked_proxy
+from airflow_provider_sendgrid.exceptions import redact
+from airflow_provider_sendgrid.exports.connection import SendGridConnection, checked_proxy, is_loopback
 
 _PORTS = {"http": 80, "https": 443}
 # What OpenSSL finds in a folder: files named by the hash of their subject.
@@ -57,10 +59,13 @@ class Network:
     is_verified: bool
 
     def proxy_for(self, url: str) -> str | None:
-        """The proxy for a URL, None where there is none."""
+        """The proxy for a URL, None where there is none.
+
+        Plain HTTP goes to this machine only, and never through a proxy, which could read the key.
+        """
         parts = urlsplit(url)
         proxy = self.proxies.get(parts.scheme)
-        if proxy is None or parts.hostname is None:
+        if proxy is None or parts.hostname is None or (parts.scheme == "http" and is_loopback(parts.hostname)):
             return None
         port = parts.port or _PORTS.get(parts.scheme, 0)
         is_direct = any(_matches(entry, parts.scheme, parts.hostname, port) for entry in self.no_proxy)
@@ -94,6 +99,8 @@ def _environment_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for scheme in ("http", "https"):
         for kind in (scheme, "all"):
+            if environ.get(f"{kind}_proxy", "none").strip() == "":
+                break  # set but empty
             if variable := _proxy_variable(kind, environ):
                 value = environ[variable].strip()
                 setting = f"The environment variable {variable}"
@@ -169,12 +176,12 @@ class CertificateSource:
     Attributes:
         setting: what names it, for messages.
         path: of the file or folder.
-        modified_at: in nanoseconds; renewed certificates are another source, so they are read again.
+        state: what changes with the content; renewed certificates are another source, so they are read again.
     """
 
     setting: str
     path: str
-    modified_at: int
+    state: tuple[tuple[str, int, int, int], ...]
 
     @classmethod
     def at(cls, setting: str, path: str) -> CertificateSource:
@@ -184,11 +191,11 @@ class CertificateSource:
             ValueError: there is none, or it cannot be read.
         """
         try:
-            return cls(setting, path, Path(path).stat().st_mtime_ns)
+            return cls(setting, path, _state_of(path))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{setting} is {path!r}, which cannot be read ({type(error).__name__}). It must be the path of a file "
-                "or folder of CA certificates on this machine, and on every worker and triggerer."
+                f"{setting} is {redact(repr(path))}, which cannot be read ({type(error).__name__}). It must be "
+                "the path of a file or folder of CA certificates on this machine, and on every worker and triggerer."
             ) from None
 
     def load_into(self, context: ssl.SSLContext) -> None:
@@ -212,6 +219,16 @@ class CertificateSource:
                 f"{self.setting} is {self.path!r}, which is not a file of CA certificates in PEM format "
                 f"({type(error).__name__})."
             ) from None
+
+
+def _state_of(path: str) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, inode, size and time of change of a file, or of each file in a folder; symbolic links are followed."""
+    if not Path(path).is_dir():
+        found = Path(path).stat()
+        return ((path, found.st_ino, found.st_size, found.st_ctime_ns),)
+    with os.scandir(path) as entries:
+        names = sorted(entry.path for entry in entries if os.path.exists(entry.path))  # noqa: PTH110 - names do
+    return tuple(state for name in names if not Path(name).is_dir() for state in _state_of(name))
 
 
 def _trusted(connection: SendGridConnection, environ: Mapping[str, str]) -> tuple[CertificateSource, ...]:

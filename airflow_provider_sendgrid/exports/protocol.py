@@ -76,12 +76,14 @@ class Reply:
         headers: with names in lower case.
         body: decoded from its Content-Encoding, and bounded by the driver.
         received_at: seconds since the epoch, to read headers that name a moment.
+        on_behalf_of: the subuser that the request acted for, for messages.
     """
 
     status_code: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
     received_at: float
+    on_behalf_of: str | None = None
 
 
 Conversation: TypeAlias = Generator[Request, Reply, T]
@@ -97,6 +99,7 @@ class Patience:
         longest_wait_seconds: a longer wait, even one that SendGrid asks for, is not begun.
         slot_seconds: so long 429s are waited out, beyond the tries: hundreds of tasks may want the same few slots.
         jitter: answers numbers from 0 to 1; spreads the waits between half and all of their length.
+        seconds_left: until the caller's deadline; a longer wait is not begun either.
     """
 
     tries: int = 6
@@ -104,6 +107,7 @@ class Patience:
     longest_wait_seconds: float = 120.0
     slot_seconds: float = 0.0
     jitter: Callable[[], float] = random.random
+    seconds_left: Callable[[], float] = field(default=lambda: math.inf, repr=False)
 
     def wait_seconds(self, tried: int) -> float:
         """How long to wait after `tried` requests, where SendGrid does not say."""
@@ -122,25 +126,41 @@ _MAX_ERROR_CHARACTERS = 400
 _GRACE_TRIES = 3
 # No wait that SendGrid asks for is longer: larger values are garbage.
 _MAX_ASKED_SECONDS = 86_400.0
-_SECOND_LOOK_SECONDS = 5.0
 # Quotes and brackets show that something else was rendered as text.
 _ID = re.compile(r"[^\s\"'\[\](){}<>,]{1,200}")
 _NO_IDS = frozenset({"none", "null", "undefined", "nil", "nan", "0"})
+# No window of a rate limit is longer: what is left of it would stop all requests for as long.
+_MAX_WINDOW_SECONDS = 120.0
+# What one response says of an export is checked after so long, where one is not enough.
+SECOND_LOOK_SECONDS = 5.0
 
 
 # What can be asked
 
 
+def is_empty(export: ContactExport) -> bool:
+    """Whether SendGrid calls it ready with a count of 0 and names no files."""
+    return export.status == READY and not export.urls and export.contact_count == 0
+
+
 def get_export(
-    family: ExportFamily, export_id: str, patience: Patience = DEFAULT_PATIENCE
+    family: ExportFamily,
+    export_id: str,
+    patience: Patience = DEFAULT_PATIENCE,
+    *,
+    is_doubtful: Callable[[ContactExport], bool] = is_empty,
 ) -> Conversation[ContactExport]:
     """The status of one export.
 
     Source: "Export Contacts Status" and "Export recipients status". A 404 is repeated a few times: a new id may not be
     known everywhere yet.
 
-    An export that is ready with a count of 0 and no URLs is requested once more after 5 seconds, and the second
-    response counts: count and URLs may be filled in a moment after the status.
+    Args:
+        family: of the export.
+        export_id: its id.
+        patience: how often, and how long.
+        is_doubtful: such an export is requested once more after 5 seconds, and the second response counts. Usually one
+            that is ready with a count of 0 and no URLs: both may be filled in a moment after the status.
 
     Raises:
         SendGridError: the status could not be fetched; the subclass says why.
@@ -155,10 +175,11 @@ def get_export(
         return ContactExport.from_status(payload, export_id=export_id, as_of=time_at_sendgrid(response))
 
     export = yield from _ask(request, what, patience, read, also_retried=(404,))
-    if export.status != READY or export.urls or export.contact_count != 0:
+    if not is_doubtful(export):
         return export
-    because = f"{what}: ready with a count of 0 and no files. Checking once more before it counts as empty."
-    again = replace(request, after_seconds=_SECOND_LOOK_SECONDS, because=because)
+    seen = "ready with a count of 0 and no files" if is_empty(export) else "expired"
+    because = f"{what}: {seen}, by one response. Checking once more before that counts."
+    again = replace(request, after_seconds=SECOND_LOOK_SECONDS, because=because)
     return (yield from _ask(again, what, patience, read, also_retried=(404,)))
 
 
@@ -288,9 +309,11 @@ def _broken(message: str, response: Reply, request: Request) -> SendGridServerEr
         if is_start
         else "Run the task again; if it fails again, check the connection's host and proxy."
     )
-    return SendGridServerError(
+    error = SendGridServerError(
         f"{message} {next_step}", status_code=response.status_code, may_have_been_accepted=is_start
     )
+    error.retry_after_seconds = _pause_seconds(response)
+    return error
 
 
 def _wait_before_retry(error: SendGridError, tried: int, patience: Patience, passing: Collection[int]) -> float | None:
@@ -302,11 +325,11 @@ def _wait_before_retry(error: SendGridError, tried: int, patience: Patience, pas
     wait = patience.wait_seconds(tried)
     asked = error.retry_after_seconds
     if asked is None:
-        return wait
+        return wait if wait < patience.seconds_left() else None
     # A little later than asked and not all at once: others wait for the same moment. Never sooner than without the
     # header: it may name a moment that has passed.
     wait = max(wait, asked + patience.jitter() * min(1.0 + asked / 10, 5.0))
-    return wait if asked <= patience.longest_wait_seconds else None
+    return wait if asked <= patience.longest_wait_seconds and wait < patience.seconds_left() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,8 +491,15 @@ _UNEXPECTED = (
     SendGridServerError,
     "Check the connection's host and proxy: this is not a response of SendGrid's API.",
 )
+_BAD_REQUEST = (SendGridBadRequestError, "Correct the arguments: ids belong to one family, sizes are in MB.")
+# Where SendGrid's own errors come with them; without, they are not SendGrid's.
+_ERRORS_OF_SENDGRID: dict[int, tuple[type[SendGridError], str]] = {
+    402: (SendGridBadRequestError, "Check that the account's plan is paid and includes Marketing Campaigns."),
+    409: (SendGridBadRequestError, "It conflicts with something else on the account: see SendGrid's message."),
+    422: _BAD_REQUEST,
+}
 _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
-    400: (SendGridBadRequestError, "Correct the arguments: ids belong to one family, sizes are in MB."),
+    400: _BAD_REQUEST,
     401: (
         SendGridAuthError,
         (
@@ -501,7 +531,14 @@ _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
     ),
 }
 # What SendGrid says with a 400 when the arguments are not the reason.
-_LACKS_PERMISSION = re.compile(r"authori[sz]|permission|forbidden|not allowed", re.IGNORECASE)
+_LACKS_PERMISSION = re.compile(
+    r"authori[sz]ation required|(not |un)authori[sz]ed|permission (denied|required)|(lacks?|no|insufficient) permission"
+    r"|access (denied|forbidden)|^forbidden",
+    re.IGNORECASE,
+)
+_OF_A_PROXY = (
+    "A proxy on the way probably refused this, not SendGrid: ask its administrators to allow the connection's host."
+)
 _PLAN_OR_PERMISSION = (
     "The account's plan or the key's permission is missing: check that the plan includes Marketing Campaigns, and that "
     "the key has the scope marketing.read (family='marketing') or marketing_campaigns.read (family='legacy')."
@@ -513,21 +550,20 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
     status = response.status_code
     errors = _errors(response.body)
     said = _joined(errors) or ("an HTML page" if _is_html(response) else "no message")
-    error_class, usual_step = _ERRORS.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
-    next_step = _next_step(response, request, said, usual_step)
+    known = _ERRORS | _ERRORS_OF_SENDGRID if _is_sendgrids(response) else _ERRORS
+    error_class, usual_step = known.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
+    next_step = _next_step(response, request, errors, usual_step)
     error = error_class(
         f"{what}: SendGrid answered {status} ({said}). {next_step}",
         status_code=status,
         errors=errors,
         may_have_been_accepted=request.method == "POST" and not 400 <= status < 500,
     )
-    error.retry_after_seconds = _retry_after_seconds(response)
-    if error.retry_after_seconds is None and status == 429:
-        error.retry_after_seconds = rate_limit_wait_seconds(response)
+    error.retry_after_seconds = _pause_seconds(response)
     return error
 
 
-def _next_step(response: Reply, request: Request, said: str, usual_step: str) -> str:
+def _next_step(response: Reply, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:
     """What to do about an error; `usual_step` unless the response or the request says more than the status."""
     status = response.status_code
     is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
@@ -535,13 +571,45 @@ def _next_step(response: Reply, request: Request, said: str, usual_step: str) ->
         return _redirect_step(response)
     if status in (400, 401, 403, 404) and _is_html(response):
         return _UNEXPECTED[1]  # a proxy sent it
-    if status == 400 and _LACKS_PERMISSION.search(said):
+    if status == 403 and _is_of_a_proxy(response):
+        return _OF_A_PROXY
+    if status == 400 and any(_is_about_permission(error) for error in errors):
         return _PLAN_OR_PERMISSION
+    if status in (400, 401, 403) and response.on_behalf_of:
+        usual_step = (
+            f"The connection acts for the subuser {response.on_behalf_of!r} (on_behalf_of): check that it exists, and "
+            f"that the key's account may act for it. Otherwise: {usual_step}"
+        )
     if status == 404 and not is_by_id:
         usual_step = "Check the family ('marketing' or 'legacy'), the region and the account of the connection."
     if status in (403, 404) and request.target == FAMILIES[ExportFamily.LEGACY].exports_path:
         return f"{LEGACY_EXPORTS} Otherwise: {usual_step}"
     return usual_step
+
+
+def _is_about_permission(error: Mapping[str, Any]) -> bool:
+    """Whether the reason is not an argument: SendGrid names the argument, and quotes what is wrong with it."""
+    text = re.sub(r"'[^']*'|\"[^\"]*\"", "", str(error.get("message", "")))
+    return not (error.get("field") or error.get("parameter")) and _LACKS_PERMISSION.search(text) is not None
+
+
+def _is_sendgrids(response: Reply) -> bool:
+    """Whether the body is JSON that holds an error, as SendGrid's do."""
+    return _is_json(response) and bool(_errors(response.body))
+
+
+def _is_of_a_proxy(response: Reply) -> bool:
+    """Whether a proxy seems to have refused: it says so, or the body is a text, which SendGrid does not send."""
+    is_text = bool(response.body.strip()) and not _is_json(response)
+    return "x-squid-error" in response.headers or is_text or ("via" in response.headers and not _is_sendgrids(response))
+
+
+def _is_json(response: Reply) -> bool:
+    try:
+        json.loads(response.body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _redirect_step(response: Reply) -> str:
@@ -619,7 +687,7 @@ def _said(error: Mapping[str, Any]) -> str:
 
 def _is_html(response: Reply) -> bool:
     kind = response.headers.get("content-type", "").lower()
-    return "html" in kind or response.body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html"))
+    return "html" in kind or response.body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
 
 
 def time_at_sendgrid(response: Reply) -> datetime:
@@ -640,6 +708,16 @@ def rate_limit_wait_seconds(response: Reply) -> float | None:
     """
     asked = _retry_after_seconds(response)
     return _seconds_until(response.headers.get("x-ratelimit-reset", ""), response) if asked is None else asked
+
+
+def _pause_seconds(response: Reply) -> float | None:
+    """How long to wait after a response that is no result; a limit's reset counts where the limit is used up."""
+    remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
+    is_used_up = response.status_code == 429 or (remaining is not None and remaining < 1)
+    if (asked := _retry_after_seconds(response)) is not None or not is_used_up:
+        return asked
+    until_reset = rate_limit_wait_seconds(response)
+    return None if until_reset is None else min(until_reset, _MAX_WINDOW_SECONDS)
 
 
 def _retry_after_seconds(response: Reply) -> float | None:
@@ -681,19 +759,21 @@ class RateLimit:
     def note(self, response: Reply) -> None:
         """Remember ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``, if the response has them."""
         self._remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
-        self._resets_at = response.received_at + (rate_limit_wait_seconds(response) or 0.0)
+        window = min(rate_limit_wait_seconds(response) or 0.0, _MAX_WINDOW_SECONDS)
+        self._resets_at = response.received_at + window
 
     def wait_seconds(self, now: float) -> float:
         """How long to wait before the next request; 0 where one is left, or where SendGrid never said."""
-        if self._remaining is None or self._remaining >= 1:
-            return 0.0
-        return min(max(0.0, self._resets_at - now), DEFAULT_PATIENCE.longest_wait_seconds)
+        return self._window_seconds(now) if self.spare(now) < 1 else 0.0
 
     def spare(self, now: float) -> float:
         """Requests that are left in this window; infinite where SendGrid never said."""
-        if self._remaining is None or now >= self._resets_at:
-            return float("inf")
-        return self._remaining
+        return float("inf") if self._remaining is None or not self._window_seconds(now) else self._remaining
+
+    def _window_seconds(self, now: float) -> float:
+        """What is left of the window; 0 where that cannot be right, because the clock was set back."""
+        left = self._resets_at - now
+        return left if 0 < left <= _MAX_WINDOW_SECONDS else 0.0
 
 
 def _number(text: str) -> float | None:

@@ -57,6 +57,8 @@ ERRORS: dict[str, When] = {
     "httpx.LocalProtocolError": When.EITHER,
     "httpx.CloseError": When.AFTER,
     "httpx.DecodingError": When.AFTER,
+    # What httpx lets through from its SOCKS library; requests wraps its own.
+    "socksio.SOCKSError": When.EITHER,
     # both
     "builtins.TimeoutError": When.EITHER,  # the deadline of the whole response, see `client`
     "builtins.OSError": When.EITHER,  # what the libraries let through
@@ -109,6 +111,12 @@ class Sending:
         if self._socket is not None:
             shut_down(self._socket)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether bytes of the request may have been sent."""
+        with self._lock:
+            return self._has_begun
+
     def may_have_been_accepted(self, error: BaseException) -> bool:
         """Whether the request may have reached SendGrid, although it ended with this error."""
         when = when_raised(type(error))
@@ -127,8 +135,16 @@ class Sending:
 
 def when_raised(error_class: type[BaseException]) -> When:
     """What `ERRORS` says of an error's class."""
-    names = (f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in error_class.__mro__)
-    return next((ERRORS[name] for name in names if name in ERRORS), When.AFTER)
+    return next((ERRORS[name] for name in _names(error_class) if name in ERRORS), When.AFTER)
+
+
+def is_foreseen(error_class: type[BaseException]) -> bool:
+    """Whether an error's class is in `ERRORS`: others show that a response could not be read."""
+    return any(name in ERRORS for name in _names(error_class))
+
+
+def _names(error_class: type[BaseException]) -> Iterator[str]:
+    return (f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in error_class.__mro__)
 
 
 # httpx

@@ -6,9 +6,10 @@ file neither.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
@@ -94,6 +95,8 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
             "User-Agent": _user_agent(),
         },
         timeout=connection.timeout_seconds,
+        # No limit: requests that hang must not keep others from a connection. Callers bound how many are in flight.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         trust_env=False,
         verify=network.tls,
         proxy=_httpx_proxy(network.proxy_for(connection.base_url), network),
@@ -144,6 +147,13 @@ class _Adapter:
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)  # type: ignore[misc]
         _record(self.poolmanager)
+
+    def proxy_headers(self, proxy: str) -> dict[str, str]:
+        # In UTF-8, as with httpx; requests would take Latin-1.
+        credentials, _, _ = urlsplit(proxy).netloc.rpartition("@")
+        if not credentials:
+            return {}
+        return {"Proxy-Authorization": f"Basic {b64encode(unquote(credentials).encode()).decode()}"}
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         # As with httpx, the proxy looks up names.

@@ -25,29 +25,24 @@ from itertools import count
 from weakref import WeakKeyDictionary, WeakSet
 
 from airflow_provider_sendgrid.exceptions import (
-    RETRYABLE_ERRORS,
-    SendGridAuthError,
     SendGridError,
-    SendGridPermissionError,
     SendGridRateLimitError,
     SendGridUnavailableError,
     redact,
 )
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-from airflow_provider_sendgrid.exports.export import READY, ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.export import FAILURE, READY, ContactExport, ExportFamily
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit
 from airflow_provider_sendgrid.exports.watch import (
+    LONGEST_PAUSE_SECONDS,
     POLL_PATIENCE,
-    REFUSALS_IN_A_ROW,
-    STRAY_REFUSALS,
-    WITHOUT_FILES_SECONDS,
     Outcome,
     PollSchedule,
     Sighting,
-    lacks_files,
+    WaitState,
+    has_files,
     look_at,
-    seconds_without_files,
 )
 
 log = logging.getLogger(__name__)
@@ -56,10 +51,14 @@ log = logging.getLogger(__name__)
 _TOGETHER_SECONDS = 1.0
 # How late the last poll, which comes at the deadline, may be answered: requests may have to wait for the rate limit.
 _LAST_LOOK_SECONDS = 30.0
-# Polls in flight at once, on one account.
+# Polls in flight at once, on one account; more if some of them are slow; and with the slow ones.
 _POLLS_AT_ONCE = 8
+_MOST_POLLS_AT_ONCE = 64
+_MOST_POLLS_IN_FLIGHT = 400
 # A poll that takes longer no longer counts as one of these, nor do others wait for it.
 _SLOW_SECONDS = 5.0
+# A listing whose pages take longer in all is given up.
+_LISTING_SECONDS = 30.0
 # Ready exports in one listing that are polled by id for their count.
 _COUNTS_AT_ONCE = 10
 # The event loop serves others after so many waits.
@@ -72,80 +71,87 @@ _NEVER = float("inf")
 class _Waiter:
     """The wait for one export.
 
-    `started_at` and `end_time` are seconds since the epoch; `due_at` is by the event loop's clock, which cannot be set.
-    `due_at` is infinite while a poll for this wait is in flight, and once the wait has ended.
+    Attributes:
+        state: what the wait has seen.
+        schedule: how long to wait between two polls.
+        end_time: in seconds since the epoch.
+        due_at: of the next poll, by the event loop's clock, which cannot be set; infinite while a poll for this wait is
+            in flight, and once the wait has ended.
+        rides_out_refusals: whether a refusal does not end it.
+        listed: what the listing said of the export since it was last polled by id.
+        asked_at: when the request in flight for it was begun, by the event loop's clock.
+        was_slow: whether the poll before was not answered in time.
+        news: results of polls.
     """
 
-    export_id: str
+    state: WaitState
     schedule: PollSchedule
-    started_at: float
     end_time: float
     due_at: float
     rides_out_refusals: bool = False
-    refusals: int = 0
     has_ended: bool = False
-    last_seen: Sighting = field(init=False)
     listed: ContactExport | None = None
-    without_files_since: float | None = None
+    asked_at: float | None = None
+    was_slow: bool = False
     news: asyncio.Queue[Sighting | SendGridError] = field(default_factory=asyncio.Queue)
 
-    def __post_init__(self) -> None:
-        self.last_seen = Sighting(ContactExport(self.export_id, ""), Outcome.WAITING, polls=0)
+    @property
+    def export_id(self) -> str:
+        return self.state.export_id
 
     def note(self, export: ContactExport, now: float) -> None:
         """Pass on a description of the export, and schedule the next poll."""
-        self.refusals, self.listed = 0, None
-        polls = self.last_seen.polls + 1
-        result = look_at(export, now=now, started_at=self.started_at, polls=polls)
-        if self._is_settled_without_files(result, now):
-            result = replace(result, outcome=Outcome.WITHOUT_FILES)
-        self._pass_on(result, now)
+        self.listed = None
+        self._pass_on(self.state.note(export, now), now)
 
-    def note_failure(self, error: SendGridError, now: float, *, may_be_stray: bool) -> None:
+    def note_failure(self, error: SendGridError, now: float) -> None:
         """Go on waiting if the error may pass, else end the wait with it."""
-        self.refusals = 0 if isinstance(error, RETRYABLE_ERRORS) else self.refusals + 1
-        if self.refusals and not self.rides_out_refusals and not (may_be_stray and self.refusals < REFUSALS_IN_A_ROW):
-            self.fail(error)
+        if self.listed is not None and self.listed.status == FAILURE:  # only its message is missing
+            self.note(self.listed, now)
             return
-        waited = max(0.0, now - self.started_at)
-        self._pass_on(replace(self.last_seen, last_error=error, waited_seconds=waited), now)
+        try:
+            result = self.state.note_failure(error, now, rides_out_refusals=self.rides_out_refusals)
+        except SendGridError as final:
+            self.fail(final)
+        else:
+            self._pass_on(result, now)
 
     def fail(self, error: SendGridError) -> None:
         """End the wait with a copy of the error: one exception in several tasks would collect all their tracebacks."""
         self._end(SendGridError.from_event(error.to_event()))
 
-    def give_up(self) -> None:
-        """End the wait with the result of the last poll."""
-        if not self.has_ended:
-            waited = max(0.0, self.end_time + _LAST_LOOK_SECONDS - self.started_at)
-            self._end(replace(self.last_seen, outcome=Outcome.TIMEOUT, waited_seconds=waited))
+    def give_up(self, reason: SendGridError | None) -> None:
+        """End the wait with what is known of the export; `reason`: why its last poll has no result."""
+        if self.has_ended:
+            return
+        waited_seconds = max(0.0, self.end_time + _LAST_LOOK_SECONDS - self.state.started_at)
+        seen = self._with_listed(self.state.last_seen)
+        outcome = Outcome.FAILURE if seen.export.status == FAILURE else Outcome.TIMEOUT
+        error = reason or seen.last_error
+        if reason and seen.last_error:
+            error = type(reason)(f"{reason} The poll before it: {seen.last_error}")
+        self._end(replace(seen, outcome=outcome, waited_seconds=waited_seconds, last_error=error))
+
+    def _with_listed(self, seen: Sighting) -> Sighting:
+        return seen if self.listed is None else replace(seen, export=self.listed, polls=seen.polls + 1)
 
     def _pass_on(self, result: Sighting, now: float) -> None:
-        self.last_seen = result
+        result = self._with_listed(result)
+        seconds_left = self.end_time - now
         if result.outcome is not Outcome.WAITING:
             self._end(result)
-        elif now >= self.end_time:
+        # A second look may come a little late.
+        elif seconds_left <= 0 and (result.last_error or not self.state.is_in_doubt):
             self._end(replace(result, outcome=Outcome.TIMEOUT))
         else:
-            asked = result.last_error.retry_after_seconds if result.last_error else None
-            wait = min(self.schedule.wait_seconds(result.waited_seconds), self.end_time - now)
-            self.due_at = _loop_time() + max(wait, asked or 0.0)
+            left = seconds_left if seconds_left > 0 else _LAST_LOOK_SECONDS
+            self.due_at = _loop_time() + self.state.pause_seconds(self.schedule, result.waited_seconds, left)
             self.news.put_nowait(result)
 
     def _end(self, news: Sighting | SendGridError) -> None:
         self.has_ended = True
         self.due_at = _NEVER
         self.news.put_nowait(news)
-
-    def _is_settled_without_files(self, result: Sighting, now: float) -> bool:
-        """Whether it has been ready without files for minutes; one response alone does not settle that."""
-        if not lacks_files(result.export):
-            self.without_files_since = None
-            return False
-        was_seen_before = self.without_files_since is not None
-        since = self.without_files_since = self.without_files_since or now
-        seconds = seconds_without_files(result.export, seen_seconds=now - since)
-        return result.outcome is Outcome.WAITING and was_seen_before and seconds >= WITHOUT_FILES_SECONDS
 
 
 class _Slots:
@@ -155,6 +161,7 @@ class _Slots:
         self.rate_limit = rate_limit
         self.wakeups: WeakSet[asyncio.Event] = WeakSet()
         self._polls = 0
+        self._slow = 0
         self._requests = 0
         self._has_answered = False
         self._is_limited = False
@@ -165,7 +172,10 @@ class _Slots:
         self._is_limited = self._is_limited or spare != _NEVER
         if spare == _NEVER and (self._is_limited or not self._has_answered):
             spare = 1  # the limit of a new window is known after its first response
-        return int(min(spare - self._requests, _POLLS_AT_ONCE - self._polls))
+        # Polls that hang must not hold up the others: the more of them there are, the more are begun at once.
+        at_once = min(_POLLS_AT_ONCE + self._slow, _MOST_POLLS_AT_ONCE)
+        most = min(at_once - self._polls, _MOST_POLLS_IN_FLIGHT - self._polls - self._slow)
+        return int(min(spare - self._requests, most))
 
     def acquire(self, requests: int) -> None:
         """Begin a poll that takes so many requests."""
@@ -179,6 +189,15 @@ class _Slots:
         self._has_answered = self._has_answered or has_answered
         for wakeup in self.wakeups:
             wakeup.set()
+
+    def note_slow(self, task: asyncio.Task[None]) -> None:
+        """A poll whose slot was released is still in flight."""
+        self._slow += 1
+
+        def note_end(_task: asyncio.Task[None]) -> None:
+            self._slow -= 1
+
+        task.add_done_callback(note_end)
 
 
 class SharedWatch:
@@ -227,6 +246,8 @@ class SharedWatch:
         started_at: float,
         end_time: float,
         rides_out_refusals: bool = False,
+        not_before: float | None = None,
+        has_polled: bool = False,
     ) -> Sighting:
         """Wait until the export is ready, has failed, has expired, or `end_time` has passed.
 
@@ -238,16 +259,23 @@ class SharedWatch:
             schedule: how long to wait between two polls, at most.
             started_at: when the wait began, in seconds since the epoch; a time in the future is taken for now.
             end_time: when to stop waiting, likewise; SendGrid is asked at least once. If it cannot be asked then,
-                because of its rate limit or an outage, the wait ends half a minute later with the last result.
+                because of its rate limit or an outage, the wait ends half a minute later with the last result. So may
+                a second look at an export without contacts.
             rides_out_refusals: go on waiting whatever SendGrid's refusals are.
+            not_before: of the first poll, in seconds since the epoch: SendGrid has asked to wait.
+            has_polled: whether the export was polled before, so that a first 403 or 404 may be a stray one.
 
         Raises:
             SendGridError: SendGrid refused, and will again.
         """
         now = self._clock()
-        waiter = _Waiter(export_id, schedule, min(started_at, now), end_time, _loop_time(), rides_out_refusals)
-        seconds_left = max(0.0, end_time - now) + _LAST_LOOK_SECONDS
-        deadline = asyncio.get_running_loop().call_later(seconds_left, waiter.give_up)
+        seconds_left = max(0.0, end_time - now)
+        pause = max(0.0, min((not_before or now) - now, LONGEST_PAUSE_SECONDS, seconds_left))
+        state = WaitState(export_id, min(started_at, now), has_polled)
+        waiter = _Waiter(state, schedule, end_time, _loop_time() + pause, rides_out_refusals)
+        deadline = asyncio.get_running_loop().call_later(
+            seconds_left + _LAST_LOOK_SECONDS, lambda: waiter.give_up(self._why_not_polled(waiter))
+        )
         self._join(waiter)
         try:
             while True:
@@ -261,6 +289,21 @@ class SharedWatch:
         finally:
             deadline.cancel()
             self._leave(waiter)
+
+    def _why_not_polled(self, waiter: _Waiter) -> SendGridError | None:
+        """Why the last poll of a wait has no result at its deadline; None if it is not known better than before."""
+        if waiter.asked_at is not None:
+            seconds = _loop_time() - waiter.asked_at
+            return SendGridUnavailableError(
+                f"its request has not been answered for {seconds:.0f} s. Check that the host answers from here."
+            )
+        if waiter.due_at != _NEVER:
+            return None
+        if self._slots.rate_limit.spare(self._clock()) < 1:
+            why = "SendGrid's rate limit left no request for it"
+        else:
+            why = "requests for other exports were in front of it"
+        return SendGridRateLimitError(f"{why}. Poll less often, or run fewer tasks on this account at once.")
 
     async def aclose(self) -> None:
         """Wait until no request is in flight: the client may be closed then."""
@@ -325,13 +368,19 @@ class SharedWatch:
         if self._listing is None or self._is_listing_slow():  # else the listing in flight may serve them
             self._due += [*self._asked_of_listing, *self._take_due()]
             self._asked_of_listing.clear()
+        self._by_id.extend(waiter for waiter in self._due if waiter.state.is_in_doubt)
+        self._due = [waiter for waiter in self._due if not waiter.state.is_in_doubt]
         if len(self._due) <= max(2, self._listing_cost) or self._listing is not None:
             self._by_id.extend(self._due)
             self._due.clear()
         elif self._slots.free(self._clock()) > 0:
             self._asked_of_listing, self._due = self._due, []
+            for waiter in self._asked_of_listing:
+                waiter.asked_at = _loop_time()
             self._listing_began_at = _loop_time()
             self._listing = self._begin_poll(self._serve_from_listing(self._asked_of_listing), self._listing_cost)
+        if any(waiter.was_slow for waiter in self._by_id):  # they go last
+            self._by_id = deque(sorted(self._by_id, key=lambda waiter: waiter.was_slow))
         while self._by_id and self._slots.free(self._clock()) > 0:
             waiter = self._by_id.popleft()
             if not waiter.has_ended:
@@ -344,6 +393,8 @@ class SharedWatch:
         def release() -> None:
             if self._releases.pop(task, None):
                 slow.cancel()
+                if not task.done():
+                    self._slots.note_slow(task)
                 self._slots.release(requests, has_answered=task.done() and not task.cancelled())
 
         self._slots.acquire(requests)
@@ -383,7 +434,8 @@ class SharedWatch:
         if self._due or self._by_id:
             now = self._clock()
             moments.append(_loop_time() + (self._slots.rate_limit.wait_seconds(now) or _SLOW_SECONDS))
-        seconds = max(0.0, min(moments) - _loop_time()) if moments else None
+        # Not in a busy loop: a clock may not be able to show what is left.
+        seconds = max(0.001, min(moments) - _loop_time()) if moments else None
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wakeup.wait(), seconds)
 
@@ -391,13 +443,15 @@ class SharedWatch:
         """Serve `due`, which is empty by then if the listing proved slow, and all other waits."""
         try:
             await self._serve_all(due)
-        except (SendGridRateLimitError, SendGridUnavailableError, SendGridAuthError) as error:
+        except (SendGridRateLimitError, SendGridUnavailableError) as error:
             await self._note_failures(due, error)
         except SendGridError as error:
             if (error.status_code or 0) >= 500:
                 await self._note_failures(due, error)
             else:
                 log.warning("Polling by id, because the listing cannot be used: %s", error)
+                for waiter in due:
+                    waiter.asked_at = None
                 self._by_id.extend(due)
         except Exception as error:  # noqa: BLE001 - these waits must learn of it
             for waiter in due:
@@ -412,6 +466,7 @@ class SharedWatch:
 
         These are due and not in the listing; or their export failed or has no URLs yet, because listings have no
         messages and may have no URLs; or, if requests are to spare, it is ready, because listings have no counts.
+        An export without files never counts as ready by the listing alone.
         """
         pages = set[str]()
         flow = protocol.list_exports(self._family, POLL_PATIENCE)
@@ -425,6 +480,8 @@ class SharedWatch:
         async for waiter in _without_blocking(self._waiters):
             if waiter.has_ended or (waiter.due_at == _NEVER and waiter not in queued):
                 continue  # a poll by id is in flight
+            if waiter not in queued and waiter.state.is_in_doubt:
+                continue  # its second look comes in a few seconds
             export = listed.get(waiter.export_id)
             outcome = look_at(export, now=now, started_at=now, polls=1).outcome if export else None
             is_counted = outcome is Outcome.READY and spare > 0
@@ -432,18 +489,26 @@ class SharedWatch:
                 self._note(waiter, export)
             elif export is not None or waiter in queued:
                 spare -= is_counted
-                waiter.listed = export if is_counted else None
-                waiter.due_at = _NEVER
+                waiter.listed = export
+                waiter.due_at, waiter.asked_at = _NEVER, None
                 self._by_id.append(waiter)
 
     def _noting_pages(
         self, flow: Conversation[list[ContactExport]], pages: set[str]
     ) -> Conversation[list[ContactExport]]:
-        """`flow`, and which pages it requested: each once, however often it was tried. A new page shows progress."""
+        """`flow`, and which pages it requested: each once, however often it was tried. A new page shows progress.
+
+        Raises:
+            SendGridError: there were pages for too long.
+        """
+        began_at = _loop_time()
         try:
             request = next(flow)
             while True:
                 if request.target not in pages:
+                    if (seconds := _loop_time() - began_at) > _LISTING_SECONDS:
+                        self._listing_cost = len(pages)
+                        raise SendGridError(f"its first {len(pages)} pages took {seconds:.0f} s")
                     pages.add(request.target)
                     self._listing_began_at = _loop_time()
                 try:
@@ -456,28 +521,36 @@ class SharedWatch:
             return end.value  # type: ignore[no-any-return]
 
     async def _serve_by_id(self, waiter: _Waiter) -> None:
-        flow = protocol.get_export(self._family, waiter.export_id, POLL_PATIENCE)
+        patience = replace(POLL_PATIENCE, seconds_left=lambda: waiter.end_time - self._clock())
+        flow = protocol.get_export(self._family, waiter.export_id, patience, is_doubtful=lambda _: False)
+        waiter.asked_at = _loop_time()
         try:
             self._note(waiter, await self._client.converse(flow))
         except SendGridError as error:
-            if waiter.listed is not None:  # it is ready; only its count is missing
-                self._note(waiter, waiter.listed)
-                return
-            was_served = waiter.last_seen.polls > 0
-            is_stray = isinstance(error, STRAY_REFUSALS if was_served else SendGridPermissionError)
-            self._note_failure(waiter, error, may_be_stray=is_stray)
+            listed = waiter.listed
+            if listed is not None and listed.status == READY and has_files(listed):  # only its count is missing
+                self._note(waiter, listed)
+            else:
+                self._note_failure(waiter, error)
         except Exception as error:  # noqa: BLE001 - this wait must learn of it, and no other
             waiter.fail(_unforeseen(error))
 
     def _note(self, waiter: _Waiter, export: ContactExport) -> None:
+        self._note_answer(waiter)
         if not waiter.has_ended:
             waiter.note(export, self._clock())
             self._put_on_schedule(waiter)
 
-    def _note_failure(self, waiter: _Waiter, error: SendGridError, *, may_be_stray: bool = False) -> None:
+    def _note_failure(self, waiter: _Waiter, error: SendGridError) -> None:
+        self._note_answer(waiter)
         if not waiter.has_ended:
-            waiter.note_failure(error, self._clock(), may_be_stray=may_be_stray)
+            waiter.note_failure(error, self._clock())
             self._put_on_schedule(waiter)
+
+    def _note_answer(self, waiter: _Waiter) -> None:
+        if waiter.asked_at is not None:
+            waiter.was_slow = _loop_time() - waiter.asked_at >= _SLOW_SECONDS
+            waiter.asked_at = None
 
     async def _note_failures(self, due: Sequence[_Waiter], error: SendGridError) -> None:
         async for waiter in _without_blocking(due):
@@ -494,7 +567,9 @@ async def _without_blocking(waiters: Iterable[_Waiter]) -> AsyncIterator[_Waiter
 
 def _needs_status(export: ContactExport, outcome: Outcome | None) -> bool:
     """Whether only the status by id has the rest: why it failed, or where its files are."""
-    return outcome is Outcome.FAILURE or (export.status == READY and outcome is Outcome.WAITING)
+    return outcome is Outcome.FAILURE or (
+        export.status == READY and outcome is not Outcome.EXPIRED and not has_files(export)
+    )
 
 
 def _unforeseen(error: BaseException | None) -> SendGridError:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
 from airflow_provider_sendgrid.exceptions import (
+    RETRYABLE_ERRORS,
     ExportExpiredError,
     ExportFailedError,
     ExportWithoutFilesError,
@@ -21,7 +22,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridPermissionError,
 )
 from airflow_provider_sendgrid.exports.export import FAILURE, PENDING, READY, ContactExport
-from airflow_provider_sendgrid.exports.protocol import Patience
+from airflow_provider_sendgrid.exports.protocol import SECOND_LOOK_SECONDS, Patience, is_empty
 
 # One poll of a wait: few tries and short waits, because another poll follows.
 POLL_PATIENCE = Patience(tries=3, longest_wait_seconds=5.0)
@@ -31,6 +32,10 @@ WITHOUT_FILES_SECONDS = 300.0
 REFUSALS_IN_A_ROW = 4
 # SendGrid has been seen to refuse single requests of a key that it serves otherwise.
 STRAY_REFUSALS = (SendGridPermissionError, SendGridNotFoundError)
+# A wait does not pause for longer, whatever ``Retry-After`` says: a maintenance page may name a day.
+LONGEST_PAUSE_SECONDS = 600.0
+# Timers fire a little early.
+_TIMER_SECONDS = 0.5
 
 
 class Outcome(str, Enum):
@@ -85,12 +90,28 @@ def describe_status(export: ContactExport) -> str:
     status = f"{export.status!r}" if export.status else "without a status"
     if export.status not in (PENDING, READY, FAILURE):
         return f"{status} (a status that this provider does not know)"
-    return f"{status}, but without files ({_count(export)})" if lacks_files(export) else status
+    return f"{status}, but {_missing(export)}" if export.status == READY and not has_files(export) else status
+
+
+def has_files(export: ContactExport) -> bool:
+    """Whether SendGrid names files, each with a URL."""
+    return bool(export.urls) and all(export.urls)
 
 
 def lacks_files(export: ContactExport) -> bool:
-    """Whether SendGrid calls it ready and names no files, although it may have contacts."""
-    return export.status == READY and not export.urls and export.contact_count != 0
+    """Whether SendGrid calls it ready and does not name all its files, although it may have contacts."""
+    return export.status == READY and not has_files(export) and not is_empty(export)
+
+
+def is_doubtful(export: ContactExport, now: datetime) -> bool:
+    """Whether one response is not enough to end the wait.
+
+    Count and URLs may be filled in a moment after the status. A ``Date`` may be wrong, in one response of many: an
+    expiry that this machine's clock does not confirm needs a second response, too.
+    """
+    if is_empty(export):
+        return True
+    return judge(export, now) is Outcome.EXPIRED and not export.is_expired_at(now)
 
 
 def seconds_without_files(export: ContactExport, *, seen_seconds: float) -> float:
@@ -107,6 +128,11 @@ def seconds_without_files(export: ContactExport, *, seen_seconds: float) -> floa
     if since is None or export.as_of is None or since > export.as_of:
         return seen_seconds
     return (export.as_of - since).total_seconds()
+
+
+def _missing(export: ContactExport) -> str:
+    named = f"with {sum(map(bool, export.urls))} of {len(export.urls)} files" if any(export.urls) else "without files"
+    return f"{named} ({_count(export)})"
 
 
 def _count(export: ContactExport) -> str:
@@ -135,9 +161,11 @@ def _expiry(export: ContactExport) -> SendGridError:
 def _without_files(export: ContactExport) -> SendGridError:
     since = export.completed_at or export.updated_at
     when = f" since {since.isoformat()}" if since else ""
-    cause = "Its lists or segments are probably empty." if export.contact_count is None else "Its files are missing."
+    is_probably_empty = export.contact_count is None and not export.urls
+    cause = "Its lists or segments are probably empty." if is_probably_empty else "Its files are missing."
+    named = f"only {sum(map(bool, export.urls))} of its {len(export.urls)}" if any(export.urls) else "no"
     return ExportWithoutFilesError(
-        f"SendGrid export {export.id} has been ready{when}, but names no files ({_count(export)}). {cause} "
+        f"SendGrid export {export.id} has been ready{when}, but names {named} files ({_count(export)}). {cause} "
         "Start another export, or set soft_fail=True on the sensor to skip exports without files."
     )
 
@@ -193,8 +221,11 @@ class PollSchedule:
         With `exponential_backoff` the waits begin at `poke_interval` and double, up to `max_wait`. Without it
         `poke_interval` is the longest wait, and `max_wait` means nothing, as in Airflow.
         """
+        require_seconds("poll_interval", poke_interval)
         if not exponential_backoff:
             return cls(poke_interval)
+        if max_wait is not None:
+            require_seconds("max_wait", max_wait)
         return cls(float("inf") if max_wait is None else max_wait, first_seconds=poke_interval, growth=1.0)
 
     def wait_seconds(self, waited_seconds: float) -> float:
@@ -203,7 +234,103 @@ class PollSchedule:
         return max(self.floor_seconds, wait * (1 - self.jitter() / 5))
 
 
+def require_seconds(name: str, value: Any) -> None:
+    """Refuse what is not a number of seconds.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is negative or not a number of seconds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}.")
+    if not value >= 0:
+        raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}.")
+
+
 def look_at(export: ContactExport, *, now: float, started_at: float, polls: int) -> Sighting:
     """The result of a poll at `now`; times are seconds since the epoch."""
     outcome = judge(export, datetime.fromtimestamp(now, tz=timezone.utc))
     return Sighting(export, outcome, polls, max(0.0, now - started_at))
+
+
+@dataclass(slots=True)
+class WaitState:
+    """What one wait has seen so far, and what its newest poll means: the same in every mode.
+
+    Attributes:
+        export_id: of the export.
+        started_at: when the wait began, in seconds since the epoch, like every `now` below.
+        has_polled: whether this is not the first poll; in the first one a 403 or 404 is not taken for a stray one.
+        last_seen: the result of the newest poll; of the one before it, with the error, if the newest one failed.
+    """
+
+    export_id: str
+    started_at: float
+    has_polled: bool = False
+    last_seen: Sighting = field(init=False)
+    _refusals: int = 0
+    _doubt: Outcome | None = None
+    _in_doubt_since: float = 0.0
+    _without_files_since: float | None = None
+    _other_status_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.last_seen = Sighting(ContactExport(self.export_id, ""), Outcome.WAITING, polls=0)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the next poll is the second look at what would end the wait."""
+        return self._doubt is not None
+
+    def note(self, export: ContactExport, now: float, *, is_checked: bool = False) -> Sighting:
+        """The result of a poll that succeeded; `is_checked`: the poll has had its own second look."""
+        self.has_polled, self._refusals = True, 0
+        seen = look_at(export, now=now, started_at=self.started_at, polls=self.last_seen.polls + 1)
+        outcome = seen.outcome if is_checked else self._confirmed(seen, now)
+        if self._is_settled_without_files(seen, now):
+            outcome = Outcome.WITHOUT_FILES
+        self.last_seen = replace(seen, outcome=outcome)
+        return self.last_seen
+
+    def note_failure(self, error: SendGridError, now: float, *, rides_out_refusals: bool = False) -> Sighting:
+        """The result of a poll that failed in a way that may pass.
+
+        Raises:
+            SendGridError: `error` ends the wait.
+        """
+        waited_seconds = max(0.0, now - self.started_at)
+        self.last_seen = replace(self.last_seen, last_error=error, waited_seconds=waited_seconds)
+        is_stray = isinstance(error, STRAY_REFUSALS) and self.has_polled
+        self.has_polled = True
+        self._refusals = 0 if isinstance(error, RETRYABLE_ERRORS) else self._refusals + 1
+        if self._refusals and not rides_out_refusals and not (is_stray and self._refusals < REFUSALS_IN_A_ROW):
+            raise error
+        return self.last_seen
+
+    def pause_seconds(self, schedule: PollSchedule, waited_seconds: float, seconds_left: float) -> float:
+        """How long to wait until the next poll; the last one comes at the deadline, whatever SendGrid asks for."""
+        error = self.last_seen.last_error
+        asked = min((error.retry_after_seconds if error else None) or 0.0, LONGEST_PAUSE_SECONDS)
+        usual = SECOND_LOOK_SECONDS if self.is_in_doubt else schedule.wait_seconds(waited_seconds)
+        return max(0.0, min(max(usual, asked), seconds_left))
+
+    def _confirmed(self, seen: Sighting, now: float) -> Outcome:
+        if not is_doubtful(seen.export, datetime.fromtimestamp(now, tz=timezone.utc)):
+            self._doubt = None
+            return seen.outcome
+        if self._doubt is not seen.outcome or now < self._in_doubt_since:
+            self._doubt, self._in_doubt_since = seen.outcome, now
+        is_confirmed = now - self._in_doubt_since >= SECOND_LOOK_SECONDS - _TIMER_SECONDS
+        return seen.outcome if is_confirmed else Outcome.WAITING
+
+    def _is_settled_without_files(self, seen: Sighting, now: float) -> bool:
+        """Whether it has been ready without files for minutes; one response alone does not settle that."""
+        if not lacks_files(seen.export):
+            self._without_files_since, self._other_status_at = None, now
+            return False
+        was_seen_before = self._without_files_since is not None
+        since = self._without_files_since = self._without_files_since or now
+        seconds = seconds_without_files(seen.export, seen_seconds=now - since)
+        if self._other_status_at is not None:  # SendGrid's times may be those of something else
+            seconds = min(seconds, now - self._other_status_at)
+        return seen.outcome is Outcome.WAITING and was_seen_before and seconds >= WITHOUT_FILES_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
@@ -13,7 +14,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_sendgrid import metrics
 from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_provider_sendgrid.delivery import Source
-from airflow_provider_sendgrid.exceptions import SendGridError, redact
+from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
@@ -110,17 +111,13 @@ class SendGridHook(BaseHook):
         """Who we are and whom we ask, read once; the key is masked in logs from here on.
 
         Raises:
-            ValueError: there is no such connection, or a setting of it, or of the environment's proxy or trust, is
-                wrong; names the setting and the right value. A sensor with ``soft_fail`` would be skipped on Airflow's
-                own exception.
+            SendGridUnavailableError: there is no such connection, or the secrets backend did not return it, which
+                Airflow does not distinguish: another try may find it. A sensor with ``soft_fail`` would be skipped on
+                Airflow's own exception.
+            ValueError: it cannot be parsed; or a setting of it, or of the environment's proxy or trust, is wrong; names
+                the setting and the right value.
         """
-        try:
-            airflow_connection = self.get_connection(self.sendgrid_conn_id)
-        except AirflowNotFoundException:
-            raise ValueError(
-                f"There is no connection {self.sendgrid_conn_id!r}: add one of type 'sendgrid', with the API key as "
-                "its password, in Airflow or in its secrets backend, or name another in sendgrid_conn_id."
-            ) from None
+        airflow_connection = self._airflow_connection()
         connection = SendGridConnection.from_fields(
             name=self.sendgrid_conn_id,
             password=airflow_connection.password,
@@ -138,6 +135,31 @@ class SendGridHook(BaseHook):
                 self.sendgrid_conn_id,
             )
         return connection
+
+    def _airflow_connection(self) -> Any:
+        name = self.sendgrid_conn_id
+        variable = f"AIRFLOW_CONN_{str(name).upper()}"
+        try:
+            return self.get_connection(name)
+        except AirflowNotFoundException:
+            if not os.environ.get(variable):
+                raise SendGridUnavailableError(
+                    f"There is no connection {name!r}, or Airflow's secrets backend did not return it: add one of type "
+                    "'sendgrid', with the API key as its password, in Airflow or in its secrets backend, or name "
+                    "another in sendgrid_conn_id. If it exists, look for the secrets backend's error in the log."
+                ) from None
+            problem = f"the environment variable {variable}"  # Airflow logs why, and goes on to look elsewhere
+        except (ValueError, TypeError, AttributeError) as error:
+            problem = type(error).__name__
+        except Exception as error:
+            raise SendGridUnavailableError(
+                f"Connection {name!r} could not be read ({type(error).__name__}). Look for the secrets backend's "
+                "error in the log, and run the task again."
+            ) from error
+        raise ValueError(
+            f"Connection {name!r} cannot be parsed ({problem}). It must be a JSON object such as "
+            '{"conn_type": "sendgrid", "password": "SG.…"}, or a URI whose parts are percent-encoded.'
+        )
 
     def get_conn(self) -> requests.Session:
         """A session for your own requests; it adds the key for the API's host only."""
@@ -164,7 +186,8 @@ class SendGridHook(BaseHook):
         from airflow_provider_sendgrid.exports.shared_watch import shared_watch
 
         connection = await self.aload_connection()
-        key = (self.sendgrid_conn_id, connection)
+        # Renewed certificates count for the waits that begin then.
+        key = (self.sendgrid_conn_id, connection, resolve_network(connection).tls)
         async with shared_watch(
             key, self._family, lambda: AsyncSendGridClient(connection, on_retry=self._note_retry)
         ) as watch:
@@ -306,7 +329,8 @@ class SendGridHook(BaseHook):
             needed = " or ".join(traits.scope for traits in FAMILIES.values())
             return False, f"The API key works, but cannot export contacts: it lacks the scope {needed}."
         hint = f" {protocol.LEGACY_EXPORTS}" if ExportFamily.LEGACY.value in families else ""
-        return True, f"The API key works; it may export: {', '.join(families)}.{hint} Scopes: {', '.join(scopes)}."
+        text = f"The API key works; it may export: {', '.join(families)}.{hint} Scopes: {', '.join(scopes)}."
+        return True, redact(text)
 
     @property
     def account(self) -> SendGridAccount:

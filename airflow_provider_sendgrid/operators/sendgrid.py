@@ -191,6 +191,7 @@ class SendGridExportContactsOperator(BaseOperator):
 
     def _start(self, hook: SendGridHook, selection: ExportSelection, context: Context) -> tuple[str, bool]:
         account = hook.connection
+        selection.to_payload(hook.account.family)  # wrong arguments and settings are refused before any request
         same = self._fingerprint(selection, f"{account.base_url} {account.on_behalf_of}")
         record = _StartRecord(context, same, self._old_fingerprint(selection), selection)
         if not self.durable:
@@ -200,10 +201,16 @@ class SendGridExportContactsOperator(BaseOperator):
             return export_id, False
         try:
             export_id, is_found = hook.start_export_once(selection, record.attempt())
-        except (SendGridError, ValueError, TypeError) as error:
-            if not getattr(error, "may_have_been_accepted", False):
+        except SendGridError as error:
+            if not error.may_have_been_accepted:
                 record.forget()
             raise
+        except (ValueError, TypeError) as error:  # not of an argument: the export may have been started
+            raise SendGridError(
+                f"Starting the export was ended by an unforeseen {type(error).__name__}: {error}. Run the task again: "
+                "it looks for the export before it starts another.",
+                may_have_been_accepted=True,
+            ) from error
         record.keep_id(export_id)
         return export_id, is_found
 

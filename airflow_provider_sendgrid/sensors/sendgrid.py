@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import Any
 
@@ -24,31 +24,36 @@ from airflow_provider_sendgrid._compat import (
     conf,
 )
 from airflow_provider_sendgrid.exceptions import (
-    RETRYABLE_ERRORS,
     ExportExpiredError,
     ExportFailedError,
     ExportWithoutFilesError,
     SendGridError,
 )
 from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
 from airflow_provider_sendgrid.exports.watch import (
+    LONGEST_PAUSE_SECONDS,
     POLL_PATIENCE,
-    REFUSALS_IN_A_ROW,
-    STRAY_REFUSALS,
     WITHOUT_FILES_SECONDS,
     Outcome,
     PollSchedule,
     Sighting,
+    WaitState,
     describe_status,
+    is_doubtful,
     lacks_files,
-    look_at,
     seconds_without_files,
 )
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, sighting_event
+
+# How late the last poll, which comes at the deadline, may be answered.
+_LAST_LOOK_SECONDS = 30.0
+# A whole response may take so many times as long as the wait for its next bytes.
+_TIMEOUTS_OF_A_RESPONSE = 4
 
 
 class SendGridExportSensor(BaseSensorOperator):
@@ -58,12 +63,13 @@ class SendGridExportSensor(BaseSensorOperator):
     |---|---|
     | ``ready`` | succeeds; the summary is its XCom: no URLs; with polls and waited_seconds |
     | ``pending`` | waits; polls after 2 s at first, then slower, up to `poke_interval` |
+    | ``ready`` with a count of 0 and no files | polls again after 5 s, then succeeds |
     | ``ready``, but no files and no count of 0 | waits up to 5 minutes, then fails (`ExportWithoutFilesError`) |
     | any other status | waits as for ``pending`` and names the status when time is up |
-    | 5xx, 429, no answer | waits until `timeout`, whose message then gives the error; ``Retry-After`` is respected |
+    | 5xx, 429, no answer | waits until `timeout`, which names the error; respects ``Retry-After``, up to 10 minutes |
     | ``failure`` | fails with SendGrid's message, without another try |
     | files expired | fails and says so, without another try |
-    | a single 403 or 404 between served polls | waits; after 4 in a row it fails (in reschedule mode at once) |
+    | a single 403 or 404 after the first poll | waits; after 4 in a row it fails (in reschedule mode at once) |
     | 401, 403, 404, ... | fails with the reason; Airflow's retries apply |
 
     An `export_id` that cannot be one, and a connection that cannot be right, fail the task without another try.
@@ -107,11 +113,7 @@ class SendGridExportSensor(BaseSensorOperator):
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
         self.deferrable = deferrable
-        self._began = 0.0
-        self._last_seen: Sighting | None = None
-        self._refusals = 0
-        self._ask_again_at = 0.0
-        self._without_files_since: float | None = None
+        self._state: WaitState | None = None
 
     @cached_property
     def hook(self) -> SendGridHook:
@@ -144,8 +146,6 @@ class SendGridExportSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once."""
-        if time.monotonic() < self._ask_again_at:
-            return PokeReturnValue(False)
         sighting = self._poll()
         if sighting.outcome is not Outcome.WAITING:
             metrics.wait_ended(self.family, sighting.outcome.value, self._waited_seconds())
@@ -227,17 +227,19 @@ class SendGridExportSensor(BaseSensorOperator):
 
     def _waited_seconds(self) -> float | None:
         """Since the first poll; None in reschedule mode, where each poll is a process that knows of no other."""
-        return None if self.reschedule else time.time() - self._began
+        return None if self.reschedule or self._state is None else time.time() - self._state.started_at
 
     def _last_status(self) -> str:
-        seen = self._last_seen or self._not_seen()
+        seen = self._wait_state().last_seen
         reason = f" The last poll failed: {seen.last_error}" if seen.last_error else ""
         if not seen.polls:
             return f"SendGrid export {self.export_id} could not be polled.{reason}"
         return f"SendGrid export {self.export_id} was {describe_status(seen.export)} when last seen.{reason}"
 
-    def _not_seen(self) -> Sighting:
-        return Sighting(ContactExport(str(self.export_id), ""), Outcome.WAITING, polls=0)
+    def _wait_state(self) -> WaitState:
+        if self._state is None:
+            self._state = WaitState(str(self.export_id), time.time())
+        return self._state
 
     def _poll(self) -> Sighting:
         """The result of a poll; of the one before it, with the error, if this one failed in a way that may pass."""
@@ -246,26 +248,34 @@ class SendGridExportSensor(BaseSensorOperator):
         except (ValueError, TypeError) as error:
             raise AirflowFailException(str(error)) from error
         except SendGridError as error:
-            seen = self._last_seen or self._not_seen()
-            self._last_seen = replace(seen, last_error=error)
-            self._refusals += isinstance(error, STRAY_REFUSALS)
-            is_stray = isinstance(error, STRAY_REFUSALS) and seen.polls > 0 and self._refusals < REFUSALS_IN_A_ROW
-            if not isinstance(error, RETRYABLE_ERRORS) and not is_stray:
-                raise
-            self._ask_again_at = time.monotonic() + (error.retry_after_seconds or 0.0)
+            seen = self._wait_state().note_failure(error, time.time())
             self.log.warning("Polling SendGrid export %s failed, and the wait goes on: %s", self.export_id, error)
-            return self._last_seen
+            return seen
 
     def _look(self) -> Sighting:
-        self._began = self._began or time.time()
-        flow = protocol.get_export(ExportFamily(self.family), parse_export_id(self.export_id), POLL_PATIENCE)
+        state = self._wait_state()
+        patience = replace(POLL_PATIENCE, seconds_left=self._seconds_left)
+        family, export_id = ExportFamily(self.family), parse_export_id(self.export_id)
         with self.hook.client() as client:
-            export = client.converse(flow)
+            client.connection = self._bounded(client.connection)
+            export = client.converse(
+                protocol.get_export(family, export_id, patience, is_doubtful=self._is_checked_at_once)
+            )
         metrics.polled(self.family)
-        self._refusals = 0
-        polls = self._last_seen.polls + 1 if self._last_seen else 1
-        self._last_seen = look_at(export, now=time.time(), started_at=self._began, polls=polls)
-        return self._last_seen
+        return state.note(export, time.time(), is_checked=self._is_checked_at_once(export))
+
+    def _is_checked_at_once(self, export: ContactExport) -> bool:
+        """In reschedule mode no later poll remembers this one."""
+        return self.reschedule and is_doubtful(export, datetime.now(timezone.utc))
+
+    def _seconds_left(self) -> float:
+        """Until the deadline; in reschedule mode only Airflow knows that, and retries within a poll are few."""
+        return float("inf") if self.reschedule else self._wait_state().started_at + self.timeout - time.time()
+
+    def _bounded(self, connection: SendGridConnection) -> SendGridConnection:
+        """The connection for one poll: its requests must not outlast the deadline by more than half a minute."""
+        longest = (max(0.0, self._seconds_left()) + _LAST_LOOK_SECONDS) / _TIMEOUTS_OF_A_RESPONSE
+        return replace(connection, timeout_seconds=min(connection.timeout_seconds, longest))
 
     def _look_then_defer(self) -> dict[str, Any]:
         """Defer only if one poll does not decide: an export that is ready needs no triggerer."""
@@ -276,7 +286,7 @@ class SendGridExportSensor(BaseSensorOperator):
             if not self.silent_fail:
                 raise
             self.log.error("Polling SendGrid export %s failed: %s", self.export_id, error)
-            sighting = replace(self._not_seen(), last_error=error)
+            sighting = self._wait_state().last_seen
         if sighting.outcome is Outcome.WAITING:
             self.log.info("%s Deferring to the triggerer.", sighting.describe())
             self.defer(
@@ -290,6 +300,7 @@ class SendGridExportSensor(BaseSensorOperator):
                     exponential_backoff=bool(self.exponential_backoff),
                     max_wait=self._max_wait_seconds,
                     silent_fail=self.silent_fail,
+                    not_before=_not_before(sighting),
                 ),
                 method_name="execute_complete",
             )
@@ -307,19 +318,17 @@ class SendGridExportSensor(BaseSensorOperator):
     ) -> float:
         """Airflow asks this between two pokes, in poke and in reschedule mode alike."""
         waited = run_duration()
-        self._fail_if_settled_without_files(waited)
+        if self.reschedule:
+            self._fail_if_settled_without_files(waited)
         schedule = PollSchedule.for_sensor(
             self.poke_interval,
             exponential_backoff=bool(self.exponential_backoff),
             max_wait=self._max_wait_seconds,
         )
+        state = self._wait_state()
         # The last poll comes at the deadline, not after it.
-        seconds_left = max(0.0, self.timeout - waited) + 0.001
-        asked = max(0.0, self._ask_again_at - time.monotonic())
-        wait = min(max(schedule.wait_seconds(waited), asked), seconds_left)
-        if self._last_seen:
-            self._last_seen = replace(self._last_seen, waited_seconds=waited)
-            self.log.info("%s Next poll in %.1f s.", self._last_seen.describe(), wait)
+        wait = state.pause_seconds(schedule, waited, max(0.0, self.timeout - waited) + 0.001)
+        self.log.info("%s Next poll in %.1f s.", replace(state.last_seen, waited_seconds=waited).describe(), wait)
         if self.reschedule:
             return wait
         self._stop.wait(wait)  # Airflow's own sleep would go on after the task was killed
@@ -330,22 +339,24 @@ class SendGridExportSensor(BaseSensorOperator):
         return self.max_wait.total_seconds() if self.max_wait is not None else None
 
     def _fail_if_settled_without_files(self, waited: float) -> None:
-        """Fail an export that has been ready without files for minutes; one response alone does not settle that."""
-        seen = self._last_seen
-        if seen is None or not lacks_files(seen.export):
-            self._without_files_since = None
+        """Fail an export that has been ready without files for minutes; one response alone does not settle that.
+
+        For reschedule mode, where no poll remembers another: the wait has to have lasted as long, too.
+        """
+        seen = self._wait_state().last_seen
+        seconds = min(waited, seconds_without_files(seen.export, seen_seconds=waited))
+        if seen.last_error or not lacks_files(seen.export) or seconds < WITHOUT_FILES_SECONDS:
             return
-        was_seen_before, since = self._without_files_since is not None, self._without_files_since
-        if self.reschedule:  # what earlier polls saw is not known
-            was_seen_before, since = False, 0.0
-        since = self._without_files_since = waited if since is None else since
-        if seconds_without_files(seen.export, seen_seconds=waited - since) < WITHOUT_FILES_SECONDS:
-            return
-        if self.reschedule:
-            seen = self._poll()
-        if (was_seen_before or self.reschedule) and lacks_files(seen.export) and not seen.last_error:
-            metrics.wait_ended(self.family, Outcome.WITHOUT_FILES.value, self._waited_seconds())
+        seen = self._poll()
+        if lacks_files(seen.export) and not seen.last_error:
+            metrics.wait_ended(self.family, Outcome.WITHOUT_FILES.value, None)
             self._raise_if_hopeless(replace(seen, outcome=Outcome.WITHOUT_FILES).error())
+
+
+def _not_before(sighting: Sighting) -> float | None:
+    """When SendGrid wants to be asked again, in seconds since the epoch."""
+    asked = sighting.last_error.retry_after_seconds if sighting.last_error else None
+    return time.time() + min(asked, LONGEST_PAUSE_SECONDS) if asked else None
 
 
 def _is_deferral_timeout(error: Exception) -> bool:

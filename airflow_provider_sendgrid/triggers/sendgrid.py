@@ -11,17 +11,20 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
 from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, BaseEventTrigger, BaseTrigger, TriggerEvent
-from airflow_provider_sendgrid.exceptions import SendGridError, redact
+from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
 from airflow_provider_sendgrid.exports.seen import SeenExports
-from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting
+from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+
+if TYPE_CHECKING:
+    from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,11 @@ class SendGridExportTrigger(BaseTrigger):
         exponential_backoff: begin with `poll_interval` and double the time between polls.
         max_wait: longest time between two polls with `exponential_backoff`, in seconds.
         silent_fail: log SendGrid's refusals and go on waiting.
+        not_before: when SendGrid may be polled first, in seconds since the epoch, because it has asked to wait.
     """
+
+    # Between attempts to read a connection that is not found: the secrets backend may fail for a moment.
+    connection_waits_seconds = (1.0, 5.0, 15.0, 30.0, 60.0)
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class SendGridExportTrigger(BaseTrigger):
         exponential_backoff: bool = False,
         max_wait: float | None = None,
         silent_fail: bool = False,
+        not_before: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.export_id = export_id
@@ -73,11 +81,12 @@ class SendGridExportTrigger(BaseTrigger):
         self.exponential_backoff = exponential_backoff
         self.max_wait = max_wait
         self.silent_fail = silent_fail
+        self.not_before = not_before
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The path of this class and its arguments, for the metadata database."""
         names = ("export_id", "family", "sendgrid_conn_id", "poll_interval", "end_time", "start_time")
-        defaults = {"exponential_backoff": False, "max_wait": None, "silent_fail": False}
+        defaults = {"exponential_backoff": False, "max_wait": None, "silent_fail": False, "not_before": None}
         # What has its default is left out: a triggerer with an older version of the provider accepts the rest.
         chosen = [name for name, default in defaults.items() if getattr(self, name) != default]
         path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -100,17 +109,40 @@ class SendGridExportTrigger(BaseTrigger):
 
     async def _wait(self) -> Sighting:
         export_id = parse_export_id(self.export_id)
+        for name in ("end_time", "start_time", "not_before"):
+            if (value := getattr(self, name)) is not None:
+                require_seconds(name, value)
         schedule = PollSchedule.for_sensor(
             self.poll_interval, exponential_backoff=self.exponential_backoff, max_wait=self.max_wait
         )
-        async with SendGridHook(self.sendgrid_conn_id, self.family).watch() as watch:
+        hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        await self._load_connection(hook)
+        async with hook.watch() as watch:
             return await watch.wait(
                 export_id,
                 schedule,
                 started_at=time.time() if self.start_time is None else self.start_time,
                 end_time=float("inf") if self.end_time is None else self.end_time,
                 rides_out_refusals=self.silent_fail,
+                not_before=self.not_before,
+                has_polled=self.start_time is not None,  # by the sensor
             )
+
+    async def _load_connection(self, hook: SendGridHook) -> None:
+        """Read the connection; a few times if it is not found, until the deadline of the wait."""
+        for seconds in self.connection_waits_seconds:
+            try:
+                await hook.aload_connection()
+            except SendGridUnavailableError as error:
+                seconds_left = float("inf") if self.end_time is None else self.end_time - time.time()
+                if seconds_left <= 0:
+                    raise
+                wait = min(seconds, seconds_left)
+                self.log.warning("%s Trying again in %.0f s.", error, wait)
+                await asyncio.sleep(wait)
+            else:
+                return
+        await hook.aload_connection()
 
 
 def sighting_event(sighting: Sighting) -> dict[str, Any]:
@@ -134,13 +166,14 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     The event says ``id``, ``family``, ``export_type``, ``list_ids``, ``segment_ids``, ``contact_count``,
     ``created_at``, ``completed_at`` and ``expires_at``: JSON values and no URL. ``contact_count`` is null where it
-    could not be had. Several exports may be ready at once, and one DAG run may then serve several events: let it
-    look at all of them.
+    could not be fetched within seconds. Several exports may be ready at once, and one DAG run may then serve several
+    events: let it look at all of them.
 
     Each export fires once. From Airflow 3.3 on what has fired is remembered in the asset's state store, so a restart of
     the triggerer neither repeats nor loses one (the two seconds around an event excepted: if the triggerer is killed
     then, the event may come twice), and triggers on one connection share one poll. What the store holds of an export is
-    deleted a day after it failed, expired or was last listed. From 3.0 to 3.2 nothing is
+    deleted a day after it failed, expired or was last listed. What was ready before the first look does not fire later,
+    even if that look lacked it. From 3.0 to 3.2 nothing is
     remembered: after a restart, what became ready meanwhile is missed; with `since` it fires, and with it all that has
     become ready since then.
 
@@ -157,6 +190,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
 
     # An event is in the database about a second after it was fired; only then it is remembered as fired.
     stored_after_seconds = 2.0
+    # Longest wait for the counts of new exports.
+    count_seconds = 5.0
 
     def __init__(
         self,
@@ -173,8 +208,11 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         if export_type not in (None, *EXPORT_TYPES):
             raise ValueError(f"export_type must be one of {', '.join(EXPORT_TYPES)}, not {export_type!r}.")
-        if not poll_interval > 0:
+        require_seconds("poll_interval", poll_interval)
+        if not 0 < poll_interval < float("inf"):
             raise ValueError(f"poll_interval must be a number of seconds above 0, not {poll_interval!r}.")
+        if family not in (families := [each.value for each in ExportFamily]):
+            raise ValueError(f"family must be one of {', '.join(families)}, not {family!r}.")
         _moment(since)
         self.sendgrid_conn_id = sendgrid_conn_id
         self.family = family
@@ -251,15 +289,30 @@ class SendGridNewExportTrigger(BaseEventTrigger):
     async def _payloads(self, news: Sequence[ContactExport]) -> list[dict[str, Any]]:
         if not news:
             return []
-        counts: dict[str, int | None] = {}
-        async with await SendGridHook(self.sendgrid_conn_id, self.family).aclient() as client:
-            for export in news[:_COUNTS_AT_ONCE]:
-                question = protocol.get_export(ExportFamily(self.family), export.id, protocol.Patience(tries=2))
-                try:
-                    counts[export.id] = (await client.converse(question)).contact_count
-                except SendGridError as error:
-                    log.info("The count of SendGrid export %s could not be had: %s", export.id, error)
+        counts = await self._counts(news[:_COUNTS_AT_ONCE])
         return [self._payload(export, counts.get(export.id, export.contact_count)) for export in news]
+
+    async def _counts(self, news: Sequence[ContactExport]) -> dict[str, int | None]:
+        """What could be learnt in a few seconds: no event waits for a count."""
+        counts: dict[str, int | None] = {}
+        family = ExportFamily(self.family)
+
+        async def ask(client: AsyncSendGridClient, export_id: str) -> None:
+            flow = protocol.get_export(family, export_id, protocol.Patience(tries=2), is_doubtful=lambda _: False)
+            try:
+                counts[export_id] = (await client.converse(flow)).contact_count
+            except (SendGridError, ValueError) as error:
+                log.info("Could not fetch the contact count of SendGrid export %s: %s", export_id, error)
+
+        async with await SendGridHook(self.sendgrid_conn_id, self.family).aclient() as client:
+            tasks = [asyncio.ensure_future(ask(client, export.id)) for export in news]
+            try:
+                await asyncio.wait(tasks, timeout=self.count_seconds)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return counts
 
     def _payload(self, export: ContactExport, contact_count: int | None) -> dict[str, Any]:
         summary = export.summary()
@@ -286,6 +339,11 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         return self._key.replace("seen", "listed")
 
     @property
+    def _began_key(self) -> str:
+        """Of the moment of the first look."""
+        return self._key.replace("seen", "began")
+
+    @property
     def _store(self) -> Any:
         """The state store of the asset that is watched; None before Airflow 3.3."""
         return getattr(self, "asset_state_store", None)
@@ -297,6 +355,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         try:
             kept = await sync_to_async(self._store.get)(self._key)
             listed = await sync_to_async(self._store.get)(self._listed_key)
+            began_at = await sync_to_async(self._store.get)(self._began_key)
         except ValueError:  # says Airflow of a trigger that several assets share
             log.warning(
                 "Several assets are watched by one SendGridNewExportTrigger with the same arguments: what has fired "
@@ -308,21 +367,36 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             since=since,
             ids=dict(kept) if isinstance(kept, Mapping) else None,
             listed=dict(listed) if isinstance(listed, Mapping) else {},
+            began_at=began_at if isinstance(began_at, int | float) else None,
         )
 
     async def _remember(self, seen: SeenExports) -> None:
         if self._store is None or not seen.is_changed:
             return
+        refused = await self._delete_marks(seen)
         try:
-            # The marks first: what is no longer kept would not be deleted after a restart.
-            for each in list(seen.forgotten):
+            await sync_to_async(self._store.set)(self._key, seen.ids)
+            # A mark that could not be deleted is listed as long gone, so that it is deleted after a restart, too.
+            listed = seen.listed | dict.fromkeys(refused, 1.0)
+            await sync_to_async(self._store.set)(self._listed_key, listed)
+            await sync_to_async(self._store.set)(self._began_key, seen.began_at)
+            seen.is_changed = bool(refused)
+        except Exception as error:  # noqa: BLE001 - likewise
+            log.warning(
+                "Which SendGrid exports have fired could not be stored; trying again: %s: %s",
+                type(error).__name__,
+                redact(str(error)),
+            )
+
+    async def _delete_marks(self, seen: SeenExports) -> set[str]:
+        """Delete the marks of exports that are forgotten; returns those whose mark could not be deleted."""
+        for each in list(seen.forgotten):
+            try:
                 await sync_to_async(self._store.delete)(f"{STARTED_KEY}{each}")
                 seen.forgotten.discard(each)
-            await sync_to_async(self._store.set)(self._key, seen.ids)
-            await sync_to_async(self._store.set)(self._listed_key, seen.listed)
-            seen.is_changed = False
-        except Exception as error:  # noqa: BLE001 - likewise
-            log.warning("Which SendGrid exports have fired could not be kept; trying again: %s", redact(str(error)))
+            except Exception as error:  # noqa: BLE001 - what has fired is stored all the same
+                log.warning("The mark of SendGrid export %s could not be deleted: %s", each, redact(str(error)))
+        return seen.forgotten
 
     async def _not_our_own(self, news: Sequence[ContactExport]) -> list[ContactExport]:
         """Without those of which one of our own tasks left word."""

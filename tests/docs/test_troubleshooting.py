@@ -21,6 +21,7 @@ from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger
 from tests.docs.blocks import blocks_of_kind
+from tests.support.network import Proxy
 
 
 class Trouble:
@@ -85,6 +86,15 @@ class Trouble:
     def nobody_listens(self):
         self.connect(host="http://127.0.0.1:9")
         SendGridHook().get_lists()
+
+    def no_password_for_the_proxy(self):
+        with Proxy("407").running() as proxy:
+            self.connect(host="https://localhost:9", extra={"proxy": proxy.url})
+            SendGridHook().get_lists()
+
+    def unparsable_connection(self):
+        self.monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", '{"conn_type": "sendgrid"')
+        self.ask()
 
     def lost(self):
         self.emulator.inject(Fault("lost"))
@@ -238,7 +248,9 @@ PROVOKED = {
     "could not be read": Trouble.refused_first_api,
     "answered 429": Trouble.rate_limited,
     "answered 503": Trouble.outage,
-    "no connection (": Trouble.nobody_listens,
+    "no connection (…)": Trouble.nobody_listens,
+    "tunnel with 407": Trouble.no_password_for_the_proxy,
+    "cannot be parsed": Trouble.unparsable_connection,
     "the connection broke": Trouble.lost,
     "not a JSON object": Trouble.login_page,
     "'failure'": Trouble.failed,
@@ -264,7 +276,7 @@ PROVOKED = {
     "must be a JSON object, such as": Trouble.extra_that_is_no_json,
     "but the host": Trouble.contradiction,
     "/no/such/file.pem": Trouble.no_such_certificates,
-    "HTTPS_PROXY": Trouble.no_such_port,
+    "variable HTTPS_PROXY": Trouble.no_such_port,
     "placeholder": Trouble.placeholder,
 }
 BLOCKS = blocks_of_kind("error")

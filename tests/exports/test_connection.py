@@ -319,6 +319,71 @@ def test_a_proxy_that_only_one_of_two_clients_understands_is_refused(proxy):
     assert "p4ss" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "user", ["u:p#4ss", "u:p?4ss", "u:p[4ss", "u:p]4ss", "u:p\\4ss", "u:p/4ss", "u:p@4ss", "u:p€4ss"]
+)
+def test_a_proxys_password_must_be_percent_encoded(user):
+    """Each client takes another part of it for the host."""
+    with pytest.raises(ValueError, match=r"'sendgrid_default': proxy: .*percent-encode that as %") as caught:
+        with_extra(proxy=f"http://{user}@proxy.example:3128")
+    assert "4ss" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "text"),
+    [
+        ("http://:p4ss@proxy.example", "proxy has a password, but no user"),
+        ("socks5://user@proxy.example", "proxy has a user, but no password"),
+    ],
+)
+def test_a_proxy_with_half_of_its_credentials_is_refused(proxy, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        with_extra(proxy=proxy)
+    assert "p4ss" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("token@", "token:@"), ("user:@", "user:@"), ("@", ""), ("u:p%40ss@", "u:p%40ss@"), ("u:a:b^c|d@", "u:a:b^c|d@")],
+)
+def test_a_proxys_credentials_have_one_form(written, read):
+    assert with_extra(proxy=f"HTTP://{written}proxy.example:3128/").proxy == f"http://{read}proxy.example:3128"
+
+
+# --- a key in the wrong place
+
+
+@pytest.mark.parametrize("key", [KEY, "the-key-of-a-gateway"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        lambda key: {"host": key},
+        lambda key: {"host": f"https://{key}.example"},
+        *(
+            lambda key, name=name: {"extra": {name: [key]}}
+            for name in ("region", "on_behalf_of", "verify", "timeout", "proxy", "regoin")
+        ),
+        lambda key: {"extra": {"on_behalf_of": key}},
+        lambda key: {"extra": {"timeout": key}},
+        lambda key: {"extra": {f"region{key}": "x"}},
+    ],
+)
+def test_a_refused_setting_does_not_show_the_key(fields, key):
+    with pytest.raises(ValueError, match="sendgrid_default") as caught:
+        connection(password=key, **fields(key))
+    assert key.lower() not in str(caught.value).lower()
+
+
+def test_a_host_that_is_a_key_is_refused_with_its_place():
+    with pytest.raises(ValueError, match=r"the host holds an API key\. Put the key into the field 'API key'"):
+        connection(password="another-key", host=KEY)
+
+
+def test_a_warning_does_not_show_the_key(caplog):
+    connection(extra={KEY: "x"})
+    assert KEY not in caplog.text
+
+
 # --- keys of extra
 
 
@@ -337,6 +402,49 @@ def test_a_proxy_that_only_one_of_two_clients_understands_is_refused(proxy):
         ("on_behalf", "on_behalf_of"),
         ("on_behalf_off", "on_behalf_of"),
         ("subuser", "on_behalf_of"),
+        *(
+            (key, "on_behalf_of")
+            for key in (
+                "subuser_name",
+                "sub_user_name",
+                "subUserName",
+                "subuser_id",
+                "sub_account_name",
+                "child_account",
+                "username",
+                "user",
+                "act_as",
+                "acting-as",
+                "obo",
+                "impersonate_user",
+                "x-on-behalf-of",
+                "header_on_behalf_of",
+                "subusr_name",
+                "headers",
+            )
+        ),
+        *(
+            (key, "region")
+            for key in (
+                "use_eu",
+                "isEu",
+                "EU",
+                "europe",
+                "data_residency_region",
+                "data_center",
+                "sendgrid_region",
+                "regoin_name",
+                "location",
+                " region",
+                "région",
+            )
+        ),
+        ("регион", "one of region"),
+        ("extra", "its keys in extra itself"),
+        ("__extra__", "its keys in extra itself"),
+        ("disable_ssl", "verify"),
+        ("ca_certificates", "verify"),
+        ("proxy_host", "proxy"),
         ("sub_user", "on_behalf_of"),
         ("time_out", "timeout"),
         ("timout", "timeout"),
@@ -353,16 +461,23 @@ def test_a_proxy_that_only_one_of_two_clients_understands_is_refused(proxy):
 def test_a_misspelled_key_is_refused_with_the_one_meant(key, meant):
     """Ignoring it could export another account, or from another region, than was asked for."""
     with pytest.raises(
-        ValueError, match=rf"'sendgrid_default': extra has the unknown key '{key}'; did you mean {meant}\?"
+        ValueError, match=rf"'sendgrid_default': extra has the unknown key '{key}'; did you mean {meant}.*\?"
     ):
         with_extra(**{key: "x"})
 
 
+@pytest.mark.parametrize("region", ["eu", " EU ", "global"])
+def test_a_region_under_an_unknown_key_is_refused(region):
+    with pytest.raises(ValueError, match=r"extra has the unknown key 'environment'; did you mean region\?"):
+        with_extra(environment=region)
+
+
 def test_keys_that_resemble_no_setting_are_ignored_with_one_warning(caplog):
     for _ in range(2):
-        assert with_extra(comment="for the newsletter", owner="marketing", __extra__="x") == connection()
+        extra = {"comment": "for the newsletter", "owner": "marketing", "from_email": "x@y.z", "user_agent": "x"}
+        assert connection(extra=extra) == connection()
     [warning] = [each.getMessage() for each in caplog.records]
-    assert "does not know and ignores: comment, owner, __extra__" in warning
+    assert "does not know and ignores: comment, owner, from_email, user_agent" in warning
     assert "newsletter" not in warning
 
 

@@ -477,3 +477,11 @@ def test_what_cannot_be_an_id_is_refused_with_the_cure(value, error_class, cure)
     with pytest.raises(error_class) as caught:
         parse_export_id(value)
     assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["True", "nan", "undefined", "../x", "?x=1", "a/b", "a%2Fb", "a\u200bb", "a\x00b", "...", "x" * 201]
+)
+def test_a_text_that_cannot_be_an_id_is_refused(value):
+    with pytest.raises(ValueError, match="cannot be the id of an export"):
+        parse_export_id(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 from dataclasses import dataclass, field, replace
 
@@ -154,6 +155,12 @@ SET_UPS = [
         "empty lower case means none", works=True, extra=PROXIED, environ={"https_proxy": "", "HTTPS_PROXY": "{closed}"}
     ),
     SetUp(
+        "empty lower case wins over all",
+        works=True,
+        extra=PROXIED,
+        environ={"https_proxy": "", "ALL_PROXY": "{closed}"},
+    ),
+    SetUp(
         "scheme wins over all",
         works=True,
         uses_proxy=True,
@@ -258,6 +265,39 @@ def test_a_users_own_trust_for_one_request_changes_nothing_for_others(server, ri
         session.get(server.url, timeout=10)
 
 
+@pytest.mark.parametrize("user", ["token@", "user:p%C3%BC%E2%82%ACss@", "user:p%40ss@", "u%3Ax:a:b@", "@"])
+def test_both_clients_send_the_proxy_the_same_credentials(user, server, right):
+    seen = []
+
+    class Noting(Proxy):
+        def serve(self, connection):
+            head = connection.recv(65536, socket.MSG_PEEK).decode()
+            seen.append([line for line in head.split("\r\n") if line.lower().startswith("proxy-authorization:")])
+            super().serve(connection)
+
+    with Noting().running() as proxy:
+        url = f"http://{user}localhost:{proxy.port}"
+        connection = SendGridConnection.from_fields(
+            name="main", password="SG.key", host=server.url, extra={"proxy": url, "verify": str(right)}
+        )
+        for kind in CLIENTS:
+            get(kind, connection)
+    assert [[line.lower() for line in lines] for lines in seen[1:]] == [[line.lower() for line in seen[0]]] * 2
+    assert bool(seen[0]) is (user != "@")
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_plain_http_to_this_machine_never_goes_through_a_proxy(kind, host, proxy, monkeypatch):
+    """The proxy would read the key."""
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    with Server().running() as plain:
+        connection = SendGridConnection("SG.key", f"http://{host}:{plain.port}")
+        get(kind, connection)
+        get(kind, replace(connection, proxy=proxy.url))
+    assert proxy.connections == 0
+
+
 # --- NO_PROXY in detail
 
 
@@ -324,6 +364,7 @@ def test_a_request_of_a_cgi_script_brings_no_proxy():
         ({"ALL_PROXY": "http://"}, r"ALL_PROXY must be a URL such as"),
         ({"ALL_PROXY": "socks4://proxy.example"}, r"ALL_PROXY must be a URL such as"),
         ({"http_proxy": "http://user:p4ss@"}, r"http_proxy must be a URL such as"),
+        ({"HTTPS_PROXY": "http://user:p4ss#1@proxy.example"}, r"HTTPS_PROXY: .*'#'; percent-encode that as %23"),
         ({"REQUESTS_CA_BUNDLE": "/nowhere.pem"}, r"REQUESTS_CA_BUNDLE is '/nowhere.pem', which cannot be read"),
         ({"CURL_CA_BUNDLE": "/nowhere.pem"}, r"CURL_CA_BUNDLE is '/nowhere.pem', which cannot be read"),
         ({"SSL_CERT_FILE": "/nowhere.pem"}, r"SSL_CERT_FILE is '/nowhere.pem', which cannot be read"),
@@ -380,6 +421,21 @@ def test_certificates_are_read_once_and_again_when_they_are_renewed(tmp_path, ri
     connection = SendGridConnection("SG.key", verify=str(path))
     first = resolve_network(connection, {}).tls
     assert resolve_network(connection, {}).tls is first
+    before = path.stat()
     path.write_bytes(wrong.read_bytes())
-    os.utime(path, ns=(1, 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert resolve_network(connection, {}).tls is not first
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_certificates_of_a_folder_are_read_again_when_one_is_renewed(tmp_path, right, wrong, is_link):
+    folder, kept = tmp_path / "folder", tmp_path / "own.pem"
+    folder.mkdir()
+    kept.write_bytes(right.read_bytes())
+    name = folder / "0123abcd.0"
+    name.symlink_to(kept) if is_link else name.write_bytes(right.read_bytes())
+    connection = SendGridConnection("SG.key", verify=str(folder))
+    first = resolve_network(connection, {}).tls
+    assert resolve_network(connection, {}).tls is first
+    name.write_bytes(wrong.read_bytes())
     assert resolve_network(connection, {}).tls is not first

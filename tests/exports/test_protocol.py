@@ -597,6 +597,66 @@ def test_a_400_about_permission_names_plan_and_permission(said):
     assert "arguments" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ("additional property 'file_typ' is not allowed", "file_typ"),
+        ("additional property is not allowed", None),
+        ("value 9000 is not allowed, the maximum is 5000", "max_file_size"),
+        ("invalid list id: 'Authorised buyers'", None),
+        ("no such list: 'not authorized'", None),
+        ("permission denied", "list_ids"),
+    ],
+)
+def test_a_400_about_an_argument_does_not_blame_the_plan(said, field):
+    _, error = get_export(refusal(400, said, field=field))
+    assert "Correct the arguments" in str(error)
+    assert "plan" not in str(error)
+
+
+@pytest.mark.parametrize("status", [402, 409, 422])
+def test_refusals_in_sendgrids_own_words_are_not_retried(status):
+    requests, error = get_export(refusal(status, "no"))
+    assert type(error) is SendGridBadRequestError
+    assert len(requests) == 1
+    assert "not a response of SendGrid" not in str(error)
+
+
+@pytest.mark.parametrize("status", [402, 409, 422])
+def test_the_same_statuses_without_sendgrids_words_are_unexpected(status):
+    _, error = get_export(reply(status, b"no"))
+    assert type(error) is SendGridServerError
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refusal_names_the_subuser_that_the_connection_acts_for(status):
+    refused = replace(refusal(status, "subuser not found"), on_behalf_of="branch")
+    _, error = get_export(*[refused] * 3)
+    assert "acts for the subuser 'branch' (on_behalf_of)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"Access denied by policy. Squid/5.7", {}),
+        (b"", {"x_squid_error": "ERR_ACCESS_DENIED 0"}),
+        (b"", {"via": "1.1 squid"}),
+        (b"{}", {"via": "1.1 squid"}),
+    ],
+)
+def test_a_403_of_a_proxy_names_the_proxy(body, headers):
+    _, error = get_export(*[reply(403, body, **headers)] * 3)
+    assert type(error) is SendGridPermissionError
+    assert "A proxy on the way" in str(error)
+    assert "scope" not in str(error)
+
+
+@pytest.mark.parametrize("headers", [{}, {"via": "1.1 proxy"}])
+def test_a_403_in_sendgrids_words_names_the_scope(headers):
+    _, error = get_export(*[reply(403, {"errors": [{"message": "access forbidden"}]}, **headers)] * 3)
+    assert "lacks the scope" in str(error)
+
+
 def test_a_401_names_both_regions():
     _, error = get_export(refusal(401, "authorization required"))
     for part in ("'global' (api.sendgrid.com)", "'eu' (api.eu.sendgrid.com)", "account's region only"):
@@ -1017,3 +1077,41 @@ def test_the_last_answer_counts():
 def test_reprs_show_neither_answers_nor_secrets():
     """Answers hold signed URLs."""
     assert "secret" not in repr(reply(200, {"urls": ["https://secret"]}))
+
+
+# --- limits and deadlines that cannot be right
+
+
+@pytest.mark.parametrize("reset", ["86400", str(int(NOW) + 86_400), "18000000"])
+def test_no_window_of_a_rate_limit_is_longer_than_two_minutes(reset):
+    noted = protocol.RateLimit()
+    noted.note(reply(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset=reset))
+    assert noted.wait_seconds(NOW) == 120.0
+    assert noted.spare(NOW + 121) == float("inf")
+
+
+def test_a_clock_that_is_set_back_does_not_lengthen_a_window():
+    noted = protocol.RateLimit()
+    noted.note(reply(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset="60"))
+    assert (noted.wait_seconds(NOW - 3600), noted.spare(NOW - 3600)) == (0.0, float("inf"))
+
+
+def test_no_retry_begins_after_the_deadline():
+    requests, error = get_export(refusal(503), reply(200, READY), patience=replace(CALM, seconds_left=lambda: 0.0))
+    assert (len(requests), error.status_code) == (1, 503)
+
+
+@pytest.mark.parametrize(
+    "broken", [lambda headers: reply(503, {}, **headers), lambda headers: reply(200, b"?", **headers)]
+)
+def test_a_used_up_limit_is_waited_for_after_a_broken_response_too(broken):
+    """Else the wait for a slot would be part of the next try, and unbounded by the caller's patience."""
+    refused = broken({"x_ratelimit_remaining": "0", "x_ratelimit_reset": "40"})
+    _, error = get_export(refused, patience=replace(CALM, longest_wait_seconds=5.0))
+    assert error.retry_after_seconds == 40.0
+
+
+@pytest.mark.parametrize("change", [{"id": None, "message": "upstream timed out"}, {"errors": [{"message": "no"}]}])
+def test_a_failure_that_is_not_an_exports_is_repeated(change):
+    requests, export = get_export(reply(200, {"id": "6f0a2c5e", "status": "failure"} | change), reply(200, READY))
+    assert (len(requests), export.status) == (2, "ready")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+
+import pytest
 
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.seen import SeenExports
@@ -81,3 +84,34 @@ def test_exports_that_failed_or_are_unwanted_are_forgotten_a_day_later():
     again.note([], others[2:])
     assert again.forgotten == {"failed", "unwanted"}
     assert set(again.listed) == {"pending"}
+
+
+def seen_at(when, *exports):
+    return [replace(each, as_of=when) for each in exports]
+
+
+@pytest.mark.parametrize("ahead", [-600, 0, 600])
+def test_an_export_that_was_ready_before_an_empty_first_look_is_not_news(ahead):
+    """Whatever this machine's clock says: the next listing shows SendGrid's time."""
+    clock = Clock()
+    clock.now = NOON + timedelta(seconds=ahead)
+    seen = SeenExports(clock=clock)
+    seen.news([])
+    seen.note([])
+    clock.now += timedelta(minutes=30)
+    later = seen_at(NOON + timedelta(minutes=30), export("old", minutes=-180), export("new", minutes=10))
+    assert ids(seen.news(later)) == ["new"]
+    seen.note(later)
+    assert set(seen.ids) == {"new"}
+
+
+def test_a_wrong_date_at_the_first_look_makes_nothing_new():
+    seen = SeenExports(clock=Clock())
+    first = seen_at(NOON + timedelta(days=1), export("old", minutes=-180))
+    assert seen.news(first) == []
+    seen.note(first)
+    assert seen.news(seen_at(NOON, export("old", minutes=-180))) == []
+
+
+def test_state_of_an_older_version_knows_no_first_look():
+    assert ids(SeenExports(ids={}, clock=Clock()).news([export("a", minutes=-180)])) == ["a"]

@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import SendGridError, SendGridServerError, SendGridUnavailableError
+from airflow_provider_sendgrid.exceptions import (
+    SendGridAuthError,
+    SendGridError,
+    SendGridServerError,
+    SendGridUnavailableError,
+)
 from airflow_provider_sendgrid.exports import client as client_module
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
@@ -117,6 +122,8 @@ def test_each_network_error_says_whether_the_start_was_sent(kind, way, fault, ex
         if way.proxy:
             proxy = stack.enter_context(Proxy(fault.removeprefix("proxy ") if at_proxy else "").running())
             proxy_url = proxy.url
+        if way is FORWARD:  # never used for this machine
+            url = url.replace("localhost", "api.test")
         if fault == "refused":
             url = f"{'https' if way.tls else 'http'}://localhost:{stack.enter_context(closed_port())}"
         if fault == "proxy refused":
@@ -140,6 +147,76 @@ def test_each_network_error_says_whether_the_start_was_sent(kind, way, fault, ex
         if not expected:
             assert server.count("POST") == 0
             assert "no connection (" in str(caught.value)
+
+
+# --- responses that cannot be read
+
+
+def redirect(location):
+    return b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % location
+
+
+NO_URLS = (b"https://[login.example/", b"http://\xfc.example/", "http://a\u2100b/".encode(), b"http://a:99999/")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("location", NO_URLS)
+def test_a_start_that_is_redirected_to_no_url_is_in_doubt(kind, location):
+    """Requests parses the target of a redirect, followed or not."""
+    with Server(answers=[redirect(location)]).running() as server:
+        with pytest.raises(SendGridError) as caught:
+            start(kind, SendGridConnection("SG.key", server.url))
+        assert caught.value.may_have_been_accepted is True
+        assert server.count("POST") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("location", NO_URLS)
+def test_a_get_that_is_redirected_to_no_url_is_repeated(kind, location):
+    patience = Patience(tries=2, first_wait_seconds=0.0)
+    with Server(answers=[redirect(location)]).running() as server:
+        assert converse(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(patience)) == []
+        assert server.count("GET") == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [ValueError("secret"), UnicodeDecodeError("utf-8", b"", 0, 1, ""), RuntimeError()])
+def test_an_unforeseen_error_while_reading_is_a_broken_response(kind, error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(client_module._Body, "add", fail)
+    with Server().running() as server:
+        with pytest.raises(SendGridServerError, match=r"the response cannot be read \(\w+Error\)") as caught:
+            start(kind, SendGridConnection("SG.key", server.url))
+        assert caught.value.may_have_been_accepted is True
+        assert "secret" not in str(caught.value)
+
+
+# --- tunnels that the proxy refuses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_proxy_that_refuses_the_password_is_named_and_not_asked_again(kind, certificate):
+    with Server("", certificate).running() as server, Proxy("407").running() as proxy:
+        connection = SendGridConnection("SG.key", server.url, proxy=f"http://user:p4ss@localhost:{proxy.port}")
+        patience = Patience(tries=3, first_wait_seconds=0.0)
+        with pytest.raises(
+            SendGridAuthError, match=r"with 407\)\. Check the user and the password in the proxy"
+        ) as caught:
+            converse(kind, connection, protocol.get_scopes(patience))
+        assert caught.value.status_code == 407
+        assert "p4ss" not in str(caught.value)
+        assert proxy.count("CONNECT") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", ["403", "502"])
+def test_a_tunnel_that_is_refused_names_the_proxys_status(kind, status, certificate):
+    with Server("", certificate).running() as server, Proxy(status).running() as proxy:
+        connection = SendGridConnection("SG.key", server.url, proxy=proxy.url)
+        with pytest.raises(SendGridUnavailableError, match=rf"the proxy refused the tunnel with {status}\)"):
+            start(kind, connection)
 
 
 # --- connections that are used again
@@ -307,6 +384,21 @@ def test_a_record_that_sending_began_wins_over_any_error():
     assert all(sending.may_have_been_accepted(each("")) for each in (httpx.ConnectError, httpx.PoolTimeout))
 
 
+def test_a_socks_handshake_that_fails_sent_nothing():
+    """Httpx lets the errors of its SOCKS library through, which need not be installed."""
+    error = socks_error()("the proxy closed the connection")
+    sending = Sending()
+    sending.connect()
+    assert sending.may_have_been_accepted(error) is False
+    sending.begin()
+    assert sending.may_have_been_accepted(error) is True
+
+
+def socks_error():
+    base = type("SOCKSError", (Exception,), {"__module__": "socksio.exceptions"})
+    return type("ProtocolError", (base,), {"__module__": "socksio.exceptions"})
+
+
 def every_error():
     import http.client
 
@@ -319,6 +411,7 @@ def every_error():
         **{f"httpx.{name}": each for name, each in vars(httpx).items()},
         "urllib3.HTTPError": urllib3.exceptions.HTTPError,
         "http.HTTPException": http.client.HTTPException,
+        "socksio.SOCKSError": socks_error(),
         "builtins.TimeoutError": TimeoutError,
         "builtins.OSError": OSError,
     }
@@ -351,7 +444,9 @@ def subclasses(parent):
 
 def test_a_forwarding_proxys_own_502_is_an_answer_in_doubt():
     with Server().running() as server, Proxy("502").running() as proxy:
-        connection = SendGridConnection("SG.key", server.url, proxy=proxy.url, timeout_seconds=10)
+        connection = SendGridConnection(
+            "SG.key", server.url.replace("localhost", "api.test"), proxy=proxy.url, timeout_seconds=10
+        )
         for kind in KINDS:
             with pytest.raises(SendGridServerError) as caught:
                 start(kind, connection)

@@ -27,6 +27,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridNotFoundError,
     SendGridPermissionError,
     SendGridRateLimitError,
+    SendGridUnavailableError,
 )
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
@@ -70,6 +71,7 @@ class Account:
         limit: requests allowed in each `window_seconds`; None is no limit, and no headers that tell of one.
         refusals: statuses that the next requests are answered with.
         retry_after: of these, in seconds.
+        headers: more headers of the next responses.
         broken_listing: the listing is not JSON.
         hanging: exports, or the listing, that are answered after an hour.
         asked: what was asked for when, in seconds since the test began.
@@ -83,6 +85,7 @@ class Account:
     window_seconds: float = 20.0
     refusals: list = field(default_factory=list)
     retry_after: int | None = None
+    headers: list = field(default_factory=list)
     broken_listing: bool = False
     hanging: set = field(default_factory=set)
     asked: list = field(default_factory=list)
@@ -121,7 +124,7 @@ class Account:
         what = request.url.path.removeprefix(self.path).lstrip("/") or LISTING
         self.asked.append((round(self.now - NOW, 3), what))
         await asyncio.sleep(3600.0 if what in self.hanging else self.answer_seconds)
-        headers = self._take_slot()
+        headers = self._take_slot() | self.headers.pop(0) if self.headers else self._take_slot()
         if headers.get("X-RateLimit-Remaining") == "-1":
             self.refused.append(self.asked[-1])
             return httpx.Response(429, headers=headers | {"X-RateLimit-Remaining": "0"}, json={})
@@ -551,6 +554,220 @@ def test_many_ready_without_files_are_settled_too():
     account = Account({f"e{n}": [completed(0)] for n in range(20)})
     sightings = wait_for_all(account, end_time=NOW + 36_000)
     assert {each.outcome for each in sightings} == {Outcome.WITHOUT_FILES}
+
+
+# --- exports without contacts
+
+EMPTY = {"status": "ready", "urls": [], "contact_count": 0}
+
+
+def listed_as_empty(export_id):
+    return {"id": export_id, "created_at": CREATED, **EMPTY}
+
+
+def test_an_empty_export_is_never_ready_by_the_listing_alone():
+    """SendGrid may fill in count and URLs a moment after the status."""
+    account = Account({f"e{n}": [READY] for n in range(20)})
+    account._listed = listed_as_empty
+    assert {len(each.export.urls) for each in wait_for_all(account)} == {1}
+
+
+def test_an_empty_export_that_is_refused_by_id_is_waited_for():
+    account = Account({f"e{n}": [READY] for n in range(3)})
+
+    def listed(export_id):
+        account.refusals = [503] * 9
+        return listed_as_empty(export_id)
+
+    account._listed = listed
+    assert {len(each.export.urls) for each in wait_for_all(account)} == {1}
+
+
+def test_an_empty_export_is_ready_at_the_second_look_five_seconds_later():
+    account = Account({"a": [EMPTY]})
+    sighting = wait(account)
+    assert (sighting.outcome, sighting.export.contact_count, account.times) == (Outcome.READY, 0, [0.0, 5.0])
+
+
+def test_the_second_look_finds_files_that_came_late():
+    assert len(wait(Account({"a": [EMPTY, READY]})).export.urls) == 1
+
+
+def test_a_refused_second_look_does_not_undo_the_first_one():
+    account = Account({"a": [EMPTY]})
+    first = account._status
+
+    def status(export_id):
+        account.refusals = [429] * 3 * (len(account.asked) == 1)
+        return first(export_id)
+
+    account._status = status
+    assert wait(account).outcome is Outcome.READY
+    assert account.questions == ["a"] * 5
+
+
+def test_a_second_look_at_the_deadline_comes_a_little_late():
+    """A trigger may have been away for long."""
+    assert wait(Account({"a": [EMPTY]}), end_time=NOW - 60).outcome is Outcome.READY
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_second_looks_keep_to_the_rate_limit_and_hold_no_slot(listed):
+    names = {f"e{n}": [EMPTY] for n in range(40)}
+    account = Account(names, limit=10, answer_seconds=0.2, unlisted=set() if listed else set(names))
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+    assert account.refused == []
+    assert len(account.asked) <= 2 * 40 + 4
+
+
+def test_many_empty_exports_delay_no_other():
+    names = {f"e{n}": [EMPTY] for n in range(200)}
+    account = Account({**names, "last": [READY]}, answer_seconds=0.2, unlisted={*names, "last"})
+    assert wait_for_all(account)[-1].waited_seconds < 20
+
+
+@pytest.mark.parametrize("urls", [[None], [""], [*FILES, None], [{}], [*FILES, " "]])
+def test_a_file_without_a_url_is_waited_for(urls):
+    half = {"status": "ready", "urls": urls, "contact_count": 3}
+    for others in (0, 4):
+        account = Account({f"e{n}": [half, half, READY] for n in range(1 + others)})
+        assert {each.export.urls for each in wait_for_all(account)} == {tuple(FILES)}
+
+
+# --- what one odd response must not do
+
+
+@pytest.mark.parametrize("reset", ["86400", str(int(NOW) + 86_400), str(int(NOW * 1000) + 86_400_000)])
+def test_a_far_reset_of_the_rate_limit_stops_no_wait_for_long(reset):
+    account = Account({"a": [PENDING, READY]})
+    account.headers = [{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset}]
+    assert wait(account, end_time=NOW + 600).outcome is Outcome.READY
+    assert account.times[-1] <= 125
+
+
+def test_a_far_retry_after_delays_a_poll_by_ten_minutes_at_most():
+    account = Account({"a": [READY]}, refusals=[503], retry_after=86_400)
+    assert wait(account, end_time=NOW + 7200).outcome is Outcome.READY
+    assert account.times == [0.0, 600.0]
+
+
+def test_the_last_poll_comes_at_the_deadline_whatever_retry_after_says():
+    account = Account({"a": [READY]}, refusals=[503], retry_after=86_400)
+    assert wait(account, end_time=NOW + 8).outcome is Outcome.READY
+    assert account.times == [0.0, 8.0]
+
+
+@pytest.mark.parametrize("status", [401, 407])
+def test_one_refused_listing_ends_no_wait(status):
+    account = Account({f"e{n}": ready_after(30) for n in range(6)}, refusals=[status])
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+
+
+@pytest.mark.parametrize("waits_for", [1, 6])
+def test_one_wrong_date_does_not_end_a_wait_as_expired(waits_for):
+    later = {"Date": "Fri, 02 Jan 2099 00:00:00 GMT"}
+    account = Account({f"e{n}": [expiring_in(43_000), READY] for n in range(waits_for)}, headers=[later])
+    account.answers = {name: lambda now: READY if now > NOW + 1 else expiring_in(43_000) for name in account.answers}
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+
+
+def test_two_responses_that_agree_end_a_wait_as_expired_on_a_clock_that_is_behind():
+    date = {"Date": "Fri, 02 Jan 2099 00:00:00 GMT"}
+    account = Account({"a": [expiring_in(43_000)]}, headers=[date] * 2)
+    assert (wait(account).outcome, account.times) == (Outcome.EXPIRED, [0.0, 5.0])
+
+
+def test_old_times_do_not_settle_an_export_that_was_just_pending():
+    """It is ready without files for five minutes only if no poll saw another status meanwhile."""
+    old = completed(-700)
+    account = Account({"a": [PENDING, old, old, old, completed(-700, urls=FILES)]})
+    assert wait(account).outcome is Outcome.READY
+
+
+def test_a_wait_with_a_wrong_interval_fails_alone():
+    account = Account({f"e{n}": ready_after(20) for n in range(5)})
+
+    async def scenario():
+        watch = account.watch()
+        with pytest.raises(TypeError, match="poll_interval must be a number"):
+            PollSchedule.for_sensor("60")
+        seen = await asyncio.gather(*waits(watch, *account.answers))
+        await watch.aclose()
+        return {each.outcome for each in seen}
+
+    assert virtual_time.run(scenario()) == {Outcome.READY}
+
+
+def test_a_404_after_another_client_was_served_may_be_a_stray_one():
+    """The sensor's own poll was served, then it deferred to the triggerer."""
+
+    async def scenario():
+        account = Account({"a": [READY]}, refusals=[404] * 3)
+        watch = account.watch()
+        sighting = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
+        await watch.aclose()
+        return sighting.outcome
+
+    assert virtual_time.run(scenario()) is Outcome.READY
+
+
+def test_a_wait_begins_no_sooner_than_sendgrid_asked_for():
+    async def scenario():
+        account = Account({"a": [READY]})
+        watch = account.watch()
+        await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, not_before=NOW + 8)
+        await watch.aclose()
+        return account.times
+
+    assert virtual_time.run(scenario()) == [8.0]
+
+
+def test_a_listing_without_an_end_is_replaced_by_polls_by_id():
+    account = Account({f"e{n}": ready_after(5) for n in range(6)}, answer_seconds=4.0)
+    account._listing = lambda page: {
+        "result": [],
+        "_metadata": {"next": f"https://api.sendgrid.com{PATH}?page={page + 1}"},
+    }
+    assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
+    assert max(account.times) < 90
+
+
+def test_two_hundred_requests_that_hang_delay_no_other_wait_for_minutes():
+    hanging = {f"h{n}" for n in range(200)}
+    fine = {f"e{n}": ready_after(5) for n in range(10)}
+    account = Account({name: [PENDING] for name in hanging} | fine, hanging=hanging, unlisted=hanging | set(fine))
+    sightings = wait_for_all(account, end_time=NOW + 200)
+    assert max(each.waited_seconds for each in sightings if each.outcome is Outcome.READY) < 45
+    assert sum(each.outcome is Outcome.READY for each in sightings) == 10
+
+
+# --- what a timeout says
+
+
+def test_what_the_listing_said_is_told_at_the_deadline():
+    account = Account({f"e{n}": [{"status": "ready"}] for n in range(100)}, limit=10)
+    sightings = wait_for_all(account, end_time=NOW + 60)
+    said = {each.describe() for each in sightings[-20:]}
+    assert all("is 'ready', but without files" in each for each in said)
+    assert all("rate limit left no request" in each for each in said)
+
+
+def test_a_failure_in_the_listing_ends_as_a_failure_at_the_deadline():
+    account = Account({f"e{n}": [FAILURE] for n in range(100)}, limit=10)
+    assert {each.outcome for each in wait_for_all(account, end_time=NOW + 60)} == {Outcome.FAILURE}
+
+
+def test_a_failure_in_the_listing_ends_as_a_failure_where_its_message_is_refused():
+    account = Account({f"e{n}": [FAILURE] for n in range(5)})
+    account._status = lambda _each: None
+    assert {each.outcome for each in wait_for_all(account, end_time=NOW + 60)} == {Outcome.FAILURE}
+
+
+def test_a_timeout_names_the_request_that_was_not_answered():
+    account = Account({"a": [PENDING]}, hanging={"a"})
+    sighting = wait(account, end_time=NOW + 5)
+    assert type(sighting.last_error) is SendGridUnavailableError
+    assert "not been answered for 35 s" in sighting.describe()
 
 
 # --- many who wait

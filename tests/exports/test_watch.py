@@ -9,12 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportFailedError
+from airflow_provider_sendgrid.exceptions import (
+    ExportExpiredError,
+    ExportFailedError,
+    SendGridNotFoundError,
+    SendGridPermissionError,
+    SendGridServerError,
+)
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.watch import (
     Outcome,
     PollSchedule,
     Sighting,
+    WaitState,
     judge,
     look_at,
 )
@@ -176,3 +183,47 @@ def test_an_expiry_that_is_not_after_the_creation_means_nothing(created_at):
 @pytest.mark.parametrize(("as_of", "outcome"), [(BEFORE, Outcome.READY), (AFTER, Outcome.EXPIRED)])
 def test_expiry_is_compared_with_sendgrids_time_not_with_ours(as_of, outcome):
     assert judge(export("ready", FILES, expires_at=AT, as_of=as_of), AT) is outcome
+
+
+# --- what one wait has seen
+
+
+@pytest.mark.parametrize("error_class", [SendGridPermissionError, SendGridNotFoundError])
+def test_the_fourth_refusal_in_a_row_ends_a_wait(error_class):
+    state = WaitState("6f0a2c5e", NOW)
+    state.note(export(), NOW)
+    for refusal in range(3):
+        assert state.note_failure(error_class("no"), NOW + refusal).outcome is Outcome.WAITING
+    with pytest.raises(error_class):
+        state.note_failure(error_class("no"), NOW + 4)
+
+
+def test_an_outage_between_refusals_begins_the_row_anew():
+    state = WaitState("6f0a2c5e", NOW)
+    state.note(export(), NOW)
+    for _ in range(9):
+        state.note_failure(SendGridPermissionError("no"), NOW)
+        state.note_failure(SendGridServerError("no"), NOW)
+
+
+def test_a_refused_first_poll_ends_a_wait():
+    with pytest.raises(SendGridNotFoundError):
+        WaitState("6f0a2c5e", NOW).note_failure(SendGridNotFoundError("no"), NOW)
+
+
+@pytest.mark.parametrize("urls", [("",), (*FILES, "")])
+def test_a_file_without_a_url_is_not_a_file(urls):
+    assert judge(export("ready", urls, contact_count=0), AT) is Outcome.WAITING
+
+
+def test_a_message_says_how_many_files_have_a_url():
+    error = Sighting(export("ready", (*FILES, ""), contact_count=3), Outcome.WITHOUT_FILES).error()
+    assert "only 1 of its 2 files" in str(error)
+
+
+def test_five_minutes_without_files_count_from_the_last_other_status():
+    old = export("ready", completed_at=AT - timedelta(hours=1), as_of=AT)
+    state = WaitState("6f0a2c5e", NOW)
+    state.note(export(), NOW)
+    assert [state.note(old, NOW + seconds).outcome for seconds in (2, 4, 299)] == [Outcome.WAITING] * 3
+    assert state.note(old, NOW + 301).outcome is Outcome.WITHOUT_FILES

@@ -19,6 +19,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridUnavailableError,
 )
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from tests.support.network import Server, response
 
 FAMILIES = ("marketing", "legacy")
 EXPORTS = {"marketing": "/v3/marketing/contacts/exports", "legacy": "/v3/contactdb/exports"}
@@ -135,9 +136,44 @@ def test_an_unknown_family_is_refused_before_anything_is_asked(sendgrid_emulator
 
 @pytest.mark.usefixtures("airflow_database")
 def test_a_connection_that_does_not_exist_is_named_with_what_to_do():
-    """Not as Airflow's own exception: a sensor with soft_fail would be skipped on it."""
-    with pytest.raises(ValueError, match=r"no connection 'nowhere': add one of type 'sendgrid'"):
+    """Not as Airflow's own exception: a sensor with soft_fail would be skipped on it. Another try may find it."""
+    with pytest.raises(SendGridUnavailableError, match=r"no connection 'nowhere', or .*: add one of type 'sendgrid'"):
         SendGridHook("nowhere").get_scopes()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"conn_type": "sendgrid", "password": "the-secret"', "sendgrid://:the-secret/x@host:abc/"]
+)
+@pytest.mark.usefixtures("airflow_database")
+def test_a_connection_that_cannot_be_parsed_is_a_wrong_setting(monkeypatch, text):
+    """Airflow logs why, and then knows no such connection."""
+    monkeypatch.setenv("AIRFLOW_CONN_BROKEN", text)
+    with pytest.raises(ValueError, match=r"'broken' cannot be parsed \(.*\)\. It must be a JSON object") as caught:
+        SendGridHook("broken").get_scopes()
+    assert "the-secret" not in str(caught.value)
+    assert SendGridHook("broken").test_connection() == (False, str(caught.value))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("throttled: the-secret"), OSError("the-secret")])
+def test_a_secrets_backend_that_raises_may_answer_another_time(monkeypatch, error):
+    def get_connection(_name):
+        raise error
+
+    monkeypatch.setattr(SendGridHook, "get_connection", staticmethod(get_connection))
+    with pytest.raises(SendGridUnavailableError, match=r"'main' could not be read \(\w+Error\)") as caught:
+        SendGridHook("main").get_scopes()
+    assert "the-secret" not in str(caught.value)
+
+
+def test_no_text_of_a_test_holds_the_key(connect):
+    """A gateway may send it back, as a scope for example."""
+    key = "the-key-of-a-gateway-0123"
+    body = json.dumps({"scopes": ["marketing.read", key]}).encode()
+    with Server(answers=[response(body=body)]).running() as server:
+        connect(server.url, key)
+        is_fine, text = SendGridHook().test_connection()
+    assert is_fine
+    assert key not in text
 
 
 def test_the_constructor_reads_no_connection():

@@ -23,6 +23,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridServerError,
     SendGridUnavailableError,
 )
+from airflow_provider_sendgrid.exports import client as client_module
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 
@@ -384,6 +385,52 @@ class Run:
         if self.has_stores:
             context["task_state_store"] = self.stores.setdefault(own, Store())
         return operator.execute(context)
+
+
+def test_a_start_whose_response_cannot_be_read_is_found(sendgrid_emulator, monkeypatch):
+    """Whatever a library raises once the request was sent is not an error of an argument."""
+    usual = client_module._Body.add
+
+    def add(body, chunk):
+        if body._request.method == "POST":
+            raise ValueError("Invalid IPv6 URL")
+        usual(body, chunk)
+
+    monkeypatch.setattr(client_module._Body, "add", add)
+    assert [start(list_ids=[sendgrid_emulator.list_id("Customers")])] == begun(sendgrid_emulator)
+
+
+def test_an_unforeseen_error_of_a_start_keeps_its_record(sendgrid_emulator, monkeypatch):
+    """The next try finds the export instead of starting another."""
+    run = Run()
+    run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
+    usual = SendGridHook.start_export_once
+
+    def start_and_fail(*arguments):
+        usual(*arguments)
+        raise ValueError("unforeseen")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SendGridHook, "start_export_once", start_and_fail)
+        with pytest.raises(SendGridError, match="unforeseen ValueError: unforeseen") as caught:
+            run.execute("start")
+    assert not isinstance(caught.value, AirflowFailException)
+    assert [run.execute("start")] == begun(sendgrid_emulator)
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_connection_that_is_not_found_is_left_to_airflows_retries():
+    """The secrets backend may fail for a moment."""
+    with pytest.raises(SendGridUnavailableError, match="There is no connection 'nowhere'") as caught:
+        start(sendgrid_conn_id="nowhere")
+    assert not isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize("arguments", [{"file_type": "xml"}, {"max_file_size": 0}, {"family": "none"}])
+def test_a_wrong_argument_is_refused_before_any_request(sendgrid_emulator, arguments):
+    with pytest.raises(AirflowFailException):
+        start(**arguments)
+    assert sendgrid_emulator.count() == 0
 
 
 @pytest.fixture(params=[True, False], ids=["with a state store", "without"])

@@ -15,6 +15,7 @@ import pytest
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 
 pytestmark = pytest.mark.usefixtures("no_shortest_wait")
@@ -468,3 +469,34 @@ def test_the_trigger_gets_the_flags_of_the_sensor(ticking_emulator, airflow_vers
 
 def test_a_timeout_of_none_is_airflows_default():
     assert SendGridExportSensor(task_id="wait", export_id="a", timeout=None).timeout == 7 * 24 * 3600
+
+
+# --- answers that must not end or prolong a wait
+
+
+def test_retry_after_of_the_first_poll_holds_in_the_triggerer_too(sendgrid_emulator, airflow_version):
+    sendgrid_emulator.inject(Fault("status", method="GET", status=429, retry_after=300))
+    sensor = SendGridExportSensor(task_id="wait", export_id="an-id", deferrable=True, timeout=900)
+
+    with pytest.raises(airflow_version.exceptions().TaskDeferred) as caught:
+        sensor.execute({})
+
+    assert time.time() + 200 < caught.value.trigger.serialize()[1]["not_before"] <= time.time() + 300
+
+
+def test_the_last_poke_comes_at_the_deadline_whatever_retry_after_says(sendgrid_emulator):
+    export_id = sendgrid_emulator.start_export()
+    sendgrid_emulator.inject(Fault("status", method="GET", status=503, retry_after=86_400, first=1))
+
+    sensor = SendGridExportSensor(task_id="wait", export_id=export_id, poke_interval=60, timeout=2 * 86_400)
+    assert not sensor.poke({}).is_done
+    assert sensor._get_next_poke_interval(time.monotonic(), lambda: 5.0, 1) == 600.0
+    assert sensor._get_next_poke_interval(time.monotonic(), lambda: 2 * 86_400 - 8.0, 1) == pytest.approx(8, abs=0.1)
+    assert sensor.poke({}).is_done
+
+
+def test_requests_of_a_poke_do_not_outlast_the_deadline_by_more_than_half_a_minute():
+    sensor = SendGridExportSensor(task_id="wait", export_id="an-id", timeout=0)
+    assert sensor._bounded(SendGridConnection("SG.key", timeout_seconds=30.0)).timeout_seconds <= 7.5
+    sensor = SendGridExportSensor(task_id="wait", export_id="an-id", timeout=3600)
+    assert sensor._bounded(SendGridConnection("SG.key", timeout_seconds=30.0)).timeout_seconds == 30.0

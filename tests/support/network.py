@@ -93,6 +93,7 @@ class Server:
         requests: those that arrived whole, first lines only.
         connections: how many were accepted.
         held: while it is not set, the fault "slow" keeps connections waiting.
+        answers: what it sends to the first requests, instead of `ANSWER`.
     """
 
     fault: str = ""
@@ -100,6 +101,7 @@ class Server:
     requests: list[str] = field(default_factory=list)
     connections: int = 0
     held: threading.Event = field(default_factory=threading.Event)
+    answers: list[bytes] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -201,7 +203,8 @@ class Server:
                 with socket.socket(fileno=connection.detach()) as raw:
                     raw.sendall(b"\x17\x03\x03\x00\x05hello")
                 return
-            answer = b"SSH-2.0-x\r\n\r\n" if self.fault == "garbage" else response()
+            usual = self.answers.pop(0) if self.answers else response()
+            answer = b"SSH-2.0-x\r\n\r\n" if self.fault == "garbage" else usual
             connection.sendall(answer[: len(answer) // 2] if self.fault == "half" else answer)
             if self.fault in ("half", "garbage", "stale"):
                 connection.close()
@@ -272,7 +275,8 @@ class Proxy(Server):
         self._relay(connection, upstream)
 
     def _connect(self, host: str, port: str) -> socket.socket:
-        upstream = socket.create_connection((host.strip("[]"), int(port)))
+        # A name of the domain "test" is this machine, to the proxy only.
+        upstream = socket.create_connection(("localhost" if host.endswith(".test") else host.strip("[]"), int(port)))
         self._open.append(upstream)
         return upstream
 

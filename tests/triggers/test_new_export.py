@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from contextlib import aclosing
@@ -410,4 +411,54 @@ async def test_it_comes_back_from_the_database_as_it_was():
 )
 async def test_what_cannot_be_right_shows_when_the_dag_is_read(arguments, expected):
     with pytest.raises(ValueError, match=expected):
+        SendGridNewExportTrigger(**arguments)
+
+
+# --- odd worlds
+
+
+async def test_what_has_fired_is_stored_although_a_mark_cannot_be_deleted(caplog):
+    class Refusing(Store):
+        def delete(self, key):
+            raise RuntimeError("state store answered 500")
+
+    store = Refusing()
+    first = trigger_on(store)
+    seen = await first._recall()
+    seen.ids, seen.forgotten, seen.is_changed = {"a": 1}, {"gone"}, True
+    await first._remember(seen)
+    assert "mark of SendGrid export gone could not be deleted" in caplog.text
+
+    again = await trigger_on(store)._recall()
+    assert (again.ids, again.listed) == ({"a": 1}, {"gone": 1.0})
+    again.note([])
+    assert again.forgotten >= {"gone"}
+
+
+async def test_an_export_that_was_ready_before_an_empty_first_look_does_not_fire_after_a_restart():
+    store, old = Store(), export("old", completed_at=at(-10_000), created_at=at(-10_060))
+    assert await ids_fired(trigger_on(store), []) == [[]]
+    assert await ids_fired(trigger_on(store), [old], [old, export("new")]) == [[], ["new"]]
+
+
+async def test_counts_that_do_not_come_delay_no_event(sendgrid_emulator, monkeypatch):
+    monkeypatch.setattr(Trigger, "count_seconds", 0.2)
+    sendgrid_emulator.clear_faults()
+    sendgrid_emulator.inject(Fault("hang", path="*/exports/*", method="GET", seconds=3.0))
+    news = [export(f"e{number}") for number in range(6)]
+    [_, look] = await asyncio.wait_for(fired(trigger_on(), [], news), 2.5)
+    assert [each["contact_count"] for each in look] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"poll_interval": "60"}, TypeError, "poll_interval"),
+        ({"poll_interval": None}, TypeError, "poll_interval"),
+        ({"poll_interval": float("nan")}, ValueError, "poll_interval"),
+        ({"family": "legcy"}, ValueError, "family must be one of marketing, legacy"),
+    ],
+)
+async def test_a_wrong_interval_or_family_is_named_when_the_dag_is_read(arguments, error, said):
+    with pytest.raises(error, match=said):
         SendGridNewExportTrigger(**arguments)

@@ -9,8 +9,9 @@ from importlib import import_module
 
 import pytest
 
-from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS
+from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowNotFoundException
 from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("no_shortest_wait")]
@@ -33,6 +34,37 @@ async def test_it_fires_one_event_when_the_export_is_ready(ticking_emulator):
 
     assert ("ready", 2, None) == (event["outcome"], event["export"]["polls"], event["error"])
     assert (export_id, "ready", 1) == tuple(event["export"][name] for name in ("id", "status", "file_count"))
+
+
+@pytest.mark.parametrize(("failures", "outcome"), [(1, "ready"), (3, "ready"), (9, "error")])
+async def test_a_passing_outage_of_the_secrets_backend_is_waited_out(sendgrid_emulator, monkeypatch, failures, outcome):
+    """To Airflow a backend that fails and one that has no such connection are the same."""
+    found = SendGridHook.get_connection
+    left = [failures]
+
+    def get_connection(name):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise AirflowNotFoundException("throttled")
+        return found(name)
+
+    export_id = sendgrid_emulator.start_export()
+    monkeypatch.setattr(SendGridHook, "get_connection", staticmethod(lambda _: get_connection("sendgrid_default")))
+    monkeypatch.setattr(SendGridExportTrigger, "connection_waits_seconds", (0.0,) * 5)
+    [event] = await events_of(trigger_for(export_id, sendgrid_conn_id="elsewhere"))
+    assert outcome == event["outcome"]
+    if outcome == "error":
+        assert "SendGridUnavailableError" == event["error"]["type"]
+        assert "is_setting" not in event
+
+
+async def test_a_connection_that_is_not_found_is_not_waited_for_after_the_deadline(monkeypatch):
+    def get_connection(_name):
+        raise AirflowNotFoundException
+
+    monkeypatch.setattr(SendGridHook, "get_connection", staticmethod(get_connection))
+    [event] = await events_of(trigger_for("an-id", sendgrid_conn_id="elsewhere", end_time=time.time()))
+    assert "There is no connection 'elsewhere'" in event["error"]["message"]
 
 
 async def test_it_comes_back_from_the_database_as_it_was():
@@ -166,6 +198,27 @@ async def test_many_waits_share_one_loop_without_blocking_it(sendgrid_emulator):
     assert [("ready", export_id) for export_id in export_ids] == [
         (event["outcome"], event["export"]["id"]) for [event] in fired
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"poll_interval": None}, {"poll_interval": "60"}, {"max_wait": "1", "exponential_backoff": True}]
+)
+async def test_a_wrong_interval_fails_its_own_wait_only_and_is_named(sendgrid_emulator, arguments):
+    export_id = sendgrid_emulator.start_export()
+
+    [wrong], [right] = await asyncio.gather(
+        events_of(trigger_for(export_id, **arguments)), events_of(trigger_for(export_id))
+    )
+
+    assert ("error", True) == (wrong["outcome"], wrong["is_setting"])
+    assert f"{next(iter(arguments))} must be a number of seconds" in wrong["error"]["message"]
+    assert "ready" == right["outcome"]
+
+
+async def test_not_before_is_stored_only_where_it_is_set():
+    """Triggers of the previous version load, and a triggerer of the previous version loads most of ours."""
+    assert "not_before" not in trigger_for("an-id").serialize()[1]
+    assert trigger_for("an-id", not_before=7.0).serialize()[1]["not_before"] == 7.0
 
 
 @pytest.mark.skipif(HAS_EVENT_TRIGGERS, reason="Airflow 3 has such triggers")
