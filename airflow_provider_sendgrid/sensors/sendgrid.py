@@ -320,6 +320,13 @@ class SendGridExportSensor(BaseSensorOperator):
         waited = run_duration()
         if self.reschedule:
             self._fail_if_settled_without_files(waited)
+        wait = self._seconds_to_next_poll(waited)
+        if self.reschedule:
+            return wait
+        self._stop.wait(wait)  # Airflow's own sleep would go on after the task was killed
+        return 0.0
+
+    def _seconds_to_next_poll(self, waited: float) -> float:
         schedule = PollSchedule.for_sensor(
             self.poke_interval,
             exponential_backoff=bool(self.exponential_backoff),
@@ -329,10 +336,7 @@ class SendGridExportSensor(BaseSensorOperator):
         # The last poll comes at the deadline, not after it.
         wait = state.pause_seconds(schedule, waited, max(0.0, self.timeout - waited) + 0.001)
         self.log.info("%s Next poll in %.1f s.", replace(state.last_seen, waited_seconds=waited).describe(), wait)
-        if self.reschedule:
-            return wait
-        self._stop.wait(wait)  # Airflow's own sleep would go on after the task was killed
-        return 0.0
+        return wait
 
     @property
     def _max_wait_seconds(self) -> float | None:

@@ -490,8 +490,8 @@ def test_the_last_poke_comes_at_the_deadline_whatever_retry_after_says(sendgrid_
 
     sensor = SendGridExportSensor(task_id="wait", export_id=export_id, poke_interval=60, timeout=2 * 86_400)
     assert not sensor.poke({}).is_done
-    assert sensor._get_next_poke_interval(time.monotonic(), lambda: 5.0, 1) == 600.0
-    assert sensor._get_next_poke_interval(time.monotonic(), lambda: 2 * 86_400 - 8.0, 1) == pytest.approx(8, abs=0.1)
+    assert sensor._seconds_to_next_poll(5.0) == 600.0
+    assert sensor._seconds_to_next_poll(2 * 86_400 - 8.0) == pytest.approx(8, abs=0.1)
     assert sensor.poke({}).is_done
 
 
