@@ -533,7 +533,6 @@ def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport, options:
     elif rows != export.contact_count:
         raise ExportIncompleteError(
             f"SendGrid export {export.id}: its files hold {rows} rows, SendGrid counted {export.contact_count} "
-            "contacts. What this task stored was deleted. Run the task again; "
-            "if the counts still differ, start another export, or set verify_row_count=False to take the files as "
-            "they are."
+            "contacts. What this task stored was deleted. Run the task again; if the counts still differ, start "
+            "another export, or set verify_row_count=False to take the files as they are."
         )

@@ -709,7 +709,6 @@ class Deliveries(RuleBasedStateMachine):
     def end_all(self):
         for task in self.active():
             self.run_to_end(task)
-        self.is_torn = False
         last = Task(Spec(EXPORTS[1], options_of(replace=True)))
         self.tasks.append(last)
         self.begin_try(last)
