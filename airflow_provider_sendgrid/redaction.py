@@ -68,7 +68,7 @@ def redact_logs_of_libraries() -> None:
 
     def make_redacted(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(name, *args, **kwargs)
-        if name.partition(".")[0] in _HTTP_LIBRARIES:
+        if (name or "").partition(".")[0] in _HTTP_LIBRARIES:
             _redact_record(record)
         return record
 
