@@ -21,7 +21,7 @@ _SILENT: Final = ("hang", "trickle")
 _SHORT_SECONDS, _LONG_SECONDS = 0.8, 30.0
 # A message says what to do next.
 NEXT_STEP: Final = re.compile(
-    r"\b(Check|Run|run|Start|Mend|Correct|Poll|Wait|Choose|try again|look for|Look for|One of three causes)\b"
+    r"\b([Cc]heck|Run|run|Start|Mend|Correct|Poll|Wait|Choose|try again|look for|Look for|One of three causes)\b"
 )
 _WRITES: Final = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 _THING: Final = re.compile(r"export|/v3/|s3://")
@@ -30,7 +30,8 @@ _THING: Final = re.compile(r"export|/v3/|s3://")
 def prove(world: World, cell: Cell) -> None:
     """Break, look, mend, look again."""
     variants = [world.packed]
-    if cell.row.side == "files" and "gzip" not in cell.row.said:
+    # The conditions change nothing in how a file is read: gzip is enough for them.
+    if cell.row.side == "files" and "gzip" not in cell.row.said and cell.door not in CONDITIONS:
         variants.append(world.plain)
     for sendgrid in variants:
         world.calm()
