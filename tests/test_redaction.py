@@ -150,3 +150,9 @@ def test_every_session_sees_to_it(caplog, server):
         logged_by(caplog, "urllib3.connectionpool")
     finally:
         logging.setLogRecordFactory(before)
+
+
+def test_a_record_without_a_name_can_be_copied():
+    """The formatter of Airflow 3 copies each record so."""
+    record = logging.LogRecord("airflow", logging.INFO, "", 0, "all %s", ("is well",), None)
+    assert logging.makeLogRecord(record.__dict__).getMessage() == "all is well"

@@ -211,6 +211,7 @@ def test_a_task_that_is_stopped_ends_and_leaves_no_upload_open(world, export, na
         clear(world, run_id)
     assert "success" == world.airflow.wait_for_run(dag_id, run_id, seconds=300), account()
     assert_delivered(world, prefix, export_id, sha256)
+    assert "Logging error" not in account()
     assert [2] == [task.try_number for task in world.airflow.api.task_instances(dag_id, run_id)]
 
 

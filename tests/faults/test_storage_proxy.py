@@ -94,6 +94,22 @@ def test_bytes_that_do_not_fit_their_crc32_are_refused(client, proxy, s3, kind):
     assert [] == s3.stored_keys()
 
 
+def test_a_server_may_ignore_checksums(client, proxy, s3):
+    proxy.inject(StorageFault("corrupt", first=1))
+    proxy.ignores_checksums = True
+
+    assert "ChecksumCRC32" not in put(client, s3)
+    assert s3.read("a") != b"hello"
+
+
+def test_it_says_what_is_about_to_happen(client, proxy, s3):
+    seen = []
+    proxy.before = lambda operation, path: seen.append((operation, path, s3.stored_keys()))
+    put(client, s3)
+
+    assert [("PutObject", f"/{s3.bucket}/a", [])] == seen
+
+
 def test_a_fault_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="there is no fault 'bad luck'"):
         StorageFault("bad luck")
