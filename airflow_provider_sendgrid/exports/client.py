@@ -30,8 +30,16 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
 from airflow_provider_sendgrid.exports.sending import Sending, Trace, is_foreseen, recorded_in
-from airflow_provider_sendgrid.exports.sessions import ACCEPTED_ENCODING, new_async_client, new_session, own_headers
+from airflow_provider_sendgrid.exports.sessions import (
+    ACCEPTED_ENCODING,
+    new_async_client,
+    new_download_session,
+    new_session,
+    own_headers,
+)
 from airflow_provider_sendgrid.stopping import StopSignal
+
+__all__ = ["AsyncSendGridClient", "SendGridClient", "new_download_session"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -95,16 +95,6 @@ def test_a_urllib3_that_keeps_its_stream_elsewhere_is_read_its_own_way(sendgrid,
     assert len(sendgrid.stored(export_id)) == download.fetched_bytes
 
 
-def test_a_urllib3_without_read1_is_read_all_the_same(sendgrid, monkeypatch):
-    """It has come with 2.2."""
-    monkeypatch.delattr("urllib3.response.HTTPResponse.read1")
-    monkeypatch.setattr("airflow_provider_sendgrid.exports.download.BufferedReader", FileServer)
-    sendgrid.emulator.configure(bytes_per_connection=200_000)
-    export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        assert sendgrid.stored(export_id) == read(reader)
-
-
 def test_any_range_can_be_had(sendgrid):
     """As parts of one file over several connections are."""
     export_id = sendgrid.export(CONTACTS)

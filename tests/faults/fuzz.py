@@ -43,16 +43,25 @@ def fuzz_csv(data: bytes) -> None:
 
 
 def _csv_oracle(content: bytes) -> tuple[int, bytes | None]:
-    records, in_quotes, first = 0, False, None
-    is_open = False
+    """Blank lines before and behind the records are none, nor is a byte order mark."""
+    content = content.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    ends = _ends_of_records(content)
+    if ends is None:
+        ends = _ends_of_records(content + b'"') or []
+        return len(ends) + 1, content if not ends else content[: ends[0] + 1]
+    content = content.rstrip(b"\r\n")
+    ends = _ends_of_records(content) or []
+    return len(ends) + bool(content), content if not ends else content[: ends[0] + 1]
+
+
+def _ends_of_records(content: bytes) -> list[int] | None:
+    """Where line feeds stand outside quotes; None if it ends within quotes."""
+    in_quotes, ends = False, []
     for at, byte in enumerate(content):
-        is_open = True
-        if byte == 0x22:
-            in_quotes = not in_quotes
-        elif byte == 0x0A and not in_quotes:
-            records, is_open = records + 1, False
-            first = content[: at + 1] if first is None else first
-    return records + is_open, content if first is None else first
+        in_quotes ^= byte == ord('"')
+        if byte == ord("\n") and not in_quotes:
+            ends.append(at)
+    return None if in_quotes else ends
 
 
 def fuzz_json_lines(data: bytes) -> None:
@@ -175,7 +184,7 @@ def fuzz_content_range(data: bytes) -> None:
 
 def fuzz_manifest(data: bytes) -> None:
     known = _ours.KnownManifest.from_content(data)
-    assert all(isinstance(uri, str) for uri in (*known.uris, *known.replaced_uris, known.export_id))
+    assert all(isinstance(uri, str) for uri in (*known.uris, *known.replaced, known.export_id))
 
 
 def fuzz_redact(data: bytes) -> None:

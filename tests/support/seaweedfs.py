@@ -74,6 +74,7 @@ def seaweedfs_server(folder: Path) -> Iterator[str]:
         f"-s3.config={keys}",
         "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-volume.max=3000",
         "-master.volumeSizeLimitMB=64",
     ]
