@@ -125,8 +125,8 @@ class Attempt:
         is_retry: an earlier try may have started the export.
         rivals: reads the announcements of other tasks; called only if an export was found, and then each time.
         clock: whose clock `since` is from.
-        known_ids: exports of the same lists and segments that existed before the first try. If None, nobody knows:
-            then an export that is older than `since`, if only within the margin, leaves a doubt.
+        known_ids: exports of the same lists and segments that existed before the first try; None if nobody knows.
+            Then, and with `Clock.RUN`, an export that is older than `since`, if only within the margin, leaves a doubt.
         export_id: the export that an earlier try got. It is kept if it is usable.
         keep: is called with the baseline before the first POST; without it no baseline is read.
     """
@@ -135,9 +135,14 @@ class Attempt:
     is_retry: bool = False
     rivals: Callable[[], Rivals] = Rivals
     clock: Clock = Clock.WORKER
-    known_ids: Collection[str] | None = None
+    known_ids: Collection[str] | None = ()
     export_id: str = ""
     keep: Callable[[Baseline], None] | None = None
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether `known_ids` are all that existed before."""
+        return self.known_ids is not None and self.clock is not Clock.RUN and (self.is_retry or self.keep is not None)
 
 
 def start_export_once(
@@ -264,18 +269,18 @@ def find_started(
     listed, responses = yield from _with_responses(list_exports(family, patience), after_seconds, because)
     now, since = time_at_sendgrid(responses[-1]), _since_at_sendgrid(attempt, responses[-1])
     earliest = since.timestamp() - _margin_seconds(attempt, responses[-1])
-    known = None if attempt.known_ids is None else _texts(attempt.known_ids)
+    known = _texts(attempt.known_ids or ())
     candidates = [
         export
         for export in listed
         if _is_of(export, selection) and _file_types(export) <= {selection.file_type} and export.status != FAILURE
     ]
-    if known is None:
+    candidates = [export for export in candidates if not _texts([export.id]) <= known]
+    if not attempt.has_baseline:
         candidates = [export for export in candidates if _created(export) >= earliest]
         # The later of both: the worker's clock may be ahead of the scheduler's, or the scheduler's behind SendGrid's.
         surely_since = max(since.timestamp(), attempt.since if attempt.clock is Clock.RUN else 0) - _ROUNDING_SECONDS
     else:
-        candidates = [export for export in candidates if not _texts([export.id]) <= known]
         surely_since = earliest
     found = [export for export in candidates if _created(export) < surely_since or not export.is_expired_at(now)]
     rivals = attempt.rivals() if found else Rivals()  # after the list: it shows only what was announced before
@@ -376,7 +381,7 @@ def _created(export: ContactExport) -> float:
 def _margin_seconds(attempt: Attempt, response: Reply) -> float:
     """How much earlier than `attempt.since` its export may seem to be."""
     is_clock_known = attempt.clock is Clock.WORKER and not attempt.is_retry and date_of(response)
-    is_exact = is_clock_known and attempt.known_ids is None
+    is_exact = is_clock_known and not attempt.has_baseline
     return _ROUNDING_SECONDS if is_exact else _MARGIN_SECONDS[attempt.clock]
 
 

@@ -332,7 +332,7 @@ class _StartRecord:
         self.announce()
         started_at = self._context["dag_run"].start_date
         since = started_at.timestamp() if started_at else self.record["began"]
-        return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN)
+        return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN, known_ids=None)
 
     def _is_retry(self) -> bool:
         """Whether an earlier try may have started the export; without a state store.

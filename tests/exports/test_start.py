@@ -401,7 +401,7 @@ def test_a_record_by_another_workers_clock_finds_its_export(ahead_seconds, sign)
 @pytest.mark.parametrize("clock", [Clock.WORKER, Clock.SENDGRID])
 def test_an_export_from_before_the_start_is_a_doubt_if_nothing_was_listed_then(clock):
     """The key was not allowed to list exports, or an older version of this package kept no list."""
-    attempt = Attempt(NOW, is_retry=True, clock=clock)
+    attempt = Attempt(NOW, is_retry=True, clock=clock, known_ids=None)
     with pytest.raises(ExportInDoubtError, match="shortly_before"):
         walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", begun=-20)])
 
