@@ -89,13 +89,13 @@ _API: Final[tuple[_Api, ...]] = (
     ("a trickle of an answer", Fault("trickle", bytes_per_second=50), _FINE, _doors(_UNAVAILABLE, "ok")),
     (
         "429, Reset is an epoch",
-        Fault("status", status=429, seconds=30, rate_limit_reset="epoch"),
+        Fault("status", status=429, seconds=1, rate_limit_reset="epoch"),
         _FINE,
         _doors(_LIMITED, _LIMITED),
     ),
     (
         "429, Reset is seconds",
-        Fault("status", status=429, seconds=30, rate_limit_reset="seconds"),
+        Fault("status", status=429, seconds=1, rate_limit_reset="seconds"),
         _FINE,
         _doors(_LIMITED, _LIMITED),
     ),
