@@ -42,7 +42,7 @@ _STARTS = 3
 # Waits before each look at the list: SendGrid may be carrying the start out still, a new export may take a moment to be
 # listed, and other tasks need a moment to announce the ids of theirs. A retry looks at once.
 _LOOKS_AFTER_SECONDS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
-_LOOKS_OF_A_RETRY = (0.0, 5.0, 12.0)
+_LOOKS_OF_A_RETRY = (0.0, 5.0, 12.0, 20.0, 40.0)
 # Waits before each look at the export that an earlier try got, while another task may take it.
 _LOOKS_AT_A_KNOWN_ONE = (0.0, 2.0, 5.0, 10.0)
 # Further looks while it is in doubt which export belongs to which task.
