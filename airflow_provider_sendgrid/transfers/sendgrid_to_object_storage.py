@@ -113,7 +113,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         from airflow_provider_sendgrid.storage.gcs import GcsStorage
 
         client = GCSHook(gcp_conn_id=conn_id or GCSHook.default_conn_name).get_conn()
-        return GcsStorage(client, location.bucket, location.prefix)
+        return GcsStorage(client, location.bucket, location.prefix, sleep=self._stop.wait)
 
     def _azure(self, location: Location, conn_id: str | None) -> Storage:
         try:
@@ -123,7 +123,8 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         from airflow_provider_sendgrid.storage.azure import AzureStorage
 
         service = WasbHook(wasb_conn_id=conn_id or WasbHook.default_conn_name).get_conn()
-        return AzureStorage(service.get_container_client(location.bucket), location.address, location.prefix)
+        container = service.get_container_client(location.bucket)
+        return AzureStorage(container, location.address, location.prefix, sleep=self._stop.wait)
 
 
 def _missing(storage: str, extra: str) -> ImportError:
