@@ -9,6 +9,7 @@ ETag they expect. Each blob carries a random token of its upload, by which a wri
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import logging
 import secrets
@@ -70,7 +71,7 @@ _ERRORS: Mapping[str, Meaning] = {
 
 
 class _DamagedError(Exception):
-    """The storage says that it has other bytes than were sent."""
+    """The storage says that it has other bytes than were sent, or came."""
 
 
 class AzureStorage:
@@ -98,11 +99,19 @@ class AzureStorage:
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         """Store a small blob at once; return its ETag."""
+        md5 = _md5(content)
+        # The client would take a wrong MD5 in the answer for no answer; it sends larger ones in several requests.
+        is_one_request = len(content) <= getattr(getattr(self._container, "_config", None), "max_single_put_size", 0)
+        if is_one_request:
+            checked: dict[str, Any] = {"headers": {"Content-MD5": base64.b64encode(md5).decode()}}
+        else:
+            checked = {"validate_content": True}
 
         def send(arguments: Mapping[str, Any]) -> Any:
-            return self._blob(name).upload_blob(bytes(content), overwrite=True, validate_content=True, **arguments)
+            answer = self._blob(name).upload_blob(bytes(content), overwrite=True, **copy.deepcopy(checked), **arguments)
+            return answer if is_one_request else None
 
-        return self._publish("put", name, info, over, len(content), send, _md5(content))
+        return self._publish("put", name, info, over, len(content), send, md5)
 
     def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> AzureUpload:
         """Start to stage blocks; Azure is not asked yet."""
@@ -120,7 +129,10 @@ class AzureStorage:
 
         def send() -> StoredContent:
             stream = self._blob(name).download_blob(max_concurrency=1, **_ONCE)
-            return StoredContent(bytes(stream.readall()), _etag(stream.properties.etag))
+            content = bytes(stream.readall())
+            if _has_other_md5(stream.properties.content_settings, _md5(content)):
+                raise _DamagedError
+            return StoredContent(content, _etag(stream.properties.etag))
 
         stored = self._requests.find("read", self.uri(name), send)
         if stored is not None and not stored.version:
@@ -198,9 +210,7 @@ class AzureStorage:
             with suppress(SendGridError):
                 return self._confirm(operation, name, token, size, md5)
             raise
-        # A blob that the client sent in several requests was answered with the MD5 of the last one.
-        is_one_request = size <= getattr(getattr(self._container, "_config", None), "max_single_put_size", 0)
-        return self._confirm(operation, name, token, size, md5, answer if is_one_request else None)
+        return self._confirm(operation, name, token, size, md5, answer)
 
     def _confirm(self, operation: str, name: str, token: str, size: int, md5: bytes | None, answer: Any = None) -> str:
         """Make sure that what is stored is what was sent; return its ETag.
@@ -325,7 +335,7 @@ def _describe(error: Exception) -> Failure | None:
     from azure.core.exceptions import AzureError, HttpResponseError
 
     if isinstance(error, _DamagedError):
-        return Failure(("Md5Mismatch",), "it has other bytes than were sent; they were damaged on their way")
+        return Failure(("Md5Mismatch",), "bytes were damaged on their way")
     if isinstance(error, HttpResponseError):
         code, status = getattr(error, "error_code", None), error.status_code
         known = str(getattr(code, "value", code)) if code else f"{status} without a code"

@@ -10,7 +10,7 @@ from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 from airflow_provider_sendgrid.storage.s3_arguments import folder_prefix, secret_texts, split_s3_uri
-from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator
+from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator, parse_text
 
 
 class SendGridToS3Operator(DeliveringOperator):
@@ -22,7 +22,8 @@ class SendGridToS3Operator(DeliveringOperator):
         s3_bucket: name of the bucket; leave it out where `s3_key_prefix` is a full ``s3://bucket/prefix/``.
         s3_key_prefix: the folder of all objects, ``path/`` or a full ``s3://bucket/path/``, whose bucket may be the ARN
             of an access point. Slashes at its start are ignored, one is added at its end where it is missing. Use one
-            prefix per export or per run.
+            prefix per export or per run. ``s3://bucket/`` is the whole bucket. This, `s3_bucket` and `aws_conn_id` fail
+            the task if they are passed but render to nothing or to None.
         aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials.
         encrypt: have S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
         acl_policy: canned ACL of the objects.
@@ -88,6 +89,7 @@ class SendGridToS3Operator(DeliveringOperator):
         self.s3_bucket: str | None = s3_bucket  # type: ignore[assignment]
         self.s3_key_prefix: str = s3_key_prefix  # type: ignore[assignment]
         self.aws_conn_id = aws_conn_id
+        self._has_bucket, self._has_conn_id = s3_bucket is not None, aws_conn_id is not None
         self.encrypt = encrypt
         self.acl_policy = acl_policy
         self.extra_args = extra_args
@@ -103,6 +105,13 @@ class SendGridToS3Operator(DeliveringOperator):
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        parse_text("s3_key_prefix", self.s3_key_prefix, "For a whole bucket, pass s3://bucket/.")
+        if self._has_bucket:
+            parse_text(
+                "s3_bucket", self.s3_bucket, "Leave it out where s3_key_prefix or the connection names the bucket."
+            )
+        if self._has_conn_id:
+            parse_text("aws_conn_id", self.aws_conn_id, "Pass None, not a template, for boto3's own credentials.")
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
         extra_args = self.extra_args or {}
