@@ -108,11 +108,11 @@ def redact_logs_of_libraries() -> None:
     logging.setLogRecordFactory(make_redacted)
 
 
-def _without_bodies(value: Any, depth: int = 3) -> Any:
+def _without_bodies(value: Any, depth: int = 8) -> Any:
     """Arguments of a record without the bodies of requests and responses: these are contacts, and megabytes."""
     if isinstance(value, bytes | bytearray | memoryview) and len(value) > _LONGEST_BODY_BYTES:
         return f"<{len(value)} bytes>"
-    if depth and type(value) in (dict, list, tuple):
+    if depth and (isinstance(value, dict) or type(value) in (list, tuple)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         cut = {key: _without_bodies(each, depth - 1) for key, each in items}
         return cut if isinstance(value, dict) else type(value)(cut.values())
