@@ -363,7 +363,7 @@ def test_threads_that_wait_for_the_same_urls_end_all_at_once():
 @pytest.mark.parametrize("method", ["read", "head", "versions", "delete", "put"])
 def test_a_storage_that_does_not_answer_keeps_no_stopped_task(method):
     """The client's own request is left alone; Airflow 3 calls `on_kill` and nothing else."""
-    with closing(Scripted()) as server:
+    with Scripted().running() as server:
         stop = StopSignal()
         arguments = {"versions": (), "put": ("a.csv", b"1", ObjectInfo("text/csv", {}))}.get(method, ("a.csv",))
 

@@ -27,8 +27,8 @@ class SendGridToS3Operator(DeliveringOperator):
         s3_bucket: name of the bucket; leave it out where `s3_key_prefix` is a full ``s3://bucket/prefix/``.
         s3_key_prefix: the folder of all objects, ``path/`` or a full ``s3://bucket/path/``, whose bucket may be the ARN
             of an access point. Slashes at its start are ignored, one is added at its end where it is missing. Use one
-            prefix per export or per run. ``""`` beside `s3_bucket`, or ``s3://bucket/``, is the whole bucket. This, `s3_bucket` and `aws_conn_id` fail
-            the task if they are passed but render to nothing or to None.
+            prefix per export or per run. ``""`` beside `s3_bucket`, or ``s3://bucket/``, is the whole bucket; a
+            template of this, `s3_bucket` or `aws_conn_id` that renders to nothing or to None fails the task.
         aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials.
         encrypt: have S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
         acl_policy: canned ACL of the objects.
