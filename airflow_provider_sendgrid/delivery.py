@@ -48,6 +48,7 @@ from airflow_provider_sendgrid.progress import FileProgress, Progress
 from airflow_provider_sendgrid.publication import SAFE_ID, Publication, delete_all
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, PartBuffers, Storage, StoredInfo
+from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
 from airflow_provider_sendgrid.threads import DaemonExecutor
 
 __all__ = ["ArgumentError", "Delivery", "DeliveryOptions", "Source", "deliver_export"]
@@ -206,7 +207,7 @@ class _Run:
         stop: StopSignal,
     ) -> None:
         self.source = source
-        self._storage = storage
+        self._storage = StoppableStorage(storage, stop)
         self._options = options
         self._indexes = _indexes(export, file_index)
         self._is_whole = file_index is None

@@ -557,7 +557,8 @@ def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
         stored = storage.read(receipt_name(name))
         known = {upload: each.to_json() for upload, each in _read_receipt(stored).items() if upload != facts.upload}
         uploads = [*known.items(), (facts.upload, facts.to_json())][-_KNOWN_UPLOADS:]
-        content = json.dumps({"uploads": dict(uploads)}, ensure_ascii=False).encode()
+        receipt = {"uploads": dict(uploads), "digest": _digest(dict(uploads))}
+        content = json.dumps(receipt, ensure_ascii=False).encode()
         try:
             over = stored.version if stored else None
             storage.put(receipt_name(name), content, ObjectInfo("application/json", {}), over)
@@ -567,13 +568,18 @@ def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
     raise DestinationChangedError(f"Other runs keep changing {storage.uri(receipt_name(name))}. Run the task again.")
 
 
+def _digest(uploads: object) -> str:
+    """What shows that a receipt was damaged: what it says of a file becomes the manifest's SHA-256."""
+    return hashlib.sha256(json.dumps(uploads, sort_keys=True).encode()).hexdigest()
+
+
 def _read_receipt(stored: StoredContent | None) -> dict[str, FileFacts]:
-    """Facts by the ids of uploads; those of earlier versions have the id ''."""
+    """Facts by the ids of uploads; those of earlier versions have the id ''. None if the receipt is damaged."""
     try:
         receipt = json.loads(stored.content) if stored else None
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(receipt, dict):
+    if not isinstance(receipt, dict) or ("uploads" in receipt and receipt.get("digest") != _digest(receipt["uploads"])):
         return {}
     uploads = receipt.get("uploads") if "uploads" in receipt else {"": receipt}
     found = {

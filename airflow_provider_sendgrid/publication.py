@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
     DestinationConflictError,
+    DestinationError,
     DestinationRefusedError,
 )
 from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest
@@ -203,11 +204,11 @@ def is_of(facts: FileFacts, info: StoredInfo) -> bool:
 
 
 def delete_all(storage: Storage, versions: Mapping[str, str]) -> None:
-    """Delete objects, by name, at these versions; log once if the credentials may not."""
+    """Delete objects, by name, at these versions; log once if the storage does not."""
     for name, version in versions.items():
         try:
             storage.delete(name, version)
-        except DestinationRefusedError as error:
+        except (DestinationRefusedError, DestinationError) as error:
             log.warning(
                 "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
                 storage.uri(name),

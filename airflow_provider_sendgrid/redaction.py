@@ -34,7 +34,15 @@ _SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     # User and password in the URL of a proxy or a host; a password may hold an @ itself.
     (re.compile(r"(://)[^\s/?#\"'<>]+@"), r"\1***@"),
     (re.compile(r"(?i)\b(x-amz-[a-z-]+|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),
-    # The same as a header, or in the repr of a mapping; x-amz-request-id stays, it helps the support.
+    # A customer's key and context of encryption, as headers and as arguments; not the key's MD5.
+    (
+        re.compile(
+            r"(?i)((?:server-side-encryption-(?:customer-key|context)|SSECustomerKey|SSEKMSEncryptionContext)"
+            r"[\"']?\s*[:=,]\s*(?:bytearray\()?(?:b?[\"'])?)[^\s&\"'<>]+"
+        ),
+        r"\1***",
+    ),
+    # Signatures as headers, or in the repr of a mapping; x-amz-request-id stays, it helps the support.
     (
         re.compile(r"(?i)(x-amz-(?:signature|credential|security-token)[\"']?\s*[:=,]\s*(?:b?[\"'])?)[^\s&\"'<>]+"),
         r"\1***",
@@ -57,6 +65,8 @@ _QUERIES_APART = (
 _HIDDEN: dict[str, re.Pattern[str]] = {}
 # A shorter text is part of too many words.
 _LEAST_SECRET_CHARACTERS = 8
+# Of bytes among a record's arguments; checksums and keys are shorter, and shown.
+_LONGEST_BODY_BYTES = 64
 
 
 def hide_secret(secret: str) -> None:
@@ -98,7 +108,19 @@ def redact_logs_of_libraries() -> None:
     logging.setLogRecordFactory(make_redacted)
 
 
+def _without_bodies(value: Any, depth: int = 8) -> Any:
+    """Arguments of a record without the bodies of requests and responses: these are contacts, and megabytes."""
+    if isinstance(value, bytes | bytearray | memoryview) and len(value) > _LONGEST_BODY_BYTES:
+        return f"<{len(value)} bytes>"
+    if depth and (isinstance(value, dict) or type(value) in (list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        cut = {key: _without_bodies(each, depth - 1) for key, each in items}
+        return cut if isinstance(value, dict) else type(value)(cut.values())
+    return value
+
+
 def _redact_record(record: logging.LogRecord) -> None:
+    record.args = _without_bodies(record.args)
     try:
         text = record.getMessage()
     except Exception:  # noqa: BLE001 - the library's format does not fit its arguments

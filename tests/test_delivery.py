@@ -578,6 +578,21 @@ def test_a_receipt_that_does_not_fit_is_not_believed(large, s3, receipt):
     assert {1} == files_asked_for(sendgrid)
 
 
+def test_a_receipt_that_was_damaged_is_not_believed(large, s3):
+    """Its SHA-256 would become the manifest's."""
+    sendgrid, export_id = large
+    deliver(sendgrid, s3, export_id, 0, compression="none")
+    [key] = [key for key in s3.stored_keys() if "_receipts" in key and "-00001-of-" in key]
+    [facts] = json.loads(s3.read(key))["uploads"].values()
+    digit = "1" if facts["sha256"][0] == "0" else "0"
+    damaged = s3.read(key).replace(facts["sha256"].encode(), (digit + facts["sha256"][1:]).encode())
+    s3.client.put_object(Bucket=s3.bucket, Key=key, Body=damaged)
+    sendgrid.emulator._log.clear()
+    [file] = deliver(sendgrid, s3, export_id, 0, compression="none").files
+    assert {1} == files_asked_for(sendgrid)
+    assert facts["sha256"] == file.sha256
+
+
 def test_an_object_of_somebody_else_is_not_taken_for_ours(sendgrid, s3):
     """It has our name and is whole, but says that it is of another export."""
     export_id = sendgrid.export(100)

@@ -16,6 +16,7 @@ import pytest
 from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exceptions import (
     DestinationConflictError,
+    DestinationError,
     DestinationRefusedError,
     ExportIncompleteError,
 )
@@ -473,3 +474,17 @@ def test_a_thread_that_waits_for_memory_is_stopped():
         stop.set()
         with pytest.raises(StoppedError):
             waiting.result(DEADLINE_SECONDS)
+
+
+def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):
+    """Nothing depends on them; the manifest is written already."""
+
+    class Failing(MemoryStorage):
+        def delete(self, name, version="*"):
+            raise DestinationError(f"delete of {name}: S3 answered InternalError.")
+
+    with exports({"/a": large_csv("a"), "/b": csv("b", 5)}) as source:
+        storage = Failing()
+        deliver(source("6f", ["/a", "/b"], 250_005), storage)
+    assert_proves(storage)
+    assert 1 == caplog.text.count("no longer needed remain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from base64 import b64encode
 
 import pytest
 
@@ -156,3 +157,22 @@ def test_a_record_without_a_name_can_be_copied():
     """The formatter of Airflow 3 copies each record so."""
     record = logging.LogRecord("airflow", logging.INFO, "", 0, "all %s", ("is well",), None)
     assert logging.makeLogRecord(record.__dict__).getMessage() == "all is well"
+
+
+def test_bodies_that_botocore_sends_are_in_no_log(server, caplog):
+    """Nor are customers' keys; a log of a delivery at this level would hold all contacts."""
+    boto3 = pytest.importorskip("boto3")
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+    config = Config(retries={"max_attempts": 0}, s3={"addressing_style": "path"})
+    client = boto3.client("s3", endpoint_url=server.url, config=config, **keys)
+    encryption = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "customerkeycustomerkeycustomerkey"[:32]}
+    for body in (b"ada@example.com," * 100, bytearray(b"ada@example.com," * 100)):
+        with pytest.raises((ClientError, BotoCoreError)):
+            client.put_object(Bucket="b", Key="file", Body=body, **encryption)
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text for text in texts if "<1600 bytes>" in text]
+    encoded = b64encode(encryption["SSECustomerKey"].encode()).decode()
+    assert not [text for text in texts if "ada@" in text or "customerkeycust" in text or encoded in text]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
@@ -20,7 +21,12 @@ from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
+from airflow_provider_sendgrid.storage.multipart import ObjectInfo
+from airflow_provider_sendgrid.storage.s3 import S3Storage
+from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
+from tests.support.memory_storage import MemoryStorage
 from tests.support.network import Server, make_certificate, read_request
+from tests.support.seaweedfs import client_of
 
 DEADLINE_SECONDS = 20.0  # of the tests; what is waited for here would take 300
 LONG_SECONDS = 300.0
@@ -349,3 +355,49 @@ def test_threads_that_wait_for_the_same_urls_end_all_at_once():
         thread.join(DEADLINE_SECONDS)
     assert len(outcomes) == 8
     assert len(questions) == 1
+
+
+# --- the storage
+
+
+@pytest.mark.parametrize("method", ["read", "head", "versions", "delete", "put"])
+def test_a_storage_that_does_not_answer_keeps_no_stopped_task(method):
+    """The client's own request is left alone; Airflow 3 calls `on_kill` and nothing else."""
+    with Scripted().running() as server:
+        stop = StopSignal()
+        arguments = {"versions": (), "put": ("a.csv", b"1", ObjectInfo("text/csv", {}))}.get(method, ("a.csv",))
+
+        def ask():
+            storage = StoppableStorage(S3Storage(client_of(server.url), "lake", "in/"), stop)
+            return getattr(storage, method)(*arguments)
+
+        ends_when_stopped(ask, stop, server.asked)
+
+
+def test_threads_of_files_ask_the_storage_themselves():
+    """The main thread does not wait for them, and their uploads are aborted."""
+    threads = []
+
+    class Noting(MemoryStorage):
+        def head(self, name):
+            threads.append(threading.get_ident())
+
+    storage = StoppableStorage(Noting(), StopSignal())
+    file_thread = threading.Thread(target=storage.head, args=("a.csv",))
+    file_thread.start()
+    ident = file_thread.ident
+    file_thread.join()
+    assert threads == [ident]
+
+
+def test_a_delivery_stops_while_the_storage_keeps_it_waiting():
+    stop, asked = StopSignal(), threading.Event()
+
+    class Silent(MemoryStorage):
+        def read(self, name):
+            asked.set()
+            threading.Event().wait(LONG_SECONDS)
+
+    export = ContactExport("6f", "ready", urls=("https://files.example/a?X=1",), contact_count=1)
+    source = Source(SignedUrls(lambda: export, stop=stop), FileDownload)
+    ends_when_stopped(lambda: deliver_export(source, Silent(), DeliveryOptions(), None, stop), stop, asked)

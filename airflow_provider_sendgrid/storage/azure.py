@@ -9,6 +9,7 @@ ETag they expect. Each blob carries a random token of its upload, by which a wri
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import logging
 import secrets
@@ -69,6 +70,10 @@ _ERRORS: Mapping[str, Meaning] = {
 }
 
 
+class _DamagedError(Exception):
+    """The storage says that it has other bytes than were sent, or came."""
+
+
 class AzureStorage:
     """The blobs of one container below one prefix.
 
@@ -94,11 +99,19 @@ class AzureStorage:
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         """Store a small blob at once; return its ETag."""
+        md5 = _md5(content)
+        # The client would take a wrong MD5 in the answer for no answer; it sends larger ones in several requests.
+        is_one_request = len(content) <= getattr(getattr(self._container, "_config", None), "max_single_put_size", 0)
+        if is_one_request:
+            checked: dict[str, Any] = {"headers": {"Content-MD5": base64.b64encode(md5).decode()}}
+        else:
+            checked = {"validate_content": True}
 
         def send(arguments: Mapping[str, Any]) -> Any:
-            return self._blob(name).upload_blob(bytes(content), overwrite=True, validate_content=True, **arguments)
+            answer = self._blob(name).upload_blob(bytes(content), overwrite=True, **copy.deepcopy(checked), **arguments)
+            return answer if is_one_request else None
 
-        return self._publish("put", name, info, over, len(content), send)
+        return self._publish("put", name, info, over, len(content), send, md5)
 
     def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> AzureUpload:
         """Start to stage blocks; Azure is not asked yet."""
@@ -116,7 +129,10 @@ class AzureStorage:
 
         def send() -> StoredContent:
             stream = self._blob(name).download_blob(max_concurrency=1, **_ONCE)
-            return StoredContent(bytes(stream.readall()), _etag(stream.properties.etag))
+            content = bytes(stream.readall())
+            if _has_other_md5(stream.properties.content_settings, _md5(content)):
+                raise _DamagedError
+            return StoredContent(content, _etag(stream.properties.etag))
 
         stored = self._requests.find("read", self.uri(name), send)
         if stored is not None and not stored.version:
@@ -125,11 +141,11 @@ class AzureStorage:
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a blob without reading it, None if there is none."""
-        stored = self._look(name)
-        if stored is None:
+        properties = self._look(name)
+        if properties is None:
             return None
-        metadata = {key: value for key, value in stored.metadata.items() if key != _TOKEN}
-        return StoredInfo(stored.size, metadata, stored.version)
+        metadata = {key: value for key, value in _metadata(properties).items() if key != _TOKEN}
+        return StoredInfo(properties.size, metadata, _etag(properties.etag))
 
     def versions(self) -> Mapping[str, str] | None:
         """The ETags of all blobs at the prefix; None if they may not be listed."""
@@ -164,14 +180,12 @@ class AzureStorage:
     def _blob(self, name: str) -> Any:
         return self._container.get_blob_client(self._prefix + name)
 
-    def _look(self, name: str) -> StoredInfo | None:
+    def _look(self, name: str) -> Any:
+        """Azure's properties of a blob, with an ETag and a size; None if there is no blob."""
         properties = self._requests.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
-        if properties is None:
-            return None
-        if not properties.etag or properties.size is None:
+        if properties is not None and (not properties.etag or properties.size is None):
             raise self._requests.unverified("look", self.uri(name), "the answer has no ETag or no size")
-        metadata = {key.lower().replace("_", "-"): value for key, value in (properties.metadata or {}).items()}
-        return StoredInfo(properties.size, metadata, _etag(properties.etag))
+        return properties
 
     def _publish(
         self,
@@ -181,11 +195,12 @@ class AzureStorage:
         over: str | None,
         size: int,
         send: Callable[[Mapping[str, Any]], Any],
+        md5: bytes | None = None,
     ) -> str:
         """Store the blob with our token in its metadata; return its ETag.
 
-        An answer without an ETag proves nothing, and the answer of an earlier attempt may be lost: then Azure is asked
-        for the blob, which must carry the token.
+        An answer alone proves nothing, and that of an earlier attempt may be lost: Azure is asked for the blob, which
+        must carry the token.
         """
         token = secrets.token_hex(8)
         arguments = {**_described(info, token), **_condition(over), **_ONCE}
@@ -193,19 +208,40 @@ class AzureStorage:
             answer = self._requests.write(operation, self.uri(name), lambda: send(arguments))
         except (DestinationChangedError, DestinationError):
             with suppress(SendGridError):
-                return self._confirm(operation, name, token, size)
+                return self._confirm(operation, name, token, size, md5)
             raise
-        etag = answer.get("etag") if isinstance(answer, Mapping) else None
-        return _etag(etag) or self._confirm(operation, name, token, size)
+        return self._confirm(operation, name, token, size, md5, answer)
 
-    def _confirm(self, operation: str, name: str, token: str, size: int) -> str:
-        stored = self._look(name)
-        if stored is None or stored.size != size:
+    def _confirm(self, operation: str, name: str, token: str, size: int, md5: bytes | None, answer: Any = None) -> str:
+        """Make sure that what is stored is what was sent; return its ETag.
+
+        Raises:
+            DestinationChangedError: another run stored the blob.
+            DestinationError: it is not there, or its bytes are not those that were sent; such a blob is deleted.
+        """
+        properties = self._look(name)
+        if properties is None or properties.size != size:
             what = "the storage accepted the blob, but does not have all of it"
             raise self._requests.unverified(operation, self.uri(name), what)
-        if stored.metadata.get(_TOKEN) != token:
+        if _metadata(properties).get(_TOKEN) != token:
             raise self._requests.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
-        return stored.version
+        etag = _etag(properties.etag)
+        if md5 is not None and (_has_other_md5(answer, md5) or _has_other_md5(properties.content_settings, md5)):
+            self._discard(name, etag)
+            what = "the stored blob has another MD5 than what was sent; the bytes were damaged on their way"
+            raise self._requests.unverified(operation, self.uri(name), what)
+        return etag
+
+    def _discard(self, name: str, etag: str) -> None:
+        """Delete a damaged blob; without the permission for that, empty it: its metadata must not vouch for it."""
+        arguments = {**_condition(etag), **_ONCE}
+        with suppress(SendGridError):
+            try:
+                self.delete(name, etag)
+            except DestinationRefusedError:
+                self._requests.write(
+                    "put", self.uri(name), lambda: self._blob(name).upload_blob(b"", overwrite=True, **arguments)
+                )
 
 
 class AzureUpload:
@@ -229,15 +265,16 @@ class AzureUpload:
         self._lock = threading.Lock()
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
-        """Stage part `number` (from 1); Azure refuses it if its MD5 differs."""
+        """Stage part `number` (from 1); Azure refuses it if its MD5 differs, or answers which MD5 it has."""
         block_id = f"{self._token}-{number:06d}"
-        checksum = base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
-        headers = {"Content-MD5": checksum}
-        self._requests.write(
-            "upload",
-            self._uri,
-            lambda: self._blob.stage_block(block_id, part, length=len(part), headers=dict(headers), **_ONCE),
-        )
+        md5 = _md5(part)
+
+        def send() -> None:
+            headers = {"Content-MD5": base64.b64encode(md5).decode()}
+            if _has_other_md5(self._blob.stage_block(block_id, part, length=len(part), headers=headers, **_ONCE), md5):
+                raise _DamagedError
+
+        self._requests.write("upload", self._uri, send)
         with self._lock:
             self._blocks[number] = block_id, len(part)
 
@@ -260,6 +297,23 @@ def _described(info: ObjectInfo, token: str) -> dict[str, Any]:
     return {"content_settings": ContentSettings(content_type=info.content_type), "metadata": metadata}
 
 
+def _metadata(properties: Any) -> dict[str, str]:
+    return {key.lower().replace("_", "-"): value for key, value in (properties.metadata or {}).items()}
+
+
+def _md5(content: bytes | bytearray) -> bytes:
+    return hashlib.md5(content, usedforsecurity=False).digest()
+
+
+def _has_other_md5(described: Any, md5: bytes) -> bool:
+    """Whether an answer, or the settings of a blob, names another MD5; many name none."""
+    known = described.get("content_md5") if isinstance(described, Mapping) else getattr(described, "content_md5", None)
+    if isinstance(known, str):
+        with suppress(ValueError):
+            known = base64.b64decode(known)
+    return isinstance(known, bytes | bytearray) and bool(known) and bytes(known) != md5
+
+
 def _condition(version: str | None) -> dict[str, Any]:
     """What a request says of the version that it expects."""
     from azure.core import MatchConditions
@@ -280,6 +334,8 @@ def _describe(error: Exception) -> Failure | None:
     """What is known of an exception of Azure's client."""
     from azure.core.exceptions import AzureError, HttpResponseError
 
+    if isinstance(error, _DamagedError):
+        return Failure(("Md5Mismatch",), "bytes were damaged on their way")
     if isinstance(error, HttpResponseError):
         code, status = getattr(error, "error_code", None), error.status_code
         known = str(getattr(code, "value", code)) if code else f"{status} without a code"

@@ -71,13 +71,13 @@ class Location:
         conn_id, at, bucket = url.netloc.rpartition("@")
         if provider is Provider.LOCAL:
             if bucket or not url.path.startswith("/"):
-                raise ValueError(f"A folder needs an absolute path, file:///folder, not {path!r}.")
+                raise ValueError(f"A folder needs an absolute path, file:///folder, not {_shown(path)!r}.")
             return cls(provider, "file://", "", f"/{prefix}", conn_id or None)
         # Azure's own form names the container before the account's host; containers' names have no dots.
         if provider is Provider.AZURE and at and "." in bucket:
             return cls(provider, f"{url.scheme}://{url.netloc}/", conn_id, prefix, None)
         if not bucket:
-            raise ValueError(f"path names no bucket: {path!r}.")
+            raise ValueError(f"path names no bucket: {_shown(path)!r}.")
         return cls(provider, f"{url.scheme}://{bucket}/", bucket, prefix, conn_id or None)
 
     @classmethod
@@ -87,14 +87,20 @@ class Location:
         before_slash, slash, after_slash = rest.partition("/")
         conn_id, _, bucket = before_slash.rpartition("@")
         if not bucket:
-            raise ValueError(f"path names no bucket: {path!r}.")
+            raise ValueError(f"path names no bucket: {_shown(path)!r}.")
         bucket, prefix = split_s3_uri(f"s3://{bucket}{slash}{after_slash}")
         if ".." in prefix.split("/"):
             raise _unreadable(path)
         return cls(Provider.S3, f"s3://{bucket}/", bucket, prefix, conn_id or None)
 
 
+def _shown(path: str) -> str:
+    """A path for a message: the query of a URL may be a signature."""
+    return path.partition("?")[0]
+
+
 def _unreadable(path: str) -> ValueError:
     return ValueError(
-        f"path must be s3://bucket/folder, gs://bucket/folder, abfs://container/folder or file:///folder, not {path!r}."
+        f"path must be s3://bucket/folder, gs://bucket/folder, abfs://container/folder or file:///folder, "
+        f"not {_shown(path)!r}."
     )

@@ -26,7 +26,10 @@ from airflow_provider_sendgrid.exceptions import DestinationChangedError, Destin
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo, crc32
 from airflow_provider_sendgrid.storage.s3_arguments import ExtraArguments, folder_prefix, split_s3_uri
 from airflow_provider_sendgrid.storage.s3_errors import (
+    CONDITION_REFUSED,
     DAMAGED,
+    MEANINGS,
+    NO_LISTING,
     NO_UPLOAD,
     NOT_ALLOWED,
     NOT_THERE,
@@ -43,18 +46,32 @@ _MAX_READ_BYTES = 64 * 1024 * 1024
 _SENDS_OF_DAMAGED = 3
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
-_CHECKSUMS_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
+# boto3's settings, by their names in its configuration; in capitals those of environment variables.
+_CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
+_WHEN_REQUIRED = "when_required"
 
 
 def client_config(config: Any, connections: int) -> Any:
     """The client's botocore ``Config``: the user's, with connections for all threads.
 
     botocore keeps 10 and would open the others for each call. Whether bodies are signed is decided by `S3Storage`,
-    which knows the endpoint; a ``payload_signing_enabled`` in the connection's ``config_kwargs`` wins.
+    which knows the endpoint; a ``payload_signing_enabled`` in the connection's ``config_kwargs`` wins. A server that
+    refuses checksum headers in requests also refuses the one that asks for checksums in responses: without a setting of
+    its own, the latter follows the former.
     """
     from botocore.config import Config
 
-    return config.merge(Config(max_pool_connections=max(10, connections)))
+    options: dict[str, Any] = {"max_pool_connections": max(10, connections)}
+    follows = not getattr(config, _VALIDATION, None) and not os.environ.get(f"AWS_{_VALIDATION.upper()}")
+    if follows and _calculation(config) == _WHEN_REQUIRED and _VALIDATION in Config.OPTION_DEFAULTS:
+        options[_VALIDATION] = _WHEN_REQUIRED
+    return config.merge(Config(**options))
+
+
+def _calculation(config: Any) -> str:
+    """When boto3 computes checksums, by the configuration or the environment; empty where neither decides."""
+    calculation = getattr(config, _CALCULATION, None) or os.environ.get(f"AWS_{_CALCULATION.upper()}", "")
+    return str(calculation).lower()
 
 
 class S3Storage:
@@ -121,14 +138,20 @@ class S3Storage:
         return S3Upload(self, name, upload_id, info, over)
 
     def read(self, name: str) -> StoredContent | None:
-        """A small object, None if there is none."""
-        try:
-            answer = self.call("get_object", name)
-        except DestinationError as error:
-            if error.code in NOT_THERE:
-                return None
-            raise
-        return StoredContent(self._content(answer, name), self._version(answer, "get_object", name))
+        """A small object, None if there is none; read again if it was damaged on its way."""
+        for _ in range(_SENDS_OF_DAMAGED):
+            try:
+                answer = self.call("get_object", name)
+            except DestinationError as error:
+                if error.code in NOT_THERE:
+                    return None
+                raise
+            content = self._content(answer, name)
+            if self._is_as_stored(answer, content):
+                return StoredContent(content, self._version(answer, "get_object", name))
+            log.warning("%s was cut or damaged on its way from S3; reading it again.", self.uri(name))
+        message = "other bytes came than S3 holds"
+        raise _error(self.uri(name), "get_object", "BadDigest", message, {}, self._is_signed)
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
@@ -152,7 +175,7 @@ class S3Storage:
                 if name and "/" not in name and str(entry["Key"]).startswith(self._prefix):
                     found[name] = self._version(entry, "list_objects_v2", name)
         except (DestinationError, DestinationRefusedError) as error:
-            if error.code not in NOT_ALLOWED:
+            if error.code not in NO_LISTING and not _is_not_allowed(error):
                 raise
             self._log_once("list", logging.WARNING, "Objects cannot be listed: %s", error)
             return None
@@ -190,12 +213,15 @@ class S3Storage:
             except (DestinationError, DestinationRefusedError) as error:
                 if error.code in NOT_THERE and over is not None and "UploadId" not in arguments:
                     raise self._changed(name) from error
-                if not _refuses_condition(error):
+                if not _may_refuse_condition(error):
                     raise
+                self._raise_if_changed(name, over)
+                answer = self.call(method, name, **arguments)
+                # Only now it is known that the condition, and nothing else, was refused.
                 self._unconditional.add(method)
                 message = "This server takes no conditions (%s); each object is looked at right before it is written."
                 self._log_once("condition", logging.INFO, message, error.code)
-                self._raise_if_changed(name, over)
+                return answer
         return self.call(method, name, **arguments)
 
     def call(self, method: str, name: str | None, **arguments: Any) -> Any:
@@ -237,9 +263,12 @@ class S3Storage:
             except ClientError as error:
                 code, message = _code_and_message(error)
                 if code not in DAMAGED or not sends_left:
-                    raise _error(uri, method, code, message, given, self._is_signed) from error
+                    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                    raise _error(uri, method, code, message, given, self._is_signed, status) from error
             except ParamValidationError as error:
-                raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {error}") from error
+                # Not `from error`: its text shows the values, of which some are secret.
+                told = self._extra_args.without_values(str(error))
+                raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {told}") from None
             except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
                 raise _no_s3(f"{method} of {uri}: the response could not be read") from error
             except BotoCoreError as error:
@@ -251,14 +280,12 @@ class S3Storage:
         """The arguments that let S3 check a body, unless the client's configuration leaves checksums out.
 
         Some servers want the algorithm named beside the checksum for Object Lock. S3 takes no locked object without a
-        checksum, so that then one that every server knows remains.
+        checksum, and a bucket's default retention is not known here: the one that every server knows remains.
         """
         if self._sends_checksums:
             encoded = base64.b64encode(checksum.to_bytes(4, "big")).decode()
             return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": encoded}
-        if self._extra_args.locks:
-            return {"ContentMD5": base64.b64encode(_md5(content).digest()).decode()}
-        return {}
+        return {"ContentMD5": base64.b64encode(_md5(content).digest()).decode()}
 
     def is_damaged(self, answer: Mapping[str, Any], content: bytes | bytearray, checksums: Mapping[str, str]) -> bool:
         """Whether the response to a write shows that S3 took other bytes than `content`."""
@@ -268,9 +295,7 @@ class S3Storage:
             self._log_once("echo", logging.INFO, message, self._client.meta.endpoint_url)
         if sent is not None and echoed not in (None, sent):
             return True
-        etag = bare_etag(answer.get("ETag"))
-        is_md5 = not self._is_https and _MD5.fullmatch(etag) and not self._is_etag_opaque(answer)
-        return bool(is_md5) and _md5(content).hexdigest() != etag
+        return self._contradicts_etag(answer, content)
 
     def value_of(self, answer: Mapping[str, Any], field: str, method: str, name: str) -> Any:
         """A field that S3 always gives.
@@ -347,6 +372,19 @@ class S3Storage:
                 return bytes(body.read(_MAX_READ_BYTES))
         except BotoCoreError as error:
             raise _unasked("get_object", self.uri(name), error) from error
+
+    def _is_as_stored(self, answer: Mapping[str, Any], content: bytes) -> bool:
+        """Whether the response to a read is whole: boto3 does not compare the length of what is read in pieces."""
+        length = answer.get("ContentLength")
+        if length is not None and len(content) != min(length, _MAX_READ_BYTES):
+            return False
+        return len(content) == _MAX_READ_BYTES or not self._contradicts_etag(answer, content)
+
+    def _contradicts_etag(self, answer: Mapping[str, Any], content: bytes | bytearray) -> bool:
+        """Whether plain http brings an ETag that is the MD5 of other bytes."""
+        etag = bare_etag(answer.get("ETag"))
+        is_md5 = not self._is_https and _MD5.fullmatch(etag) and not self._is_etag_opaque(answer)
+        return bool(is_md5) and _md5(content).hexdigest() != etag
 
     def _listed(self) -> Iterator[Mapping[str, Any]]:
         """All entries of the bucket at the prefix."""
@@ -438,8 +476,7 @@ class S3Storage:
         """
         config = self._client.meta.config
         self._is_https = str(self._client.meta.endpoint_url).lower().startswith("https")
-        calculation = getattr(config, "request_checksum_calculation", None) or os.environ.get(_CHECKSUMS_VARIABLE, "")
-        self._sends_checksums = calculation.lower() != "when_required"
+        self._sends_checksums = _calculation(config) != _WHEN_REQUIRED
         chosen = (config.s3 or {}).get("payload_signing_enabled")
         self._is_signed = not (self._is_https and self._sends_checksums) if chosen is None else bool(chosen)
         config.s3 = {**(config.s3 or {}), "payload_signing_enabled": self._is_signed}
@@ -521,7 +558,7 @@ class S3Upload:
         try:
             self._storage.call("abort_multipart_upload", self._name, UploadId=self._upload_id)
         except (DestinationError, DestinationRefusedError) as error:
-            if error.code in NOT_ALLOWED:
+            if _is_not_allowed(error):
                 self._storage.log_refused_abort(error)
                 return False
             if error.code not in NO_UPLOAD:
@@ -547,12 +584,18 @@ def _code_and_message(error: Any) -> tuple[str | None, str]:
 
 
 def _error(
-    uri: str, method: str, code: str | None, message: str, arguments: Mapping[str, object], is_signed: bool
+    uri: str,
+    method: str,
+    code: str | None,
+    message: str,
+    arguments: Mapping[str, object],
+    is_signed: bool,
+    status: int | None = None,
 ) -> StorageError:
     """S3's error as one of ours: the operation, the object, S3's own words, and what to do."""
     making = arguments if method in ("put_object", "create_multipart_upload") else {}
-    advice = advice_for(code, message, making, is_signed=is_signed)
-    error = meaning_of(code).error_class(f"{method} of {uri}: S3 answered {code} ({message}). {advice}")
+    advice = advice_for(code, message, making, is_signed=is_signed, status=status)
+    error = meaning_of(code, status).error_class(f"{method} of {uri}: S3 answered {code} ({message}). {advice}")
     if not isinstance(error, DestinationChangedError):
         error.code = code
     return error
@@ -569,8 +612,18 @@ def _no_s3(what: str) -> DestinationError:
     return DestinationError(f"{what}. Check that the endpoint_url of the AWS connection is an S3 server.")
 
 
-def _refuses_condition(error: DestinationError | DestinationRefusedError) -> bool:
-    return error.code in ("NotImplemented", "501") or bool(re.search(r"(?i)\bif-?(none-?)?match\b", str(error)))
+def _is_not_allowed(error: DestinationError | DestinationRefusedError) -> bool:
+    """Whether the credentials may not do this one thing: an unknown code is refused only if its status is 403."""
+    is_unknown = error.code is not None and error.code not in MEANINGS
+    return error.code in NOT_ALLOWED or (is_unknown and isinstance(error, DestinationRefusedError))
+
+
+def _may_refuse_condition(error: DestinationError | DestinationRefusedError) -> bool:
+    """Whether S3's answer may be about the condition of a request: by its code, or by S3's own words."""
+    if error.code in CONDITION_REFUSED:
+        return True
+    message = _code_and_message(error.__cause__)[1] if hasattr(error.__cause__, "response") else ""
+    return bool(re.search(r"(?i)\bif-?(none-?)?match\b", message))
 
 
 def was_sent_before(error: Exception) -> bool:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import base64
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, Final
 
 # Values that no log and no rendered field may show.
 SECRET_ARGUMENTS: Final = ("SSECustomerKey", "CopySourceSSECustomerKey", "SSEKMSEncryptionContext")
+_SECRET_IN_TEXT: Final = re.compile(
+    rf"(?:{'|'.join(SECRET_ARGUMENTS)})[\"']?\s*[:=]\s*b?(?:'([^']+)'|\"([^\"]+)\"|([^\s\"',}}]+))"
+)
 # They keep an object from being deleted: helper objects, which a delivery deletes at its end, do not get them.
 _LOCK_ARGUMENTS: Final = ("ObjectLockMode", "ObjectLockRetainUntilDate", "ObjectLockLegalHoldStatus")
 _HELPER_OBJECTS: Final = "_receipts/"
@@ -54,7 +60,10 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     access_point = _ACCESS_POINT.fullmatch(rest)
     bucket, key = (access_point["bucket"], access_point["key"]) if access_point else rest.partition("/")[::2]
     if scheme.lower() != "s3" or not bucket or (":" in bucket and access_point is None):
-        raise ValueError(f"An S3 location must be s3://bucket/prefix/ or s3://<ARN of an access point>/, not {uri!r}.")
+        shown = uri.partition("?")[0]
+        raise ValueError(
+            f"An S3 location must be s3://bucket/prefix/ or s3://<ARN of an access point>/, not {shown!r}."
+        )
     return bucket, folder_prefix(key or "")
 
 
@@ -65,14 +74,31 @@ def folder_prefix(prefix: str) -> str:
 
 
 def secret_texts(arguments: Any) -> list[str]:
-    """The forms in which the secrets among `arguments` may appear: as they are, and as S3's headers carry them."""
+    """The forms in which the secrets among `arguments` may appear: as they are, and as S3's headers carry them.
+
+    A template may render them to a text, which holds them all the same.
+    """
+    values: list[Any] = []
+    if isinstance(arguments, Mapping):
+        values = [arguments.get(name) for name in SECRET_ARGUMENTS]
+    elif isinstance(arguments, str) and any(name in arguments for name in SECRET_ARGUMENTS):
+        values = [text for match in _SECRET_IN_TEXT.finditer(arguments) for text in match.groups() if text]
+        values += secret_texts(_parsed(arguments))
     texts = set()
-    for name in SECRET_ARGUMENTS:
-        value = arguments.get(name) if isinstance(arguments, Mapping) else None
+    for value in values:
         if isinstance(value, str | bytes | bytearray) and value:
             content = value.encode() if isinstance(value, str) else bytes(value)
             texts |= {content.decode(errors="replace"), repr(content)[2:-1], base64.b64encode(content).decode()}
     return sorted(texts)
+
+
+def _parsed(text: str) -> Any:
+    """What a text of Python or JSON describes, if it is a mapping."""
+    for parse in (ast.literal_eval, json.loads):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            if isinstance(found := parse(text.strip()), Mapping):
+                return found
+    return None
 
 
 class ExtraArguments:
@@ -104,15 +130,25 @@ class ExtraArguments:
         """One of them."""
         return self._values.get(name, default)
 
-    @property
-    def locks(self) -> bool:
-        """Whether Object Lock is used."""
-        return any(name in self._values for name in _LOCK_ARGUMENTS)
+    def without_values(self, text: str) -> str:
+        """A text of boto3's without the values of these arguments, which it shows."""
+        hidden = {*secret_texts(self._values), *_texts_of(self._values)}
+        for value in sorted(hidden, key=len, reverse=True):
+            text = text.replace(f"value: {value}", "value: ***").replace(f'value: "{value}"', "value: ***")
+        return text
 
     def known(self, members: Any, name: str = "") -> dict[str, Any]:
         """Those among a call's `members`; none that locks a helper object of this `name`."""
         left_out = _LOCK_ARGUMENTS if name.startswith(_HELPER_OBJECTS) else ()
         return {key: value for key, value in self._values.items() if key in members and key not in left_out}
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """The texts of a value and of all that it holds."""
+    yield str(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for each in inner:
+        yield from _texts_of(each)
 
 
 def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:

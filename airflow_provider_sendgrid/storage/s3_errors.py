@@ -42,6 +42,12 @@ DAMAGED: Final = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzConte
 NOT_ALLOWED: Final = frozenset(
     {"403", "405", "501", "AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "NotImplemented"}
 )
+# The answer to a listing that the credentials or the server do not allow, or that the server does not have.
+NO_LISTING: Final = NOT_ALLOWED | NOT_THERE | {"400", "InvalidArgument", "InvalidRequest"}
+# To a write with a condition: the server may not know conditions. Sent again without one, the same answer is final.
+CONDITION_REFUSED: Final = frozenset({"NotImplemented", "501", "InvalidArgument", "304", "NotModified"})
+# S3 wants a checksum for a locked object.
+_CHECKSUM_WANTED: Final = "MissingUploadObjectWithObjectLockHeaders"
 
 MEANINGS: Final[Mapping[str, Meaning]] = {
     **_table(_REFUSED, "Check the bucket's name and the account of the AWS connection.", "NoSuchBucket"),
@@ -119,6 +125,12 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
         "ObjectLockConfigurationNotFoundError",
         "InvalidRetentionPeriod",
     ),
+    **_table(
+        _REFUSED,
+        "The bucket's Object Lock wants a checksum: take request_checksum_calculation out of the extra of the AWS "
+        "connection.",
+        _CHECKSUM_WANTED,
+    ),
     **_table(_REFUSED, "Shorten Metadata in extra_args.", "MetadataTooLarge"),
     **_table(_REFUSED, "Shorten the prefix.", "KeyTooLongError"),
     **_table(
@@ -184,7 +196,9 @@ _SIGN_PAYLOADS = (
 )
 
 
-def advice_for(code: str | None, message: str, arguments: Mapping[str, object], *, is_signed: bool) -> str:
+def advice_for(
+    code: str | None, message: str, arguments: Mapping[str, object], *, is_signed: bool, status: int | None = None
+) -> str:
     """What to do about an error: the table's advice, and what the request itself suggests.
 
     Args:
@@ -192,8 +206,12 @@ def advice_for(code: str | None, message: str, arguments: Mapping[str, object], 
         message: S3's message.
         arguments: of the request.
         is_signed: whether bodies are signed.
+        status: of the HTTP response.
     """
-    advice = [meaning_of(code).advice]
+    is_checksum_wanted = "required" in message.lower() and "content-md5" in message.lower()
+    if is_checksum_wanted:
+        return MEANINGS[_CHECKSUM_WANTED].advice
+    advice = [meaning_of(code, status).advice]
     if code in ("AccessDenied", "403"):
         needs = {need for name in arguments for start, need in PERMISSIONS.items() if name.startswith(start)}
         if needs:
@@ -205,6 +223,6 @@ def advice_for(code: str | None, message: str, arguments: Mapping[str, object], 
     return " ".join(advice)
 
 
-def meaning_of(code: str | None) -> Meaning:
-    """What a code means; one that is not in the table may pass."""
-    return MEANINGS.get(code or "", _DEFAULT)
+def meaning_of(code: str | None, status: int | None = None) -> Meaning:
+    """What a code means; one that is not in the table may pass, unless its HTTP status forbids the request."""
+    return MEANINGS.get(code or "", MEANINGS["403"] if status == 403 else _DEFAULT)

@@ -179,6 +179,20 @@ def _parse_file_index(value: Any) -> int:
 _ONE_FILE_EACH = "For one task per file use .partial(...).expand(file_index=...); leave it out to deliver all files."
 
 
+def parse_text(name: str, value: Any, hint: str) -> str:
+    """A rendered parameter that was passed, and so must say something.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is empty, or a template has rendered None.
+    """
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} must be a text, not a {type(value).__name__}. {hint}")
+    if value is None or value.strip() in ("", "None"):
+        raise ValueError(f"{name} was passed but is empty. {hint}")
+    return value
+
+
 def _parse_partition_key(value: Any) -> str:
     """A rendered partition key.
 

@@ -12,7 +12,7 @@ from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.local import LocalStorage
 from airflow_provider_sendgrid.storage.multipart import Storage
 from airflow_provider_sendgrid.storage.object_storage import Location, Provider
-from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator
+from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator, parse_text
 
 if TYPE_CHECKING:
     from airflow_provider_sendgrid._compat import ObjectStoragePath
@@ -81,9 +81,12 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         # Airflow renders templates and XComs before these are used.
         self.path: str | ObjectStoragePath = path  # type: ignore[assignment]
         self.conn_id = conn_id
+        self._has_conn_id = conn_id is not None
 
     def _storage(self) -> Storage:
-        location = Location.of(str(self.path))
+        location = Location.of(parse_text("path", str(self.path), "Name a folder, such as s3://bucket/folder."))
+        if self._has_conn_id:
+            parse_text("conn_id", self.conn_id, "Leave it out for the storage's default connection.")
         make = {
             Provider.LOCAL: self._local,
             Provider.S3: self._s3,
@@ -113,7 +116,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         from airflow_provider_sendgrid.storage.gcs import GcsStorage
 
         client = GCSHook(gcp_conn_id=conn_id or GCSHook.default_conn_name).get_conn()
-        return GcsStorage(client, location.bucket, location.prefix)
+        return GcsStorage(client, location.bucket, location.prefix, sleep=self._stop.wait)
 
     def _azure(self, location: Location, conn_id: str | None) -> Storage:
         try:
@@ -123,7 +126,8 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         from airflow_provider_sendgrid.storage.azure import AzureStorage
 
         service = WasbHook(wasb_conn_id=conn_id or WasbHook.default_conn_name).get_conn()
-        return AzureStorage(service.get_container_client(location.bucket), location.address, location.prefix)
+        container = service.get_container_client(location.bucket)
+        return AzureStorage(container, location.address, location.prefix, sleep=self._stop.wait)
 
 
 def _missing(storage: str, extra: str) -> ImportError:

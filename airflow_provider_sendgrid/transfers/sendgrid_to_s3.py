@@ -10,7 +10,12 @@ from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 from airflow_provider_sendgrid.storage.s3_arguments import folder_prefix, secret_texts, split_s3_uri
-from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator
+from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator, parse_text
+
+_NAME_IT_ONCE = (
+    "Name the bucket once: in s3_bucket beside a plain s3_key_prefix, or in an s3_key_prefix such as "
+    "s3://bucket/prefix/; s3://bucket/ is the whole bucket."
+)
 
 
 class SendGridToS3Operator(DeliveringOperator):
@@ -22,7 +27,8 @@ class SendGridToS3Operator(DeliveringOperator):
         s3_bucket: name of the bucket; leave it out where `s3_key_prefix` is a full ``s3://bucket/prefix/``.
         s3_key_prefix: the folder of all objects, ``path/`` or a full ``s3://bucket/path/``, whose bucket may be the ARN
             of an access point. Slashes at its start are ignored, one is added at its end where it is missing. Use one
-            prefix per export or per run.
+            prefix per export or per run. ``""`` beside `s3_bucket`, or ``s3://bucket/``, is the whole bucket; a
+            template of this, `s3_bucket` or `aws_conn_id` that renders to nothing or to None fails the task.
         aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials.
         encrypt: have S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
         acl_policy: canned ACL of the objects.
@@ -88,6 +94,8 @@ class SendGridToS3Operator(DeliveringOperator):
         self.s3_bucket: str | None = s3_bucket  # type: ignore[assignment]
         self.s3_key_prefix: str = s3_key_prefix  # type: ignore[assignment]
         self.aws_conn_id = aws_conn_id
+        self._has_bucket, self._has_conn_id = s3_bucket is not None, aws_conn_id is not None
+        self._is_whole_bucket = s3_key_prefix == ""
         self.encrypt = encrypt
         self.acl_policy = acl_policy
         self.extra_args = extra_args
@@ -103,6 +111,12 @@ class SendGridToS3Operator(DeliveringOperator):
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        if not self._is_whole_bucket:
+            parse_text("s3_key_prefix", self.s3_key_prefix, _NAME_IT_ONCE)
+        if self._has_bucket:
+            parse_text("s3_bucket", self.s3_bucket, _NAME_IT_ONCE)
+        if self._has_conn_id:
+            parse_text("aws_conn_id", self.aws_conn_id, "Pass None, not a template, for boto3's own credentials.")
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
         extra_args = self.extra_args or {}
@@ -123,8 +137,6 @@ class SendGridToS3Operator(DeliveringOperator):
             return split_s3_uri(self.s3_key_prefix)
         bucket = self.s3_bucket or bucket_of_connection
         if "://" in self.s3_key_prefix or not bucket:
-            raise ValueError(
-                f"Name the bucket once: in s3_bucket ({self.s3_bucket!r}) beside a plain s3_key_prefix, or in an "
-                f"s3_key_prefix such as s3://bucket/prefix/ (it is {self.s3_key_prefix!r})."
-            )
+            shown = self.s3_key_prefix.partition("?")[0]
+            raise ValueError(f"s3_bucket is {self.s3_bucket!r}, s3_key_prefix is {shown!r}. {_NAME_IT_ONCE}")
         return bucket, folder_prefix(self.s3_key_prefix)

@@ -51,3 +51,12 @@ def test_characters_of_an_s3_folder_stay_as_they_are(path):
 def test_an_s3_path_that_leads_nowhere_is_refused(path):
     with pytest.raises(ValueError, match=r"path|location"):
         Location.of(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["https://a.example/c/x?sv=1&sig=5ecret", "s3://a:b/x?sig=5ecret", "gs:///x?sig=5ecret"]
+)
+def test_a_path_that_is_refused_is_shown_without_its_query(path):
+    with pytest.raises(ValueError, match=r"path|location") as caught:
+        Location.of(path)
+    assert "5ecret" not in str(caught.value)

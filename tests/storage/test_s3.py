@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo
-from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, split_s3_uri
+from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
 from tests.s3_client import with_own_client
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.flipping_proxy import FlippingProxy
@@ -551,3 +552,149 @@ def test_a_uri_is_split_into_bucket_and_folder(bucket, key, prefix):
 def test_a_uri_that_names_no_bucket_is_refused(uri):
     with pytest.raises(ValueError, match="must be s3://bucket/prefix/"):
         split_s3_uri(uri)
+
+
+# What comes back
+
+
+def bend(s3, operation, change):
+    """Have a response of S3 changed before boto3's caller has it."""
+    s3.client.meta.events.register(f"after-call.s3.{operation}", lambda parsed, **_: change(parsed))
+
+
+def body_of(content):
+    from botocore.response import StreamingBody
+
+    return StreamingBody(io.BytesIO(content), None)
+
+
+@pytest.mark.parametrize("came", [CONTENT[:5], CONTENT.replace(b"ada", b"bda"), b""])
+def test_what_is_read_is_what_is_stored(s3, storage, came):
+    """It is read again; if it is damaged each time, it is an error, never something else's content."""
+    storage.put("a.csv", CONTENT, INFO)
+    times = iter(range(100))
+
+    def damage_once(parsed):
+        if not next(times):
+            parsed["Body"] = body_of(came)
+
+    bend(s3, "GetObject", damage_once)
+    assert CONTENT == storage.read("a.csv").content
+    bend(s3, "GetObject", lambda parsed: parsed.update(Body=body_of(came)))
+    with pytest.raises(DestinationError, match="damaged on its way"):
+        storage.read("a.csv")
+
+
+@pytest.mark.parametrize("setting", ["config", "environment"])
+def test_responses_follow_what_is_set_for_requests(monkeypatch, setting):
+    """A server without checksum headers refuses a read that asks for one."""
+    from botocore.config import Config
+
+    given = {"request_checksum_calculation": "when_required"} if setting == "config" else {}
+    if setting == "environment":
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    assert "when_required" == client_config(Config(**given), 4).response_checksum_validation
+    own = Config(**given, response_checksum_validation="when_supported")
+    assert "when_supported" == client_config(own, 4).response_checksum_validation
+
+
+def test_other_settings_of_checksums_are_left_alone():
+    from botocore.config import Config
+
+    assert client_config(Config(), 4).response_checksum_validation is None
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_bodies_without_a_crc32_carry_their_md5(s3, in_parts):
+    """A bucket's default retention, which nobody here knows of, wants one of them."""
+    storage, calls = storage_with(
+        s3.bucket, "http://127.0.0.1:9", retries={"max_attempts": 0}, request_checksum_calculation="when_required"
+    )
+    with pytest.raises(DestinationError):
+        store(storage, in_parts)
+    assert base64.b64encode(hashlib.md5(CONTENT).digest()).decode() == calls.sent[0]["content-md5"]
+
+
+def test_a_bucket_with_a_default_retention_takes_bodies_with_their_md5(s3):
+    lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}}}
+    s3.client.create_bucket(Bucket="kept", ObjectLockEnabledForBucket=True)
+    s3.client.put_object_lock_configuration(Bucket="kept", ObjectLockConfiguration=lock)
+    storage, _ = storage_with("kept", s3.url, request_checksum_calculation="when_required")
+    storage.put("a.csv", CONTENT, INFO)
+    assert CONTENT == storage.read("a.csv").content
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object with Object Lock"),
+        ("MissingUploadObjectWithObjectLockHeaders", "Content-MD5 or x-amz-sdk-checksum-algorithm header required"),
+    ],
+)
+def test_a_checksum_that_is_wanted_is_not_advised_away(s3, storage, code, message):
+    refuse(s3, "PutObject", code, message)
+    with pytest.raises(DestinationRefusedError, match="take request_checksum_calculation out"):
+        storage.put("a.csv", CONTENT, INFO)
+
+
+def test_the_name_of_an_object_says_nothing_of_conditions(s3, calls):
+    """Only S3's own words do: it is asked once."""
+    storage = S3Storage(s3.client, s3.bucket, "if-match/")
+    refuse(s3, "PutObject")
+    with pytest.raises(DestinationRefusedError):
+        storage.put("a.csv", CONTENT, INFO, None)
+    assert 1 == len([name for name, _ in calls.asked if name == "PutObject"])
+
+
+@pytest.mark.parametrize("code", ["InvalidArgument", "304"])
+def test_a_condition_that_is_refused_in_other_words_is_left_out(s3, storage, code):
+    refuse(s3, "PutObject", code, "header not supported", only_if="If-None-Match")
+    storage.put("a.csv", CONTENT, INFO, None)
+    assert CONTENT == s3.read("in/a.csv")
+
+
+def test_a_refusal_that_is_not_about_the_condition_is_final(s3, storage, calls):
+    """It is asked once more without one; the next object is asked for with one again."""
+    refuse(s3, "PutObject", "InvalidArgument", "Invalid tag")
+    for name in ("a.csv", "b.csv"):
+        with pytest.raises(DestinationRefusedError, match="Invalid tag"):
+            storage.put(name, CONTENT, INFO, None)
+    assert ["*", None] * 2 == [params.get("IfNoneMatch") for name, params in calls.asked if name == "PutObject"]
+
+
+@pytest.mark.parametrize("code", ["404", "NoSuchKey", "InvalidArgument", "400", "SomethingForbidden"])
+def test_a_listing_that_is_refused_in_any_words_is_no_listing(s3, storage, code):
+    forbid(s3, "ListObjectsV2", code)
+    assert storage.versions() is None
+
+
+def test_an_unknown_code_with_the_status_403_is_refused(s3, storage):
+    forbid(s3, "PutObject", "SomethingForbidden")
+    with pytest.raises(DestinationRefusedError, match="SomethingForbidden"):
+        storage.put("a.csv", CONTENT, INFO)
+
+
+def forbid(s3, operation, code):
+    """Have S3 answer a code as it does, with the status 403 in the response's metadata."""
+
+    def answer(**_):
+        response = type("Answer", (), {"status_code": 403, "headers": {}})()
+        return response, {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+
+    s3.client.meta.events.register(f"before-call.s3.{operation}", answer)
+
+
+@pytest.mark.parametrize(
+    "extra_args",
+    [
+        {"Metadata": {"x": "s\u00e9cret-value"}},
+        {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": b"s\xe9cret-value" * 3, "SSECustomerKeyMD5": "abc"},
+        {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": b"cret-value" * 3, "SSECustomerKeyMD5": "abc"},
+    ],
+)
+def test_arguments_that_boto3_refuses_are_not_shown(s3, extra_args):
+    storage = S3Storage(s3.client, s3.bucket, "in/", extra_args)
+    with pytest.raises(DestinationRefusedError, match="boto3 refuses its arguments") as caught:
+        storage.put("a.csv", CONTENT, INFO)
+    assert "cret-value" not in str(caught.value)
+    assert caught.value.__cause__ is None

@@ -687,6 +687,16 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
         ({"file_index": [0]}, "file_index must be"),
         ({"partition_key": ""}, "partition_key was passed but is empty"),
         ({"partition_key": ["a"]}, "partition_key must be a text"),
+        ({"s3_bucket": "None"}, "s3_bucket was passed but is empty"),
+        ({"s3_bucket": "  "}, "s3_bucket was passed but is empty"),
+        ({"s3_bucket": 5}, "s3_bucket must be a text"),
+        ({"s3_key_prefix": None}, "s3_key_prefix was passed but is empty"),
+        ({"s3_key_prefix": " "}, "s3_key_prefix was passed but is empty"),
+        ({"s3_key_prefix": "None"}, "s3_key_prefix was passed but is empty"),
+        ({"s3_key_prefix": ["a/"]}, "s3_key_prefix must be a text"),
+        ({"aws_conn_id": ""}, "aws_conn_id was passed but is empty"),
+        ({"aws_conn_id": "None"}, "aws_conn_id was passed but is empty"),
+        ({"aws_conn_id": 1}, "aws_conn_id must be a text"),
     ],
 )
 def test_an_argument_that_renders_to_the_wrong_type_asks_nobody(sendgrid_emulator, s3, arguments, expected):
@@ -704,3 +714,31 @@ def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_e
     with pytest.raises(AirflowFailException, match="file_index must be"):
         operator.execute({})
     assert sendgrid_emulator.count("GET") == 0
+
+
+@pytest.mark.parametrize("name", ["s3_bucket", "aws_conn_id", "s3_key_prefix"])
+def test_a_storage_argument_that_renders_to_none_means_no_default(sendgrid_emulator, name):
+    arguments = {"s3_bucket": "lake", "s3_key_prefix": "here/", name: "{{ none }}"}
+    operator = SendGridToS3Operator(task_id="store", export_id="an-id", **arguments)
+    setattr(operator, name, None)  # as native rendering leaves it
+    with pytest.raises(AirflowFailException, match=f"{name} was passed but is empty"):
+        operator.execute({})
+    assert sendgrid_emulator.count("GET") == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'a-key-of-a-customer'}",
+        '{"SSECustomerKey": "a-key-of-a-customer"}',
+        "{'SSECustomerKey': b'a-key-of-a-customer', oops",
+        "SSECustomerKey=a-key-of-a-customer",
+    ],
+)
+def test_a_secret_is_masked_that_a_template_renders_to_a_text(monkeypatch, text):
+    """It is refused when the task runs; Airflow has shown it by then."""
+    masked = []
+    monkeypatch.setattr("airflow_provider_sendgrid.transfers.sendgrid_to_s3.mask_secret", masked.append)
+    operator = SendGridToS3Operator(task_id="s", export_id="6f", s3_key_prefix="s3://b/", extra_args="{{ params.x }}")
+    operator.render_template_fields({"params": {"x": text}})
+    assert "a-key-of-a-customer" in masked

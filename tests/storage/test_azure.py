@@ -1,0 +1,121 @@
+"""An account that compares nothing: what it says of a blob must agree with what was sent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
+from airflow_provider_sendgrid.storage.azure import AzureStorage
+from airflow_provider_sendgrid.storage.multipart import ObjectInfo, crc32
+from tests.destinations import no_sleep
+
+INFO = ObjectInfo("text/csv", {"sha256": "of what was sent"})
+SENT, CAME = b"the-mark,1", b"the-marK,1"
+
+
+@contextmanager
+def careless_account(*, keeps=True, may_delete=True):  # noqa: C901  a server in one place
+    """Takes damaged bytes, and names their MD5; the storage that uses it, and the bytes and metadata of its blobs."""
+    blobs = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, status, content=b"", **headers):
+            self.send_response(status)
+            named = {"Last-Modified": "Fri, 27 Nov 2026 09:00:00 GMT", "ETag": '"1"', "x-ms-blob-type": "BlockBlob"}
+            for name, value in {**named, "Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def do_PUT(self):
+            content = self.rfile.read(int(self.headers["Content-Length"])).replace(SENT, CAME)
+            md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
+            if keeps and "comp=" not in self.path:
+                metadata = {name: value for name, value in self.headers.items() if name.startswith("x-ms-meta-")}
+                blobs[self.path] = content, metadata
+            self.answer(201, **{"Content-MD5": md5})
+
+        def do_HEAD(self):
+            if self.path not in blobs:
+                return self.answer(404, **{"x-ms-error-code": "BlobNotFound"})
+            content, metadata = blobs[self.path]
+            return self.answer(200, content, **metadata)
+
+        def do_GET(self):
+            content, _ = blobs[self.path]
+            md5 = base64.b64encode(hashlib.md5(SENT).digest()).decode()
+            ends = f"bytes 0-{len(content) - 1}/{len(content)}"
+            self.answer(206, content, **{"Content-Range": ends, "x-ms-blob-content-md5": md5})
+
+        def do_DELETE(self):
+            if may_delete:
+                del blobs[self.path.partition("?")[0]]
+            self.answer(202 if may_delete else 403)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        from azure.storage.blob import BlobServiceClient
+
+        service = BlobServiceClient(f"http://127.0.0.1:{server.server_address[1]}/account", credential="a2V5")
+        yield AzureStorage(service.get_container_client("lake"), "abfs://lake/", "in/", sleep=no_sleep), blobs
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_small_blob_whose_md5_differs_is_deleted():
+    with careless_account() as (storage, blobs):
+        with pytest.raises(DestinationError, match=r"put of .*damaged on their way"):
+            storage.put("a.csv", SENT, INFO)
+        assert {} == blobs
+
+
+def test_a_damaged_blob_that_may_not_be_deleted_is_emptied():
+    """Its metadata says that it is whole: the next try would take it for that."""
+    with careless_account(may_delete=False) as (storage, blobs):
+        with pytest.raises(DestinationError, match="damaged on their way"):
+            storage.put("a.csv", SENT, INFO)
+        assert [(b"", {})] == list(blobs.values())
+
+
+def test_a_block_whose_md5_differs_is_refused():
+    with careless_account() as (storage, _):
+        upload = storage.begin("a.csv", INFO)
+        part = bytearray(SENT)
+        with pytest.raises(DestinationError, match=r"upload of .*damaged on their way"):
+            upload.write_part(1, part, crc32(part))
+
+
+def test_a_small_blob_counts_as_stored_only_if_it_is_there():
+    with careless_account(keeps=False) as (storage, _), pytest.raises(DestinationError, match="does not have all"):
+        storage.put("a.csv", b"other bytes", INFO)
+
+
+def test_a_block_list_counts_as_stored_only_if_the_blob_is_there():
+    with careless_account(keeps=False) as (storage, _):
+        upload = storage.begin("a.csv", INFO)
+        upload.write_part(1, bytearray(b"other bytes"), crc32(b"other bytes"))
+        with pytest.raises((DestinationError, DestinationChangedError), match="does not have all"):
+            upload.complete()
+
+
+def test_a_blob_that_is_damaged_on_its_way_back_is_not_read():
+    with careless_account() as (storage, blobs):
+        blobs["/account/lake/in/a.csv"] = CAME, {}
+        with pytest.raises(DestinationError, match=r"read of .*damaged on their way"):
+            storage.read("a.csv")
+        blobs["/account/lake/in/a.csv"] = SENT, {}
+        assert SENT == storage.read("a.csv").content
