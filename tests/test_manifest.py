@@ -72,7 +72,7 @@ def test_an_export_without_files_has_a_manifest_without_entries():
 
 def test_a_manifest_is_known_again():
     known = KnownManifest.from_content(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
-    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri), FACTS, REPLACED) == known
+    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri), FACTS, REPLACED, rows=3) == known
 
 
 def test_a_manifest_of_an_earlier_version_is_known_too():
