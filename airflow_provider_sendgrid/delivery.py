@@ -292,34 +292,15 @@ class _Run:
         opened when the one before it is stored. So each file is requested once, and a task that is killed has whole
         files behind it.
         """
-        self._context = Context(
-            self._export.id,
-            self._storage,
-            self._options,
-            publication,
-            self._buffers,
-            self._uploads,
-            self._stop,
-            self._stored_here,
-            self._distrusted,
-        )
-        waiting = [
-            _File(self, self._context, index, _place(self._export.id, order, index))
-            for index in reversed(self._indexes)
-        ]
+        waiting = self._files(publication, order)
         stored = dict[int, StoredFile]()
         failed: tuple[int, ExportIncompleteError] | None = None
-        changed: DestinationChangedError | None = None
         at_once, large_was_seen = 1, False
-        while changed or failed is not None or waiting or self._opened or self._underway:
-            if changed and not self._underway:
-                while self._opened:
-                    self._opened.pop().close()
-                raise changed
+        while failed is not None or waiting or self._opened or self._underway:
             begun = [*self._opened, *self._underway.values()]
-            if failed is not None and not changed and not any(file.index < failed[0] for file in begun):
+            if failed is not None and not any(file.index < failed[0] for file in begun):
                 raise failed[1]
-            while waiting and failed is None and not changed and not self._opened and len(self._underway) < at_once:
+            while waiting and failed is None and not self._opened and len(self._underway) < at_once:
                 file = waiting.pop()
                 self._underway[self._threads.submit(file.begin)] = file
             if not self._underway:
@@ -333,10 +314,9 @@ class _Run:
                     # Another try may bring it: files before it are stored, instead of given up half-way.
                     failed = min(failed or (file.index, error), (file.index, error), key=lambda each: each[0])
                     continue
-                except DestinationChangedError as error:
-                    # The next round begins when no file of this one is underway.
-                    changed = changed or error
-                    continue
+                except DestinationChangedError:
+                    self._end_round()
+                    raise
                 if result is None:
                     self._opened = sorted([*self._opened, file], key=lambda each: each.index)
                 else:
@@ -345,6 +325,29 @@ class _Run:
                 large_was_seen = large_was_seen or is_large
                 at_once = 1 if large_was_seen else self._options.max_concurrency
         return [stored[index] for index in self._indexes]
+
+    def _files(self, publication: Publication, order: Sequence[str]) -> list[_File]:
+        """All files of a round, the last first."""
+        self._context = context = Context(
+            self._export.id,
+            self._storage,
+            self._options,
+            publication,
+            self._buffers,
+            self._uploads,
+            self._stop,
+            self._stored_here,
+            self._distrusted,
+        )
+        return [_File(self, context, index, _place(self._export.id, order, index)) for index in reversed(self._indexes)]
+
+    def _end_round(self) -> None:
+        """Wait for the files that are underway, whatever becomes of them: the next round begins all again."""
+        while self._opened:
+            self._opened.pop().close()
+        while self._underway:
+            for future in self._wait():
+                self._underway.pop(future).close()
 
     def _wait(self) -> Iterable[Future[StoredFile | None]]:
         """Those that are done next; says in between how far all are."""
