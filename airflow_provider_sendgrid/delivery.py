@@ -231,12 +231,12 @@ class _Run:
         for round_number in range(1, _ROUNDS + 1):
             try:
                 publication = self._publication()
+                if self._is_whole and self._options.write_manifest:
+                    publication.raise_if_dropped(len(self._export.urls))
                 order = pinned_order(self._storage, self._export, publication.own)
                 if len(order) > 1:
                     # A run that ended meanwhile may have deleted the order that it went by.
                     publication.raise_if_changed()
-                if self._is_whole and self._options.write_manifest:
-                    publication.raise_if_dropped(len(order))
                 stored = self._store_all(publication, order)
                 delivered = self._with_rows(stored, order)
                 if self._is_whole:
