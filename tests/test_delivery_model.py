@@ -567,8 +567,9 @@ class Deliveries(RuleBasedStateMachine):
             self.to_be_withdrawn = (version, active)
         if self.to_be_withdrawn is None or self.to_be_withdrawn[0] != version:
             return False
-        self.is_torn |= self.to_be_withdrawn[1].outcome is not None
-        return True
+        outcome = self.to_be_withdrawn[1].outcome
+        self.is_torn |= isinstance(outcome, BaseException)
+        return outcome is None or self.is_torn
 
     def check_change(self, active, name, version):
         if name in FOREIGN:
@@ -870,10 +871,6 @@ def objects_to_be_deleted_count_as_stored(monkeypatch):
 
 def only_what_the_manifest_names_is_replaced(monkeypatch):
     monkeypatch.setattr(MemoryStorage, "versions", lambda _: {})
-
-
-def a_false_manifest_is_not_withdrawn(monkeypatch):
-    monkeypatch.setattr(Publication, "withdraw_if_false", lambda *_: None)
 
 
 def receipts_are_not_read(monkeypatch):
