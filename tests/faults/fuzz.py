@@ -175,7 +175,7 @@ def fuzz_content_range(data: bytes) -> None:
 
 def fuzz_manifest(data: bytes) -> None:
     known = _ours.KnownManifest.from_content(data)
-    assert all(isinstance(uri, str) for uri in (*known.uris, *known.replaced_uris, known.export_id))
+    assert all(isinstance(uri, str) for uri in (*known.uris, *known.replaced, known.export_id))
 
 
 def fuzz_redact(data: bytes) -> None:
