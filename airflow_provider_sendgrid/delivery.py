@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
-from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -23,9 +22,9 @@ from airflow_provider_sendgrid.exceptions import (
     ExportIncompleteError,
 )
 from airflow_provider_sendgrid.exports.download import FileChangedError, FileDownload, RangeReader
-from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.export import ContactExport, file_path
 from airflow_provider_sendgrid.exports.rows import RecordCount
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.exports.urls import SignedUrls, require_distinct_paths
 from airflow_provider_sendgrid.exports.watch import Outcome, look_at
 from airflow_provider_sendgrid.file_delivery import (
     Context,
@@ -45,7 +44,7 @@ from airflow_provider_sendgrid.manifest import (
     manifest_content,
 )
 from airflow_provider_sendgrid.progress import FileProgress, Progress
-from airflow_provider_sendgrid.publication import SAFE_ID, Publication, delete_all
+from airflow_provider_sendgrid.publication import SAFE_ID, ManifestChangedError, Publication, delete_all
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, PartBuffers, Storage, StoredInfo
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
@@ -140,7 +139,8 @@ def deliver_export(
         ExportFailedError: SendGrid says ``failure``.
         ExportExpiredError: the files are no longer kept.
         ExportIncompleteError: it is not ready yet, a file could not be fetched whole, or the rows disagree.
-        DestinationConflictError: another export's manifest is there and `options.replace` is off.
+        DestinationConflictError: another export's manifest is there, or one of this export that names other files, and
+            `options.replace` is off.
         DestinationChangedError: another run kept changing what is there.
         ArgumentError: there is no such file, or `export_id` cannot be part of a name.
         StoppedError: `stop` was set.
@@ -179,6 +179,7 @@ def _ready_export(export: ContactExport) -> ContactExport:
         )
     if len(export.id) > 200 or not SAFE_ID.fullmatch(export.id):
         raise ArgumentError(f"export_id {export.id!r} cannot be part of an object's name; is it really an export's?")
+    require_distinct_paths(export.id, export.urls)
     return export
 
 
@@ -211,7 +212,7 @@ class _Run:
         self._options = options
         self._indexes = _indexes(export, file_index)
         self._is_whole = file_index is None
-        by_path = {urlsplit(url).path: url for url in reversed(export.urls)}
+        by_path = {file_path(url): url for url in reversed(export.urls)}
         self._export = replace(export, urls=tuple(by_path[path] for path in unique_paths(export)))
         self._stop = stop
         self.progress = Progress(export.id, len(self._export.urls))
@@ -231,6 +232,8 @@ class _Run:
         for round_number in range(1, _ROUNDS + 1):
             try:
                 publication = self._publication()
+                if self._is_whole and self._options.write_manifest:
+                    publication.raise_if_dropped(len(self._export.urls))
                 order = pinned_order(self._storage, self._export, publication.own)
                 if len(order) > 1:
                     # A run that ended meanwhile may have deleted the order that it went by.
@@ -238,13 +241,10 @@ class _Run:
                 stored = self._store_all(publication, order)
                 delivered = self._with_rows(stored, order)
                 if self._is_whole:
-                    try:
-                        _verify_rows(delivered, self._export, self._options)
-                    except ExportIncompleteError:
+                    if difference := _difference(delivered, self._export, self._options):
                         distrusted = self._stored_by_others(stored)
                         if not distrusted or self._distrusted:
-                            self._rollback(is_all=not distrusted)
-                            raise
+                            raise self._rows_error(difference, stored, self._rollback(is_all=not distrusted))
                         self._distrusted = distrusted
                         # A plain file that was cut between two rows looks whole to the try that stores it.
                         log.warning(
@@ -293,20 +293,7 @@ class _Run:
         opened when the one before it is stored. So each file is requested once, and a task that is killed has whole
         files behind it.
         """
-        self._context = Context(
-            self._export.id,
-            self._storage,
-            self._options,
-            publication,
-            self._buffers,
-            self._uploads,
-            self._stop,
-            self._distrusted,
-        )
-        waiting = [
-            _File(self, self._context, index, _place(self._export.id, order, index))
-            for index in reversed(self._indexes)
-        ]
+        waiting = self._files(publication, order)
         stored = dict[int, StoredFile]()
         failed: tuple[int, ExportIncompleteError] | None = None
         at_once, large_was_seen = 1, False
@@ -328,16 +315,40 @@ class _Run:
                     # Another try may bring it: files before it are stored, instead of given up half-way.
                     failed = min(failed or (file.index, error), (file.index, error), key=lambda each: each[0])
                     continue
+                except DestinationChangedError:
+                    self._end_round()
+                    raise
                 if result is None:
                     self._opened = sorted([*self._opened, file], key=lambda each: each.index)
                 else:
                     stored[file.index] = result
-                    if result.is_new:
-                        self._stored_here[result.name] = result
                 is_large = result is None or result.facts.size > self._options.part_bytes
                 large_was_seen = large_was_seen or is_large
                 at_once = 1 if large_was_seen else self._options.max_concurrency
         return [stored[index] for index in self._indexes]
+
+    def _files(self, publication: Publication, order: Sequence[str]) -> list[_File]:
+        """All files of a round, the last first."""
+        self._context = context = Context(
+            self._export.id,
+            self._storage,
+            self._options,
+            publication,
+            self._buffers,
+            self._uploads,
+            self._stop,
+            self._stored_here,
+            self._distrusted,
+        )
+        return [_File(self, context, index, _place(self._export.id, order, index)) for index in reversed(self._indexes)]
+
+    def _end_round(self) -> None:
+        """Wait for the files that are underway, whatever becomes of them: the next round begins all again."""
+        while self._opened:
+            self._opened.pop().close()
+        while self._underway:
+            for future in self._wait():
+                self._underway.pop(future).close()
 
     def _wait(self) -> Iterable[Future[StoredFile | None]]:
         """Those that are done next; says in between how far all are."""
@@ -354,8 +365,10 @@ class _Run:
         """Write the manifest, then delete what it replaces: it names that too, should this be cut short."""
         if not self._options.write_manifest:
             return None
-        prefix = self._storage.uri("")
-        replaced = publication.replaced([file.name for file in stored])
+        prefix, names_now = self._storage.uri(""), [file.name for file in stored]
+        counts = [file.rows for file in delivered if file.rows is not None]
+        publication.raise_if_dropped(len(stored), names_now, sum(counts) if len(counts) == len(delivered) else None)
+        replaced = publication.replaced(names_now)
         facts = {file.name: file.facts for file in stored}
         content = manifest_content(delivered, self._export.summary(), facts, replaced)
         objects = {file.name: (file.facts, file.version) for file in stored}
@@ -369,26 +382,59 @@ class _Run:
         return self._storage.uri(MANIFEST_NAME)
 
     def _stored_by_others(self, stored: Sequence[StoredFile]) -> dict[str, str]:
-        """The versions of those files that neither this try stored nor a manifest of this export names, by name."""
-        own = self._publication().own
-        named = own.uris if own is not None else ()
+        """The versions of those files that this try did not store, by name.
+
+        Without `replace`, files that a manifest of this export names are left out: they must stay as they are.
+        """
+        named = () if self._options.replace else self._named(stored)
         return {
-            file.name: file.version
-            for file in stored
-            if file.name not in self._stored_here and self._storage.uri(file.name) not in named
+            file.name: file.version for file in stored if file.name not in self._stored_here and file.name not in named
         }
 
-    def _rollback(self, *, is_all: bool) -> None:
-        """Delete what this try stored, except what a manifest names by now; what others stored they may still need."""
+    def _named(self, stored: Sequence[StoredFile]) -> list[str]:
+        """The names of those files that a manifest of this export names."""
+        own = self._publication().own
+        uris = set(own.uris) if own is not None else set[str]()
+        return [file.name for file in stored if self._storage.uri(file.name) in uris]
+
+    def _rows_error(
+        self, difference: str, stored: Sequence[StoredFile], is_deleted: Mapping[str, bool]
+    ) -> ExportIncompleteError:
+        """Why the delivery is refused, and what is there now."""
+        kept = [self._storage.uri(name) for name, was_deleted in is_deleted.items() if not was_deleted]
+        if kept:
+            what = f"What this task stored remains, such as {kept[0]}: it could not be deleted, or a manifest names it."
+        elif is_deleted:
+            what = "What this task stored was deleted."
+        else:
+            what = "This task stored nothing."
+        advice = ""
+        if not self._options.replace and self._named(stored):
+            manifest = self._storage.uri(MANIFEST_NAME)
+            advice = f" {manifest} names files of it, which were not fetched again; set replace=True for that."
+        return ExportIncompleteError(
+            f"SendGrid export {self._export.id}: {difference}. {what}{advice} Run the task again; if the counts still "
+            "differ, start another export, or set verify_row_count=False to take the files as they are."
+        )
+
+    def _rollback(self, *, is_all: bool) -> dict[str, bool]:
+        """Delete what this try stored, except what a manifest names by now; what others stored they may still need.
+
+        Returns:
+            Whether each object that this try stored was deleted, by name.
+        """
         named = set[str]()
+        is_deleted = dict[str, bool]()
         for file in self._stored_here.values():
             known = self._publication().known
             named = set(known.uris) if known is not None else set()
+            is_deleted[file.name] = False
             if self._storage.uri(file.name) not in named:
                 receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
-                delete_all(self._storage, {file.name: file.version, **receipts})
+                is_deleted[file.name] = delete_all(self._storage, {file.name: file.version, **receipts})
         if is_all and not named and len(self._export.urls) > 1:
             delete_all(self._storage, {order_name(self._export.id): ANY_VERSION})
+        return is_deleted
 
     def _with_rows(self, stored: Sequence[StoredFile], order: Sequence[str]) -> tuple[DeliveredFile, ...]:
         """The files with their rows: the first record of the first CSV file that has any is the header of all."""
@@ -464,7 +510,7 @@ class _File:
                     ) from None
                 log.warning("%s It is fetched again from its start.", error)
             except DestinationChangedError as error:
-                if attempt == _FETCHES:
+                if attempt == _FETCHES or isinstance(error, ManifestChangedError):
                     raise
                 log.warning("%s The delivery looks again.", error)
             finally:
@@ -487,6 +533,9 @@ class _File:
         return look.file
 
     def _open(self) -> FileDownload:
+        if self._objects:
+            # What is there may be replaced only by this manifest.
+            self._context.publication.raise_if_changed()
         download = self._run.source.open_file(self._place.path, self._place.title)
         self._run.downloads.append(download)
         self._download = download
@@ -510,6 +559,7 @@ def _place(export_id: str, order: Sequence[str], index: int) -> FilePlace:
         order[index],
         f"{export_id}-{index + 1:05d}-of-{len(order):05d}",
         f"SendGrid export {export_id} file {index + 1} of {len(order)}",
+        is_only=len(order) == 1,
     )
 
 
@@ -525,15 +575,13 @@ def _rows(facts: FileFacts, header: str | None) -> int | None:
     return RecordCount(facts.records, facts.first_record_sha256).rows(header)
 
 
-def _verify_rows(files: Sequence[DeliveredFile], export: ContactExport, options: DeliveryOptions) -> None:
+def _difference(files: Sequence[DeliveredFile], export: ContactExport, options: DeliveryOptions) -> str:
+    """How the rows disagree with SendGrid's count; empty if they do not."""
     if not options.verify_row_count:
-        return
+        return ""
     rows = sum(file.rows or 0 for file in files)
     if export.contact_count is None:
         log.warning("SendGrid names no count for export %s; its %s rows cannot be compared.", export.id, rows)
     elif rows != export.contact_count:
-        raise ExportIncompleteError(
-            f"SendGrid export {export.id}: its files hold {rows} rows, SendGrid counted {export.contact_count} "
-            "contacts. What this task stored was deleted. Run the task again; if the counts still differ, start "
-            "another export, or set verify_row_count=False to take the files as they are."
-        )
+        return f"its files hold {rows} rows, SendGrid counted {export.contact_count} contacts"
+    return ""

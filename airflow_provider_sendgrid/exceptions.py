@@ -15,7 +15,7 @@
     ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
     ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
     ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
-    ├── DestinationConflictError       something of another export stands where this one would go
+    ├── DestinationConflictError       another export's files, or delivered ones that would be lost, are there
     ├── DestinationChangedError        another run stored something there meanwhile; try again
     ├── DestinationRefusedError        the storage says no: bucket, permission, keys; mend these
     └── DestinationError               the storage failed, or its credentials have run out; try again
@@ -142,7 +142,7 @@ class ExportInDoubtError(SendGridError):
 
 
 class DestinationConflictError(SendGridError):
-    """What stands at the destination belongs to another export, and ``replace`` is off."""
+    """The destination holds another export's files, or delivered ones that would be lost, and ``replace`` is off."""
 
 
 class DestinationChangedError(SendGridError):

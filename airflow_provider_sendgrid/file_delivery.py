@@ -30,12 +30,13 @@ from airflow_provider_sendgrid.exports.download import FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.gunzip import GZIP_MAGIC, Gunzip, Gzip, is_gzip
 from airflow_provider_sendgrid.exports.rows import RecordCount, RecordCounter, record_counter
-from airflow_provider_sendgrid.manifest import FileFacts
+from airflow_provider_sendgrid.manifest import FileFacts, to_json
 from airflow_provider_sendgrid.progress import FileProgress, speed
-from airflow_provider_sendgrid.publication import EXPORT_ID_KEY, UPLOAD_KEY, Publication, is_of
+from airflow_provider_sendgrid.publication import EXPORT_ID_KEY, Publication, is_of
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.multipart import (
     MIB,
+    UPLOAD_KEY,
     ObjectInfo,
     PartBuffers,
     PartWriter,
@@ -107,6 +108,7 @@ class Context:
         buffers: memory for parts.
         uploads: its threads send parts.
         stop: ends everything.
+        stored_here: files that this delivery stored, by the names of their objects.
         distrusted: objects that do not count as stored, and their versions: their rows disagree.
         writers: of the objects that are being stored, for whoever stops the delivery.
     """
@@ -118,6 +120,7 @@ class Context:
     buffers: PartBuffers
     uploads: Executor
     stop: StopSignal
+    stored_here: dict[str, StoredFile]
     distrusted: Mapping[str, str] = field(default_factory=dict)
     writers: set[PartWriter] = field(default_factory=set)
 
@@ -130,15 +133,17 @@ class FilePlace:
         path: of the file's URL, which identifies it.
         stem: of the object's name, without its ending.
         title: the file in words, for messages.
+        is_only: whether the export has no other file.
     """
 
     path: str
     stem: str
     title: str
+    is_only: bool
 
     def names(self, options: DeliveryOptions) -> list[str]:
         """The names that its object may have, the likelier first: only its first bytes tell what type it is."""
-        types = ("json", "csv") if ".json" in self.path else ("csv", "json")
+        types = ("json", "csv") if _type_of_path(self.path) == "json" else ("csv", "json")
         return [self.stem + _ending(file_type, options.compression == "gzip") for file_type in types]
 
     @property
@@ -191,7 +196,7 @@ def find_stored(context: Context, place: FilePlace) -> Look:
         objects[name] = info
         if context.distrusted.get(name) == info.version:
             continue
-        if context.publication.is_to_be_deleted(name, info) or not _is_place_of(context, place, info):
+        if context.publication.is_to_be_deleted(name, info) or not _is_place_of(context, place, name, info):
             continue
         for facts, has_receipt in _facts_of(context, name, info):
             if facts.records is not None or not context.options.verify_row_count:
@@ -253,16 +258,26 @@ def store_file(
                 if has_receipt := not writer.is_small:
                     _write_receipt(storage, name, facts)
                 version = writer.complete(facts.to_metadata()) or _version(storage, name, upload)
+    stored = StoredFile(name, facts, version, has_receipt, is_new=True)
+    context.stored_here[name] = stored
+    context.publication.withdraw_if_false(name, facts)
     if abandoned := storage.abort_uploads(name):
         log.info("%s: %s uploads that other tries left open were ended.", place.title, abandoned)
     _log_stored(download, place.title, name, facts, progress)
-    return StoredFile(name, facts, version, has_receipt, is_new=True)
+    return stored
 
 
-def _is_place_of(context: Context, place: FilePlace, info: StoredInfo) -> bool:
-    """Whether an object is of this export and file; earlier versions did not name the file."""
-    is_export = info.metadata.get(EXPORT_ID_KEY) == context.export_id
-    return is_export and info.metadata.get(FILE_KEY, place.key) == place.key
+def _is_place_of(context: Context, place: FilePlace, name: str, info: StoredInfo) -> bool:
+    """Whether an object is of this export and file.
+
+    Earlier versions did not name the file: it is known if there is only one, or if the manifest names its path.
+    """
+    if info.metadata.get(EXPORT_ID_KEY) != context.export_id:
+        return False
+    if (key := info.metadata.get(FILE_KEY)) is not None:
+        return key == place.key
+    facts = context.publication.facts(name, info)
+    return place.is_only or (facts is not None and facts.path == place.path)
 
 
 def _facts_of(context: Context, name: str, info: StoredInfo) -> Iterator[tuple[FileFacts, bool]]:
@@ -281,7 +296,7 @@ def _facts_of(context: Context, name: str, info: StoredInfo) -> Iterator[tuple[F
 def _same(context: Context, place: FilePlace, name: str, before: StoredInfo, facts: FileFacts) -> FileFacts | None:
     """These facts, as those of the object that is stored already with the very same bytes; None if there is none."""
     is_named = context.publication.facts(name, before) is not None
-    if not is_named and not _is_place_of(context, place, before):
+    if not is_named and not _is_place_of(context, place, name, before):
         return None
     for known, _ in _facts_of(context, name, before):
         if (known.size, known.sha256) == (facts.size, facts.sha256):
@@ -326,13 +341,18 @@ class _Plan:
         """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
 
         Raises:
-            ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them.
+            ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
+                are of another type than the file's name says.
         """
         head, first = _read_head(reader)
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
-        is_json = first == b"{" or (not first and ".json" in path)
-        return cls(head, "json" if is_json else "csv", is_gzip(head), options.compression == "gzip")
+        named_type = _type_of_path(path)
+        file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
+        if named_type not in ("", file_type):
+            what = "a JSON object" if file_type == "json" else "something else than JSON objects"
+            raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
+        return cls(head, file_type, is_gzip(head), options.compression == "gzip")
 
     @property
     def passes_through(self) -> bool:
@@ -351,6 +371,13 @@ class _Plan:
     @property
     def content_type(self) -> str:
         return _CONTENT_TYPES[self.ending]
+
+
+def _type_of_path(path: str) -> str:
+    """``csv`` or ``json`` if the file's name says so; else empty."""
+    name = path.rpartition("/")[2].lower()
+    named = [file_type for file_type in ("csv", "json") if f".{file_type}" in name]
+    return named[0] if len(named) == 1 else ""
 
 
 def _ending(file_type: str, is_compressed: bool) -> str:
@@ -557,8 +584,7 @@ def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
         stored = storage.read(receipt_name(name))
         known = {upload: each.to_json() for upload, each in _read_receipt(stored).items() if upload != facts.upload}
         uploads = [*known.items(), (facts.upload, facts.to_json())][-_KNOWN_UPLOADS:]
-        receipt = {"uploads": dict(uploads), "digest": _digest(dict(uploads))}
-        content = json.dumps(receipt, ensure_ascii=False).encode()
+        content = to_json({"uploads": dict(uploads), "digest": _digest(dict(uploads))})
         try:
             over = stored.version if stored else None
             storage.put(receipt_name(name), content, ObjectInfo("application/json", {}), over)

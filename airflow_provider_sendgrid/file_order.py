@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.exports.urls import file_path
-from airflow_provider_sendgrid.manifest import KnownManifest
+from airflow_provider_sendgrid.manifest import KnownManifest, to_json
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo, Storage
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def order_name(export_id: str) -> str:
 
 def unique_paths(export: ContactExport) -> list[str]:
     """The paths of an export's URLs, each once, in SendGrid's order."""
-    return list(dict.fromkeys(map(file_path, export.urls)))
+    return list(export.paths)
 
 
 def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownManifest | None) -> list[str]:
@@ -58,7 +57,7 @@ def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownMan
         if pinned:
             log.warning("SendGrid export %s: the paths of its files changed; new ones are fetched.", export.id)
         order = _merged(pinned, paths)
-        content = json.dumps({"files": order}, ensure_ascii=False).encode()
+        content = to_json({"files": order})
         try:
             storage.put(name, content, ObjectInfo("application/json", {}), stored.version if stored else None)
         except DestinationChangedError:

@@ -61,7 +61,7 @@ class FileFacts:
                 str(metadata.get("upload") or ""),
                 str(metadata.get("path") or ""),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
 
@@ -109,7 +109,20 @@ def manifest_content(
         "replaces": list(replaced or ()),
         "replaced_versions": dict(replaced or {}),
     }
-    return json.dumps(manifest, indent=2, ensure_ascii=False).encode()
+    return to_json(manifest)
+
+
+def withdrawn_content(export_id: str) -> bytes:
+    """What takes the place of a manifest that is no longer true, where objects cannot be deleted.
+
+    It has no `entries`, so that nothing reads it as a manifest.
+    """
+    return to_json({"withdrawn": True, "author": {"name": _AUTHOR}, "sendgrid_export": {"id": export_id}})
+
+
+def to_json(value: Any) -> bytes:
+    """As readable JSON; half a surrogate pair, which is no UTF-8, is escaped."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _meta(files: Sequence[DeliveredFile]) -> dict[str, int]:
@@ -128,12 +141,14 @@ class KnownManifest:
         facts: of its files, by their names; those of earlier versions have none.
         replaced: URIs of the objects that were to be deleted when it was written, and the versions that they had;
             None in manifests of earlier versions.
+        rows: in all files; None where they were not counted.
     """
 
     export_id: str
     uris: tuple[str, ...] = ()
     facts: Mapping[str, FileFacts] = field(default_factory=dict)
     replaced: Mapping[str, str | None] = field(default_factory=dict)
+    rows: int | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -161,6 +176,7 @@ class KnownManifest:
             _texts(_mapping(entry).get("url") for entry in _list(payload.get("entries"))),
             facts,
             {uri: _text(versions.get(uri)) for uri in _texts(_list(payload.get("replaces")))},
+            rows if type(rows := _mapping(payload.get("meta")).get("record_count")) is int else None,
         )
 
 

@@ -9,7 +9,11 @@ Several runs may deliver to one prefix at once. The manifest decides between the
   stores it again. A delivery that fails deletes nothing that another run may have stored or found, except that it takes
   back its own files if their rows disagree with SendGrid's count.
 - An object that the manifest of the same export names is not overwritten by other content, unless the manifest was
-  deleted before.
+  withdrawn before. Another run may write it while an object is being stored; so it is read again after that, and
+  withdrawn if it describes other content.
+- Without `replace`, no object is dropped that the manifest of the same export names.
+
+A manifest is withdrawn by deleting it. Without the permission to delete, a text takes its place that names no objects.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -25,15 +29,18 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationError,
     DestinationRefusedError,
 )
-from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, Storage, StoredInfo
+from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest, withdrawn_content
+from airflow_provider_sendgrid.storage.multipart import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo
 
 log = logging.getLogger(__name__)
 
 EXPORT_ID_KEY = "sendgrid-export-id"
-UPLOAD_KEY = "sendgrid-upload"
 SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
 _OBJECT_NAME = re.compile(rf"({SAFE_ID.pattern})-\d{{5,}}-of-\d{{5,}}\.(csv|json)(\.gz)?")
+
+
+class ManifestChangedError(DestinationChangedError):
+    """Another run wrote or deleted the manifest: all decisions that were based on it must be made again."""
 
 
 class Publication:
@@ -53,7 +60,8 @@ class Publication:
         self._storage = storage
         self._export_id = export_id
         self._replace = replace
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_withdrawn = False
         stored = storage.read(MANIFEST_NAME)
         self._version = stored.version if stored else None
         self.known = KnownManifest.from_content(stored.content) if stored else None
@@ -86,11 +94,42 @@ class Publication:
         """Raise if the manifest is no longer the one that was read.
 
         Raises:
-            DestinationChangedError: another run wrote or deleted it meanwhile.
+            ManifestChangedError: another run wrote or deleted it meanwhile.
         """
-        now = self._storage.read(MANIFEST_NAME)
-        if (now.version if now else None) != self._version:
-            raise _changed(self._export_id, self._storage.uri(MANIFEST_NAME))
+        with self._lock:
+            now = self._storage.read(MANIFEST_NAME)
+            if (now.version if now else None) != self._version:
+                raise self._manifest_changed()
+
+    def raise_if_dropped(self, file_count: int, names: Collection[str] | None = None, rows: int | None = None) -> None:
+        """Asked before the first byte, and with names and rows before the manifest is written.
+
+        Files that differ in compression only may replace those of the manifest.
+
+        Args:
+            file_count: how many files the export has now.
+            names: of their objects.
+            rows: in all files; None if they were not counted.
+
+        Raises:
+            DestinationConflictError: this export's manifest names other objects, and `replace` is off.
+        """
+        own = self.own
+        if own is None or self._replace or not own.uris:
+            return
+        is_same_count = len(own.uris) == file_count
+        if names is None:
+            is_kept = is_same_count
+        else:
+            has_all = set(own.uris) <= set(map(self._storage.uri, names))
+            is_kept = has_all or (is_same_count and rows is not None and rows == own.rows)
+        if not is_kept:
+            now = f"{file_count} files" + ("" if rows is None else f" with {rows} rows")
+            raise DestinationConflictError(
+                f"SendGrid export {self._export_id}: {self._storage.uri(MANIFEST_NAME)} names {len(own.uris)} files of "
+                f"it{'' if own.rows is None else f' with {own.rows} rows'}, SendGrid offers {now} now; no file that "
+                "the manifest names was changed. Choose another prefix, or set replace=True to replace them."
+            )
 
     def raise_unless_replaceable(self, name: str, info: StoredInfo) -> None:
         """Asked before other content is stored under the name of an object.
@@ -109,13 +148,30 @@ class Publication:
                 f"which {manifest} names; the object was not changed. Choose another prefix, or set replace=True."
             )
         with self._lock:
-            if self._version is None:
+            if self._version is None or self._is_withdrawn:
                 return
-            log.warning("Deleting %s: a file that it names has changed at SendGrid.", manifest)
-            self._storage.delete(MANIFEST_NAME, self._version)
-            if self._storage.head(MANIFEST_NAME) is not None:
-                raise _changed(self._export_id, manifest)
-            self._version = None
+            log.warning("Withdrawing %s: a file that it names has changed at SendGrid.", manifest)
+            self._version = self._withdraw(self._version)
+            self._is_withdrawn = True
+
+    def withdraw_if_false(self, name: str, facts: FileFacts) -> None:
+        """Asked after an object was stored: the manifest must not describe what it was stored over.
+
+        Raises:
+            ManifestChangedError: it did, and was withdrawn.
+        """
+        with self._lock:
+            now = self._storage.read(MANIFEST_NAME)
+            if now is None:
+                return
+            known = KnownManifest.from_content(now.content)
+            named = known.facts.get(name)
+            is_true = named is not None and (named.size, named.sha256) == (facts.size, facts.sha256)
+            if self._storage.uri(name) not in known.uris or is_true:
+                return
+            log.warning("Withdrawing %s: %s was stored again.", self._storage.uri(MANIFEST_NAME), name)
+            self._withdraw(now.version)
+            raise self._manifest_changed()
 
     def write(
         self, content: bytes, stored: Mapping[str, tuple[FileFacts, str]], replaced: Mapping[str, str]
@@ -143,19 +199,19 @@ class Publication:
             return {uri: version for uri, version in written.replaced.items() if version and self._name(uri)}
         now = self._storage.read(MANIFEST_NAME)
         if now is None or now.content != content:
-            raise _changed(self._export_id, self._storage.uri(MANIFEST_NAME))
+            raise self._manifest_changed()
         try:
             self._raise_if_changed(stored)
         except DestinationChangedError:
-            self._storage.delete(MANIFEST_NAME, version)
+            self._withdraw(version)
             raise
         return replaced
 
     def replaced(self, names: Sequence[str]) -> dict[str, str]:
         """The objects that are to be deleted when a manifest of these objects is written: versions by URIs.
 
-        Those that the manifest before named or replaced. With `replace`, also all others at the prefix that this
-        provider stored and the new manifest does not name, such as what a killed run left.
+        Those that the manifest before named or replaced, and all others of this export at the prefix. With `replace`,
+        also those of other exports that this provider stored, such as what a killed run left.
         """
         found = dict[str, str]()
         known = self.known if self.known is not None and self.known.export_id else KnownManifest("")
@@ -166,9 +222,10 @@ class Publication:
                 info = self._storage.head(name)
                 if info is not None and version in (None, info.version):
                     found[uri] = info.version
-        for name in (self._storage.versions() or {}) if self._replace else ():
+        for name in self._storage.versions() or {}:
             match = _OBJECT_NAME.fullmatch(name)
-            if match and name not in names and (uri := self._storage.uri(name)) not in found:
+            is_ours = match is not None and (self._replace or match[1] == self._export_id)
+            if match and is_ours and name not in names and (uri := self._storage.uri(name)) not in found:
                 info = self._storage.head(name)
                 # A prefix without a slash at its end is the beginning of others, too.
                 if info is not None and info.metadata.get(EXPORT_ID_KEY) == match[1]:
@@ -180,6 +237,27 @@ class Publication:
             info = self._storage.head(name)
             if info is None or info.version != version or info.size != facts.size:
                 raise _changed(self._export_id, self._storage.uri(name))
+
+    def _withdraw(self, version: str) -> str | None:
+        """Delete the manifest at this version; return the version of the text that is there instead, if any is.
+
+        Raises:
+            ManifestChangedError: it has another version.
+        """
+        try:
+            self._storage.delete(MANIFEST_NAME, version)
+        except DestinationRefusedError:
+            info = ObjectInfo("application/json", {EXPORT_ID_KEY: self._export_id})
+            try:
+                return self._storage.put(MANIFEST_NAME, withdrawn_content(self._export_id), info, version)
+            except DestinationChangedError:
+                raise self._manifest_changed() from None
+        if self._storage.head(MANIFEST_NAME) is not None:
+            raise self._manifest_changed()
+        return None
+
+    def _manifest_changed(self) -> ManifestChangedError:
+        return ManifestChangedError(str(_changed(self._export_id, self._storage.uri(MANIFEST_NAME))))
 
     def _manifest_of(self, stored: Mapping[str, tuple[FileFacts, str]]) -> KnownManifest | None:
         """The manifest that is there now, if it is of this export and names these very objects."""
@@ -203,8 +281,8 @@ def is_of(facts: FileFacts, info: StoredInfo) -> bool:
     return facts.size == info.size and facts.upload == info.metadata.get(UPLOAD_KEY, "")
 
 
-def delete_all(storage: Storage, versions: Mapping[str, str]) -> None:
-    """Delete objects, by name, at these versions; log once if the storage does not."""
+def delete_all(storage: Storage, versions: Mapping[str, str]) -> bool:
+    """Delete objects, by name, at these versions; if the storage does not, log once and return False."""
     for name, version in versions.items():
         try:
             storage.delete(name, version)
@@ -214,7 +292,8 @@ def delete_all(storage: Storage, versions: Mapping[str, str]) -> None:
                 storage.uri(name),
                 error,
             )
-            return
+            return False
+    return True
 
 
 def _changed(export_id: str, uri: str) -> DestinationChangedError:

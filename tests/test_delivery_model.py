@@ -87,6 +87,12 @@ def new_export(export_id, rows_of_files, is_gzip=True):
     return Export(export_id, plain, sent)
 
 
+def made_again(export, path, now):
+    """The same text as gzip that differs, as SendGrid may make it for each download."""
+    is_gzip = export.sent[path] != export.plain[path]
+    return gzip.compress(export.plain[path], mtime=int(now)) if is_gzip else export.plain[path]
+
+
 EXPORTS = [new_export("one", [2, 12]), new_export("two", [3]), new_export("three", [1, 2, 9], is_gzip=False)]
 PATHS = {text: path for export in EXPORTS for path, text in export.plain.items()}
 
@@ -116,6 +122,8 @@ class Session:
         if fate == "refused":
             return self.response(url, 403, b"<Error><Code>AccessDenied</Code></Error>")
         active.note_get(path)
+        if fate == "made again":
+            content = made_again(active.export, path, active.machine.now)
         if fate == "damaged" and content[:2] == b"\x1f\x8b":
             middle = len(content) // 2
             content = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
@@ -411,7 +419,9 @@ class CallsAtOnce(Executor):
 FATES = {
     "look": ["done"] * 20 + ["unavailable", "killed"],
     "write": ["done"] * 3 + ["lost", "repeated", "repeated", "unavailable", "killed after", "killed"],
-    "get": ["done"] * 4 + ["damaged", "truncated", "broken", "broken", "refused", "unavailable", "killed"],
+    "get": ["done"] * 4
+    + ["made again"] * 3
+    + ["damaged", "truncated", "broken", "broken", "refused", "unavailable", "killed"],
     "export": ["done", "done", "reordered", "reordered", "repeated", "another count", "unavailable", "killed"],
 }
 
@@ -462,6 +472,7 @@ class Deliveries(RuleBasedStateMachine):
         self.replaced = set()  # objects that a run with replace=True decided to delete, and their versions
         self.listed_as_replaced = set()  # the same for all runs: one without replace takes over what others decided
         self.is_torn = False
+        self.to_be_withdrawn = None  # the version of a manifest, and the try that stored over an object of it
         self.error = None
         self.story = []
 
@@ -542,8 +553,23 @@ class Deliveries(RuleBasedStateMachine):
                 active.to_be_gone = {each for each in active.listed if each[0] not in self.named()}
                 self.listed_as_replaced |= self.replaced_by_manifest()
                 self.replaced |= self.replaced_by_manifest() if active.spec.options.replace else set()
-        if not self.is_torn:
+        if not self.is_torn and not self.is_being_withdrawn(active, before):
             self.check_manifest()
+
+    def is_being_withdrawn(self, active, before):
+        """Whether a try stored over an object that a manifest names, which another run wrote since the try read it.
+
+        It reads the manifest again as its next step, and withdraws it; unless it is killed or fails there.
+        """
+        version = self.version(MANIFEST_NAME)
+        stored = [name for name in self.named() if name in before and self.memory.objects.get(name) is not before[name]]
+        if stored and version != active.manifest_read and all(name in self.memory.objects for name in stored):
+            self.to_be_withdrawn = (version, active)
+        if self.to_be_withdrawn is None or self.to_be_withdrawn[0] != version:
+            return False
+        outcome = self.to_be_withdrawn[1].outcome
+        self.is_torn |= isinstance(outcome, BaseException)
+        return outcome is None or self.is_torn
 
     def check_change(self, active, name, version):
         if name in FOREIGN:
@@ -587,7 +613,8 @@ class Deliveries(RuleBasedStateMachine):
 
     def manifest(self):
         stored = self.memory.objects.get(MANIFEST_NAME)
-        return json.loads(stored.content) if stored else None
+        manifest = json.loads(stored.content) if stored else {"withdrawn": True}
+        return None if manifest.get("withdrawn") else manifest
 
     def check_manifest(self):
         if (manifest := self.manifest()) is None:

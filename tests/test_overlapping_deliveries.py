@@ -15,6 +15,7 @@ import pytest
 
 from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exceptions import (
+    HOPELESS_ERRORS,
     DestinationConflictError,
     DestinationError,
     DestinationRefusedError,
@@ -26,7 +27,7 @@ from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage.multipart import MIB
+from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo
 from tests.file_server import FileServer
 from tests.support.memory_storage import MemoryStorage
 
@@ -96,6 +97,13 @@ def assert_proves(storage: MemoryStorage) -> None:
 
 def data(storage: MemoryStorage) -> set[str]:
     return {name for name in storage.objects if not name.startswith("_")}
+
+
+class Locked(MemoryStorage):
+    """Its credentials may not delete objects."""
+
+    def delete(self, name, version="*"):
+        raise DestinationRefusedError(f"delete of {name}: AccessDenied.")
 
 
 class Paused(MemoryStorage):
@@ -351,10 +359,6 @@ def test_two_runs_of_one_export_end_with_one_delivery(size, compression):
 
 @pytest.mark.parametrize("write_manifest", [True, False])
 def test_without_the_permission_to_delete_a_delivery_succeeds(write_manifest, caplog):
-    class Locked(MemoryStorage):
-        def delete(self, name, version="*"):
-            raise DestinationRefusedError(f"delete of {name}: AccessDenied.")
-
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     storage = Locked()
     with exports(files) as source:
@@ -374,7 +378,274 @@ def test_without_a_manifest_receipts_stay_so_that_a_retry_fetches_nothing():
             assert fetches == bool(delivery.fetched_bytes)
 
 
+# --- what a manifest of the same export names
+
+
+@pytest.mark.parametrize("verify_row_count", [True, False])
+@pytest.mark.parametrize("paths", [[], ["/a"], ["/a", "/b", "/c"]])
+def test_files_that_the_manifest_names_are_not_dropped(paths, verify_row_count):
+    files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        deliver(source("6f", ["/a", "/b"], 30), storage)
+        stored = dict(storage.objects)
+        count = None if paths else 0
+        with pytest.raises(DestinationConflictError, match=r"_manifest.json names 2 files .* set replace=True"):
+            deliver(source("6f", paths, count), storage, verify_row_count=verify_row_count)
+        assert stored == storage.objects
+        deliver(source("6f", paths, count), storage, replace=True, verify_row_count=verify_row_count)
+    assert data(storage) == set(named(storage))
+    assert len(paths) == len(named(storage))
+
+
+@pytest.mark.parametrize(("rows", "is_replaced"), [(10, True), (9, False), (None, False)])
+def test_another_compression_replaces_only_the_same_rows(rows, is_replaced):
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 10)}) as source:
+        deliver(source("6f", ["/a"], 10), storage, compression="none")
+        source.server.files["/a"] = csv("a", rows or 10)
+        retry = {"verify_row_count": rows is not None}
+        if is_replaced:
+            deliver(source("6f", ["/a"], rows), storage, **retry)
+        else:
+            with pytest.raises(DestinationConflictError, match="with 10 rows"):
+                deliver(source("6f", ["/a"], rows), storage, **retry)
+    assert ["6f-00001-of-00001.csv.gz" if is_replaced else "6f-00001-of-00001.csv"] == named(storage)
+    assert_proves(storage)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("storage_type", [MemoryStorage, Locked])
+@pytest.mark.parametrize("options", [{"file_index": 0}, {"write_manifest": False}, {"replace": True}, {}])
+def test_a_manifest_that_came_while_its_object_was_replaced_is_withdrawn(options, storage_type, size):
+    """SendGrid makes its gzip again for each download. The run that replaces the object counts rows, the other not."""
+    content = large_csv("a") if size == "large" else csv("a", 10)
+    level = 0 if size == "large" else 9
+    is_done = []
+
+    def other_run(name):
+        if name.startswith("6f") and not is_done:
+            is_done.append(True)
+            deliver(source("6f", ["/a"], None), storage, verify_row_count=False)
+            assert_proves(storage)
+
+    class Slow(storage_type):
+        def put(self, name, *rest):
+            self.before(name)
+            return super().put(name, *rest)
+
+        def begin(self, name, *rest):
+            upload = super().begin(name, *rest)
+            complete = upload.complete
+            upload.complete = lambda: (self.before(name), complete())
+            return upload
+
+    storage = Slow()
+    storage.before = lambda _: None
+    with exports({"/a": gzip.compress(content, level, mtime=1)}) as source:
+        deliver(source("6f", ["/a"], None), storage, 0, verify_row_count=False)
+        source.server.files["/a"] = gzip.compress(content, level, mtime=2)
+        storage.before = other_run
+        deliver(source("6f", ["/a"], None), storage, **options)
+        assert is_done
+        if "_manifest.json" in storage.objects and "entries" in manifest(storage):
+            assert_proves(storage)
+        deliver(source("6f", ["/a"], None), storage)
+    assert_proves(storage)
+
+
+def test_without_the_permission_to_delete_replace_withdraws_the_manifest():
+    storage = Locked()
+    with exports({"/a": gzip.compress(csv("a", 10), mtime=1)}) as source:
+        deliver(source("6f", ["/a"], 10), storage, verify_row_count=False)
+        source.server.files["/a"] = gzip.compress(csv("a", 10), mtime=2)
+        deliver(source("6f", ["/a"], 10), storage, replace=True)
+    assert_proves(storage)
+
+
+def test_a_withdrawn_manifest_names_nothing_and_is_of_the_same_export():
+    """A try that was killed then leaves it; also one without replace goes on."""
+    storage = Locked()
+    with exports({"/a": gzip.compress(csv("a", 10), mtime=1)}) as source:
+        deliver(source("6f", ["/a"], 10), storage, verify_row_count=False)
+        source.server.files["/a"] = gzip.compress(csv("a", 10), mtime=2)
+        deliver(source("6f", ["/a"], 10), storage, 0, replace=True)
+        assert "entries" not in manifest(storage)
+        assert 0 == deliver(source("6f", ["/a"], 10), storage).fetched_bytes
+    assert_proves(storage)
+
+
+def test_the_last_task_deletes_other_objects_of_its_export():
+    """Mapped tasks stored two files; then SendGrid lists a third."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        deliver(source("other", ["/a"], 10), storage, 0)
+        for index in (0, 1):
+            deliver(source("6f", ["/a", "/b"], 30), storage, index)
+        deliver(source("6f", list(files), 60), storage)
+    assert {*named(storage), "other-00001-of-00001.csv.gz"} == data(storage)
+    assert 3 == len(named(storage))
+
+
+def test_an_object_of_an_earlier_version_does_not_count_for_any_of_several_files():
+    """It does not say which file it holds, and SendGrid lists them in another order now."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 10)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        deliver(source("6f", ["/a", "/b"], 20), storage, 0, compression="none")
+        [name] = data(storage)
+        kept = storage.objects.pop(name)
+        storage.objects.clear()
+        metadata = {key: value for key, value in kept.info.metadata.items() if key != "sendgrid-file"}
+        storage.objects[name] = replace(kept, info=replace(kept.info, metadata=metadata))
+        delivery = deliver(source("6f", ["/b", "/a"], 20), storage, compression="none")
+    assert [files["/b"], files["/a"]] == [storage.objects[file.name].content for file in delivery.files]
+
+
+def test_a_changed_manifest_costs_one_more_download_at_most():
+    """Another export's manifest comes while a file is fetched whose name is taken by older content."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    storage = MemoryStorage()
+    storage.put("6f-00001-of-00001.csv.gz", b"old", ObjectInfo("", {"sendgrid-export-id": "6f"}))
+    is_done = []
+
+    def bend(status, headers):
+        if not is_done:
+            is_done.append(True)
+            deliver(source("other", ["/b"], 20), storage)
+        return status, headers
+
+    with exports(files, bend=bend) as source:
+        deliver(source("6f", ["/a"], 10), storage, replace=True)
+        assert 3 == len(source.server.headers_seen)
+    assert ["6f-00001-of-00001.csv.gz"] == named(storage)
+
+
+def test_a_changed_manifest_is_seen_before_the_download_begins():
+    storage = Paused(lambda *_: None)
+    storage.put("6f-00001-of-00001.csv.gz", b"old", ObjectInfo("", {"sendgrid-export-id": "6f"}))
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    with exports(files) as source:
+        receipt = "_receipts/6f-00001-of-00001.csv.gz.json"
+        storage.before = once("read", receipt, lambda: deliver(source("other", ["/b"], 20), storage))
+        deliver(source("6f", ["/a"], 10), storage, replace=True)
+        assert 2 == len(source.server.headers_seen)
+
+
+def test_a_file_of_an_ended_round_is_not_fetched_twice_at_once():
+    storage = MemoryStorage()
+    storage.put("6f-00001-of-00002.csv.gz", b"old", ObjectInfo("", {"sendgrid-export-id": "6f"}))
+    files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
+    is_done = []
+
+    def bend(status, headers):
+        if not is_done:
+            is_done.append(True)
+            deliver(source("other", ["/c"], 30), storage)
+        return status, headers
+
+    with exports(files, bend=bend) as source:
+        delivery = deliver(source("6f", ["/a", "/b"], 30), storage, replace=True)
+    assert delivery.fetched_bytes <= 2 * len(files["/a"]) + len(files["/b"])
+    assert_proves(storage)
+
+
+# --- rows that disagree
+
+
+def test_replace_fetches_again_what_the_manifest_names_if_the_rows_disagree():
+    """A plain file was cut between two rows while SendGrid named no count."""
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 6)}) as source:
+        deliver(source("6f", ["/a"], None), storage)
+        source.server.files["/a"] = csv("a", 10)
+        with pytest.raises(ExportIncompleteError, match=r"This task stored nothing\. .*_manifest.json .*replace=True"):
+            deliver(source("6f", ["/a"], 10), storage)
+        assert 10 == deliver(source("6f", ["/a"], 10), storage, replace=True).rows
+    assert_proves(storage)
+
+
+def test_an_error_about_rows_says_what_could_not_be_deleted():
+    with exports({"/a": csv("a", 6)}) as source:
+        for storage, what in (
+            (Locked(), "remains, such as memory://lake/in/6f-00001"),
+            (MemoryStorage(), "was deleted"),
+        ):
+            with pytest.raises(ExportIncompleteError, match=f"What this task stored {what}") as raised:
+                deliver(source("6f", ["/a"], 10), storage)
+            assert not isinstance(raised.value, HOPELESS_ERRORS)
+
+
+# --- odd texts
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "[]", '"x"'])
+def test_a_manifest_with_odd_numbers_is_replaced(number):
+    storage = MemoryStorage()
+    facts = f'{{"x": {{"size": {number}, "sha256": "", "records": {number}}}}}'
+    content = f'{{"sendgrid_export": {{"id": "6f"}}, "entries": [], "facts": {facts}}}'
+    storage.put("_manifest.json", content.encode(), ObjectInfo("", {}))
+    with exports({"/a": csv("a", 10)}) as source:
+        deliver(source("6f", ["/a"], 10), storage)
+    assert_proves(storage)
+
+
+@pytest.mark.parametrize("url", ["https://[bad/x", "https://a\u2100b/x", "https://a/\ud800", "https://a:x/b"])
+def test_a_url_that_cannot_be_read_is_named_before_the_first_byte(url):
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 10)}) as source:
+        given = source("6f", ["/a"], 10)
+        export = replace(given.urls.export(), urls=(given.urls.export().urls[0], url))
+        with pytest.raises(ExportIncompleteError, match="the URL of file 2 of 2 cannot be read"):
+            deliver(Source(SignedUrls(lambda: export, allow_http=True), given.open_file), storage)
+    assert {} == storage.objects
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_same"),
+    [
+        ("https://a/x?X-Amz-Signature=1&X-Amz-Date=1", "https://a/x?X-Amz-Signature=2&X-Amz-Date=2", True),
+        ("https://a/x?Signature=1&Expires=1&Key-Pair-Id=1", "https://A/x?Signature=2", True),
+        ("https://a/x?sig=1&se=1", "https://a/x?se=2&sig=2", True),
+        ("https://a/x?X-Goog-Signature=1", "https://a/x", True),
+        ("https://a/x?file=1", "https://a/x?file=2", False),
+        ("https://a/x?file=", "https://a/x", False),
+        ("https://a/x", "https://b/x", False),
+        ("https://a/x", "https://a:8443/x", False),
+    ],
+)
+def test_urls_of_one_path_are_one_file_only_if_they_differ_in_the_signature_alone(one, other, are_same):
+    export = ContactExport("6f", "ready", urls=(one, other), contact_count=10)
+    urls = SignedUrls(lambda: export)
+    if are_same:
+        assert one == urls.url("/x")
+        return
+    with pytest.raises(ExportIncompleteError, match="two different URLs have the same path") as raised:
+        urls.url("/x")
+    assert "=1" not in str(raised.value)
+    with pytest.raises(ExportIncompleteError, match="two different URLs have the same path"):
+        deliver(Source(urls, lambda *_: None), MemoryStorage())
+
+
 # --- verified
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/x.csv.gzip", b'{"message": "Service Unavailable"}'),
+        ("/x.json.gzip", b"upstream connect error"),
+        ("/x.json", b'[{"email": "a@b.c"}]'),
+    ],
+)
+@pytest.mark.parametrize("is_gzip", [True, False])
+def test_content_of_another_type_than_its_name_says_is_no_file(path, content, is_gzip):
+    storage = MemoryStorage()
+    sent = gzip.compress(content) if is_gzip else content
+    with exports({path: sent}) as source, pytest.raises(ExportIncompleteError, match=r"place of the (CSV|JSON) file"):
+        deliver(source("6f", [path], None), storage, verify_row_count=False)
+    assert {} == storage.objects
 
 
 @pytest.mark.parametrize("verify_row_count", [True, False])

@@ -3,7 +3,8 @@
 Knows ranges, ETags and how a storage refuses. Knows no key (the session given adds none), no cloud and no
 file format: bytes come out as they were sent. A fresh URL is asked for upstream, by a function.
 
-What is pinned on the first answer, length and ETag, every later answer must confirm. Only tries in a row that
+What is pinned on the first answer, length and ETag (or Last-Modified), every later answer must confirm; if there is
+neither, a download that breaks off starts again. Only tries in a row that
 brought next to nothing are counted: a connection that breaks every few MB is resumed as often as it takes.
 """
 
@@ -138,6 +139,7 @@ class FileDownload:
         self._session = session
         self._checked = checked
         self._timeout_seconds = timeout_seconds
+        self._last_modified: str | None = None
 
     def open(self) -> RangeReader:
         """Ask for the whole file; from here on `length`, `etag` and `path` are known.
@@ -157,6 +159,11 @@ class FileDownload:
         import requests
         from urllib3.exceptions import HTTPError
 
+        if start > 0 and self.length >= 0 and self._last_modified is None and self.etag is None:
+            raise FileChangedError(
+                f"{self.name}: the download broke off, and the storage sends neither ETag nor Last-Modified: it "
+                "cannot be seen whether the rest is of the same file."
+            )
         headers = {"Accept-Encoding": "identity"}
         if start > 0 or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -244,15 +251,20 @@ class FileDownload:
 
     def _pin_or_compare(self, response: requests.Response, start: int, end: int | None) -> int:
         """Where the answer's bytes begin; every answer must speak of the same file and range."""
+        _require_known_encoding(response, self.name)
         first, last, length = _extent(response, self.name)
-        etag = response.headers.get("ETag")
+        etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         if self.length < 0:
             self.length, self.etag, self.path = length, etag, urlsplit(response.url).path
-            self.has_ranges = response.headers.get("Accept-Ranges", "").lower() == "bytes"
+            self._last_modified = last_modified
+            is_comparable = etag is not None or last_modified is not None
+            self.has_ranges = is_comparable and response.headers.get("Accept-Ranges", "").lower() == "bytes"
         if length != self.length:
             raise self._changed(f"it is {length} bytes long now, it was {self.length}")
         if etag != self.etag:
             raise self._changed("its ETag is another")
+        if etag is None and last_modified != self._last_modified:
+            raise self._changed("its Last-Modified is another")
         wanted = (start, length if end is None else end)
         if response.status_code == 200 and wanted != (0, length):
             self.has_ranges = False
@@ -518,6 +530,20 @@ def _readinto(response: requests.Response) -> Callable[[memoryview], int] | None
         return count
 
     return readinto
+
+
+_ENCODINGS: tuple[list[str], ...] = (["gzip"], ["x-gzip"], [])
+
+
+def _require_known_encoding(response: requests.Response, name: str) -> None:
+    """Gzip is recognised by its bytes, whatever the header says; of any other encoding these say nothing."""
+    header = response.headers.get("Content-Encoding", "")
+    encodings = [each for part in header.split(",") if (each := part.strip().lower()) not in ("", "identity")]
+    if encodings not in _ENCODINGS:
+        raise ExportIncompleteError(
+            f"{name}: it came with Content-Encoding {redact(header[:100])!r}, although it was requested without; "
+            "nothing was stored. Is there a proxy in between that compresses responses? Run the task again."
+        )
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.IGNORECASE | re.ASCII)

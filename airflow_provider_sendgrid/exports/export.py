@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import redact
 
@@ -177,6 +178,11 @@ class ContactExport:
                 raise UnreadableError(f"the '{name}' of export {entry.get('id')} are not a list of ids")
         return cls.from_payload(entry, as_of=as_of)
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the URLs, which identify the files, each once."""
+        return tuple(dict.fromkeys(map(file_path, self.urls)))
+
     def is_expired_at(self, now: datetime) -> bool:
         """Whether its files are gone at `now`; an `expires_at` that is not after `created_at` means nothing."""
         if self.expires_at is None or (self.created_at and self.expires_at <= self.created_at):
@@ -192,7 +198,7 @@ class ContactExport:
             **{name: value.isoformat() if (value := getattr(self, name)) else None for name in times},
             "message": self.message,
             "contact_count": self.contact_count,
-            "file_count": len(self.urls),
+            "file_count": len(self.paths),
         }
 
 
@@ -311,6 +317,14 @@ def _megabytes(value: Any) -> int:
     if number < 1:
         raise ValueError(f"max_file_size must be a whole number of MB, 1 or more, not {value!r}.")
     return number
+
+
+def file_path(url: str) -> str:
+    """The path of a URL, which identifies a file of an export; empty if it is no URL."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
 def _first(payload: Mapping[str, Any], name: str) -> Any:

@@ -6,17 +6,25 @@ data and lives about 300 s: only the download gets it.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridServerError
 from airflow_provider_sendgrid.exports.connection import is_loopback
-from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.export import ContactExport, file_path
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
+
+# Parameters of signed URLs of S3, CloudFront, Google Cloud Storage and Azure.
+_OF_A_SIGNATURE = re.compile(
+    r"x-(?:amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|hash-algorithm"
+    r"|sig|se|st|sp|sv|sr|spr|sip|ske|skoid|sks|skt|sktid|skv",
+    re.IGNORECASE,
+)
 
 
 class SignedUrls:
@@ -68,13 +76,14 @@ class SignedUrls:
 
         Raises:
             ExportExpiredError: the export names no such file any more, and has expired.
-            ExportIncompleteError: it names no such file any more.
+            ExportIncompleteError: it names no such file any more, or two of this path.
             SendGridServerError: the URL is not https.
             StoppedError: the task was stopped.
         """
         export = self._current(refused=refused)
         offered = [url for url in export.urls if file_path(url) == path]
         if offered:
+            require_distinct_paths(export.id, offered)
             return self.checked(next((url for url in offered if url != refused), offered[0]))
         text = f"SendGrid export {export.id} no longer names the file {path}; it names {len(export.urls)} files."
         if self.has_expired():
@@ -133,12 +142,47 @@ class SignedUrls:
         return export
 
 
-def file_path(url: str) -> str:
-    """The path of a URL, which identifies a file of an export; empty if it is no URL."""
+def require_distinct_paths(export_id: str, urls: Sequence[str]) -> None:
+    """Raise unless each URL is one, and URLs with the same path are of the same file.
+
+    Raises:
+        ExportIncompleteError: a URL cannot be read, or two have one path but different hosts or queries.
+    """
+    known = dict[str, tuple[str, ...]]()
+    for number, url in enumerate(urls, 1):
+        identity = _identity(url)
+        if identity is None:
+            raise ExportIncompleteError(
+                f"SendGrid export {export_id}: the URL of file {number} of {len(urls)} cannot be read; nothing was "
+                "fetched. Run the task again; if that does not help, start another export."
+            )
+        path, *_ = identity
+        if known.setdefault(path, identity) != identity:
+            names = " and ".join(_shown(each) for each in (known[path], identity))
+            raise ExportIncompleteError(
+                f"SendGrid export {export_id}: files are identified by the paths of their URLs, but two different URLs "
+                f"have the same path: {names}. Nothing was fetched. Start another export."
+            )
+
+
+def _identity(url: str) -> tuple[str, ...] | None:
+    """Path, host and query of a URL, without what its signature consists of; None if it cannot be read."""
     try:
-        return urlsplit(url).path
+        parts = urlsplit(url)
+        url.encode()
+        host, port = parts.hostname or "", parts.port
+        query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=1000)
     except ValueError:
-        return ""
+        return None
+    left = sorted(f"{name}={value}" for name, value in query if not _OF_A_SIGNATURE.fullmatch(name))
+    return parts.path, host if port is None else f"{host}:{port}", *left
+
+
+def _shown(identity: tuple[str, ...]) -> str:
+    """The host, path and names of the query's parameters; their values may be secrets."""
+    path, host, *query = identity
+    names = ", ".join(sorted({each.partition("=")[0] for each in query}))
+    return f"{host}{path}" + (f" (query: {names})" if names else "")
 
 
 def _origin(url: str) -> str:

@@ -47,6 +47,8 @@ class ObjectInfo:
     metadata: Mapping[str, str]
 
 
+# The key of the metadata that names the upload which stored an object: it differs each time.
+UPLOAD_KEY: Final = "sendgrid-upload"
 # In the place of an object's version: whichever is there, or none.
 ANY_VERSION: Final = "*"
 

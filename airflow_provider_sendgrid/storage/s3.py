@@ -23,7 +23,14 @@ from contextlib import suppress
 from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo, crc32
+from airflow_provider_sendgrid.storage.multipart import (
+    ANY_VERSION,
+    UPLOAD_KEY,
+    ObjectInfo,
+    StoredContent,
+    StoredInfo,
+    crc32,
+)
 from airflow_provider_sendgrid.storage.s3_arguments import ExtraArguments, folder_prefix, split_s3_uri
 from airflow_provider_sendgrid.storage.s3_errors import (
     CONDITION_REFUSED,
@@ -359,10 +366,14 @@ class S3Storage:
         self._open_uploads.discard(upload_id)
 
     def _version(self, answer: Mapping[str, Any], method: str, name: str) -> str:
-        """ETag and time: the same bytes have the same ETag, whoever stored them."""
+        """ETag, time and upload: the same bytes have the same ETag, whoever stored them.
+
+        Where a response has no metadata, as a listing, it lacks the upload.
+        """
         self.value_of(answer, "ETag", method, name)
         modified = self.value_of(answer, "LastModified", method, name)
-        return f"{bare_etag(answer['ETag'])} {int(modified.timestamp())}"
+        metadata = {key.lower(): value for key, value in (answer.get("Metadata") or {}).items()}
+        return f"{bare_etag(answer['ETag'])} {int(modified.timestamp())} {metadata.get(UPLOAD_KEY, '')}".rstrip()
 
     def _content(self, answer: Mapping[str, Any], name: str) -> bytes:
         from botocore.exceptions import BotoCoreError

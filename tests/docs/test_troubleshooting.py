@@ -177,6 +177,16 @@ class Trouble:
         for _ in range(2):
             self.deliver(self.emulator.start_export())
 
+    def fewer_files(self):
+        """The manifest names one file more than SendGrid lists."""
+        export_id = self.emulator.start_export()
+        self.deliver(export_id)
+        [key] = [key for key in self.s3.stored_keys() if key.endswith("_manifest.json")]
+        manifest = json.loads(self.s3.read(key))
+        manifest["entries"].append({"url": f"s3://{self.s3.bucket}/another.csv.gz"})
+        self.s3.client.put_object(Bucket=self.s3.bucket, Key=key, Body=json.dumps(manifest))
+        self.deliver(export_id)
+
     def no_bucket(self):
         SendGridToS3Operator(
             task_id="store", export_id=self.emulator.start_export(), s3_key_prefix="s3://no-such-bucket/here/"
@@ -265,6 +275,7 @@ PROVOKED = {
     "is 'pending' after": Trouble.stuck_while_deferred,
     "when last seen": Trouble.stuck_while_poking,
     "already exists and is": Trouble.conflict,
+    "SendGrid offers": Trouble.fewer_files,
     "NoSuchBucket": Trouble.no_bucket,
     "could not be asked": Trouble.no_credentials,
     "it is not certain": Trouble.in_doubt,

@@ -337,6 +337,72 @@ def test_a_file_of_the_same_length_with_another_etag_has_changed(session):
             read(reader)
 
 
+class Breaking(Server):
+    """Answers every other request by half of the file, then breaks; `headers` are of each answer."""
+
+    headers = ()
+
+    def serve(self, connection) -> None:
+        request = read_request(connection).decode()
+        self.requests.append(request)
+        more = self.headers[min(len(self.requests), len(self.headers)) - 1]
+        start = int(match[1]) if (match := re.search(r"(?i)range: bytes=(\d+)-", request)) else 0
+        status = f"206 Partial\r\nContent-Range: bytes {start}-999/1000" if start else "200 OK"
+        head = f"HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\nContent-Length: {1000 - start}\r\n{more}\r\n"
+        connection.sendall(head.encode() + b"x" * (1000 - start if start else 500))
+
+
+MODIFIED = "Last-Modified: Wed, 21 Oct 2026 07:28:0%d GMT\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([MODIFIED % 1, MODIFIED % 1], b"x" * 1000),
+        ([MODIFIED % 1, MODIFIED % 2], "its Last-Modified is another"),
+        ([MODIFIED % 1, ""], "its Last-Modified is another"),
+        ([MODIFIED % 1, 'ETag: "one"\r\n'], "its ETag is another"),
+        (['ETag: "one"\r\n' + MODIFIED % 1, 'ETag: "one"\r\n' + MODIFIED % 2], b"x" * 1000),
+        ([""], "neither ETag nor Last-Modified"),
+    ],
+)
+def test_without_an_etag_the_time_decides_and_without_both_nothing_is_resumed(session, headers, expected):
+    server = Breaking()
+    server.headers = headers
+    with server.running():
+        download = download_of(f"{server.url}/file", session)
+        with download.open() as reader:
+            if isinstance(expected, bytes):
+                assert expected == read(reader)
+            else:
+                with pytest.raises(FileChangedError, match=expected):
+                    read(reader)
+        assert download.has_ranges == (headers != [""])
+    assert len(server.requests) == (1 if headers == [""] else 2)
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, br", "gzip, gzip", "Compress"])
+def test_an_encoding_that_its_bytes_do_not_show_is_named(session, encoding):
+    with FileServer(
+        {"/file": CONTENT}, lambda status, headers: (status, headers | {"Content-Encoding": encoding})
+    ) as server:
+        download = download_of(f"{server.url}/file", session)
+        with pytest.raises(ExportIncompleteError, match=f"Content-Encoding '{encoding}'"):
+            download.open()
+        assert 1 == len(server.headers_seen)
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "gzip", "x-gzip", "GZIP", "identity, gzip"])
+def test_a_known_encoding_or_none_changes_nothing(session, encoding):
+    with (
+        FileServer(
+            {"/file": CONTENT}, lambda status, headers: (status, headers | {"Content-Encoding": encoding})
+        ) as server,
+        download_of(f"{server.url}/file", session).open() as reader,
+    ):
+        assert CONTENT == read(reader)
+
+
 def test_a_file_that_has_become_shorter_has_changed(sendgrid):
     """The storage answers 416 for what is beyond its end, or names another length."""
     export_id = sendgrid.export(CONTACTS)

@@ -485,3 +485,8 @@ def test_what_cannot_be_an_id_is_refused_with_the_cure(value, error_class, cure)
 def test_a_text_that_cannot_be_an_id_is_refused(value):
     with pytest.raises(ValueError, match="cannot be the id of an export"):
         parse_export_id(value)
+
+
+def test_a_url_that_is_listed_twice_counts_as_one_file():
+    urls = ("https://f/a?X-Amz-Signature=1", "https://f/b", "https://f/a?X-Amz-Signature=2")
+    assert 2 == ContactExport("6f", "ready", urls=urls).summary()["file_count"]

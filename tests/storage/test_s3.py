@@ -90,6 +90,18 @@ def test_a_small_object_is_what_was_put(s3, storage):
     assert f"s3://{s3.bucket}/in/a.csv" == storage.uri("a.csv")
 
 
+def test_the_same_bytes_of_two_uploads_in_one_second_are_two_versions(storage):
+    """The ETag is the same, and so is the second."""
+    first, second = (
+        storage.put("a.csv", CONTENT, ObjectInfo("text/csv", {"sendgrid-upload": upload})) for upload in ("one", "two")
+    )
+    assert first != second == storage.head("a.csv").version == storage.read("a.csv").version
+    storage.delete("a.csv", first)
+    assert storage.head("a.csv") is not None
+    storage.delete("a.csv", second)
+    assert storage.head("a.csv") is None
+
+
 def test_what_is_not_there_is_none(storage):
     """And can be deleted all the same."""
     storage.delete("a.csv")
