@@ -254,7 +254,7 @@ def test_the_run_left_its_traces(places):
     for trace in (
         "answered 401",
         "S3 answered NoSuchBucket",
-        "SG.***",
+        "Bearer ***",
         "?***",
         "switches the verification",
     ):

@@ -50,7 +50,9 @@ class Cell:
 
     @property
     def outcome(self) -> str:
-        return self.row.outcomes[self.door]
+        outcome = self.row.outcomes[self.door]
+        is_waited_out = self.door in _WAITS and self.row.times == LASTING and outcome in _MAY_PASS
+        return "again AirflowSensorTimeout" if is_waited_out else outcome
 
     @property
     def name(self) -> str:
@@ -72,6 +74,9 @@ _UNAVAILABLE: Final = "again SendGridUnavailableError"
 _SERVER: Final = "again SendGridServerError"
 _LIMITED: Final = "again SendGridRateLimitError"
 _INCOMPLETE: Final = "again ExportIncompleteError"
+# A wait goes on through these until its timeout.
+_MAY_PASS: Final = frozenset({_UNAVAILABLE, _SERVER, _LIMITED})
+_WAITS: Final = frozenset({"poke", "reschedule", "deferrable"})
 
 
 def _refusal(error: str) -> dict[str, str]:

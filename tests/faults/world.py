@@ -117,9 +117,9 @@ class World:
     def ask(self, sendgrid: Sendgrid) -> Any:
         return SendGridHook().get_export(sendgrid.export_id)
 
-    def wait(self, mode: str, export_id: str, break_it: Any) -> Any:
+    def wait(self, mode: str, export_id: str, break_it: Any, timeout: float = 60.0) -> Any:
         """Wait in a mode; what is to break does so before the first look, in a deferred wait right after it."""
-        wait = Wait(mode, self.airflow_version, export_id=export_id)
+        wait = Wait(mode, self.airflow_version, export_id=export_id, timeout=timeout)
         if mode == "deferrable":
             wait.between = break_it
         else:

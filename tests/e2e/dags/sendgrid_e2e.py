@@ -6,6 +6,7 @@ What becomes of an export is a property of its list, in SendGrid's emulator: no 
 from __future__ import annotations
 
 import os
+import time
 from datetime import datetime, timezone
 from typing import Any
 
@@ -45,7 +46,12 @@ class TriggererOnlySensor(SendGridExportSensor):
     """Leaves even the first look to the triggerer, so that it is there that the connection is looked up."""
 
     def execute(self, context):
-        trigger = SendGridExportTrigger(self.export_id, sendgrid_conn_id=self.sendgrid_conn_id, poll_interval=5)
+        trigger = SendGridExportTrigger(
+            self.export_id,
+            sendgrid_conn_id=self.sendgrid_conn_id,
+            poll_interval=5,
+            end_time=time.time() + float(self.timeout),
+        )
         self.defer(trigger=trigger, method_name="execute_complete")
 
 
@@ -85,4 +91,6 @@ with DAG("waits", **SETTINGS):
 with DAG("troubles", **SETTINGS):
     connections = chosen("connections")
     SendGridExportContactsOperator.partial(task_id="in_a_worker").expand(sendgrid_conn_id=connections)
-    TriggererOnlySensor.partial(task_id="in_the_triggerer", export_id="an-export").expand(sendgrid_conn_id=connections)
+    TriggererOnlySensor.partial(task_id="in_the_triggerer", export_id="an-export", timeout=60).expand(
+        sendgrid_conn_id=connections
+    )
