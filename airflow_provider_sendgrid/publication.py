@@ -204,7 +204,7 @@ def is_of(facts: FileFacts, info: StoredInfo) -> bool:
 
 
 def delete_all(storage: Storage, versions: Mapping[str, str]) -> None:
-    """Delete objects, by name, at these versions; log once if the storage does not."""
+    """Delete objects, by name, at these versions; log once if the credentials may not."""
     for name, version in versions.items():
         try:
             storage.delete(name, version)
