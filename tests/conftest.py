@@ -62,14 +62,14 @@ class AirflowVersion:
         self.number = (int(numbers[0]), int(numbers[1]))
         self.starts_dags_from_triggers = self.number >= (3, 0)
 
-    def reschedule_context(self) -> Any:
-        """A context in which a sensor in reschedule mode finds that it pokes for the first time.
+    def reschedule_context(self, began_at: Any = None) -> Any:
+        """A context in which a sensor in reschedule mode finds that it pokes for the first time, or began then.
 
         Airflow 3 asks the task instance, Airflow 2 the database.
         """
         identity = {"dag_id": "dag", "task_id": "wait", "run_id": "run", "map_index": -1}
         numbers = {"try_number": 1, "max_tries": 0}
-        methods = {"get_first_reschedule_date": lambda _context: None, "xcom_push": lambda **_xcom: None}
+        methods = {"get_first_reschedule_date": lambda _context: began_at, "xcom_push": lambda **_xcom: None}
         return {"ti": SimpleNamespace(**identity, **numbers, **methods)}
 
     def load_dags(self, path: Path) -> Mapping[str, Any]:

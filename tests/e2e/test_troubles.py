@@ -11,7 +11,7 @@ WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before-never-seen-before-neve
 BOUND_SECONDS = 180
 MESSAGES = {
     "wrong_key": "Check the API key in the connection's password",
-    "missing": "There is no connection 'missing': add one of type 'sendgrid'",
+    "missing": "There is no connection 'missing', or Airflow's secrets backend did not return it",
     "silent": "Check that the host answers from here",
 }
 NAMES = sorted(MESSAGES)

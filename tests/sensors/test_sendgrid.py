@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib import import_module
 
@@ -50,11 +50,13 @@ class Wait:
 
     def _reschedule(self):
         """Every try is a sensor of its own, in a worker of its own."""
+        began_at, now = None, datetime.now(timezone.utc)
         while True:
             try:
-                return self.sensor().execute(self.airflow_version.reschedule_context())
+                return self.sensor().execute(self.airflow_version.reschedule_context(began_at))
             except self.airflow_version.exceptions().AirflowRescheduleException:
                 self.detours += 1
+                began_at = now
 
     def _deferrable(self):
         try:
