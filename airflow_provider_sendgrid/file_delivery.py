@@ -110,7 +110,7 @@ class Context:
         stop: ends everything.
         stored_here: files that this delivery stored, by the names of their objects.
         distrusted: objects that do not count as stored, and their versions: their rows disagree.
-        writers: of the objects that are being stored, for whoever stops the delivery.
+        writers: of the objects that are being stored, for the code that stops the delivery.
     """
 
     export_id: str

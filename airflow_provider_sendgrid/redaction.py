@@ -1,8 +1,8 @@
 """Keys, signatures, passwords and queries of URLs, taken out of texts: our messages, and what HTTP libraries log.
 
-At level DEBUG these libraries log whole URLs, and headers. Whoever has a signed URL, or the URL of an upload session,
-may read or write the contacts. A filter would have to be added to each of their loggers, of which some are made later;
-so the records of these libraries are redacted where they are made, for all handlers.
+At level DEBUG these libraries log whole URLs, and headers. A signed URL, or the URL of an upload session, lets anyone
+read or write the contacts. A filter would have to be added to each of their loggers, of which some are made later; so
+the records of these libraries are redacted where they are made, for all handlers.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _LONGEST_WAIT_SECONDS = 0.5
 
 
 class StoppedError(Exception):
-    """The task was told to stop; nobody needs the result any more."""
+    """The task was told to stop; its result is no longer needed."""
 
 
 class StopSignal:
@@ -114,7 +114,7 @@ class StopSignal:
             function: called once.
             seconds: how long to wait for it; None without end.
             name: of the thread.
-            late: is given a result that comes when nobody waits for it any more.
+            late: is called with a result that comes too late.
 
         Raises:
             StoppedError: everything is to stop.
@@ -131,7 +131,7 @@ class StopSignal:
                 return
             try:
                 outcome.set_result(result)
-            except Exception:  # noqa: BLE001 - it was cancelled: nobody waits
+            except Exception:  # noqa: BLE001 - it was cancelled
                 late(result)
 
         self.raise_if_set()

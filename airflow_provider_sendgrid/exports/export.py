@@ -303,7 +303,7 @@ def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> lis
     return [FAMILIES[family].id_type(item) for item in ids]
 
 
-# Anything else is a list that was rendered as text, or holds characters that nobody sees.
+# Anything else is a list that was rendered as text, or holds invisible characters.
 _SELECTED_ID = re.compile(r"[\w.:-]+", re.ASCII)
 # As SendGrid writes it: "007" would never be found in its list of exports.
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")

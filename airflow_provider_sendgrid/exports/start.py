@@ -125,7 +125,7 @@ class Attempt:
         is_retry: an earlier try may have started the export.
         rivals: reads the announcements of other tasks; called only if an export was found, and then each time.
         clock: whose clock `since` is from.
-        known_ids: exports of the same lists and segments that existed before the first try; None if nobody knows.
+        known_ids: exports of the same lists and segments that existed before the first try; None if unknown.
             Then, and with `Clock.RUN`, an export that is older than `since`, if only within the margin, leaves a doubt.
         export_id: the export that an earlier try got. It is kept if it is usable.
         keep: is called with the baseline before the first POST; without it no baseline is read.
