@@ -20,7 +20,7 @@ _LONGEST_WAIT_SECONDS = 0.5
 
 
 class StoppedError(Exception):
-    """The task was told to stop; its result is no longer needed."""
+    """The task was stopped; its result is no longer needed."""
 
 
 class StopSignal:
@@ -106,7 +106,7 @@ class StopSignal:
         name: str = "sendgrid-call",
         late: Callable[[T], object] = lambda _: None,
     ) -> T:
-        """What `function` returns, from a thread of its own that is left alone when this signal is set.
+        """Run `function` in a separate thread and return its result; stop waiting for it when this signal is set.
 
         For what nothing can interrupt, such as making a connection. The thread does not keep the interpreter alive.
 

@@ -112,8 +112,8 @@ class SendGridClient:
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             self._sleep(wait)
         sending, is_done = Sending(), False
-        # In a thread of its own: a peer that sends a byte now and then, even of a header, outlasts every timeout of a
-        # socket. A request that is given up sends nothing more.
+        # In a separate thread: a socket's timeout never ends a response that arrives byte by byte. A request that is
+        # given up sends nothing more.
         try:
             exchange = partial(self._exchange, request, sending)
             reply = self._stop.call(exchange, _longest_answer_seconds(self.connection), name="sendgrid-api")

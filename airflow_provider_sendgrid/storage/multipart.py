@@ -91,7 +91,7 @@ class Upload(Protocol):
         """Publish the object: all parts were written.
 
         Raises:
-            DestinationChangedError: the object's version is not the one that `Storage.begin` was told.
+            DestinationChangedError: the object's version is not the one passed to `Storage.begin`.
         """
 
     def abort(self) -> None:

@@ -274,8 +274,8 @@ class S3Storage:
                     raise _error(uri, method, code, message, given, self._is_signed, status) from error
             except ParamValidationError as error:
                 # Not `from error`: its text shows the values, of which some are secret.
-                told = self._extra_args.without_values(str(error))
-                raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {told}") from None
+                reason = self._extra_args.without_values(str(error))
+                raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {reason}") from None
             except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
                 raise _no_s3(f"{method} of {uri}: the response could not be read") from error
             except BotoCoreError as error:
@@ -366,7 +366,7 @@ class S3Storage:
         self._open_uploads.discard(upload_id)
 
     def _version(self, answer: Mapping[str, Any], method: str, name: str) -> str:
-        """ETag, time and upload: the same bytes have the same ETag, whoever stored them.
+        """ETag, time and upload id; equal bytes always have the same ETag.
 
         Where a response has no metadata, as a listing, it lacks the upload.
         """
@@ -590,8 +590,8 @@ class S3Upload:
 
 def _code_and_message(error: Any) -> tuple[str | None, str]:
     """S3's code and message, of a ClientError."""
-    told = error.response.get("Error", {})
-    return told.get("Code"), str(told.get("Message"))
+    details = error.response.get("Error", {})
+    return details.get("Code"), str(details.get("Message"))
 
 
 def _error(
