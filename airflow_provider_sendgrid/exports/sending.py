@@ -11,6 +11,7 @@ The same record stops a request that was given up: sending does not begin later,
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,9 +102,12 @@ class Sending:
             self._is_given_up = True
 
     def use_socket(self, connection: Any) -> None:
-        """This socket is the one that the request is sent by."""
+        """This socket is the one that the request is sent by; its connection ends if the request was given up."""
         with self._lock:
             self._socket = connection
+            is_given_up = self._is_given_up
+        if is_given_up:
+            shut_down(connection)
 
     def interrupt(self) -> None:
         """Give the request up, and end the connection that it uses."""
@@ -191,6 +195,31 @@ def recorded_in(sending: Sending) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+class RecordedTLSSocket(ssl.SSLSocket):
+    """A TLS socket whose handshake ends when its request is given up, see `Sending.interrupt`.
+
+    The `ssl` module leaves a socket open whose connection was reset before the handshake; this one is closed.
+    """
+
+    _has_begun = False
+
+    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        """Receive; before the handshake `ssl` does so to see whether there is a connection."""
+        try:
+            return super().recv(*args, **kwargs)
+        except ConnectionError:
+            if not self._has_begun:
+                self.close()
+            raise
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Begin TLS."""
+        self._has_begun = True
+        if sending := _current.get():
+            sending.use_socket(self)
+        super().do_handshake(block)
 
 
 class _Recording:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
+import socket
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -20,9 +23,10 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Patience, Request
 from airflow_provider_sendgrid.exports.sending import ERRORS, GivenUpError, Sending, When, when_raised
-from tests.support.network import Proxy, Server, closed_port, make_certificate
+from tests.support.network import Proxy, Server, closed_port, make_certificate, reset
 
 KINDS = ("requests", "httpx")
 ONCE = Patience(tries=1)
@@ -217,6 +221,23 @@ def test_a_tunnel_that_is_refused_names_the_proxys_status(kind, status, certific
         connection = SendGridConnection("SG.key", server.url, proxy=proxy.url)
         with pytest.raises(SendGridUnavailableError, match=rf"the proxy refused the tunnel with {status}\)"):
             start(kind, connection)
+
+
+# --- connections that are reset
+
+
+def test_a_connection_that_is_reset_before_tls_leaves_no_socket_open():
+    """The `ssl` module raises without closing it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        reset(accepted)
+        assert select.select([client], [], [], 10)[0]
+        number = client.fileno()
+        with pytest.raises(ConnectionResetError):
+            resolve_network(SendGridConnection("SG.key"), {}).tls.wrap_socket(client, server_hostname="localhost")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
 
 
 # --- connections that are used again

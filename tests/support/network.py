@@ -92,6 +92,7 @@ class Server:
         certificate: file of the certificate, where it speaks TLS.
         requests: those that arrived whole, first lines only.
         connections: how many were accepted.
+    accepted: set once there is one.
         held: while it is not set, the fault "slow" keeps connections waiting.
         answers: what it sends to the first requests, instead of `ANSWER`.
     """
@@ -103,6 +104,7 @@ class Server:
     held: threading.Event = field(default_factory=threading.Event)
     answers: list[bytes] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    accepted: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -151,6 +153,7 @@ class Server:
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             self._threads.append(thread)
             thread.start()
+            self.accepted.set()
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError, ValueError):
