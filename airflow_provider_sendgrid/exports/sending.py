@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from functools import cache
+from http.client import HTTPResponse
 from typing import Any
 
 from airflow_provider_sendgrid.stopping import shut_down
@@ -222,11 +223,27 @@ class RecordedTLSSocket(ssl.SSLSocket):
         super().do_handshake(block)
 
 
+# "101 Switching Protocols" is none: nothing follows it.
+_INTERIM = (100, *range(102, 200))
+
+
+class FinalResponse(HTTPResponse):
+    """The response after all interim ones (1xx), as with httpx; `http.client` skips "100 Continue" alone."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        super().begin()
+        while self.status in _INTERIM:
+            self.headers = self.msg = None  # type: ignore[assignment]  # or the next head is not read
+            super().begin()
+
+
 class _Recording:
     """What is added to urllib3's connections."""
 
     sock: Any
     auto_open: int
+    response_class = FinalResponse
     _is_making_connection = False
 
     def connect(self) -> None:

@@ -18,7 +18,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Patience
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from tests.support.network import Proxy, Server, closed_port, make_certificate
+from tests.support.network import Proxy, Server, closed_port, make_certificate, response
 
 CLIENTS = ("requests", "httpx", "download")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -296,6 +296,12 @@ def test_plain_http_to_this_machine_never_goes_through_a_proxy(kind, host, proxy
         get(kind, connection)
         get(kind, replace(connection, proxy=proxy.url))
     assert proxy.connections == 0
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_interim_responses_are_skipped(kind):
+    with Server(answers=[b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2 + response()]).running() as plain:
+        assert get(kind, SendGridConnection("SG.key", plain.url)) in (200, [])
 
 
 # --- NO_PROXY in detail

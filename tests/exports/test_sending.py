@@ -26,7 +26,7 @@ from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelecti
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Patience, Request
 from airflow_provider_sendgrid.exports.sending import ERRORS, GivenUpError, Sending, When, when_raised
-from tests.support.network import Proxy, Server, closed_port, make_certificate, reset
+from tests.support.network import Proxy, Server, closed_port, make_certificate, reset, response
 
 KINDS = ("requests", "httpx")
 ONCE = Patience(tries=1)
@@ -195,6 +195,39 @@ def test_an_unforeseen_error_while_reading_is_a_broken_response(kind, error, mon
             start(kind, SendGridConnection("SG.key", server.url))
         assert caught.value.may_have_been_accepted is True
         assert "secret" not in str(caught.value)
+
+
+# --- interim responses
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+INTERIM = [HINTS, HINTS * 3, b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + HINTS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interim", INTERIM)
+def test_an_interim_response_is_not_taken_for_the_response(kind, interim):
+    """Nor is the response taken for that of the next request on the connection."""
+    with Server(answers=[interim + response(), interim + response(body=b'{"id": "export-2"}')]).running() as server:
+        assert start(kind, SendGridConnection("SG.key", server.url), times=2) == "export-2"
+        assert (server.connections, server.count("POST")) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", [HINTS, HINTS[:-2], b"HTTP/1.1 101 Switching Protocols\r\n\r\n"])
+def test_a_start_whose_only_response_is_interim_is_in_doubt(kind, answer):
+    with Server("stale", answers=[answer]).running() as server:
+        with pytest.raises(SendGridError) as caught:
+            start(kind, SendGridConnection("SG.key", server.url, timeout_seconds=10))
+        assert caught.value.may_have_been_accepted is True
+        assert server.count("POST") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refusal_after_an_interim_response_is_definite(kind):
+    with Server(answers=[HINTS + response("403 Forbidden", b"{}")] * 9).running() as server:
+        with pytest.raises(SendGridError) as caught:
+            start(kind, SendGridConnection("SG.key", server.url))
+        assert (caught.value.status_code, caught.value.may_have_been_accepted) == (403, False)
 
 
 # --- tunnels that the proxy refuses
