@@ -148,6 +148,11 @@ def is_foreseen(error_class: type[BaseException]) -> bool:
     return any(name in ERRORS for name in _names(error_class))
 
 
+def is_of_proxy(error: BaseException) -> bool:
+    """Whether httpx's proxy refused the connection, before the request."""
+    return not {"httpx.ProxyError", "socksio.SOCKSError"}.isdisjoint(_names(type(error)))
+
+
 def _names(error_class: type[BaseException]) -> Iterator[str]:
     return (f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in error_class.__mro__)
 
@@ -163,12 +168,12 @@ class Trace:
 
     def __init__(self, sending: Sending) -> None:
         self._sending = sending
-        self._stream: Any = None
+        self._streams: list[Any] = []
 
     async def __call__(self, event: str, info: dict[str, Any]) -> None:
         """Note an event."""
-        if event == "connection.connect_tcp.complete":
-            self._stream = info["return_value"]
+        if event.endswith(".connect_tcp.complete"):
+            self._streams.append(info["return_value"])
         if not event.endswith(".started"):
             return
         is_for_tunnel = getattr(info.get("request"), "method", None) == b"CONNECT"
@@ -177,10 +182,10 @@ class Trace:
         else:
             self._sending.begin()
 
-    async def close_connection(self) -> None:
-        """Close the connection that was being made: httpcore leaves it open where it is cancelled during TLS."""
-        if self._stream is not None:
-            await self._stream.aclose()
+    async def close_connections(self) -> None:
+        """Close what was opened for the request: httpcore leaves it open if TLS is cancelled, or SOCKS fails."""
+        for stream in self._streams:
+            await stream.aclose()
 
 
 # requests

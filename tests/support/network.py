@@ -300,6 +300,37 @@ class Proxy(Server):
                 each.shutdown(socket.SHUT_RDWR)
 
 
+@dataclass
+class SocksProxy(Proxy):
+    """A SOCKS5 proxy that takes the user "user" with the password "p4ss"."""
+
+    def serve(self, connection: socket.socket) -> None:
+        """Serve one connection.
+
+        "login": wants user and password; "closes": wants none, and ends a connection that does not offer that, as
+        OpenSSH does; "": refuses it by the protocol's answer.
+        """
+        stream = connection.makefile("rb")
+        with stream:
+            wanted = 2 if self.fault == "login" else 0
+            if wanted not in stream.read(stream.read(2)[1]):
+                connection.sendall(b"" if self.fault == "closes" else b"\x05\xff")
+                return
+            connection.sendall(bytes([5, wanted]))
+            if wanted:
+                user = stream.read(stream.read(2)[1])
+                is_known = (user, stream.read(stream.read(1)[0])) == (b"user", b"p4ss")
+                connection.sendall(b"\x01\x00" if is_known else b"\x01\x01")
+                if not is_known:
+                    return
+            host = stream.read(stream.read(5)[4]).decode()
+            port = int.from_bytes(stream.read(2), "big")
+        self.requests.append(f"CONNECT {host}:{port}")
+        upstream = self._connect(host, str(port))
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        self._relay(connection, upstream)
+
+
 @contextmanager
 def closed_port() -> Iterator[int]:
     """A port where nobody listens, and nobody will: it stays taken."""
