@@ -26,6 +26,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     ExportIncompleteError,
 )
+from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.download import FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.gunzip import GZIP_MAGIC, Gunzip, Gzip, is_gzip
@@ -87,7 +88,13 @@ class DeliveryOptions:
 
         Raises:
             ValueError: says which and what it should be.
+            TypeError: likewise.
         """
+        for name in ("verify_row_count", "write_manifest", "replace"):
+            require_bool(name, getattr(self, name))
+        for name, number in (("part_size", self.part_bytes), ("max_concurrency", self.max_concurrency)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} must be a whole number, not {number!r}.")
         if self.compression not in ("gzip", "none"):
             raise ValueError(f"compression must be 'gzip' or 'none', not {self.compression!r}.")
         if not 5 * MIB <= self.part_bytes <= 1024 * MIB:

@@ -251,13 +251,15 @@ class AsyncSendGridClient:
                     response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
                 )
         except asyncio.CancelledError:
-            await trace.close_connection()
+            await trace.close_connections()
             raise
         except SendGridError:
             raise
         except Exception as error:  # likewise
-            if not sending.has_begun and not is_foreseen(type(error)):
-                raise
+            if not sending.has_begun:
+                await trace.close_connections()
+                if not is_foreseen(type(error)):
+                    raise
             raise _failed(error, request, self.connection, sending) from None
 
 

@@ -44,6 +44,9 @@ _BOOLEANS = {
 # What Airflow's pages show, and its "Test" button sends, instead of a stored secret.
 _PLACEHOLDER = re.compile(r"\*{3,}")
 
+# What templates make of nothing, and the form with an id where the id is missing.
+_NO_SUBUSER = ("", "none", "null", "account-id", "account-id none", "account-id null")
+
 _EXTRA_KEYS = ("region", "on_behalf_of", "timeout", "verify", "proxy")
 _HOST, _KEY = "the field 'API host'", "the field 'API key' (password)"
 _OWN_KEYS = f"its keys in extra itself ({', '.join(_EXTRA_KEYS)})"
@@ -303,7 +306,7 @@ def _on_behalf_of(name: str, value: Any) -> str | None:
     if value is None:
         return None
     text = str(value).strip()
-    if isinstance(value, bool) or not isinstance(value, str | int) or not text or text.lower() == "account-id":
+    if isinstance(value, bool) or not isinstance(value, str | int) or text.lower() in _NO_SUBUSER:
         raise ValueError(
             f"Connection {name!r}: on_behalf_of must be the user name of a subuser, or 'account-id' and an id, not "
             f"{value!r}. Remove it to act for the account itself."

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import redact
+from airflow_provider_sendgrid.exports.arguments import require_bool
 
 
 class UnreadableError(ValueError):
@@ -26,6 +27,19 @@ class ExportFamily(str, Enum):
 
     MARKETING = "marketing"
     LEGACY = "legacy"
+
+
+def parse_family(value: Any) -> ExportFamily:
+    """`value`, as a template or an XCom rendered it, as a family.
+
+    Raises:
+        ValueError: it is none; the message names those that exist.
+    """
+    try:
+        return ExportFamily(value)
+    except ValueError:
+        names = " or ".join(repr(family.value) for family in ExportFamily)
+        raise ValueError(f"family must be {names}, not {value!r}.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +257,10 @@ class ExportSelection:
             raise ValueError(f"file_type must be 'csv' or 'json', not {self.file_type!r}.")
         payload: dict[str, Any] = {
             "file_type": self.file_type,
-            "notifications": {"email": bool(self.notify_by_email)},
+            "notifications": {"email": require_bool("notify_by_email", self.notify_by_email)},
         }
         for name, ids in (("list_ids", self.list_ids), ("segment_ids", self.segment_ids)):
-            if typed := _typed_ids(name, ids, family):
+            if typed := typed_ids(name, ids, family):
                 payload[name] = typed
         if self.max_file_size is not None:
             payload["max_file_size"] = _megabytes(self.max_file_size)
@@ -289,10 +303,16 @@ _NOT_AN_ID = frozenset({"0", "none", "null", "nan", "undefined", "true", "false"
 _EXPORT_ID = re.compile(r"[A-Za-z0-9._~:@=+-]{1,200}")
 
 
-def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
+def typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> list[str | int]:
+    """Ids of lists or segments in the type that the family's API takes.
+
+    Raises:
+        ValueError: one is not an id of this family.
+    """
     # An empty text, as a template may render to, must not be taken for "every contact".
     ids = [item.strip() if isinstance(item, str) else item for item in ids]
-    odd = [item for item in ids if not _SELECTED_ID.fullmatch(_text(item) or "")]
+    texts = [_text(item) or "" for item in ids]
+    odd = [item for item, text in zip(ids, texts, strict=True) if not _is_selected_id(text)]
     if odd:
         raise ValueError(f"{name} must hold ids, texts or numbers, not {odd[0]!r}.")
     if FAMILIES[family].id_type is int and not all(_NUMBER.fullmatch(str(item)) for item in ids):
@@ -301,6 +321,10 @@ def _typed_ids(name: str, ids: Sequence[str | int], family: ExportFamily) -> lis
             "ids like uuids belong to family='marketing'."
         )
     return [FAMILIES[family].id_type(item) for item in ids]
+
+
+def _is_selected_id(text: str) -> bool:
+    return _SELECTED_ID.fullmatch(text) is not None and text.casefold() not in _NOT_AN_ID
 
 
 # Anything else is a list that was rendered as text, or holds invisible characters.

@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import redact
 from airflow_provider_sendgrid.exports.connection import SendGridConnection, checked_proxy, is_loopback
+from airflow_provider_sendgrid.exports.sending import RecordedTLSSocket
 
 _PORTS = {"http": 80, "https": 443}
 # What OpenSSL finds in a folder: files named by the hash of their subject.
@@ -262,6 +263,7 @@ def _certifi() -> CertificateSource:
 def tls_context(sources: tuple[CertificateSource, ...]) -> ssl.SSLContext:
     """A context that trusts these certificates; without any, nothing is verified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = RecordedTLSSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if sys.version_info >= (3, 13):  # as `ssl.create_default_context` does
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT

@@ -11,12 +11,14 @@ The same record stops a request that was given up: sending does not begin later,
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from functools import cache
+from http.client import HTTPResponse
 from typing import Any
 
 from airflow_provider_sendgrid.stopping import shut_down
@@ -101,9 +103,12 @@ class Sending:
             self._is_given_up = True
 
     def use_socket(self, connection: Any) -> None:
-        """This socket is the one that the request is sent by."""
+        """This socket is the one that the request is sent by; its connection ends if the request was given up."""
         with self._lock:
             self._socket = connection
+            is_given_up = self._is_given_up
+        if is_given_up:
+            shut_down(connection)
 
     def interrupt(self) -> None:
         """Give the request up, and end the connection that it uses."""
@@ -143,6 +148,11 @@ def is_foreseen(error_class: type[BaseException]) -> bool:
     return any(name in ERRORS for name in _names(error_class))
 
 
+def is_of_proxy(error: BaseException) -> bool:
+    """Whether httpx's proxy refused the connection, before the request."""
+    return not {"httpx.ProxyError", "socksio.SOCKSError"}.isdisjoint(_names(type(error)))
+
+
 def _names(error_class: type[BaseException]) -> Iterator[str]:
     return (f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in error_class.__mro__)
 
@@ -158,12 +168,12 @@ class Trace:
 
     def __init__(self, sending: Sending) -> None:
         self._sending = sending
-        self._stream: Any = None
+        self._streams: list[Any] = []
 
     async def __call__(self, event: str, info: dict[str, Any]) -> None:
         """Note an event."""
-        if event == "connection.connect_tcp.complete":
-            self._stream = info["return_value"]
+        if event.endswith(".connect_tcp.complete"):
+            self._streams.append(info["return_value"])
         if not event.endswith(".started"):
             return
         is_for_tunnel = getattr(info.get("request"), "method", None) == b"CONNECT"
@@ -172,10 +182,10 @@ class Trace:
         else:
             self._sending.begin()
 
-    async def close_connection(self) -> None:
-        """Close the connection that was being made: httpcore leaves it open where it is cancelled during TLS."""
-        if self._stream is not None:
-            await self._stream.aclose()
+    async def close_connections(self) -> None:
+        """Close what was opened for the request: httpcore leaves it open if TLS is cancelled, or SOCKS fails."""
+        for stream in self._streams:
+            await stream.aclose()
 
 
 # requests
@@ -193,11 +203,52 @@ def recorded_in(sending: Sending) -> Iterator[None]:
         _current.reset(token)
 
 
+class RecordedTLSSocket(ssl.SSLSocket):
+    """A TLS socket whose handshake ends when its request is given up, see `Sending.interrupt`.
+
+    The `ssl` module leaves a socket open whose connection was reset before the handshake; this one is closed.
+    """
+
+    _has_begun = False
+
+    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        """Receive; before the handshake `ssl` does so to see whether there is a connection."""
+        try:
+            return super().recv(*args, **kwargs)
+        except ConnectionError:
+            if not self._has_begun:
+                self.close()
+            raise
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Begin TLS."""
+        self._has_begun = True
+        if sending := _current.get():
+            sending.use_socket(self)
+        super().do_handshake(block)
+
+
+# "101 Switching Protocols" is none: nothing follows it.
+_INTERIM = (100, *range(102, 200))
+
+
+class FinalResponse(HTTPResponse):
+    """The response after all interim ones (1xx), as with httpx; `http.client` skips "100 Continue" alone."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        super().begin()
+        while self.status in _INTERIM:
+            self.headers = self.msg = None  # type: ignore[assignment]  # or the next head is not read
+            super().begin()
+
+
 class _Recording:
     """What is added to urllib3's connections."""
 
     sock: Any
     auto_open: int
+    response_class = FinalResponse
     _is_making_connection = False
 
     def connect(self) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import Network, resolve_network
-from airflow_provider_sendgrid.exports.sending import recording_pool
+from airflow_provider_sendgrid.exports.sending import is_of_proxy, recording_pool
 from airflow_provider_sendgrid.redaction import redact_logs_of_libraries
 
 if TYPE_CHECKING:
@@ -87,6 +87,12 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
 
     redact_logs_of_libraries()
     network = resolve_network(connection)
+    proxy = _httpx_proxy(network.proxy_for(connection.base_url), network)
+    # No limit: requests that hang must not keep others from a connection. Callers bound how many are in flight.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    login = {}
+    if proxy is not None and proxy.url.scheme == "socks5" and proxy.auth is not None:
+        login["all://"] = _socks_transport_class()(proxy, verify=network.tls, limits=limits, trust_env=False)
     return httpx.AsyncClient(
         base_url=connection.base_url,
         headers={
@@ -95,11 +101,11 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
             "User-Agent": _user_agent(),
         },
         timeout=connection.timeout_seconds,
-        # No limit: requests that hang must not keep others from a connection. Callers bound how many are in flight.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        limits=limits,
         trust_env=False,
         verify=network.tls,
-        proxy=_httpx_proxy(network.proxy_for(connection.base_url), network),
+        proxy=proxy,
+        mounts=login,
         follow_redirects=False,
     )
 
@@ -122,6 +128,48 @@ def _httpx_proxy(url: str | None, network: Network) -> httpx.Proxy | None:
     # httpx has the proxy look up names for both, and knows "socks5h" from 0.28 on only.
     url = url.replace("socks5h://", "socks5://", 1)
     return httpx.Proxy(url, ssl_context=network.tls if url.startswith("https:") else None)
+
+
+class _SocksTransport:
+    """Uses a SOCKS proxy with its user and password, or, if the proxy wants none, without them.
+
+    As in a worker, where PySocks offers both at once. httpx offers the password alone, which such proxies refuse.
+    """
+
+    def __init__(self, proxy: httpx.Proxy, **kwargs: Any) -> None:
+        import httpx
+
+        self._with_login = httpx.AsyncHTTPTransport(proxy=proxy, **kwargs)
+        self._without = httpx.AsyncHTTPTransport(proxy=httpx.Proxy(proxy.url), **kwargs)
+        self._wants_login = True
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not self._wants_login:
+            return await self._without.handle_async_request(request)
+        try:
+            return await self._with_login.handle_async_request(request)
+        except Exception as error:
+            if not is_of_proxy(error):  # its handshake: nothing was sent to the host
+                raise
+            if trace := request.extensions.get("trace"):
+                await trace.close_connections()
+            try:
+                response = await self._without.handle_async_request(request)
+            except Exception as second:  # noqa: BLE001 - one of both is raised
+                raise (error if is_of_proxy(second) else second) from None
+        self._wants_login = False
+        return response
+
+    async def aclose(self) -> None:
+        await self._with_login.aclose()
+        await self._without.aclose()
+
+
+@cache
+def _socks_transport_class() -> Any:
+    import httpx
+
+    return type("SocksTransport", (_SocksTransport, httpx.AsyncBaseTransport), {})
 
 
 class _Adapter:

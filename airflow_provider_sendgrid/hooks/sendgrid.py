@@ -16,6 +16,7 @@ from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook
 from airflow_provider_sendgrid.delivery import Source
 from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.arguments import parse_conn_id
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import (
@@ -24,6 +25,7 @@ from airflow_provider_sendgrid.exports.export import (
     ExportFamily,
     ExportSelection,
     parse_export_id,
+    parse_family,
 )
 from airflow_provider_sendgrid.exports.names import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
 
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
     from airflow_provider_sendgrid.exports.shared_watch import SharedWatch
+
+
+class _NotPassed(tuple[str | int, ...]):
+    """A default that differs from an empty tuple that was passed."""
+
+    __slots__ = ()
+
+
+_NOT_PASSED = _NotPassed()
 
 
 class SendGridHook(BaseHook):
@@ -117,6 +128,7 @@ class SendGridHook(BaseHook):
             ValueError: it cannot be parsed; or a setting of it, or of the environment's proxy or trust, is wrong; names
                 the setting and the right value.
         """
+        self.sendgrid_conn_id = parse_conn_id(self.sendgrid_conn_id)
         airflow_connection = self._airflow_connection()
         connection = SendGridConnection.from_fields(
             name=self.sendgrid_conn_id,
@@ -138,7 +150,7 @@ class SendGridHook(BaseHook):
 
     def _airflow_connection(self) -> Any:
         name = self.sendgrid_conn_id
-        variable = f"AIRFLOW_CONN_{str(name).upper()}"
+        variable = f"AIRFLOW_CONN_{name.upper()}"
         try:
             return self.get_connection(name)
         except AirflowNotFoundException:
@@ -242,23 +254,33 @@ class SendGridHook(BaseHook):
 
     def start_export(
         self,
-        list_ids: Sequence[str | int] = (),
-        segment_ids: Sequence[str | int] = (),
+        list_ids: Sequence[str | int] = _NOT_PASSED,
+        segment_ids: Sequence[str | int] = _NOT_PASSED,
         *,
         file_type: str = "csv",
         max_file_size: int | None = None,
         notify_by_email: bool = False,
     ) -> str:
-        """Start an export and return its id; neither lists nor segments means every contact.
+        """Start an export and return its id; if neither `list_ids` nor `segment_ids` is passed, of every contact.
 
         Args:
             list_ids: ids of lists.
-            segment_ids: ids of segments.
+            segment_ids: ids of segments. If what is passed holds no id at all, nothing is exported.
             file_type: ``csv`` or ``json`` (one object per line).
             max_file_size: in MB; a larger export is split into several files (SendGrid's default: 5000).
             notify_by_email: have SendGrid mail a link to the account's owner.
+
+        Raises:
+            ValueError: an argument is wrong, or no id was passed.
         """
-        return self.start_selection(ExportSelection(list_ids, segment_ids, file_type, max_file_size, notify_by_email))
+        selection = ExportSelection(list_ids, segment_ids, file_type, max_file_size, notify_by_email)
+        is_passed = list_ids is not _NOT_PASSED or segment_ids is not _NOT_PASSED
+        if is_passed and not selection.list_ids and not selection.segment_ids:
+            raise ValueError(
+                "list_ids and segment_ids hold no id; nothing was exported. Pass at least one, or pass neither "
+                "argument to export all contacts."
+            )
+        return self.start_selection(selection)
 
     def start_selection(self, selection: ExportSelection) -> str:
         """The same, with what to export in one value."""
@@ -347,11 +369,7 @@ class SendGridHook(BaseHook):
 
     @property
     def _family(self) -> ExportFamily:
-        try:
-            return ExportFamily(self.family)
-        except ValueError:
-            names = " or ".join(repr(family.value) for family in ExportFamily)
-            raise ValueError(f"family must be {names}, not {self.family!r}.") from None
+        return parse_family(self.family)
 
 
 def _extra(name: str, connection: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class SendGridExportsLink(_KeptLink):
     @classmethod
     def keep_for(cls, context: Context, family: str) -> None:
         """Leave the page of a family's exports; whether it is a family, others will say."""
-        cls.keep(context, EXPORT_PAGES.get(family, ""))
+        cls.keep(context, next((page for known, page in EXPORT_PAGES.items() if known == family), ""))
 
 
 class DeliveredObjectsLink(_KeptLink):

@@ -21,6 +21,7 @@ from airflow_provider_sendgrid._compat import (
     xcoms_of_run,
 )
 from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError
+from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Rivals, Starting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -138,7 +139,8 @@ class SendGridExportContactsOperator(BaseOperator):
     def execute(self, context: Context) -> str:
         """Start the export, or find it."""
         try:
-            hook = SendGridHook(_text("sendgrid_conn_id", self.sendgrid_conn_id), _text("family", self.family))
+            hook = SendGridHook(self.sendgrid_conn_id, self.family)
+            require_bool("durable", self.durable)
             hook.stop = self._stop
             SendGridExportsLink.keep_for(context, self.family)
             selection = self._selection(hook)
@@ -392,13 +394,6 @@ def _items(name: str, value: Any) -> list[Any]:
 def _unique(ids: Iterable[str | int]) -> list[str | int]:
     """Each id once, in its first place."""
     return list({str(item): item for item in reversed(list(ids))}.values())[::-1]
-
-
-def _text(name: str, value: Any) -> Any:
-    """A rendered argument that must be a text; numbers come from native rendering."""
-    if _is_empty(value) or isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"{name} must be a text, not {value!r}.")
-    return value if isinstance(value, str) else str(value)
 
 
 def _sorted_ids(selection: ExportSelection) -> list[list[str]]:

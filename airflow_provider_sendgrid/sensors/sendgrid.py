@@ -31,7 +31,7 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
+from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id, parse_family
 from airflow_provider_sendgrid.exports.watch import (
     LONGEST_PAUSE_SECONDS,
     POLL_PATIENCE,
@@ -255,7 +255,7 @@ class SendGridExportSensor(BaseSensorOperator):
     def _look(self) -> Sighting:
         state = self._wait_state()
         patience = replace(POLL_PATIENCE, seconds_left=self._seconds_left)
-        family, export_id = ExportFamily(self.family), parse_export_id(self.export_id)
+        family, export_id = parse_family(self.family), parse_export_id(self.export_id)
         with self.hook.client() as client:
             client.connection = self._bounded(client.connection)
             export = client.converse(

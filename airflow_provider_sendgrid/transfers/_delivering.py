@@ -93,10 +93,15 @@ class DeliveringOperator(BaseOperator, ABC):
         self.write_manifest = write_manifest
         self.file_index: int | str | None = file_index  # type: ignore[assignment]
         self.partition_key: str | None = partition_key  # type: ignore[assignment]
-        self._has_file_index, self._has_partition_key = file_index is not None, partition_key is not None
+        self._passed = self._not_none()
         self.family = family
         self.sendgrid_conn_id = sendgrid_conn_id
         self._delivered: tuple[lineage.SendGridAccount, Delivery] | None = None
+
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """Remember which arguments were set before rendering, also by assignment."""
+        self._passed |= self._not_none()
+        super().render_template_fields(context, jinja_env)
 
     def execute(self, context: Context) -> list[str]:
         """Deliver."""
@@ -112,8 +117,9 @@ class DeliveringOperator(BaseOperator, ABC):
                 replace=self.replace,
             )
             self.export_id = parse_export_id(self.export_id)
-            file_index = _parse_file_index(self.file_index) if self._has_file_index else None
-            self.partition_key = _parse_partition_key(self.partition_key) if self._has_partition_key else None
+            file_index = _parse_file_index(self.file_index) if self._is_passed("file_index") else None
+            has_partition_key = self._is_passed("partition_key")
+            self.partition_key = _parse_partition_key(self.partition_key) if has_partition_key else None
             _ = hook.account  # refuses a wrong connection or family
         try:
             with hook.source(self.export_id, self._stop) as source:
@@ -139,6 +145,13 @@ class DeliveringOperator(BaseOperator, ABC):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """From the export to its objects, with rows and bytes; called by Airflow's OpenLineage provider."""
         return lineage.lineage_of_delivery(*self._delivered) if self._delivered else lineage.no_lineage()
+
+    def _not_none(self) -> frozenset[str]:
+        return frozenset(name for name in ("file_index", "partition_key") if getattr(self, name) is not None)
+
+    def _is_passed(self, name: str) -> bool:
+        """Whether an optional argument was passed: it must then render to something."""
+        return name in self._passed or name in self._not_none()
 
     def _tell(self, hook: SendGridHook, delivery: Delivery, context: Context) -> None:
         """Let those know who count, draw lineage, or wait for the assets."""

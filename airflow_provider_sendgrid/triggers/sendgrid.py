@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
@@ -18,7 +19,14 @@ from asgiref.sync import sync_to_async
 from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, BaseEventTrigger, BaseTrigger, TriggerEvent
 from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
-from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id
+from airflow_provider_sendgrid.exports.arguments import parse_conn_id
+from airflow_provider_sendgrid.exports.export import (
+    ContactExport,
+    ExportFamily,
+    parse_export_id,
+    parse_family,
+    typed_ids,
+)
 from airflow_provider_sendgrid.exports.seen import SeenExports
 from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -211,8 +219,11 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         require_seconds("poll_interval", poll_interval)
         if not 0 < poll_interval < float("inf"):
             raise ValueError(f"poll_interval must be a number of seconds above 0, not {poll_interval!r}.")
-        if family not in (families := [each.value for each in ExportFamily]):
-            raise ValueError(f"family must be one of {', '.join(families)}, not {family!r}.")
+        parse_conn_id(sendgrid_conn_id)
+        known_family = parse_family(family)
+        for name, chosen in (("list_id", list_id), ("segment_id", segment_id)):
+            if chosen is not None:  # a value that is no id never matches
+                typed_ids(name, [chosen], known_family)
         _moment(since)
         self.sendgrid_conn_id = sendgrid_conn_id
         self.family = family
@@ -282,8 +293,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
     def _is_wanted(self, export: ContactExport) -> bool:
         return (
             self.export_type in (None, _type_of(export))
-            and (self.list_id is None or str(self.list_id) in export.list_ids)
-            and (self.segment_id is None or str(self.segment_id) in export.segment_ids)
+            and (self.list_id is None or str(self.list_id).strip() in export.list_ids)
+            and (self.segment_id is None or str(self.segment_id).strip() in export.segment_ids)
         )
 
     async def _payloads(self, news: Sequence[ContactExport]) -> list[dict[str, Any]]:
@@ -416,7 +427,7 @@ def _moment(text: str | float | None) -> float | None:
     Raises:
         ValueError: it is none.
     """
-    if text is None or isinstance(text, int | float):
+    if text is None or (isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text)):
         return text
     try:
         moment = datetime.fromisoformat(str(text).strip().replace("Z", "+00:00"))

@@ -234,7 +234,8 @@ def test_an_account_may_be_named_by_its_id():
 
 
 @pytest.mark.parametrize(
-    "value", [" ", "\t\n", True, False, ["subuser"], {"name": "subuser"}, "account-id", "account-id "]
+    "value",
+    [" ", "\t\n", True, False, ["subuser"], {"name": "subuser"}, "account-id", "account-id ", "None", "null", [], {}],
 )
 def test_a_subuser_that_names_nobody_is_refused(value):
     """Ignoring it would export the contacts of the account itself."""

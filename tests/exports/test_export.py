@@ -378,7 +378,7 @@ def test_ids_that_are_no_list_are_refused(family, name, ids):
         ExportSelection(**{name: ids}).to_payload(family)
 
 
-@pytest.mark.parametrize("odd", ["", "  ", None, 1.5, True, ["ca1d"]])
+@pytest.mark.parametrize("odd", ["", "  ", None, 1.5, True, ["ca1d"], "None", "null", "nan", "undefined"])
 @BOTH_FAMILIES
 def test_an_id_that_is_none_is_refused(family, odd):
     """SendGrid might ignore it and export every contact, or another list's."""

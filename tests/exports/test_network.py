@@ -18,7 +18,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Patience
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from tests.support.network import Proxy, Server, closed_port, make_certificate
+from tests.support.network import Proxy, Server, SocksProxy, closed_port, make_certificate, response
 
 CLIENTS = ("requests", "httpx", "download")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -298,6 +298,12 @@ def test_plain_http_to_this_machine_never_goes_through_a_proxy(kind, host, proxy
     assert proxy.connections == 0
 
 
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_interim_responses_are_skipped(kind):
+    with Server(answers=[b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2 + response()]).running() as plain:
+        assert get(kind, SendGridConnection("SG.key", plain.url)) in (200, [])
+
+
 # --- NO_PROXY in detail
 
 
@@ -406,6 +412,35 @@ def test_a_socks_proxy_needs_the_packages_of_both_clients(missing, monkeypatch):
         resolve_network(SendGridConnection("SG.key", proxy="socks5://proxy.example:1080", name="main"), {})
     with pytest.raises(ValueError, match=rf"ALL_PROXY is a SOCKS proxy.*{install}"):
         resolve_network(SendGridConnection("SG.key"), {"ALL_PROXY": "socks5h://proxy.example"})
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("wants", ["", "closes", "login"])
+@pytest.mark.parametrize("login", ["", "user:p4ss@", "user:wrong@"])
+def test_both_clients_use_a_login_of_a_socks_proxy_only_if_it_wants_one(kind, wants, login, server, right):
+    for module in network_module._SOCKS_MODULES:
+        pytest.importorskip(module)
+    with SocksProxy(wants).running() as proxy:
+        url = f"socks5://{login}localhost:{proxy.port}"
+        connection = SendGridConnection("SG.key", server.url, timeout_seconds=10, verify=str(right), proxy=url)
+        works = wants != "login" or login == "user:p4ss@"
+        assert outcome(kind, connection) is works
+        assert proxy.count("CONNECT") == works
+
+
+def test_a_triggerer_keeps_to_what_a_socks_proxy_wants(server, right):
+    for module in network_module._SOCKS_MODULES:
+        pytest.importorskip(module)
+
+    async def ask_twice(connection):
+        async with AsyncSendGridClient(connection) as client:
+            for _ in range(2):
+                await client.converse(protocol.get_scopes(Patience(tries=1)))
+
+    with SocksProxy().running() as proxy:
+        url = f"socks5://user:p4ss@localhost:{proxy.port}"
+        asyncio.run(ask_twice(SendGridConnection("SG.key", server.url, verify=str(right), proxy=url)))
+        assert proxy.connections == 2  # one is refused
 
 
 def test_a_hosts_proxy_that_is_not_used_needs_no_check():

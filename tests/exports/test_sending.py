@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
+import socket
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -20,9 +23,10 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
+from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Patience, Request
 from airflow_provider_sendgrid.exports.sending import ERRORS, GivenUpError, Sending, When, when_raised
-from tests.support.network import Proxy, Server, closed_port, make_certificate
+from tests.support.network import Proxy, Server, closed_port, make_certificate, reset, response
 
 KINDS = ("requests", "httpx")
 ONCE = Patience(tries=1)
@@ -193,6 +197,39 @@ def test_an_unforeseen_error_while_reading_is_a_broken_response(kind, error, mon
         assert "secret" not in str(caught.value)
 
 
+# --- interim responses
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+INTERIM = [HINTS, HINTS * 3, b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + HINTS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interim", INTERIM)
+def test_an_interim_response_is_not_taken_for_the_response(kind, interim):
+    """Nor is the response taken for that of the next request on the connection."""
+    with Server(answers=[interim + response(), interim + response(body=b'{"id": "export-2"}')]).running() as server:
+        assert start(kind, SendGridConnection("SG.key", server.url), times=2) == "export-2"
+        assert (server.connections, server.count("POST")) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", [HINTS, HINTS[:-2], b"HTTP/1.1 101 Switching Protocols\r\n\r\n"])
+def test_a_start_whose_only_response_is_interim_is_in_doubt(kind, answer):
+    with Server("stale", answers=[answer]).running() as server:
+        with pytest.raises(SendGridError) as caught:
+            start(kind, SendGridConnection("SG.key", server.url, timeout_seconds=10))
+        assert caught.value.may_have_been_accepted is True
+        assert server.count("POST") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refusal_after_an_interim_response_is_definite(kind):
+    with Server(answers=[HINTS + response("403 Forbidden", b"{}")] * 9).running() as server:
+        with pytest.raises(SendGridError) as caught:
+            start(kind, SendGridConnection("SG.key", server.url))
+        assert (caught.value.status_code, caught.value.may_have_been_accepted) == (403, False)
+
+
 # --- tunnels that the proxy refuses
 
 
@@ -217,6 +254,23 @@ def test_a_tunnel_that_is_refused_names_the_proxys_status(kind, status, certific
         connection = SendGridConnection("SG.key", server.url, proxy=proxy.url)
         with pytest.raises(SendGridUnavailableError, match=rf"the proxy refused the tunnel with {status}\)"):
             start(kind, connection)
+
+
+# --- connections that are reset
+
+
+def test_a_connection_that_is_reset_before_tls_leaves_no_socket_open():
+    """The `ssl` module raises without closing it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        reset(accepted)
+        assert select.select([client], [], [], 10)[0]
+        number = client.fileno()
+        with pytest.raises(ConnectionResetError):
+            resolve_network(SendGridConnection("SG.key"), {}).tls.wrap_socket(client, server_hostname="localhost")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
 
 
 # --- connections that are used again

@@ -531,6 +531,21 @@ class FewStarts(Starts):
     most_tasks = 2
 
 
+class TwoAlike(FewStarts):
+    """Two tasks that start the same; nothing else happens."""
+
+    numbers = (0,)
+    retry = clear = kill = somebody_exports = None
+
+
+class OneStart(FewStarts):
+    """One task, which is cleared, and a person who exports the same."""
+
+    numbers = (0,)
+    most_tasks = 1
+    retry = kill = None
+
+
 OPERATORS = new_operators()
 PROFILE = settings(
     max_examples=HISTORIES,
@@ -590,10 +605,10 @@ def any_export_counts_as_ours(monkeypatch):
 
 TWICE = "exports of .* for . starts|two tasks have the same export"
 BROKEN = {
-    a_refusal_leaves_the_record: "took the export of a person",
-    announcements_are_ignored: TWICE,
-    a_retry_does_not_look: TWICE,
-    any_export_counts_as_ours: "an export of something else",
+    a_refusal_leaves_the_record: (OneStart, "took the export of a person"),
+    announcements_are_ignored: (TwoAlike, TWICE),
+    a_retry_does_not_look: (FewStarts, TWICE),
+    any_export_counts_as_ours: (FewStarts, "an export of something else"),
 }
 
 
@@ -601,5 +616,6 @@ BROKEN = {
 def test_the_histories_find_a_broken_rule(break_rule, monkeypatch):
     break_rule(monkeypatch)
     shorter = settings(PROFILE, max_examples=10_000, stateful_step_count=20, derandomize=True)
-    with pytest.raises(AssertionError, match=BROKEN[break_rule]):
-        run_state_machine_as_test(FewStarts, settings=shorter)
+    machine, found = BROKEN[break_rule]
+    with pytest.raises(AssertionError, match=found):
+        run_state_machine_as_test(machine, settings=shorter)

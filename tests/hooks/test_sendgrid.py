@@ -134,6 +134,29 @@ def test_an_unknown_family_is_refused_before_anything_is_asked(sendgrid_emulator
     assert 0 == sendgrid_emulator.count()
 
 
+@pytest.mark.parametrize("value", [["marketing"], {"marketing": 1}, {"legacy"}, 1, None, "", b"legacy", True], ids=repr)
+def test_a_family_of_another_type_is_named_with_the_right_ones(sendgrid_emulator, value):
+    with pytest.raises(ValueError, match=r"family must be 'marketing' or 'legacy', not "):
+        SendGridHook(family=value).get_lists()
+    assert 0 == sendgrid_emulator.count()
+
+
+@pytest.mark.parametrize("value", [["main"], {"a": 1}, None, "", "  ", "None", b"main", True], ids=repr)
+def test_a_connection_id_that_is_no_text_is_a_wrong_argument(sendgrid_emulator, value):
+    with pytest.raises(ValueError, match=r"sendgrid_conn_id must be the id of an Airflow connection"):
+        SendGridHook(value).get_lists()
+    assert 0 == sendgrid_emulator.count()
+
+
+@pytest.mark.parametrize("nothing", [[], (), set(), iter([])], ids=lambda each: type(each).__name__)
+def test_ids_that_are_passed_but_empty_do_not_mean_all_contacts(sendgrid_emulator, nothing):
+    with pytest.raises(ValueError, match=r"hold no id; nothing was exported"):
+        SendGridHook().start_export(nothing)
+    with pytest.raises(ValueError, match=r"hold no id; nothing was exported"):
+        SendGridHook().start_export(segment_ids=nothing)
+    assert 0 == sendgrid_emulator.count()
+
+
 @pytest.mark.usefixtures("airflow_database")
 def test_a_connection_that_does_not_exist_is_named_with_what_to_do():
     """Not as Airflow's own exception: a sensor with soft_fail would be skipped on it. Another try may find it."""

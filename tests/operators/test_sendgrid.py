@@ -259,9 +259,9 @@ def test_digits_and_numbers_are_alike_after_native_rendering(sendgrid_emulator, 
     assert 1 == sendgrid_emulator.count("POST")
 
 
-@pytest.mark.parametrize("name", ["sendgrid_conn_id", "family", "file_type"])
-@pytest.mark.parametrize("value", [None, "", [], True])
-def test_settings_that_render_to_nothing_are_errors(sendgrid_emulator, name, value):
+@pytest.mark.parametrize("name", ["sendgrid_conn_id", "family", "file_type", "durable", "notify_by_email"])
+@pytest.mark.parametrize("value", [None, "", [], ["marketing"], {"a": 1}, {"csv"}, "None", b"csv", 1.5], ids=repr)
+def test_settings_that_cannot_be_right_are_errors(sendgrid_emulator, name, value):
     with pytest.raises(AirflowFailException, match=name):
         start(**{name: value})
     assert 0 == sendgrid_emulator.count()

@@ -418,6 +418,14 @@ def test_a_wrong_export_id_fails_for_good_and_asks_nobody(sendgrid_emulator, wai
     assert sendgrid_emulator.count("GET") == 0
 
 
+@pytest.mark.parametrize("name", ["family", "sendgrid_conn_id"])
+@pytest.mark.parametrize("value", [["marketing"], {"marketing": 1}, {"legacy"}, None, "", True], ids=repr)
+def test_a_family_or_connection_of_another_type_fails_permanently(sendgrid_emulator, wait_in, mode, name, value):
+    with pytest.raises(AirflowFailException, match=f"{name} must be .*, not "):
+        wait_in(mode, export_id="an-id", **{name: value}).run()
+    assert sendgrid_emulator.count("GET") == 0
+
+
 @pytest.mark.parametrize("soft_fail", [False, True])
 def test_a_wrong_connection_fails_for_good_and_is_never_a_skip(monkeypatch, wait_in, mode, soft_fail):
     monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", '{"conn_type": "sendgrid"}')

@@ -92,6 +92,7 @@ class Server:
         certificate: file of the certificate, where it speaks TLS.
         requests: those that arrived whole, first lines only.
         connections: how many were accepted.
+    accepted: set once there is one.
         held: while it is not set, the fault "slow" keeps connections waiting.
         answers: what it sends to the first requests, instead of `ANSWER`.
     """
@@ -103,6 +104,7 @@ class Server:
     held: threading.Event = field(default_factory=threading.Event)
     answers: list[bytes] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    accepted: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -151,6 +153,7 @@ class Server:
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             self._threads.append(thread)
             thread.start()
+            self.accepted.set()
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError, ValueError):
@@ -295,6 +298,37 @@ class Proxy(Server):
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class SocksProxy(Proxy):
+    """A SOCKS5 proxy that takes the user "user" with the password "p4ss"."""
+
+    def serve(self, connection: socket.socket) -> None:
+        """Serve one connection.
+
+        "login": wants user and password; "closes": wants none, and ends a connection that does not offer that, as
+        OpenSSH does; "": refuses it by the protocol's answer.
+        """
+        stream = connection.makefile("rb")
+        with stream:
+            wanted = 2 if self.fault == "login" else 0
+            if wanted not in stream.read(stream.read(2)[1]):
+                connection.sendall(b"" if self.fault == "closes" else b"\x05\xff")
+                return
+            connection.sendall(bytes([5, wanted]))
+            if wanted:
+                user = stream.read(stream.read(2)[1])
+                is_known = (user, stream.read(stream.read(1)[0])) == (b"user", b"p4ss")
+                connection.sendall(b"\x01\x00" if is_known else b"\x01\x01")
+                if not is_known:
+                    return
+            host = stream.read(stream.read(5)[4]).decode()
+            port = int.from_bytes(stream.read(2), "big")
+        self.requests.append(f"CONNECT {host}:{port}")
+        upstream = self._connect(host, str(port))
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        self._relay(connection, upstream)
 
 
 @contextmanager

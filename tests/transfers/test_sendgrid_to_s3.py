@@ -296,6 +296,14 @@ def test_without_an_aws_connection_boto3_finds_its_own_way(sendgrid_emulator, s3
         ({"part_size": MIB}, "part_size must be"),
         ({"max_concurrency": 0}, "max_concurrency must be"),
         ({"family": "modern"}, "family must be"),
+        ({"family": ["marketing"]}, "family must be 'marketing' or 'legacy', not "),
+        ({"family": None}, "family must be 'marketing' or 'legacy', not None"),
+        ({"sendgrid_conn_id": ["main"]}, "sendgrid_conn_id must be"),
+        ({"sendgrid_conn_id": None}, "sendgrid_conn_id must be"),
+        ({"replace": "False"}, "replace must be True or False, not 'False'"),
+        ({"verify_row_count": None}, "verify_row_count must be True or False"),
+        ({"part_size": "8388608"}, "part_size must be a whole number"),
+        ({"max_concurrency": True}, "max_concurrency must be a whole number"),
     ],
 )
 def test_arguments_that_cannot_be_right_are_refused_before_anything_is_asked(
@@ -710,6 +718,16 @@ def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_e
     operator = SendGridToS3Operator(
         task_id="store", export_id="an-id", file_index="{{ none }}", s3_bucket=s3.bucket, s3_key_prefix="here/"
     )
+    operator.file_index = None  # as native rendering leaves it
+    with pytest.raises(AirflowFailException, match="file_index must be"):
+        operator.execute({})
+    assert sendgrid_emulator.count("GET") == 0
+
+
+def test_a_file_index_that_is_assigned_later_counts_as_passed(sendgrid_emulator, s3):
+    operator = SendGridToS3Operator(task_id="store", export_id="an-id", s3_bucket=s3.bucket, s3_key_prefix="here/")
+    operator.file_index = "{{ none }}"
+    operator.render_template_fields({})
     operator.file_index = None  # as native rendering leaves it
     with pytest.raises(AirflowFailException, match="file_index must be"):
         operator.execute({})

@@ -456,7 +456,15 @@ async def test_counts_that_do_not_come_delay_no_event(sendgrid_emulator, monkeyp
         ({"poll_interval": "60"}, TypeError, "poll_interval"),
         ({"poll_interval": None}, TypeError, "poll_interval"),
         ({"poll_interval": float("nan")}, ValueError, "poll_interval"),
-        ({"family": "legcy"}, ValueError, "family must be one of marketing, legacy"),
+        ({"family": "legcy"}, ValueError, "family must be 'marketing' or 'legacy', not 'legcy'"),
+        ({"family": ["legacy"]}, ValueError, "family must be"),
+        ({"sendgrid_conn_id": ["main"]}, ValueError, "sendgrid_conn_id must be"),
+        ({"list_id": ""}, ValueError, "list_id must hold ids"),
+        ({"list_id": ["7"]}, ValueError, "list_id must hold ids"),
+        ({"segment_id": True}, ValueError, "segment_id must hold ids"),
+        ({"list_id": "6f0a", "family": "legacy"}, ValueError, "list_id of the legacy family must be numbers"),
+        ({"since": True}, ValueError, "since must be a time"),
+        ({"since": float("nan")}, ValueError, "since must be a time"),
     ],
 )
 async def test_a_wrong_interval_or_family_is_named_when_the_dag_is_read(arguments, error, said):

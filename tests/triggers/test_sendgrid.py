@@ -215,6 +215,15 @@ async def test_a_wrong_interval_fails_its_own_wait_only_and_is_named(sendgrid_em
     assert "ready" == right["outcome"]
 
 
+@pytest.mark.parametrize("name", ["family", "sendgrid_conn_id"])
+@pytest.mark.parametrize("value", [["marketing"], {"marketing": 1}, None, "", 1.5], ids=repr)
+async def test_a_family_or_connection_of_another_type_is_a_wrong_setting(sendgrid_emulator, name, value):
+    [event] = await events_of(trigger_for("an-id", **{name: value}))
+    assert ("error", True) == (event["outcome"], event["is_setting"])
+    assert f"{name} must be" in event["error"]["message"]
+    assert 0 == sendgrid_emulator.count()
+
+
 async def test_not_before_is_stored_only_where_it_is_set():
     """Triggers of the previous version load, and a triggerer of the previous version loads most of ours."""
     assert "not_before" not in trigger_for("an-id").serialize()[1]
