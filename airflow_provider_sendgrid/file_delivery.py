@@ -53,6 +53,9 @@ _PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives a
 _KNOWN_UPLOADS = 8  # in one receipt
 _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 2  # of gunzip's before the counting
+WHO_ENDS_UPLOADS = (
+    "The next try of the task ends it, or a lifecycle rule of the bucket that aborts incomplete multipart uploads."
+)
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/x-ndjson",
@@ -544,10 +547,10 @@ def abort_quietly(writer: PartWriter, *, at_once: bool = False) -> None:
             writer.abort()
     except Exception as error:  # noqa: BLE001 - see above
         log.error(
-            "The upload of %s could not be aborted (%s): the next try ends it, or a rule of the bucket that aborts "
-            "incomplete multipart uploads.",
-            writer.name,
+            "The upload of %s could not be aborted (%s). %s",
+            writer.uri,
             type(error).__name__,
+            WHO_ENDS_UPLOADS,
         )
 
 

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.multipart import (
     ANY_VERSION,
     UPLOAD_KEY,
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _SENDS_OF_DAMAGED = 3
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_NOT_WHEN_STOPPED = ("CreateMultipartUpload", "UploadPart")
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
 _CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
@@ -89,16 +91,28 @@ class S3Storage:
         bucket: name of the bucket, or the ARN of an access point.
         prefix: what all names begin with, ``path/to/`` or empty.
         extra_args: further arguments of S3's calls, see `ExtraArguments`.
+        stop: once it is set, no upload is begun and no part is sent, also not by boto3's own retries.
     """
 
-    def __init__(self, client: Any, bucket: str, prefix: str, extra_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        bucket: str,
+        prefix: str,
+        extra_args: Mapping[str, Any] | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
         self._extra_args = ExtraArguments(extra_args, client.meta.service_model if client is not None else None)
         self._is_https = self._sends_checksums = self._is_signed = True
+        self._stop = stop or StopSignal()
         if client is not None:
             self._decide_checksums_and_signing()
+        for operation in _NOT_WHEN_STOPPED if stop is not None else ():
+            # Emitted before each attempt: boto3 pauses between them, and would go on after the upload was aborted.
+            client.meta.events.register(f"before-send.s3.{operation}", lambda **_: self._stop.raise_if_set())
         self._open_uploads: set[str] = set()
         self._unconditional: set[str] = set()
         self._logged: set[str] = set()
@@ -133,10 +147,11 @@ class S3Storage:
         known = self._upload_ids(name)
         described = self._described(info)
         algorithm = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
+        self._stop.raise_if_set()
         try:
             answer = self.call("create_multipart_upload", name, **described, **algorithm)
             upload_id = self.value_of(answer, "UploadId", "create_multipart_upload", name)
-        except DestinationError:
+        except (DestinationError, StoppedError):
             self._abort_unanswered(name, known)
             raise
         self._open_uploads.add(upload_id)
