@@ -353,6 +353,7 @@ class _Run:
             self._stop,
             self._stored_here,
             self._distrusted,
+            is_counted=self._is_whole and self._options.verify_row_count and bool(self._export.contact_count),
         )
         return [_File(self, context, index, _place(self._export.id, order, index)) for index in reversed(self._indexes)]
 
