@@ -60,8 +60,8 @@ log = logging.getLogger(__name__)
 _FETCHES, _ROUNDS = 3, 5
 _LEAST_TIME_LEFT = timedelta(seconds=60)
 _LOOK_AGAIN_SECONDS = 0.2
-# Shares of a stop's grace period: how long a delivery waits for its threads, which abort their uploads, before it aborts
-# them itself; and what it takes for that at least.
+# Shares of a stop's grace period: how long a delivery waits for its threads, which abort their uploads, before it does
+# so itself; and how long it waits for that at least.
 _THREADS_SHARE, _ABORTS_SHARE = 0.4, 0.3
 _LOOK_AGAIN_AT_END_SECONDS = 0.05
 

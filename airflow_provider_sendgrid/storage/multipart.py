@@ -410,8 +410,9 @@ class PartWriter:
     def abort_upload(self) -> None:
         """Abort the upload at once, while other threads may still write its parts; does nothing after `complete`."""
         self._is_aborted = True  # another thread may go on for a moment, and must not begin a second upload
-        for pending in list(self._pending):
-            pending.cancel()
+        for pending in reversed(list(self._pending)):
+            if not pending.done():
+                pending.cancel()
         upload, self._upload = self._upload, None
         if upload is not None:
             try:

@@ -452,7 +452,7 @@ class S3Storage:
             return self._are_etags_md5s[is_part]
 
     def _try_etag(self, name: str, *, is_part: bool) -> tuple[str, str, bool]:
-        """Store, read and delete an object: its ETag, or its part's; its MD5; whether it holds the bytes that were sent."""
+        """Store, read and delete an object: its ETag or its part's, its MD5, and whether it holds what was sent."""
         content = bytearray(os.urandom(32).hex().encode() * 1024)  # so large that a server that compresses does
         trial, info = copy(self), ObjectInfo("text/plain", {})
         trial._compares_etags = False  # noqa: SLF001 - of this class
