@@ -75,7 +75,7 @@ class Location:
             return cls(provider, "file://", "", f"/{prefix}", _conn_id(conn_id, at, path))
         # Azure's own form names the container before the account's host; containers' names have no dots.
         if provider is Provider.AZURE and at and "." in bucket:
-            return cls(provider, f"{url.scheme}://{url.netloc}/", conn_id, prefix, None)
+            return cls(provider, f"{url.scheme}://{url.netloc}/", _bucket(conn_id, path), prefix, None)
         return cls(provider, f"{url.scheme}://{bucket}/", _bucket(bucket, path), prefix, _conn_id(conn_id, at, path))
 
     @classmethod

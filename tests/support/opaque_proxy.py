@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tests.support.losing_proxy import LosingProxy
 
-_IN_HEADER = re.compile(r'(?<![0-9a-f])([0-9a-f]{32})(?![0-9a-f])')
+_IN_HEADER = re.compile(r"(?<![0-9a-f])([0-9a-f]{32})(?![0-9a-f])")
 _IN_XML = re.compile(rb'(<ETag>(?:&quot;|&#34;|")?)([0-9a-f]{32})')
 _HEADERS = {"etag", "if-match"}
 
