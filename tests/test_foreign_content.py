@@ -162,13 +162,9 @@ def test_a_first_line_that_is_very_long_is_no_message():
 def test_a_url_that_is_not_https_is_refused_before_any_file_is_fetched(bad):
     """Also if it is that of a later file."""
     storage = MemoryStorage()
-    with (
-        FileServer({"/a.csv": HEADER}) as server,
-        new_download_session(SendGridConnection("SG.key")) as session,
-        pytest.raises(SendGridServerError, match="nothing was fetched"),
-    ):
-        try:
-            deliver_export(source_with(session, [server.url + "/a.csv", bad]), storage, DeliveryOptions())
-        finally:
-            assert server.headers_seen == []
+    with FileServer({"/a.csv": HEADER}) as server, new_download_session(SendGridConnection("SG.key")) as session:
+        source = source_with(session, [server.url + "/a.csv", bad])
+        with pytest.raises(SendGridServerError, match="nothing was fetched"):
+            deliver_export(source, storage, DeliveryOptions())
+        assert server.headers_seen == []
     assert storage.objects == {}

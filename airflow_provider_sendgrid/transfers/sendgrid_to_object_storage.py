@@ -85,8 +85,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         self._has_conn_id = conn_id is not None
 
     def _storage(self) -> Storage:
-        path = None if self.path is None else str(self.path)
-        location = Location.of(parse_text("path", path, "Name a folder, such as s3://bucket/folder."))
+        location = Location.of(parse_text("path", str(self.path), "Name a folder, such as s3://bucket/folder."))
         if self._has_conn_id or "conn_id" in mapped_arguments(self):
             parse_text("conn_id", self.conn_id, "Leave it out for the storage's default connection.")
         make = {
