@@ -122,7 +122,7 @@ def test_every_file_with_a_column_of_sendgrids_is_one(content, rows, pack, conte
 @pytest.mark.parametrize("content", [ROW, b'"a@b.c"\n', b'"a@b.c","x"\n', b"a,b,c\n", b"1;a@b.c\n"])
 @pytest.mark.parametrize("content_type", ["", "text/csv", "text/plain", "application/gzip"])
 def test_a_file_without_a_header_may_be_one(content, content_type):
-    """Nobody knows whether later files repeat it."""
+    """Whether later files repeat it is not known."""
     assert rows_of(content, content_type=content_type, verify=False) is None
 
 

@@ -109,6 +109,19 @@ def test_an_upload_whose_begin_is_not_answered_in_time_is_named(s3, caplog):
         assert "next try of the task ends it, or a lifecycle rule" in line
 
 
+def test_an_upload_whose_abort_is_not_answered_in_time_is_named(s3, caplog):
+    stop = StopSignal(grace_seconds=0.2)
+    with (
+        proxy_of(s3, lambda *asked: sends_part(*asked) or asked[0] == "DELETE") as proxy,
+        delivery_of(s3, proxy, stop) as running,
+    ):
+        assert proxy.held.wait(DEADLINE_SECONDS)
+        stop.set()
+        assert_stopped(running)
+        [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert f"s3://{s3.bucket}/in/6f-00001-of-00001.csv may stay open" in line
+
+
 @pytest.mark.parametrize("holds_requests", [True, False])
 def test_a_complete_that_hangs_leaves_no_upload_and_is_not_waited_for(s3, caplog, holds_requests):
     """Whether S3 has it, or not yet."""

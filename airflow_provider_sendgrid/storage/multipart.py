@@ -381,10 +381,11 @@ class PartWriter:
         Raises:
             DestinationChangedError: another run stored it meanwhile.
         """
+        upload = self._upload  # before the question: an abort by another thread would make the object look small
         if self._is_aborted:
             raise StoppedError(f"the upload of {self.name} was aborted")
-        if self._upload is not None:
-            self._upload.complete()
+        if upload is not None:
+            upload.complete()
             self._upload, self.may_be_open = None, False
             return None
         content = self._kept_parts[0].content if self._kept_parts else bytearray()

@@ -155,7 +155,7 @@ def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         ("", "conn_id was passed but is empty"),
         ("None", "conn_id was passed but is empty"),
@@ -163,8 +163,8 @@ def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_
         (5, "conn_id must be a text"),
     ],
 )
-def test_a_connection_that_renders_to_nothing_is_no_default(sendgrid_emulator, export_id, value, told):
-    with pytest.raises(AirflowFailException, match=told):
+def test_a_connection_that_renders_to_nothing_is_no_default(sendgrid_emulator, export_id, value, expected):
+    with pytest.raises(AirflowFailException, match=expected):
         deliver(export_id, "s3://lake/in", conn_id=value)
     assert 0 == sendgrid_emulator.count()
 
