@@ -10,6 +10,7 @@ A file that is whole stays when a later one fails, so that a task tried again fe
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from airflow_provider_sendgrid.exports.rows import RecordCount
 from airflow_provider_sendgrid.exports.urls import SignedUrls, require_distinct_paths
 from airflow_provider_sendgrid.exports.watch import Outcome, look_at
 from airflow_provider_sendgrid.file_delivery import (
+    WHO_ENDS_UPLOADS,
     Context,
     DeliveryOptions,
     FilePlace,
@@ -58,8 +60,10 @@ log = logging.getLogger(__name__)
 _FETCHES, _ROUNDS = 3, 5
 _LEAST_TIME_LEFT = timedelta(seconds=60)
 _LOOK_AGAIN_SECONDS = 0.2
-# A stopped delivery waits so long for its threads, which abort their uploads; then so long for its own aborts.
-_END_SECONDS, _ABORT_SECONDS = 1.5, 2.0
+# Shares of a stop's grace period: how long a delivery waits for its threads, which abort their uploads, before it does
+# so itself; and how long it waits for that at least.
+_THREADS_SHARE, _ABORTS_SHARE = 0.4, 0.3
+_LOOK_AGAIN_AT_END_SECONDS = 0.05
 
 
 class ArgumentError(ValueError):
@@ -148,6 +152,8 @@ def deliver_export(
     """
     stop = stop or StopSignal()
     export = _ready_export(source.urls.export())
+    for url in export.urls:
+        source.urls.checked(url)
     run = _Run(source, storage, options, export, file_index, stop)
     try:
         return run.deliver()
@@ -266,14 +272,22 @@ class _Run:
     def end(self) -> None:
         """Stop all threads, and abort the uploads that are left."""
         self._stop.set()
-        if not wait(self._underway, _END_SECONDS).not_done:
+        if not wait(self._underway, self._stop.seconds_left(_THREADS_SHARE)).not_done:
             return
         writers = list(self._context.writers) if self._context is not None else []
         threads = DaemonExecutor(max(len(writers), 1), "sendgrid-abort")
-        aborts = [threads.submit(abort_quietly, writer, at_once=True) for writer in writers]
-        # A file's own thread may have begun to abort its upload.
-        begun: list[Future[Any]] = [*aborts, *self._underway]
-        wait(begun, _ABORT_SECONDS)
+        begun: list[Future[Any]] = [threads.submit(abort_quietly, writer, at_once=True) for writer in writers]
+        # A file's own thread may have begun to abort its upload, or wait for the response to its begin.
+        end = time.monotonic() + max(self._stop.seconds_left(), _ABORTS_SHARE * self._stop.grace_seconds)
+        while time.monotonic() < end and any(writer.may_be_open for writer in writers):
+            wait([*begun, *self._underway], _LOOK_AGAIN_AT_END_SECONDS)
+        for writer in writers:
+            if writer.may_be_open:
+                log.error(
+                    "The storage did not answer in time: an upload of %s may stay open. %s",
+                    writer.uri,
+                    WHO_ENDS_UPLOADS,
+                )
 
     def close(self) -> None:
         """End the threads without waiting for them, and give up what is open."""
@@ -339,6 +353,7 @@ class _Run:
             self._stop,
             self._stored_here,
             self._distrusted,
+            is_counted=self._is_whole and self._options.verify_row_count and bool(self._export.contact_count),
         )
         return [_File(self, context, index, _place(self._export.id, order, index)) for index in reversed(self._indexes)]
 

@@ -54,6 +54,9 @@ _PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives a
 _KNOWN_UPLOADS = 8  # in one receipt
 _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 2  # of gunzip's before the counting
+WHO_ENDS_UPLOADS = (
+    "The next try of the task ends it, or a lifecycle rule of the bucket that aborts incomplete multipart uploads."
+)
 _CONTENT_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/x-ndjson",
@@ -118,6 +121,7 @@ class Context:
         stored_here: files that this delivery stored, by the names of their objects.
         distrusted: objects that do not count as stored, and their versions: their rows disagree.
         writers: of the objects that are being stored, for the code that stops the delivery.
+        is_counted: whether the rows of all files will be compared with a count of SendGrid's, other than 0.
     """
 
     export_id: str
@@ -130,6 +134,7 @@ class Context:
     stored_here: dict[str, StoredFile]
     distrusted: Mapping[str, str] = field(default_factory=dict)
     writers: set[PartWriter] = field(default_factory=set)
+    is_counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +240,7 @@ def store_file(
     """
     storage, options = context.storage, context.options
     with _named(place.title):
-        plan = _Plan.of(reader, place.path, options)
+        plan = _Plan.of(reader, place.path, options, download.content_type, is_counted=context.is_counted)
         name = place.stem + plan.ending
         before = _without_what_is_to_be_deleted(context, name, objects.get(name))
         upload = secrets.token_hex(8)
@@ -344,14 +349,19 @@ class _Plan:
     wants_gzip: bool
 
     @classmethod
-    def of(cls, reader: RangeReader, path: str, options: DeliveryOptions) -> _Plan:
+    def of(
+        cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str, *, is_counted: bool
+    ) -> _Plan:
         """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
+
+        If no count proves the rows, the first line must not be a message of something in between.
 
         Raises:
             ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
                 are of another type than the file's name says.
         """
-        head, first = _read_head(reader)
+        head, plain, is_line_whole = _read_head(reader, until=b"" if is_counted else b"\n")
+        first = plain[:1]
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
         named_type = _type_of_path(path)
@@ -359,6 +369,12 @@ class _Plan:
         if named_type not in ("", file_type):
             what = "a JSON object" if file_type == "json" else "something else than JSON objects"
             raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
+        if not is_counted and is_line_whole and plain:
+            named_by_sender = "" if is_gzip(head) else content_type
+            if _IS_FOREIGN[file_type](plain.partition(b"\n")[0].rstrip(), named_by_sender):
+                raise ExportIncompleteError(
+                    "What came is a message in the place of the file: its first line is none of contacts."
+                )
         return cls(head, file_type, is_gzip(head), options.compression == "gzip")
 
     @property
@@ -391,24 +407,66 @@ def _ending(file_type: str, is_compressed: bool) -> str:
     return f".{file_type}.gz" if is_compressed else f".{file_type}"
 
 
-def _read_head(reader: RangeReader) -> tuple[bytes, bytes]:
-    """The first bytes as they came, and the first character of the plain text: empty if it has only blanks."""
+def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
+    """The first bytes as they came; their plain text from its first character on; whether it holds `until` or is all.
+
+    Blanks and a byte order mark at the start are left out; the text is empty if the file has only these.
+    """
     buffer = memoryview(bytearray(_PIECE_BYTES))
-    filled, first = 0, b""
-    while not first and filled < len(buffer) and (count := reader.readinto(buffer[filled:])):
+    filled, plain = 0, b""
+    while filled < len(buffer) and not (plain and until in plain):
+        count = reader.readinto(buffer[filled:])
+        if not count:
+            return bytes(buffer[:filled]), plain, True
         filled += count
-        first = _first_character(buffer[:filled])
-    return bytes(buffer[:filled]), first
+        plain = _plain_start(buffer[:filled])
+    return bytes(buffer[:filled]), plain, until in plain
 
 
-def _first_character(head: memoryview) -> bytes:
+def _plain_start(head: memoryview) -> bytes:
     """Empty if it has not come yet."""
     if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
         return b""
     plain = next(Gunzip().feed(head), b"") if is_gzip(head) else bytes(head)
     if codecs.BOM_UTF8.startswith(plain):
         return b""
-    return plain.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    return plain.removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+# What is in every export: columns of CSV in capitals, keys of JSON in lower case.
+_COLUMNS = {b"EMAIL", b"CONTACT_ID"}
+_KEYS_OF_A_CONTACT = {"email", "contact_id"}
+_KEYS_OF_AN_ERROR = {"error", "errors", "message", "detail", "code", "fault"}
+_TYPES_OF_MESSAGES = ("text/html", "xml", "json")
+# SendGrid's own columns are 18; a message has no more commas than a sentence.
+_FEWEST_COLUMNS = 3
+
+
+def _is_foreign_csv(line: bytes, content_type: str) -> bool:
+    """Whether a first line is clearly neither a header nor a row; a file after the first may have no header."""
+    fields = line.split(b",")
+    if _COLUMNS & {field.strip(b'" ').upper() for field in fields}:
+        return False
+    if line.count(b'"') % 2:
+        return False  # a row with a line break in a value
+    if line[:1] in b"[{" or content_type.endswith(_TYPES_OF_MESSAGES):
+        return True
+    return len(fields) < _FEWEST_COLUMNS and b"@" not in line
+
+
+def _is_foreign_json(line: bytes, _content_type: str) -> bool:
+    """Whether a first line is clearly not a contact: no object, or an error."""
+    try:
+        record = json.loads(line.decode(errors="replace"), strict=False)
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(record, dict):
+        return True
+    keys = {key.lower() for key in record}
+    return bool(keys & _KEYS_OF_AN_ERROR) and not keys & _KEYS_OF_A_CONTACT
+
+
+_IS_FOREIGN = {"csv": _is_foreign_csv, "json": _is_foreign_json}
 
 
 def _move(
@@ -551,10 +609,10 @@ def abort_quietly(writer: PartWriter, *, at_once: bool = False) -> None:
             writer.abort()
     except Exception as error:  # noqa: BLE001 - see above
         log.error(
-            "The upload of %s could not be aborted (%s): the next try ends it, or a rule of the bucket that aborts "
-            "incomplete multipart uploads.",
-            writer.name,
+            "The upload of %s could not be aborted (%s). %s",
+            writer.uri,
             type(error).__name__,
+            WHO_ENDS_UPLOADS,
         )
 
 

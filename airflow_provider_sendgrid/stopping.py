@@ -24,10 +24,17 @@ class StoppedError(Exception):
 
 
 class StopSignal:
-    """Set once, from any thread or signal handler; shared by all threads of a delivery."""
+    """Set once, from any thread or signal handler; shared by all threads of a delivery.
 
-    def __init__(self) -> None:
+    Args:
+        grace_seconds: how long a stopped task may take to clean up. Airflow kills it after 5 s, and a busy machine
+            needs some of them to end the process.
+    """
+
+    def __init__(self, grace_seconds: float = 2.5) -> None:
+        self.grace_seconds = grace_seconds
         self._is_set = False
+        self._set_at: float | None = None
         # Reentrant: a signal handler may call `set` while its thread holds it.
         self._changed = threading.Condition(threading.RLock())
         self._callbacks: dict[object, Callable[[], object]] = {}
@@ -39,11 +46,17 @@ class StopSignal:
 
     def set(self) -> None:
         """Stop everything; safe to call again, and in a signal handler."""
+        self._set_at = time.monotonic() if self._set_at is None else self._set_at
         self._is_set = True
         self._wake()
         for callback in list(self._callbacks.values()):
             with suppress(Exception):
                 callback()
+
+    def seconds_left(self, share: float = 1.0) -> float:
+        """What is left of this share of `grace_seconds`; all of it if nothing is to stop yet."""
+        used = 0.0 if self._set_at is None else time.monotonic() - self._set_at
+        return max(0.0, share * self.grace_seconds - used)
 
     def on_set(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Have `callback` called by `set`, at once if that happened already; return what takes it back.
@@ -60,7 +73,7 @@ class StopSignal:
 
     def child(self) -> StopSignal:
         """A signal for a part of the work: set with this one, and alone by its own `set`."""
-        child = StopSignal()
+        child = StopSignal(self.grace_seconds)
         child_set = weakref.WeakMethod(child.set)
         forget = self.on_set(lambda: (set_it := child_set()) and set_it())
         weakref.finalize(child, forget).atexit = False

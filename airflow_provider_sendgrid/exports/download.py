@@ -98,6 +98,7 @@ class FileDownload:
         stop: a child of the signal given: setting it ends this download alone.
         length: of the file as it is stored at SendGrid, in bytes; -1 before `open`.
         etag: the storage's ETag of it, or None.
+        content_type: what the storage says it is, in lower case and without parameters; empty if it does not say.
         path: the path of its URL, which ends in the file's name.
         has_ranges: whether the storage sends a part of the file when asked for it, as far as is known.
         connections: how many were opened for it so far.
@@ -128,6 +129,7 @@ class FileDownload:
         self.clock = clock
         self.length = -1
         self.etag: str | None = None
+        self.content_type = ""
         self.path = ""
         self.has_ranges = True
         self.connections = 0
@@ -257,6 +259,7 @@ class FileDownload:
         if self.length < 0:
             self.length, self.etag, self.path = length, etag, urlsplit(response.url).path
             self._last_modified = last_modified
+            self.content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             is_comparable = etag is not None or last_modified is not None
             self.has_ranges = is_comparable and response.headers.get("Accept-Ranges", "").lower() == "bytes"
         if length != self.length:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, wait
@@ -29,8 +28,8 @@ MAX_PART_BYTES = 5 * 1024 * MIB
 MAX_PARTS = 10_000
 # Of an object of unknown size: so many parts of one size, then twice the size after each so many.
 _EQUAL_PARTS, _PARTS_PER_SIZE = 6_000, 360
-# Stopped uploads are aborted after so long, although threads still write parts.
-_ABORT_AFTER_SECONDS = 1.0
+# Stopped uploads are aborted after this share of the stop's grace period, although threads still write parts.
+_ABORT_AFTER_SHARE = 0.2
 _LOOK_AGAIN_SECONDS = 0.2
 
 
@@ -277,6 +276,7 @@ class PartWriter:
     Attributes:
         name: of the object.
         size: bytes sent so far.
+        may_be_open: whether the storage may hold an upload that is neither complete nor aborted.
     """
 
     def __init__(
@@ -294,6 +294,7 @@ class PartWriter:
     ) -> None:
         self.name = name
         self.size = 0
+        self.may_be_open = False
         self._storage = storage
         self._info = info
         self._buffers = buffers
@@ -315,6 +316,11 @@ class PartWriter:
     def sha256(self) -> str:
         """Of all bytes of the object; known after `finish`."""
         return self._digest.hexdigest()
+
+    @property
+    def uri(self) -> str:
+        """Of the object."""
+        return self._storage.uri(self.name)
 
     @property
     def is_small(self) -> bool:
@@ -355,6 +361,7 @@ class PartWriter:
         """Say that this was all; then every part was sent and every tap is done, but nothing is published.
 
         Raises:
+            StoppedError: the task was stopped.
             Exception: what went wrong with a part or a tap.
         """
         part, self._open_part = self._open_part, None
@@ -363,7 +370,7 @@ class PartWriter:
         if self._upload is not None:
             self._submit_kept()
         for pending in self._pending:
-            pending.result()
+            self._buffers.stop.result(pending)
 
     def complete(self, metadata: Mapping[str, str]) -> str | None:
         """Publish the object, after `finish`; a small one is stored only now, at once, and carries `metadata` too.
@@ -374,11 +381,12 @@ class PartWriter:
         Raises:
             DestinationChangedError: another run stored it meanwhile.
         """
+        upload = self._upload  # before the question: an abort by another thread would make the object look small
         if self._is_aborted:
             raise StoppedError(f"the upload of {self.name} was aborted")
-        if self._upload is not None:
-            self._upload.complete()
-            self._upload = None
+        if upload is not None:
+            upload.complete()
+            self._upload, self.may_be_open = None, False
             return None
         content = self._kept_parts[0].content if self._kept_parts else bytearray()
         info = ObjectInfo(self._info.content_type, {**self._info.metadata, **metadata})
@@ -393,21 +401,25 @@ class PartWriter:
         """
         # The last first: a part that has begun may wait for the ones before it, where a storage takes them in order.
         underway = [pending for pending in reversed(self._pending) if not pending.cancel()]
-        stopped_at: float | None = None
+        stop = self._buffers.stop
         while wait(underway, _LOOK_AGAIN_SECONDS).not_done:
-            if self._buffers.stop.is_set:
-                stopped_at = time.monotonic() if stopped_at is None else stopped_at
-                if time.monotonic() - stopped_at > _ABORT_AFTER_SECONDS:
-                    break
+            if stop.is_set and not stop.seconds_left(_ABORT_AFTER_SHARE):
+                break
         self._release_all()
         self.abort_upload()
 
     def abort_upload(self) -> None:
         """Abort the upload at once, while other threads may still write its parts; does nothing after `complete`."""
         self._is_aborted = True  # another thread may go on for a moment, and must not begin a second upload
+        for pending in reversed(list(self._pending)):
+            if not pending.done():
+                pending.cancel()
         upload, self._upload = self._upload, None
         if upload is not None:
-            upload.abort()
+            try:
+                upload.abort()
+            finally:
+                self.may_be_open = False
 
     def _take_new(self, *, wait: bool) -> Part | None:
         self._submit_kept()
@@ -438,8 +450,14 @@ class PartWriter:
             sent.add_done_callback(self._kept_parts.pop(0).release)
 
     def _begin(self) -> Upload:
+        self._buffers.stop.raise_if_set()
         if not self._is_aborted:
-            self._upload = self._storage.begin(self.name, self._info, self._over)
+            self.may_be_open = True
+            try:
+                self._upload = self._storage.begin(self.name, self._info, self._over)
+            except BaseException:
+                self.may_be_open = False
+                raise
         if self._upload is None:
             raise StoppedError(f"the upload of {self.name} was aborted")
         if self._is_aborted:

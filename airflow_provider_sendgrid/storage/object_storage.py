@@ -72,26 +72,39 @@ class Location:
         if provider is Provider.LOCAL:
             if bucket or not url.path.startswith("/"):
                 raise ValueError(f"A folder needs an absolute path, file:///folder, not {_shown(path)!r}.")
-            return cls(provider, "file://", "", f"/{prefix}", conn_id or None)
+            return cls(provider, "file://", "", f"/{prefix}", _conn_id(conn_id, at, path))
         # Azure's own form names the container before the account's host; containers' names have no dots.
         if provider is Provider.AZURE and at and "." in bucket:
-            return cls(provider, f"{url.scheme}://{url.netloc}/", conn_id, prefix, None)
-        if not bucket:
-            raise ValueError(f"path names no bucket: {_shown(path)!r}.")
-        return cls(provider, f"{url.scheme}://{bucket}/", bucket, prefix, conn_id or None)
+            return cls(provider, f"{url.scheme}://{url.netloc}/", _bucket(conn_id, path), prefix, None)
+        return cls(provider, f"{url.scheme}://{bucket}/", _bucket(bucket, path), prefix, _conn_id(conn_id, at, path))
 
     @classmethod
     def _of_s3(cls, path: str) -> Location:
         """Read an S3 path as the operator for S3 does; the bucket may be an access point's ARN, which has slashes."""
         rest = path.partition("://")[2]
         before_slash, slash, after_slash = rest.partition("/")
-        conn_id, _, bucket = before_slash.rpartition("@")
-        if not bucket:
-            raise ValueError(f"path names no bucket: {_shown(path)!r}.")
-        bucket, prefix = split_s3_uri(f"s3://{bucket}{slash}{after_slash}")
+        conn_id, at, bucket = before_slash.rpartition("@")
+        bucket, prefix = split_s3_uri(f"s3://{_bucket(bucket, path)}{slash}{after_slash}")
         if ".." in prefix.split("/"):
             raise _unreadable(path)
-        return cls(Provider.S3, f"s3://{bucket}/", bucket, prefix, conn_id or None)
+        return cls(Provider.S3, f"s3://{bucket}/", bucket, prefix, _conn_id(conn_id, at, path))
+
+
+# What a template leaves where its value is missing.
+_NOTHING = ("", "None")
+
+
+def _bucket(bucket: str, path: str) -> str:
+    if bucket in _NOTHING:
+        raise ValueError(f"path names no bucket: {_shown(path)!r}.")
+    return bucket
+
+
+def _conn_id(conn_id: str, at: str, path: str) -> str | None:
+    """None where the path names no connection."""
+    if at and conn_id in _NOTHING:
+        raise ValueError(f"path names no connection before the @: {_shown(path)!r}. Name one, or leave out the @.")
+    return conn_id or None
 
 
 def _shown(path: str) -> str:

@@ -3,7 +3,8 @@
 The client is boto3's, made by Airflow's S3Hook; nothing of boto3 is imported here.
 
 Bytes are checked on their way: each part and each small object carries its CRC32, which S3 compares. Over plain http,
-or without checksum headers, the body is signed too, and an ETag that is an MD5 is compared.
+or without checksum headers, the body is signed too. Over plain http ETags are compared as well, where they are MD5s: if
+one is not, an object of known bytes shows what this server's ETags are.
 
 Nothing is overwritten unseen: an object is looked at right before it is written, and the write carries a condition
 where boto3 and the server know it. After the write it is looked at again: only what is there, with the size, metadata
@@ -17,12 +18,15 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.multipart import (
     ANY_VERSION,
     UPLOAD_KEY,
@@ -52,6 +56,9 @@ log = logging.getLogger(__name__)
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _SENDS_OF_DAMAGED = 3
 _MD5 = re.compile(r"[0-9a-f]{32}")
+# Objects that show what a server's ETags are, for a moment.
+_TRIALS = "_receipts/etag-"
+_NOT_WHEN_STOPPED = ("CreateMultipartUpload", "UploadPart")
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
 _CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
@@ -89,18 +96,33 @@ class S3Storage:
         bucket: name of the bucket, or the ARN of an access point.
         prefix: what all names begin with, ``path/to/`` or empty.
         extra_args: further arguments of S3's calls, see `ExtraArguments`.
+        stop: once it is set, no upload is begun and no part is sent, also not by boto3's own retries.
     """
 
-    def __init__(self, client: Any, bucket: str, prefix: str, extra_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        bucket: str,
+        prefix: str,
+        extra_args: Mapping[str, Any] | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
         self._extra_args = ExtraArguments(extra_args, client.meta.service_model if client is not None else None)
         self._is_https = self._sends_checksums = self._is_signed = True
+        self._stop = stop or StopSignal()
         if client is not None:
             self._decide_checksums_and_signing()
+        for operation in _NOT_WHEN_STOPPED if stop is not None else ():
+            # Emitted before each attempt: boto3 pauses between them, and would go on after the upload was aborted.
+            client.meta.events.register(f"before-send.s3.{operation}", lambda **_: self._stop.raise_if_set())
         self._open_uploads: set[str] = set()
         self._unconditional: set[str] = set()
+        self._compares_etags = True
+        self._are_etags_md5s: dict[bool, bool] = {}
+        self._etags_lock = threading.Lock()
         self._logged: set[str] = set()
 
     def uri(self, name: str) -> str:
@@ -133,10 +155,11 @@ class S3Storage:
         known = self._upload_ids(name)
         described = self._described(info)
         algorithm = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
+        self._stop.raise_if_set()
         try:
             answer = self.call("create_multipart_upload", name, **described, **algorithm)
             upload_id = self.value_of(answer, "UploadId", "create_multipart_upload", name)
-        except DestinationError:
+        except (DestinationError, StoppedError):
             self._abort_unanswered(name, known)
             raise
         self._open_uploads.add(upload_id)
@@ -294,7 +317,14 @@ class S3Storage:
             return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": encoded}
         return {"ContentMD5": base64.b64encode(_md5(content).digest()).decode()}
 
-    def is_damaged(self, answer: Mapping[str, Any], content: bytes | bytearray, checksums: Mapping[str, str]) -> bool:
+    def is_damaged(
+        self,
+        answer: Mapping[str, Any],
+        content: bytes | bytearray,
+        checksums: Mapping[str, str],
+        *,
+        is_part: bool = False,
+    ) -> bool:
         """Whether the response to a write shows that S3 took other bytes than `content`."""
         sent, echoed = checksums.get("ChecksumCRC32"), answer.get("ChecksumCRC32")
         if sent is not None and echoed is None:
@@ -302,7 +332,7 @@ class S3Storage:
             self._log_once("echo", logging.INFO, message, self._client.meta.endpoint_url)
         if sent is not None and echoed not in (None, sent):
             return True
-        return self._contradicts_etag(answer, content)
+        return self._contradicts_etag(answer, content, is_part=is_part)
 
     def value_of(self, answer: Mapping[str, Any], field: str, method: str, name: str) -> Any:
         """A field that S3 always gives.
@@ -391,11 +421,57 @@ class S3Storage:
             return False
         return len(content) == _MAX_READ_BYTES or not self._contradicts_etag(answer, content)
 
-    def _contradicts_etag(self, answer: Mapping[str, Any], content: bytes | bytearray) -> bool:
+    def _contradicts_etag(
+        self, answer: Mapping[str, Any], content: bytes | bytearray, *, is_part: bool = False
+    ) -> bool:
         """Whether plain http brings an ETag that is the MD5 of other bytes."""
         etag = bare_etag(answer.get("ETag"))
-        is_md5 = not self._is_https and _MD5.fullmatch(etag) and not self._is_etag_opaque(answer)
-        return bool(is_md5) and _md5(content).hexdigest() != etag
+        if self._is_https or not self._compares_etags or not _MD5.fullmatch(etag) or _md5(content).hexdigest() == etag:
+            return False
+        encryption = self._encryption(answer)
+        if encryption not in ("", "AES256"):
+            return False
+        # Some servers encrypt or compress without a word, and their ETags only look like MD5s.
+        return self._are_md5s(is_part=is_part, unless_known=not encryption)
+
+    def _are_md5s(self, *, is_part: bool, unless_known: bool) -> bool:
+        """Whether this server's ETags of objects, or of parts, are MD5s; `unless_known` if that cannot be tried."""
+        with self._etags_lock:
+            if is_part not in self._are_etags_md5s:
+                try:
+                    etag, md5, is_whole = self._try_etag(f"{_TRIALS}{secrets.token_hex(8)}", is_part=is_part)
+                except (DestinationError, DestinationRefusedError, DestinationChangedError) as error:
+                    log.info("It could not be tried whether the ETags of this server are MD5s: %s", error)
+                    return unless_known
+                if not is_whole:
+                    return unless_known
+                self._are_etags_md5s[is_part] = etag == md5
+                if etag != md5:
+                    message = "The ETags of the server at %s are no MD5s; they are not compared."
+                    self._log_once("etags", logging.INFO, message, self._client.meta.endpoint_url)
+            return self._are_etags_md5s[is_part]
+
+    def _try_etag(self, name: str, *, is_part: bool) -> tuple[str, str, bool]:
+        """Store, read and delete an object: its ETag or its part's, its MD5, and whether it holds what was sent."""
+        content = bytearray(os.urandom(32).hex().encode() * 1024)  # so large that a server that compresses does
+        trial, info = copy(self), ObjectInfo("text/plain", {})
+        trial._compares_etags = False  # noqa: SLF001 - of this class
+        try:
+            if is_part:
+                upload = trial.begin(name, info)
+                try:
+                    upload.write_part(1, content, crc32(content))
+                    upload.complete()
+                finally:
+                    upload.abort()
+                [etag] = upload.part_etags()
+            else:
+                etag = etag_of(trial.put(name, content, info))
+            stored = trial.read(name)
+            return etag, _md5(content).hexdigest(), stored is not None and stored.content == content
+        finally:
+            with suppress(DestinationError, DestinationRefusedError, DestinationChangedError):
+                self.delete(name)
 
     def _listed(self) -> Iterator[Mapping[str, Any]]:
         """All entries of the bucket at the prefix."""
@@ -474,11 +550,11 @@ class S3Storage:
             "Metadata": {**theirs, **ours},
         }
 
-    def _is_etag_opaque(self, answer: Mapping[str, Any]) -> bool:
-        """Whether encryption keeps the ETag from being an MD5."""
-        encryption = str(answer.get("ServerSideEncryption") or self._extra_args.get("ServerSideEncryption") or "")
-        customer = answer.get("SSECustomerAlgorithm") or self._extra_args.get("SSECustomerAlgorithm")
-        return bool(customer) or encryption.startswith("aws:kms")
+    def _encryption(self, answer: Mapping[str, Any]) -> str:
+        """How an object is encrypted, by the response or the request: S3 has MD5s as ETags only with its own keys."""
+        if answer.get("SSECustomerAlgorithm") or self._extra_args.get("SSECustomerAlgorithm"):
+            return "customer"
+        return str(answer.get("ServerSideEncryption") or self._extra_args.get("ServerSideEncryption") or "")
 
     def _decide_checksums_and_signing(self) -> None:
         """Send bodies without a signature only where TLS and a checksum protect them, as botocore does itself.
@@ -527,7 +603,7 @@ class S3Upload:
                 "upload_part",
                 self._name,
                 {"UploadId": self._upload_id, "PartNumber": number, "Body": part, **checksums},
-                lambda answer: self._storage.is_damaged(answer, part, checksums),
+                lambda answer: self._storage.is_damaged(answer, part, checksums, is_part=True),
             )
         finally:
             # S3 keeps a part that arrives while its upload is ended, until it is ended again.
@@ -548,7 +624,7 @@ class S3Upload:
             answer = self._storage.call_over(method, self._name, self._over, **upload)
         except (DestinationError, DestinationChangedError) as error:
             has_ended = isinstance(error, DestinationError) and error.code in NO_UPLOAD
-            if not (has_ended or was_sent_before(error)) or not self._is_published(parts):
+            if not (has_ended or was_sent_before(error)) or not self._is_published():
                 if has_ended:
                     raise DestinationChangedError(f"{error} Another run ended this upload.") from error
                 raise
@@ -576,13 +652,17 @@ class S3Upload:
                 raise
         return True
 
-    def _is_published(self, parts: Sequence[Mapping[str, Any]]) -> bool:
+    def part_etags(self) -> list[str]:
+        """The ETags of the parts, in their order."""
+        return [bare_etag(self._parts[number]["ETag"]) for number in sorted(self._parts)]
+
+    def _is_published(self) -> bool:
         """Whether this very object is there: boto3 asks again if a response is lost, and S3 has published it by then.
 
         An object in parts has the MD5 of its parts' MD5s as its ETag.
         """
         stored = self._storage.find_stored(self._name, self._size, self._info)
-        etags = [bare_etag(part["ETag"]) for part in parts]
+        etags = self.part_etags()
         if stored is None or not all(_MD5.fullmatch(etag) for etag in etags):
             return False
         return etag_of(stored.version) == f"{_md5(bytes.fromhex(''.join(etags))).hexdigest()}-{len(etags)}"

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 # Values that no log and no rendered field may show.
 SECRET_ARGUMENTS: Final = ("SSECustomerKey", "CopySourceSSECustomerKey", "SSEKMSEncryptionContext")
+# A template of Jinja's.
+UNRENDERED: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 _SECRET_IN_TEXT: Final = re.compile(
     rf"(?:{'|'.join(SECRET_ARGUMENTS)})[\"']?\s*[:=]\s*b?(?:'([^']+)'|\"([^\"]+)\"|([^\s\"',}}]+))"
 )
@@ -59,7 +61,7 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     scheme, _, rest = uri.partition("://")
     access_point = _ACCESS_POINT.fullmatch(rest)
     bucket, key = (access_point["bucket"], access_point["key"]) if access_point else rest.partition("/")[::2]
-    if scheme.lower() != "s3" or not bucket or (":" in bucket and access_point is None):
+    if scheme.lower() != "s3" or bucket in ("", "None") or (":" in bucket and access_point is None):
         shown = uri.partition("?")[0]
         raise ValueError(
             f"An S3 location must be s3://bucket/prefix/ or s3://<ARN of an access point>/, not {shown!r}."
@@ -160,8 +162,10 @@ def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
             raise ValueError(f"extra_args may not hold {name}: {_OWN_ARGUMENTS[name]}.")
         if name not in shapes:
             raise ValueError(f"extra_args holds {name!r}, which S3 does not know.{_nearest(str(name), allowed)}")
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
             raise ValueError(f"extra_args: {name} was passed but is empty; leave it out or give it a value.")
+        if any(UNRENDERED.search(text) for text in _texts_of(value)):
+            raise ValueError(f"extra_args: {name} holds a template that was not rendered; give it a value.")
         if name == "SSECustomerKey" and isinstance(value, bytes | bytearray):
             continue  # boto3 encodes it
         # The report would show the value, which may be a secret.

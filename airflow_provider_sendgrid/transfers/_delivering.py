@@ -20,6 +20,7 @@ from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.multipart import Storage
+from airflow_provider_sendgrid.storage.s3_arguments import UNRENDERED
 
 DEFAULTS = DeliveryOptions()
 
@@ -124,7 +125,8 @@ class DeliveringOperator(BaseOperator, ABC):
         try:
             with hook.source(self.export_id, self._stop) as source:
                 with _arguments_and_settings():
-                    storage = self._storage()
+                    # It may ask for credentials, and hang: STS, Google's login, a metadata server.
+                    storage = self._stop.call(self._storage, name="sendgrid-storage")
                 DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
                 delivery = deliver_export(source, storage, options, file_index, self._stop)
         except (*HOPELESS_ERRORS, ArgumentError) as error:
@@ -197,12 +199,14 @@ def parse_text(name: str, value: Any, hint: str) -> str:
 
     Raises:
         TypeError: it is no text.
-        ValueError: it is empty, or a template has rendered None.
+        ValueError: it is empty, a template has rendered None, or was not rendered.
     """
     if not isinstance(value, str | None):
         raise TypeError(f"{name} must be a text, not a {type(value).__name__}. {hint}")
     if value is None or value.strip() in ("", "None"):
         raise ValueError(f"{name} was passed but is empty. {hint}")
+    if UNRENDERED.search(value):
+        raise ValueError(f"{name} holds a template that was not rendered; an XCom's value is not rendered. {hint}")
     return value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_sendgrid._compat import XComArg
+from airflow_provider_sendgrid._compat import XComArg, mapped_arguments
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.local import LocalStorage
@@ -37,7 +37,8 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         path: the folder; a text, or an `ObjectStoragePath`. Slashes at its start and end do not matter. An S3 bucket
             may be the ARN of an access point, ``s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/folder``. Use
             one folder per export or per run.
-        conn_id: connection of the storage, where `path` names none.
+        conn_id: connection of the storage, where `path` names none. A template of this or of `path` that renders to
+            nothing or to None fails the task.
         kwargs: what all of Airflow's operators take.
 
     Returns:
@@ -85,7 +86,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
 
     def _storage(self) -> Storage:
         location = Location.of(parse_text("path", str(self.path), "Name a folder, such as s3://bucket/folder."))
-        if self._has_conn_id:
+        if self._has_conn_id or "conn_id" in mapped_arguments(self):
             parse_text("conn_id", self.conn_id, "Leave it out for the storage's default connection.")
         make = {
             Provider.LOCAL: self._local,
@@ -106,7 +107,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         hook = S3Hook(aws_conn_id=conn_id or S3Hook.default_conn_name)
         client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
         self._endpoint_url = client.meta.endpoint_url
-        return S3Storage(client, location.bucket, location.prefix)
+        return S3Storage(client, location.bucket, location.prefix, stop=self._stop)
 
     def _gcs(self, location: Location, conn_id: str | None) -> Storage:
         try:

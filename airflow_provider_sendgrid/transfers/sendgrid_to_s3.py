@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_provider_sendgrid._compat import XComArg, mask_secret
+from airflow_provider_sendgrid._compat import XComArg, mapped_arguments, mask_secret
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
@@ -28,8 +28,9 @@ class SendGridToS3Operator(DeliveringOperator):
         s3_key_prefix: the folder of all objects, ``path/`` or a full ``s3://bucket/path/``, whose bucket may be the ARN
             of an access point. Slashes at its start are ignored, one is added at its end where it is missing. Use one
             prefix per export or per run. ``""`` beside `s3_bucket`, or ``s3://bucket/``, is the whole bucket; a
-            template of this, `s3_bucket` or `aws_conn_id` that renders to nothing or to None fails the task.
-        aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials.
+            template of this, `s3_bucket`, `aws_conn_id` or `extra_args` that renders to nothing or to None fails the
+            task. In a mapped task only ``s3://bucket/`` is the whole bucket.
+        aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials, in a mapped task, too.
         encrypt: have S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
         acl_policy: canned ACL of the objects.
         extra_args: further arguments of S3's ``PutObject``: ``StorageClass``, ``SSEKMSKeyId``, ``Tagging``, ... Names
@@ -95,6 +96,7 @@ class SendGridToS3Operator(DeliveringOperator):
         self.s3_key_prefix: str = s3_key_prefix  # type: ignore[assignment]
         self.aws_conn_id = aws_conn_id
         self._has_bucket, self._has_conn_id = s3_bucket is not None, aws_conn_id is not None
+        self._has_extra_args = extra_args is not None
         self._is_whole_bucket = s3_key_prefix == ""
         self.encrypt = encrypt
         self.acl_policy = acl_policy
@@ -111,21 +113,27 @@ class SendGridToS3Operator(DeliveringOperator):
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        if not self._is_whole_bucket:
+        # What a mapped task passes may come from an XCom: there, what is empty means nothing.
+        mapped = mapped_arguments(self)
+        if not self._is_whole_bucket or "s3_key_prefix" in mapped:
             parse_text("s3_key_prefix", self.s3_key_prefix, _NAME_IT_ONCE)
-        if self._has_bucket:
+        if self._has_bucket or "s3_bucket" in mapped:
             parse_text("s3_bucket", self.s3_bucket, _NAME_IT_ONCE)
         if self._has_conn_id:
             parse_text("aws_conn_id", self.aws_conn_id, "Pass None, not a template, for boto3's own credentials.")
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
-        extra_args = self.extra_args or {}
+        extra_args = self.extra_args
+        if extra_args is None:
+            if self._has_extra_args or "extra_args" in mapped:
+                raise ValueError("extra_args was passed but is empty. Pass {}, not None, for none.")
+            extra_args = {}
         if isinstance(extra_args, Mapping):  # what else it may be is refused by S3Storage
             encryption = {"ServerSideEncryption": "AES256"} if self.encrypt else {}
             extra_args = {**encryption, **extra_args, **({"ACL": self.acl_policy} if self.acl_policy else {})}
         client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
         self._endpoint_url = client.meta.endpoint_url
-        return S3Storage(client, bucket, prefix, extra_args)
+        return S3Storage(client, bucket, prefix, extra_args, self._stop)
 
     def _bucket_and_prefix(self, bucket_of_connection: str | None) -> tuple[str, str]:
         """Take bucket and prefix apart.

@@ -133,11 +133,54 @@ def test_azure_by_airflows_connection(sendgrid_emulator, export_id, monkeypatch,
         ("s3:///prefix", "names no bucket"),
         ("gs://conn@/prefix", "names no bucket"),
         ("file:///lake/../etc", "path must be s3://"),
+        ("", "path was passed but is empty"),
+        ("None", "path was passed but is empty"),
+        (None, "path was passed but is empty"),
+        ("s3://lake/{{ ds }}", "path holds a template that was not rendered"),
+        ("s3://@lake/in", "names no connection before the @"),
+        ("s3://None@lake/in", "names no connection before the @"),
+        ("gs://@lake/in", "names no connection before the @"),
+        ("abfs://None@lake/in", "names no connection before the @"),
+        ("file://@/in", "names no connection before the @"),
+        ("s3://None/in", "names no bucket"),
+        ("gs://None/in", "names no bucket"),
+        ("abfs://conn@None/in", "names no bucket"),
+        ("abfss://None@account.dfs.core.windows.net/in", "names no bucket"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_emulator, export_id, path, told):
     with pytest.raises(AirflowFailException, match=told):
         deliver(export_id, path)
+    assert 0 == sendgrid_emulator.count()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("", "conn_id was passed but is empty"),
+        ("None", "conn_id was passed but is empty"),
+        ("{{ conn }}", "conn_id holds a template that was not rendered"),
+        (5, "conn_id must be a text"),
+    ],
+)
+def test_a_connection_that_renders_to_nothing_is_no_default(sendgrid_emulator, export_id, value, expected):
+    with pytest.raises(AirflowFailException, match=expected):
+        deliver(export_id, "s3://lake/in", conn_id=value)
+    assert 0 == sendgrid_emulator.count()
+
+
+@pytest.mark.parametrize(("name", "value"), [("path", None), ("path", ""), ("conn_id", None), ("conn_id", "")])
+def test_a_mapped_task_takes_nothing_empty_for_a_destination(
+    sendgrid_emulator, export_id, airflow_version, name, value
+):
+    """The mapped value may be empty where an upstream task returned nothing."""
+    others = {} if name == "path" else {"path": "s3://lake/in"}
+    with airflow_version.dag("mapped"):
+        mapped = SendGridToObjectStorageOperator.partial(task_id="store", export_id=export_id, **others).expand(
+            **{name: ["a"]}
+        )
+    with pytest.raises(AirflowFailException, match=f"{name} was passed but is empty"):
+        mapped.unmap({name: value}).execute({})
     assert 0 == sendgrid_emulator.count()
 
 

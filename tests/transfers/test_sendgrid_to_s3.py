@@ -705,6 +705,21 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
         ({"aws_conn_id": ""}, "aws_conn_id was passed but is empty"),
         ({"aws_conn_id": "None"}, "aws_conn_id was passed but is empty"),
         ({"aws_conn_id": 1}, "aws_conn_id must be a text"),
+        ({"s3_bucket": "{{ params.bucket }}"}, "s3_bucket holds a template that was not rendered"),
+        ({"s3_key_prefix": "in/{{ ds }}/"}, "s3_key_prefix holds a template that was not rendered"),
+        ({"s3_key_prefix": "{% if x %}in/{% endif %}"}, "s3_key_prefix holds a template that was not rendered"),
+        ({"aws_conn_id": "{{ conn }}"}, "aws_conn_id holds a template that was not rendered"),
+        ({"s3_bucket": None, "s3_key_prefix": "s3://None/in/"}, "s3://bucket/prefix/"),
+        ({"s3_bucket": None, "s3_key_prefix": "s3:///in/"}, "s3://bucket/prefix/"),
+        ({"extra_args": ""}, "extra_args must be a mapping"),
+        ({"extra_args": "None"}, "extra_args must be a mapping"),
+        ({"extra_args": []}, "extra_args must be a mapping"),
+        ({"extra_args": "{{ params.x }}"}, "extra_args must be a mapping"),
+        ({"extra_args": {"SSEKMSKeyId": "None"}}, "SSEKMSKeyId was passed but is empty"),
+        ({"extra_args": {"SSEKMSKeyId": " "}}, "SSEKMSKeyId was passed but is empty"),
+        ({"extra_args": {"SSEKMSKeyId": None}}, "SSEKMSKeyId was passed but is empty"),
+        ({"extra_args": {"StorageClass": "{{ x }}"}}, "StorageClass holds a template that was not rendered"),
+        ({"extra_args": {"Metadata": {"day": "{{ ds }}"}}}, "Metadata holds a template that was not rendered"),
     ],
 )
 def test_an_argument_that_renders_to_the_wrong_type_asks_nobody(sendgrid_emulator, s3, arguments, expected):
@@ -734,7 +749,39 @@ def test_a_file_index_that_is_assigned_later_counts_as_passed(sendgrid_emulator,
     assert sendgrid_emulator.count("GET") == 0
 
 
-@pytest.mark.parametrize("name", ["s3_bucket", "aws_conn_id", "s3_key_prefix"])
+@pytest.mark.parametrize(
+    ("passed", "expected"),
+    [
+        ({"s3_key_prefix": ""}, "s3_key_prefix was passed but is empty.*s3://bucket/ is the whole bucket"),
+        ({"s3_key_prefix": None}, "s3_key_prefix was passed but is empty"),
+        ({"s3_bucket": None}, "s3_bucket was passed but is empty"),
+        ({"s3_bucket": ""}, "s3_bucket was passed but is empty"),
+        ({"extra_args": None}, "extra_args was passed but is empty"),
+        ({"aws_conn_id": ""}, "aws_conn_id was passed but is empty"),
+    ],
+)
+def test_a_mapped_task_takes_nothing_empty_for_a_destination(sendgrid_emulator, airflow_version, passed, expected):
+    """The mapped value may be empty where an upstream task returned nothing."""
+    [name] = passed
+    fixed = {"export_id": "an-id", "s3_bucket": "lake", "s3_key_prefix": "here/"}
+    with airflow_version.dag("mapped"):
+        others = {key: value for key, value in fixed.items() if key != name}
+        mapped = SendGridToS3Operator.partial(task_id="store", **others).expand(**{name: ["a"]})
+    with pytest.raises(AirflowFailException, match=expected):
+        mapped.unmap(passed).execute({})
+    assert sendgrid_emulator.count("GET") == 0
+
+
+def test_a_mapped_task_may_deliver_into_a_whole_bucket(sendgrid_emulator, s3, airflow_version):
+    with airflow_version.dag("mapped"):
+        mapped = SendGridToS3Operator.partial(task_id="store", export_id=export_of(sendgrid_emulator, 10)).expand(
+            s3_key_prefix=["s3://a/"]
+        )
+    [uri] = mapped.unmap({"s3_key_prefix": f"s3://{s3.bucket}/"}).execute({})
+    assert uri.rpartition("/")[0] == f"s3://{s3.bucket}"
+
+
+@pytest.mark.parametrize("name", ["s3_bucket", "aws_conn_id", "s3_key_prefix", "extra_args"])
 def test_a_storage_argument_that_renders_to_none_means_no_default(sendgrid_emulator, name):
     arguments = {"s3_bucket": "lake", "s3_key_prefix": "here/", name: "{{ none }}"}
     operator = SendGridToS3Operator(task_id="store", export_id="an-id", **arguments)

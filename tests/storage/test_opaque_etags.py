@@ -1,0 +1,97 @@
+"""ETags that look like MD5s and are none refuse no object over plain HTTP; a damaged body is found all the same."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from airflow_provider_sendgrid.exceptions import DestinationError
+from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.s3 import S3Storage
+from tests.support.opaque_proxy import OpaqueProxy
+from tests.support.seaweedfs import client_of
+
+INFO = ObjectInfo("text/csv", {"made-by": "us"})
+MARK = b"the-mark"
+CONTENT = MARK + b"." * 5 * MIB
+
+
+@contextmanager
+def storage_behind(s3, **bent):
+    proxy = OpaqueProxy(urlsplit(s3.url).port, **bent)
+    with proxy.running():
+        yield proxy, S3Storage(client_of(proxy.url, login="test"), s3.bucket, "in/")
+
+
+def store(storage, *, in_parts):
+    if not in_parts:
+        storage.put("a.csv", CONTENT, INFO, None)
+        return
+    upload = storage.begin("a.csv", INFO, None)
+    try:
+        for number, part in enumerate((CONTENT, b"the end"), 1):
+            upload.write_part(number, bytearray(part), crc32(part))
+        upload.complete()
+    finally:
+        upload.abort()
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("encryption", ["", "AES256", "aws:kms", "aws:kms:dsse"])
+def test_an_object_whose_etag_is_no_md5_is_stored_and_read(s3, in_parts, encryption, caplog):
+    """Dell ECS, and MinIO with compression or encryption; nothing but the object remains."""
+    caplog.set_level("INFO")
+    with storage_behind(s3, encryption=encryption) as (proxy, storage):
+        store(storage, in_parts=in_parts)
+        sent = len(proxy.requests)
+        storage.put("b.csv", b"small", INFO, None)
+        assert storage.read("b.csv").content == b"small"
+    assert s3.read("in/a.csv") == CONTENT + (b"the end" if in_parts else b"")
+    assert s3.stored_keys() == ["in/a.csv", "in/b.csv"]
+    assert s3.open_uploads() == []
+    assert caplog.text.count("ETags of the server") == (0 if encryption.startswith("aws:kms") else 1)
+    assert sum("_receipts" in target for _, target in proxy.requests[:sent]) > 0 or encryption.startswith("aws:kms")
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("encryption", ["", "AES256"])
+def test_a_damaged_body_is_found_where_etags_are_md5s(s3, in_parts, encryption):
+    """Also where the server encrypts with its own keys: S3 has MD5s then."""
+    with (
+        storage_behind(s3, is_turned=False, encryption=encryption, mark=MARK) as (proxy, storage),
+        pytest.raises(DestinationError, match="damaged on its way"),
+    ):
+        store(storage, in_parts=in_parts)
+    assert proxy.damaged == 3
+    assert s3.stored_keys() == []
+    assert s3.open_uploads() == []
+
+
+def test_what_etags_are_is_tried_once_for_each_kind(s3):
+    with storage_behind(s3) as (proxy, storage):
+        for number in range(3):
+            storage.put(f"{number}.csv", b"x", INFO)
+            upload = storage.begin(f"{number}.parts", INFO)
+            upload.write_part(1, bytearray(b"x"), crc32(b"x"))
+            upload.abort()
+    tried = {path for _, target in proxy.requests if "/_receipts/" in (path := urlsplit(target).path)}
+    assert len(tried) == 2
+
+
+def test_a_server_where_etags_cannot_be_tried_is_believed_as_before(s3, monkeypatch):
+    """Without the permission to write elsewhere, a wrong ETag counts as damage, except for encrypted objects."""
+
+    def refuse(self, method, name, arguments, is_damaged=lambda _answer: False):
+        if "_receipts" in (name or ""):
+            raise DestinationError("no")
+        return send(self, method, name, arguments, is_damaged)
+
+    send = S3Storage.send
+    monkeypatch.setattr(S3Storage, "send", refuse)
+    with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged on its way"):
+        storage.put("a.csv", CONTENT, INFO, None)
+    with storage_behind(s3, encryption="AES256") as (_, storage):
+        storage.put("a.csv", CONTENT, INFO, None)
+    assert s3.stored_keys() == ["in/a.csv"]
