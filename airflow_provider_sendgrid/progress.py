@@ -106,6 +106,8 @@ def _figures(files: list[FileProgress]) -> str:
     received, length = sum(file.received_bytes for file in files), sum(lengths)
     rate = received / max(*(file.seconds for file in files), 1e-3)
     percent = 100 * received // length if length else 100
+    if received == length:
+        return f"{percent} % {_size(received, length)} received, not all of it stored yet"
     left = f"about {(length - received) / rate:.0f} s left" if rate else "nothing received yet"
     return f"{percent} % {_size(received, length)}, {speed(rate)}, {left}"
 

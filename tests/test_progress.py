@@ -66,6 +66,16 @@ def test_there_is_a_line_every_ten_seconds_even_if_nothing_comes(clock, lines):
     assert ["0 % 0.0 of 1.0 GiB, 0.0 MB/s, nothing received yet: file 1 of 1 of SendGrid export 6f"] * 5 == lines()
 
 
+def test_what_is_received_but_not_stored_is_not_called_done(clock, lines):
+    """The storage may be slower than SendGrid."""
+    fetching = Fetching(clock, 1)
+    fetching.begin(0, GIB)
+    fetching.received[0] = GIB
+    clock.advance(10)
+    fetching.progress.report()
+    assert ["100 % 1.0 of 1.0 GiB received, not all of it stored yet: file 1 of 1 of SendGrid export 6f"] == lines()
+
+
 def test_a_file_that_does_not_answer_is_reported(clock, lines):
     fetching = Fetching(clock, 1)
     fetching.begin(0, None)
