@@ -80,6 +80,25 @@ class Location:
             raise ValueError(f"path names no bucket: {_shown(path)!r}.")
         return cls(provider, f"{url.scheme}://{bucket}/", bucket, prefix, conn_id or None)
 
+    def require_account(self, hostname: str) -> None:
+        """Check that a path in Azure's own form names the account that a connection leads to.
+
+        Args:
+            hostname: of the connection's account. Hosts outside Azure are not compared.
+
+        Raises:
+            ValueError: it names another: the URIs in the manifest would not be where the files are.
+        """
+        _, at, named = self.address.removesuffix("/").rpartition("@")
+        if not at or ".core." not in named or ".core." not in hostname:
+            return
+        accounts = [host.partition(".")[0].lower() for host in (named, hostname)]
+        if accounts[0] != accounts[1]:
+            raise ValueError(
+                f"path names the storage account {accounts[0]!r}, but the connection leads to {accounts[1]!r}. Correct "
+                "one of them, or name the connection in the path: abfs://conn_id@container/folder."
+            )
+
     @classmethod
     def _of_s3(cls, path: str) -> Location:
         """Read an S3 path as the operator for S3 does; the bucket may be an access point's ARN, which has slashes."""

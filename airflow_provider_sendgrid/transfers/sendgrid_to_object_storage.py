@@ -126,6 +126,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         from airflow_provider_sendgrid.storage.azure import AzureStorage
 
         service = WasbHook(wasb_conn_id=conn_id or WasbHook.default_conn_name).get_conn()
+        location.require_account(service.primary_hostname)
         container = service.get_container_client(location.bucket)
         return AzureStorage(container, location.address, location.prefix, sleep=self._stop.wait)
 

@@ -54,6 +54,28 @@ def test_an_s3_path_that_leads_nowhere_is_refused(path):
 
 
 @pytest.mark.parametrize(
+    ("path", "hostname"),
+    [
+        ("abfss://lake@one.dfs.core.windows.net/in", "one.blob.core.windows.net"),
+        ("abfss://lake@One.dfs.core.windows.net/in", "one.privatelink.blob.core.windows.net"),
+        ("abfss://lake@one.dfs.core.windows.net/in", "127.0.0.1:10000"),
+        ("abfss://lake@account.example/in", "one.blob.core.windows.net"),
+        ("abfs://my_lake@lake/in", "one.blob.core.windows.net"),
+        ("abfs://lake/in", "one.blob.core.windows.net"),
+    ],
+)
+def test_a_path_may_name_the_account_of_the_connection(path, hostname):
+    Location.of(path).require_account(hostname)
+
+
+def test_a_path_that_names_another_account_than_the_connection_is_refused():
+    """Else the files would not be where the manifest says."""
+    location = Location.of("abfss://lake@one.dfs.core.windows.net/in")
+    with pytest.raises(ValueError, match="path names the storage account 'one', but the connection leads to 'two'"):
+        location.require_account("two.blob.core.windows.net")
+
+
+@pytest.mark.parametrize(
     "path", ["https://a.example/c/x?sv=1&sig=5ecret", "s3://a:b/x?sig=5ecret", "gs:///x?sig=5ecret"]
 )
 def test_a_path_that_is_refused_is_shown_without_its_query(path):
