@@ -36,7 +36,8 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
     Args:
         path: the folder; a text, or an `ObjectStoragePath`. Slashes at its start and end do not matter. An S3 bucket
             may be the ARN of an access point, ``s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/folder``. Use
-            one folder per export or per run.
+            one folder per export or per run. Azure's own form, ``abfss://container@account.dfs.core.windows.net/folder``,
+            must name the connection's account.
         conn_id: connection of the storage, where `path` names none.
         kwargs: what all of Airflow's operators take.
 
