@@ -113,7 +113,9 @@ def _figures(files: list[FileProgress]) -> str:
 
 
 def speed(bytes_per_second: float) -> str:
-    """In MB/s, with a digit more for slow links."""
+    """In MB/s, with a digit more for slow links; in kB/s where that would show nothing."""
+    if 0 < bytes_per_second < 1e5:
+        return f"{bytes_per_second / 1e3:.1f} kB/s"
     return f"{bytes_per_second / 1e6:.{0 if bytes_per_second >= 1e7 else 1}f} MB/s"
 
 
