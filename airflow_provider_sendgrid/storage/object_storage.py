@@ -55,22 +55,24 @@ class Location:
     def of(cls, path: str) -> Location:
         """Read a path: ``gs://conn_id@bucket/folder``, ``file:///folder``, ``abfss://container@account.host/folder``.
 
-        Slashes at the folder's start and end do not matter: ``s3://lake//lead/`` is ``s3://lake/lead``. Nor do blanks
-        and line breaks around the path, as a template may leave them.
+        Slashes at the folder's start and end do not matter: ``s3://lake//lead/`` is ``s3://lake/lead``.
+
+        Nor do blanks and line breaks around a path, as a template may leave them; in S3's they are part of the key, as
+        in the operator for S3.
 
         Raises:
             ValueError: it cannot be read; says what it should be.
         """
+        if path.lower().startswith("s3://"):
+            return cls._of_s3(path)
         path = path.strip()
         if any(character < " " for character in path):  # `urlsplit` would leave some of them out
             raise _unreadable(path)
-        if path.lower().startswith("s3://"):
-            return cls._of_s3(path)
         url = urlsplit(path, allow_fragments=False)
         provider = _SCHEMES.get(url.scheme)
         folder = url.path.strip("/") + (f"?{url.query}" if url.query else "")
-        # HTTP clients take "." out of a URL, so that the object would get another name.
-        odd = {".."} if provider is Provider.LOCAL else {".", ".."}
+        # HTTP clients take "." out of Azure's URLs, so that the blob would get another name.
+        odd = {".", ".."} if provider is Provider.AZURE else {".."}
         if provider is None or not odd.isdisjoint(folder.split("/")):
             raise _unreadable(path)
         prefix = f"{folder}/" if folder else ""
@@ -114,7 +116,7 @@ class Location:
         if not bucket:
             raise ValueError(f"path names no bucket: {_shown(path)!r}.")
         bucket, prefix = split_s3_uri(f"s3://{bucket}{slash}{after_slash}")
-        if not {".", ".."}.isdisjoint(prefix.split("/")):
+        if ".." in prefix.split("/"):
             raise _unreadable(path)
         return cls(Provider.S3, f"s3://{bucket}/", bucket, prefix, conn_id or None)
 
