@@ -194,7 +194,8 @@ def _indexes(export: ContactExport, file_index: int | None) -> Sequence[int]:
     if file_index is None:
         return range(count)
     if not 0 <= file_index < count:
-        raise ArgumentError(f"file_index {file_index} of SendGrid export {export.id}: it has files 0 to {count - 1}.")
+        known = f"it has files 0 to {count - 1}" if count else "it has no files"
+        raise ArgumentError(f"file_index {file_index} of SendGrid export {export.id}: {known}.")
     return [file_index]
 
 
@@ -452,7 +453,7 @@ class _Run:
         return is_deleted
 
     def _with_rows(self, stored: Sequence[StoredFile], order: Sequence[str]) -> tuple[DeliveredFile, ...]:
-        """The files with their rows: the first record of the first CSV file that has any is the header of all."""
+        """The files with their rows."""
         header = self._header(stored, order) if self._options.verify_row_count else None
         return tuple(
             DeliveredFile(
@@ -466,15 +467,24 @@ class _Run:
         )
 
     def _header(self, stored: Sequence[StoredFile], order: Sequence[str]) -> str | None:
-        """The digest of the header; None if that depends on earlier files that are not stored."""
+        """The digest of the header; None if that depends on other files that are not stored.
+
+        It is the first record of any file whose first field is ``EMAIL``: SendGrid may list the files in any order, and
+        only one of them may have it. If none has, it is the first record of the first file that has any.
+        """
+        files = list(stored)
         if self._context is not None:
             for index in range(self._indexes[0]) if stored else ():
                 earlier = find_stored(self._context, _place(self._export.id, order, index)).file
                 if earlier is None or earlier.facts.records is None:
-                    return None
-                if earlier.facts.records:
-                    return earlier.facts.first_record_sha256
-        return next((file.facts.first_record_sha256 for file in stored if file.facts.records), "")
+                    return next((file.facts.first_record_sha256 for file in stored if file.facts.has_header), None)
+                files.insert(index, earlier)
+        for file in files:
+            if file.facts.has_header:
+                return file.facts.first_record_sha256
+        if not self._is_whole and len(order) > 1:
+            return None
+        return next((file.facts.first_record_sha256 for file in files if file.facts.records), "")
 
     def _delivery(
         self, stored: Sequence[StoredFile], delivered: tuple[DeliveredFile, ...], manifest_uri: str | None
@@ -587,7 +597,7 @@ def _rows(facts: FileFacts, header: str | None) -> int | None:
         return None
     if header is None:
         return facts.records if not facts.records or not facts.first_record_sha256 else None
-    return RecordCount(facts.records, facts.first_record_sha256).rows(header)
+    return RecordCount(facts.records, facts.first_record_sha256, has_header=facts.has_header).rows(header)
 
 
 def _difference(files: Sequence[DeliveredFile], export: ContactExport, options: DeliveryOptions) -> str:

@@ -364,6 +364,8 @@ class _Plan:
         first = plain[:1]
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
+        if first and (first < b" " or first in b"\xfe\xff"):
+            raise ExportIncompleteError("What came is no text, but binary data, such as gzip within gzip.")
         named_type = _type_of_path(path)
         file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
         if named_type not in ("", file_type):
@@ -620,7 +622,12 @@ def _facts(writer: PartWriter, count: RecordCount | None, upload: str, path: str
     facts = FileFacts(writer.size, writer.sha256, upload=upload, path=path)
     if count is None:
         return facts
-    return replace(facts, records=count.records, first_record_sha256=count.first_record_sha256)
+    return replace(
+        facts,
+        records=count.records,
+        first_record_sha256=count.first_record_sha256,
+        has_header=count.has_header,
+    )
 
 
 def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts, progress: FileProgress) -> None:

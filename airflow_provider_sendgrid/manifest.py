@@ -27,6 +27,7 @@ class FileFacts:
         first_record_sha256: of the first record, empty where there is none.
         upload: the id of the upload that stored it, which is in the object's metadata; empty in earlier versions.
         path: of the file's URL at SendGrid, which identifies the file; empty in earlier versions.
+        has_header: whether the first record is known to be SendGrid's header; never in earlier versions.
     """
 
     size: int
@@ -35,13 +36,14 @@ class FileFacts:
     first_record_sha256: str = ""
     upload: str = ""
     path: str = ""
+    has_header: bool = False
 
     def to_metadata(self) -> dict[str, str]:
         """The same as short texts, fit for an object's metadata, without what is there already."""
         facts = {"size": str(self.size), "sha256": self.sha256}
         if self.records is not None:
             facts |= {"records": str(self.records), "first-record-sha256": self.first_record_sha256}
-        return facts
+        return facts | ({"has-header": "true"} if self.has_header else {})
 
     def to_json(self) -> dict[str, str]:
         """All of them, for the manifest and receipts."""
@@ -60,6 +62,7 @@ class FileFacts:
                 str(metadata.get("first-record-sha256") or ""),
                 str(metadata.get("upload") or ""),
                 str(metadata.get("path") or ""),
+                metadata.get("has-header") == "true",
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None

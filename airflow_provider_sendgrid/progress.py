@@ -106,12 +106,16 @@ def _figures(files: list[FileProgress]) -> str:
     received, length = sum(file.received_bytes for file in files), sum(lengths)
     rate = received / max(*(file.seconds for file in files), 1e-3)
     percent = 100 * received // length if length else 100
+    if received == length:
+        return f"{percent} % {_size(received, length)} received, not all of it stored yet"
     left = f"about {(length - received) / rate:.0f} s left" if rate else "nothing received yet"
     return f"{percent} % {_size(received, length)}, {speed(rate)}, {left}"
 
 
 def speed(bytes_per_second: float) -> str:
-    """In MB/s, with a digit more for slow links."""
+    """In MB/s, with a digit more for slow links; in kB/s where that would show nothing."""
+    if 0 < bytes_per_second < 1e5:
+        return f"{bytes_per_second / 1e3:.1f} kB/s"
     return f"{bytes_per_second / 1e6:.{0 if bytes_per_second >= 1e7 else 1}f} MB/s"
 
 

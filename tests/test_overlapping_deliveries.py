@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery import ArgumentError, Delivery, DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exceptions import (
     HOPELESS_ERRORS,
     DestinationConflictError,
@@ -24,6 +24,7 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.gunzip import GZIP_MAGIC
 from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.exports.urls import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
@@ -648,6 +649,27 @@ def test_content_of_another_type_than_its_name_says_is_no_file(path, content, is
     assert {} == storage.objects
 
 
+@pytest.mark.parametrize("content", [gzip.compress(csv("a", 3)), b"\0\0\0", csv("a", 3).decode().encode("utf-16")])
+@pytest.mark.parametrize("is_gzip", [True, False])
+def test_binary_data_in_the_place_of_text_is_no_file(content, is_gzip):
+    """A proxy that compresses gzip again, for one."""
+    sent = gzip.compress(content) if is_gzip else content
+    if not is_gzip and content.startswith(GZIP_MAGIC):
+        pytest.skip("this is what SendGrid sends")
+    storage = MemoryStorage()
+    with exports({"/a.csv": sent}) as source, pytest.raises(ExportIncompleteError, match="binary data"):
+        deliver(source("6f", ["/a.csv"], None), storage, verify_row_count=False)
+    assert {} == storage.objects
+
+
+def test_a_file_index_of_an_export_without_files_says_so():
+    with (
+        exports({}) as source,
+        pytest.raises(ArgumentError, match=r"file_index 0 of .*: it has no files"),
+    ):
+        deliver(source("6f", [], 0), MemoryStorage(), 0)
+
+
 @pytest.mark.parametrize("verify_row_count", [True, False])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "followed"])
@@ -673,7 +695,37 @@ def test_rows_of_one_later_file_are_known_only_if_the_header_is():
     storage = MemoryStorage()
     with exports(files) as source:
         rows = [deliver(source("6f", list(files), 60), storage, index).files[0].rows for index in (1, 0, 1, 2)]
-    assert [None, 10, 20, 30] == rows
+    assert [20, 10, 20, 30] == rows
+
+
+def test_rows_of_one_file_without_header_are_known_once_the_header_is():
+    files = {"/a": csv("a", 10), "/b": csv("b", 20).partition(b"\n")[2]}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        rows = [deliver(source("6f", list(files), 30), storage, index).files[0].rows for index in (1, 0, 1)]
+    assert [None, 10, 20] == rows
+
+
+def test_rows_are_right_if_the_file_with_the_header_is_not_listed_first():
+    """The sum would be right in any case."""
+    files = {"/b": csv("b", 20).partition(b"\n")[2], "/a": csv("a", 10)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        assert [20, 10] == [file.rows for file in deliver(source("6f", list(files), 30), storage).files]
+        rows = [deliver(source("6f", list(files), 30), MemoryStorage(), index).files[0].rows for index in (0, 1)]
+    assert [20, 10] == [entry["meta"]["record_count"] for entry in manifest(storage)["entries"]]
+    assert [None, 10] == rows
+
+
+def test_the_mark_of_a_header_survives_in_receipts_and_metadata():
+    """A task tried again finds these, and fetches nothing."""
+    files = {"/b": large_csv("b").partition(b"\n")[2], "/a": csv("a", 10)}
+    storage = MemoryStorage()
+    with exports(files) as source:
+        for index in (0, 1):
+            deliver(source("6f", list(files), 250_010), storage, index)
+        delivery = deliver(source("6f", list(files), 250_010), storage)
+    assert ([250_000, 10], 0) == ([file.rows for file in delivery.files], delivery.fetched_bytes)
 
 
 def test_the_header_is_the_first_record_of_the_first_file_that_has_any():

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from airflow_provider_sendgrid.progress import Progress
+from airflow_provider_sendgrid.progress import Progress, speed
 from tests.sendgrid_source import HandClock
 
 MIB, GIB = 1024**2, 1024**3
@@ -64,6 +64,24 @@ def test_there_is_a_line_every_ten_seconds_even_if_nothing_comes(clock, lines):
         clock.advance(0.5)
         fetching.progress.report()
     assert ["0 % 0.0 of 1.0 GiB, 0.0 MB/s, nothing received yet: file 1 of 1 of SendGrid export 6f"] * 5 == lines()
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(0, "0.0 MB/s"), (400, "0.4 kB/s"), (30_000, "30.0 kB/s"), (100_000, "0.1 MB/s"), (12_300_000, "12 MB/s")],
+)
+def test_a_slow_link_is_not_shown_as_a_dead_one(rate, shown):
+    assert shown == speed(rate)
+
+
+def test_what_is_received_but_not_stored_is_not_called_done(clock, lines):
+    """The storage may be slower than SendGrid."""
+    fetching = Fetching(clock, 1)
+    fetching.begin(0, GIB)
+    fetching.received[0] = GIB
+    clock.advance(10)
+    fetching.progress.report()
+    assert ["100 % 1.0 of 1.0 GiB received, not all of it stored yet: file 1 of 1 of SendGrid export 6f"] == lines()
 
 
 def test_a_file_that_does_not_answer_is_reported(clock, lines):

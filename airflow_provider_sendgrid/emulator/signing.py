@@ -32,12 +32,16 @@ def sign_path(path: str, now: float, lifetime_seconds: int) -> str:
     return f"{path}?{urlencode({**query, _SIGNATURE: _signature(path, query)})}"
 
 
-def refusal(path: str, query: Mapping[str, str], now: float) -> tuple[str, str] | None:
-    """Return S3's error code and message for a URL that is not good, or None for one that is."""
+def refusal(method: str, path: str, query: Mapping[str, str], now: float) -> tuple[str, str] | None:
+    """Return S3's error code and message for a URL that is not good, or None for one that is.
+
+    The method is part of what S3 signs, and these URLs are signed for GET.
+    """
     unsigned = {name: value for name, value in query.items() if name != _SIGNATURE}
     if _SIGNATURE not in query:
         return "AccessDenied", "Access Denied"
-    if not hmac.compare_digest(_signature(path, unsigned).encode(), query[_SIGNATURE].encode()):
+    is_signed = hmac.compare_digest(_signature(path, unsigned).encode(), query[_SIGNATURE].encode())
+    if not is_signed or method != "GET":
         return (
             "SignatureDoesNotMatch",
             "The request signature we calculated does not match the signature you provided.",

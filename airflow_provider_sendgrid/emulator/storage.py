@@ -63,7 +63,7 @@ def error_answer(status: int, message: str, code: str = "InternalError") -> Answ
 
 
 def answer_file(backend: Backend, request: Request, treatment: Treatment | None = None) -> Answer:
-    """Answer a GET or HEAD of a file as S3 would."""
+    """Answer a request for a file as S3 would."""
     treatment = treatment or Treatment()
     try:
         _check_request(backend, request, treatment)
@@ -83,7 +83,7 @@ def _check_request(backend: Backend, request: Request, treatment: Treatment) -> 
         )
     if request.method not in ("GET", "HEAD"):
         raise RefusedError("MethodNotAllowed", "The specified method is not allowed against this resource.")
-    refused = refusal(request.path, request.query, backend.clock())
+    refused = refusal(request.method, request.path, request.query, backend.clock())
     if refused:
         raise RefusedError(*refused)
     if treatment.expired:

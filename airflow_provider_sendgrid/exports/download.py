@@ -554,7 +554,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.IGNORE
 
 def _extent(response: requests.Response, name: str) -> tuple[int, int, int]:
     """Where the answer's bytes begin and end (not included), and how long the whole file is."""
-    text = response.headers.get("Content-Length", "")
+    # Beside chunks a length means nothing (RFC 9112): the body is not cut there.
+    text = "" if "Transfer-Encoding" in response.headers else response.headers.get("Content-Length", "")
     count = int(text) if re.fullmatch(r"\d{1,19}", text, re.ASCII) else None
     if response.status_code == 200:
         if count is None:

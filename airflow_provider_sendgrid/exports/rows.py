@@ -2,13 +2,15 @@
 
 A CSV row is not a line: values hold line breaks, so a line feed ends a record only outside quotes. A JSON
 export has one object per line. A byte order mark and blank lines at the start or the end belong to no record. Of all
-values only a digest of the first record of a CSV file is kept: it tells whether a later file repeats the header.
+values only a digest of the first record of a CSV file is kept, and whether it is SendGrid's header: any file may have
+it, whatever the order of the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from airflow_provider_sendgrid.exports.line_feeds import LineFeeds, line_feeds
 _MAX_FIRST_RECORD_BYTES = 1024 * 1024
 _MAX_RECORD_BYTES = 16 * 1024 * 1024
 _LINE_BREAKS = b"\r\n"
+# No contact's first field, the e-mail address, is this word.
+_FIRST_COLUMN = re.compile(rb'(?:"EMAIL"|EMAIL)(?:,|[\r\n]|$)', re.IGNORECASE)
 
 ENDS_IN_QUOTES = "it ends within a quoted value"
 ENDS_IN_OBJECT = "its last line is not a whole JSON object"
@@ -32,11 +36,13 @@ class RecordCount:
         records: all records, a header included.
         first_record_sha256: of the first record of a CSV file, empty if there is none.
         cut: how the file ends, if no whole file ends so; else empty.
+        has_header: whether the first field of a CSV file is ``EMAIL``, as in SendGrid's header.
     """
 
     records: int
     first_record_sha256: str = ""
     cut: str = ""
+    has_header: bool = False
 
     @property
     def ends_in_quotes(self) -> bool:
@@ -45,8 +51,8 @@ class RecordCount:
 
     def rows(self, header_sha256: str) -> int:
         """Contacts in this file, where `header_sha256` is the digest of the export's header."""
-        has_header = self.first_record_sha256 != "" and self.first_record_sha256 == header_sha256
-        return self.records - has_header
+        is_header = self.first_record_sha256 != "" and self.first_record_sha256 == header_sha256
+        return self.records - (self.has_header or is_header)
 
 
 class RecordCounter(Protocol):
@@ -109,9 +115,11 @@ class CsvCounter:
         self._feed(self._start.finish())
         first = self._first_record
         digest = hashlib.sha256(first.rstrip(b"\r\n")).hexdigest() if first else ""
+        has_header = first is not None and _FIRST_COLUMN.match(first) is not None
         if self._lines.in_quotes:
-            return RecordCount(self._lines.count + 1, digest, ENDS_IN_QUOTES)
-        return RecordCount(self._lines.count - self._line_feeds_at_end + (not self._is_empty), digest)
+            return RecordCount(self._lines.count + 1, digest, ENDS_IN_QUOTES, has_header)
+        records = self._lines.count - self._line_feeds_at_end + (not self._is_empty)
+        return RecordCount(records, digest, has_header=has_header)
 
     def _feed(self, plain: bytes | memoryview) -> None:
         if not plain:

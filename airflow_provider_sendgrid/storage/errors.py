@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.exceptions import (
+    DestinationChangedError,
+    DestinationError,
+    DestinationRefusedError,
+    redact,
+)
 
 T = TypeVar("T")
 
@@ -111,7 +116,7 @@ class Requests:
                 if failure is None:
                     raise
                 if number == ATTEMPTS or not self.meaning(failure.codes).is_retried:
-                    raise self.error(operation, uri, failure) from error
+                    raise self.error(operation, uri, failure) from _redacted(error)
             self.sleep(pause_seconds(number))
 
     def find(self, operation: str, uri: str, send: Callable[[], T]) -> T | None:
@@ -145,6 +150,14 @@ class Requests:
     def unverified(self, operation: str, uri: str, what: str) -> DestinationError:
         """The error for an answer, or an object, that is not what it has to be."""
         return DestinationError(f"{operation} of {uri}: {what}. {RUN_AGAIN} If that does not help, check the endpoint.")
+
+
+class ClientError(Exception):
+    """What a storage's client raised, for the traceback, without the queries of URLs: these may be signatures."""
+
+
+def _redacted(error: Exception) -> ClientError:
+    return ClientError(f"{type(error).__name__}: {redact(str(error))}").with_traceback(error.__traceback__)
 
 
 def pause_seconds(number: int) -> float:

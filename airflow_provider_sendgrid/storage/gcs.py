@@ -241,13 +241,13 @@ class GcsStorage:
         """
         from google.api_core.exceptions import Forbidden
 
-        try:
-            is_there = self._requests.find("look", self._address, lambda: self._bucket.exists(retry=None))
-        except DestinationRefusedError as error:
-            if isinstance(error.__cause__, Forbidden):
-                return
-            raise
-        if not is_there:
+        def is_there() -> bool:
+            try:
+                return bool(self._bucket.exists(retry=None))
+            except Forbidden:
+                return True
+
+        if not self._requests.find("look", self._address, is_there):
             raise DestinationRefusedError(f"There is no bucket {self._address}; create it, or correct the path.")
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _UNFINISHED = ".part"
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 # What no further attempt helps; everything else may pass.
 _REFUSED = {
@@ -99,16 +100,17 @@ class LocalStorage:
     def versions(self) -> Mapping[str, str] | None:
         """The versions of all files of the folder itself; None if it may not be listed."""
         found = {}
-        try:
-            for entry in self._folder.iterdir():
-                status = None if _is_unfinished(entry) else _status(entry)
-                if status is not None and stat.S_ISREG(status.st_mode):
-                    found[entry.name] = _version(status)
-        except FileNotFoundError:
-            return {}
-        except PermissionError as error:
-            self._log_once("list", error)
-            return None
+        with _translated("list", self._folder):
+            try:
+                for entry in self._folder.iterdir():
+                    status = None if _is_unfinished(entry) or _is_loop(entry) else _status(entry)
+                    if status is not None and stat.S_ISREG(status.st_mode):
+                        found[entry.name] = _version(status)
+            except FileNotFoundError:
+                return {}
+            except PermissionError as error:
+                self._log_once("list", error)
+                return None
         return found
 
     def abort_uploads(self, name: str) -> int:
@@ -285,6 +287,15 @@ def _is_unfinished(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
+def _is_loop(path: Path) -> bool:
+    """Whether it is a symbolic link that leads to itself, and so to no file."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def _metadata_path(path: Path) -> Path:
     return path.parent / "_metadata" / f"{path.name}.json"
 
@@ -320,9 +331,12 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk hold the new name, too."""
+    """Have the disk hold the new name, too; some file systems cannot be asked for that, such as older SMB mounts."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)

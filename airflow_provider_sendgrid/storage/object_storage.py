@@ -57,15 +57,23 @@ class Location:
 
         Slashes at the folder's start and end do not matter: ``s3://lake//lead/`` is ``s3://lake/lead``.
 
+        Nor do blanks and line breaks around a path, as a template may leave them; in S3's they are part of the key, as
+        in the operator for S3.
+
         Raises:
             ValueError: it cannot be read; says what it should be.
         """
         if path.lower().startswith("s3://"):
             return cls._of_s3(path)
+        path = path.strip()
+        if any(character < " " for character in path):  # `urlsplit` would leave some of them out
+            raise _unreadable(path)
         url = urlsplit(path, allow_fragments=False)
         provider = _SCHEMES.get(url.scheme)
         folder = url.path.strip("/") + (f"?{url.query}" if url.query else "")
-        if provider is None or ".." in folder.split("/"):
+        # HTTP clients take "." out of Azure's URLs, so that the blob would get another name.
+        odd = {".", ".."} if provider is Provider.AZURE else {".."}
+        if provider is None or not odd.isdisjoint(folder.split("/")):
             raise _unreadable(path)
         prefix = f"{folder}/" if folder else ""
         conn_id, at, bucket = url.netloc.rpartition("@")
@@ -77,6 +85,25 @@ class Location:
         if provider is Provider.AZURE and at and "." in bucket:
             return cls(provider, f"{url.scheme}://{url.netloc}/", _bucket(conn_id, path), prefix, None)
         return cls(provider, f"{url.scheme}://{bucket}/", _bucket(bucket, path), prefix, _conn_id(conn_id, at, path))
+
+    def require_account(self, hostname: str) -> None:
+        """Check that a path in Azure's own form names the account that a connection leads to.
+
+        Args:
+            hostname: of the connection's account. Hosts outside Azure are not compared.
+
+        Raises:
+            ValueError: it names another: the URIs in the manifest would not be where the files are.
+        """
+        _, at, named = self.address.removesuffix("/").rpartition("@")
+        if not at or ".core." not in named or ".core." not in hostname:
+            return
+        accounts = [host.partition(".")[0].lower() for host in (named, hostname)]
+        if accounts[0] != accounts[1]:
+            raise ValueError(
+                f"path names the storage account {accounts[0]!r}, but the connection leads to {accounts[1]!r}. Correct "
+                "one of them, or name the connection in the path: abfs://conn_id@container/folder."
+            )
 
     @classmethod
     def _of_s3(cls, path: str) -> Location:

@@ -36,7 +36,8 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
     Args:
         path: the folder; a text, or an `ObjectStoragePath`. Slashes at its start and end do not matter. An S3 bucket
             may be the ARN of an access point, ``s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/folder``. Use
-            one folder per export or per run.
+            one folder per export or per run. Azure's own form, ``abfss://container@account.dfs.core.windows.net/folder``,
+            must name the connection's account.
         conn_id: connection of the storage, where `path` names none. A template of this or of `path` that renders to
             nothing or to None fails the task.
         kwargs: what all of Airflow's operators take.
@@ -127,6 +128,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
         from airflow_provider_sendgrid.storage.azure import AzureStorage
 
         service = WasbHook(wasb_conn_id=conn_id or WasbHook.default_conn_name).get_conn()
+        location.require_account(service.primary_hostname)
         container = service.get_container_client(location.bucket)
         return AzureStorage(container, location.address, location.prefix, sleep=self._stop.wait)
 

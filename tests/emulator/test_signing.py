@@ -12,7 +12,7 @@ NOW = 1_700_000_000.0
 def judge(signed, now=NOW, path=None, **changes):
     parts = urlsplit(signed)
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    refused = refusal(path or parts.path, {**query, **changes}, now)
+    refused = refusal("GET", path or parts.path, {**query, **changes}, now)
     return refused and refused[1]
 
 
@@ -40,7 +40,7 @@ def test_nothing_of_it_can_be_changed():
 
 
 def test_without_a_signature_there_is_no_access():
-    assert refusal("/x", {}, NOW) == ("AccessDenied", "Access Denied")
+    assert refusal("GET", "/x", {}, NOW) == ("AccessDenied", "Access Denied")
 
 
 def test_no_two_are_alike():

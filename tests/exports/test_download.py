@@ -656,6 +656,15 @@ def test_a_range_without_end_is_read_up_to_its_end_alone(session, head, piece):
     assert server.sent_bytes < 20_000_000  # what fits into the buffers of two sockets
 
 
+def test_a_length_beside_chunks_means_nothing(session):
+    """The file would be cut there, and plain text that ends with a row looks whole."""
+    first = HEAD % (b"200 OK", b"Content-Length: 500\r\nTransfer-Encoding: chunked") + CHUNK + b"0\r\n\r\n"
+    with Endless(first=first).running() as server:
+        with pytest.raises(ExportIncompleteError, match="does not say how long the file is"):
+            download_of(f"{server.url}/file", session).open()
+        server.ended.set()
+
+
 @pytest.mark.parametrize(
     ("head", "said"),
     [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 from airflow_provider_sendgrid.exports import gunzip
-from airflow_provider_sendgrid.exports.gunzip import Gunzip, Gzip, is_gzip
+from airflow_provider_sendgrid.exports.gunzip import GZIP_MAGIC, Gunzip, Gzip, is_gzip
 
 LARGEST_PIECE = 1024 * 1024
 PLAIN = b'"EMAIL","CONTACT_ID"\n' + b"".join(b'"%d@example.com","%d"\n' % (n, n * n) for n in range(60))
@@ -55,6 +55,31 @@ def test_gzip_is_known_by_its_first_two_bytes(first_bytes, answer):
     """An empty export may come as plain text; a well-known connector crashes on it."""
     assert is_gzip(first_bytes) is answer
     assert is_gzip(memoryview(first_bytes)) is answer
+
+
+# --- headers
+
+
+def with_header(flags):
+    """A file whose gzip header has these fields: extra (4), name (8), comment (16), checksum of the header (2)."""
+    fields = {4: b"\3\0abc", 8: b"name\0", 16: b"comment\0"}
+    header = GZIP_MAGIC + bytes([8, flags]) + bytes(5) + b"\xff"
+    header += b"".join(field for flag, field in fields.items() if flags & flag)
+    return header + ((zlib.crc32(header) & 0xFFFF).to_bytes(2, "little") if flags & 2 else b"") + FILE[10:]
+
+
+@pytest.mark.parametrize("flags", range(0, 32, 2))
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_a_header_may_have_any_fields_and_come_in_pieces(flags, size):
+    twice = with_header(flags) * 2
+    assert PLAIN * 2 == decompressed([twice[start : start + size] for start in range(0, len(twice), size)])
+
+
+@pytest.mark.parametrize("flag", [32, 64, 128])
+def test_a_header_with_reserved_flags_is_damaged(flag):
+    """Other programs would refuse the file."""
+    with pytest.raises(ExportIncompleteError, match="damaged"):
+        decompressed([with_header(flag)])
 
 
 # --- whole

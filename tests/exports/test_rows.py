@@ -66,7 +66,8 @@ def test_every_border_of_a_file_counts_alike():
     content = csv_bytes([HEADER, ['a\n\n"b"', "", '""'], ['"', "\n", ",\r\n"], ["", "", ""]])
     for border in range(len(content) + 1):
         counted = count(CsvCounter(), [content[:border], content[border:]])
-        assert counted == RecordCount(4, hashlib.sha256(b'"EMAIL","FIRST_NAME","CONTACT_ID"').hexdigest())
+        digest = hashlib.sha256(b'"EMAIL","FIRST_NAME","CONTACT_ID"').hexdigest()
+        assert counted == RecordCount(4, digest, has_header=True)
 
 
 @given(BORDERS)
@@ -127,8 +128,26 @@ def test_blank_lines_at_the_end_are_none_wherever_the_pieces_end():
     content = BOM_UTF8 + b'\n"EMAIL"\n"a\n\n"\n""\r\n\r\n\n'
     digest = hashlib.sha256(b'"EMAIL"').hexdigest()
     for border in range(len(content) + 1):
-        assert count(CsvCounter(), [content[:border], content[border:]]) == RecordCount(3, digest)
-    assert count(CsvCounter(), [content[i : i + 1] for i in range(len(content))]) == RecordCount(3, digest)
+        assert count(CsvCounter(), [content[:border], content[border:]]) == RecordCount(3, digest, has_header=True)
+    pieces = [content[i : i + 1] for i in range(len(content))]
+    assert count(CsvCounter(), pieces) == RecordCount(3, digest, has_header=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "has_header"),
+    [
+        (b'"EMAIL","CITY"\n"a@b.c",\n', True),
+        (b"email\r\na@b.c\r\n", True),
+        (b"EMAIL", True),
+        (b'"EMAIL_2","CITY"\n', False),
+        (b'"a@b.c","EMAIL"\n', False),
+        (b',"EMAIL"\n', False),
+        (b"", False),
+    ],
+)
+def test_a_header_is_known_by_its_first_column(content, has_header):
+    """A contact's other values may be any word, such as the channel that it prefers."""
+    assert has_header is count(CsvCounter(), [content]).has_header
 
 
 def test_a_blank_line_between_records_counts_as_the_csv_module_reads_it():

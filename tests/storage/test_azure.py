@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
+import traceback
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.azure import AzureStorage
 from airflow_provider_sendgrid.storage.multipart import ObjectInfo, crc32
 from tests.destinations import no_sleep
@@ -119,3 +120,32 @@ def test_a_blob_that_is_damaged_on_its_way_back_is_not_read():
             storage.read("a.csv")
         blobs["/account/lake/in/a.csv"] = SENT, {}
         assert SENT == storage.read("a.csv").content
+
+
+def test_no_signature_is_in_a_traceback():
+    """Airflow logs it with all causes; a proxy's page may repeat the whole URL."""
+    from azure.storage.blob import BlobServiceClient
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(b"Access to the following URL is denied: " + self.path.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/account?sv=2026-01-01&sig=5ecret"
+        storage = AzureStorage(BlobServiceClient(url).get_container_client("lake"), "abfs://lake/", "", sleep=no_sleep)
+        with pytest.raises(DestinationRefusedError) as caught:
+            storage.read("a.csv")
+    finally:
+        server.shutdown()
+        server.server_close()
+    text = "".join(traceback.format_exception(caught.value))
+    assert "HttpResponseError" in text or "ClientAuthenticationError" in text
+    assert "URL is denied" in text
+    assert "5ecret" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -33,6 +34,37 @@ def test_metadata_counts_for_the_very_file_alone(storage, tmp_path):
     (tmp_path / "a.csv").write_bytes(b"54321")
     os.utime(tmp_path / "a.csv", ns=(1, 1))
     assert (5, {}) == (storage.head("a.csv").size, storage.head("a.csv").metadata)
+
+
+def test_links_that_lead_nowhere_are_no_files(storage, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    storage.put("a.csv", b"12345", INFO)
+    assert ["a.csv"] == list(storage.versions())
+
+
+def test_a_folder_that_cannot_be_read_for_now_is_an_error_of_this_package(storage, monkeypatch):
+    def stale(_path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "iterdir", stale)
+    with pytest.raises(DestinationError, match=r"list of .*Stale file handle"):
+        storage.versions()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_syncs_no_folders_can_be_used(storage, monkeypatch, code):
+    """As SMB mounts of older kernels, and folders of VirtualBox."""
+    sync = os.fsync
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    version = storage.put("a.csv", b"12345", INFO)
+    assert version == storage.head("a.csv").version
 
 
 @pytest.mark.parametrize("told", ["", "{", "[]", "null", '{"size": 5}'])

@@ -47,10 +47,55 @@ def test_characters_of_an_s3_folder_stay_as_they_are(path):
     assert path == f"{Location.of(path).address}{Location.of(path).prefix}".rstrip("/")
 
 
+@pytest.mark.parametrize("path", ["gs://lake/in", "abfs://lake/in", "file:///lake/in"])
+@pytest.mark.parametrize("around", ["{}\n", " {} ", "\r\n{}\t"])
+def test_blanks_around_a_path_do_not_matter(path, around):
+    assert Location.of(path) == Location.of(around.format(path))
+
+
+@pytest.mark.parametrize("path", ["gs://lake/a\tb", "abfs://lake/a\nb", "file:///a\nb"])
+def test_a_line_break_in_a_path_is_refused(path):
+    with pytest.raises(ValueError, match="path must be"):
+        Location.of(path)
+
+
+@pytest.mark.parametrize("folder", [".", "./in", "in/./x", "in/.", "../in"])
+def test_a_dot_is_no_folder_on_azure(folder):
+    with pytest.raises(ValueError, match="path must be"):
+        Location.of(f"abfs://lake/{folder}")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_dot_is_part_of_other_clouds_names(scheme):
+    assert "in/./x/" == Location.of(f"{scheme}://lake/in/./x").prefix
+
+
 @pytest.mark.parametrize("path", ["s3://", "s3:///in", "s3://conn@/in", "s3://lake/../x", "s3://a:b/in"])
 def test_an_s3_path_that_leads_nowhere_is_refused(path):
     with pytest.raises(ValueError, match=r"path|location"):
         Location.of(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "hostname"),
+    [
+        ("abfss://lake@one.dfs.core.windows.net/in", "one.blob.core.windows.net"),
+        ("abfss://lake@One.dfs.core.windows.net/in", "one.privatelink.blob.core.windows.net"),
+        ("abfss://lake@one.dfs.core.windows.net/in", "127.0.0.1:10000"),
+        ("abfss://lake@account.example/in", "one.blob.core.windows.net"),
+        ("abfs://my_lake@lake/in", "one.blob.core.windows.net"),
+        ("abfs://lake/in", "one.blob.core.windows.net"),
+    ],
+)
+def test_a_path_may_name_the_account_of_the_connection(path, hostname):
+    Location.of(path).require_account(hostname)
+
+
+def test_a_path_that_names_another_account_than_the_connection_is_refused():
+    """Else the files would not be where the manifest says."""
+    location = Location.of("abfss://lake@one.dfs.core.windows.net/in")
+    with pytest.raises(ValueError, match="path names the storage account 'one', but the connection leads to 'two'"):
+        location.require_account("two.blob.core.windows.net")
 
 
 @pytest.mark.parametrize(
