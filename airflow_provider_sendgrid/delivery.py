@@ -379,6 +379,7 @@ class _Run:
         orders = [order_name(self._export.id)] if len(self._export.urls) > 1 else []
         names = {uri.removeprefix(prefix): version for uri, version in doomed.items()}
         delete_all(self._storage, names | dict.fromkeys([*receipts, *orders], ANY_VERSION))
+        publication.withdraw_if_deleted(names)
         return self._storage.uri(MANIFEST_NAME)
 
     def _stored_by_others(self, stored: Sequence[StoredFile]) -> dict[str, str]:

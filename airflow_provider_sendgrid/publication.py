@@ -22,6 +22,7 @@ import logging
 import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -206,6 +207,24 @@ class Publication:
             self._withdraw(version)
             raise
         return replaced
+
+    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
+        """Asked after objects were deleted: by name, at these versions.
+
+        Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
+        deletes it nevertheless if its bytes are the same, for then its ETag is the same, too. That run has looked at
+        its objects before or after the delete: in the second case it has noticed, in the first its manifest is here.
+        """
+        if not versions or (now := self._storage.read(MANIFEST_NAME)) is None:
+            return
+        named = KnownManifest.from_content(now.content).uris
+        for name in versions:
+            if self._storage.uri(name) in named and self._storage.head(name) is None:
+                manifest, uri = self._storage.uri(MANIFEST_NAME), self._storage.uri(name)
+                log.warning("Withdrawing %s: another run stored %s while this one deleted it.", manifest, uri)
+                with suppress(ManifestChangedError):
+                    self._withdraw(now.version)
+                return
 
     def replaced(self, names: Sequence[str]) -> dict[str, str]:
         """The objects that are to be deleted when a manifest of these objects is written: versions by URIs.

@@ -301,6 +301,29 @@ def test_of_two_exports_that_replace_the_last_stays_whole_and_alone(size):
     assert_proves(storage)
 
 
+def test_a_manifest_is_withdrawn_whose_object_the_run_before_still_deletes():
+    """Between its look and its delete the object was stored again with the same bytes, which have the same ETag."""
+
+    class Late(MemoryStorage):
+        def delete(self, name, version="*"):
+            if name.startswith("aa") and not started:
+                started.append(name)
+                deliver(source("aa", ["/a"], 10), self, replace=True)
+                version = "*"
+            super().delete(name, version)
+
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    started: list[str] = []
+    with exports(files) as source:
+        storage = Late()
+        deliver(source("aa", ["/a"], 10), storage)
+        deliver(source("bb", ["/b"], 20), storage, replace=True)
+        assert "_manifest.json" not in storage.objects
+        deliver(source("aa", ["/a"], 10), storage, replace=True)
+    assert data(storage) == set(named(storage))
+    assert_proves(storage)
+
+
 def test_objects_that_a_killed_run_was_to_delete_are_stored_again():
     """The run wrote its manifest and was killed before it deleted the other's objects."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
