@@ -109,7 +109,7 @@ class S3Storage:
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         """Store a small object at once; return its version."""
-        described, checksums = self._described(info), self.checksums(content, crc32(content))
+        described, checksums = self._described(name, info), self.checksums(content, crc32(content))
         version = ""
         for _ in range(_SENDS_OF_DAMAGED):
             try:
@@ -131,7 +131,7 @@ class S3Storage:
     def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> S3Upload:
         """Start a multipart upload."""
         known = self._upload_ids(name)
-        described = self._described(info)
+        described = self._described(name, info)
         algorithm = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
         try:
             answer = self.call("create_multipart_upload", name, **described, **algorithm)
@@ -466,11 +466,11 @@ class S3Storage:
         operation = self._client.meta.method_to_api_mapping[method]
         return self._client.meta.service_model.operation_model(operation).input_shape.members
 
-    def _described(self, info: ObjectInfo) -> dict[str, Any]:
+    def _described(self, name: str, info: ObjectInfo) -> dict[str, Any]:
         ours = info.metadata
         theirs = {key: value for key, value in self._extra_args.get("Metadata", {}).items() if key.lower() not in ours}
         return {
-            "ContentType": self._extra_args.get("ContentType", info.content_type),
+            "ContentType": self._extra_args.known(("ContentType",), name).get("ContentType", info.content_type),
             "Metadata": {**theirs, **ours},
         }
 

@@ -36,7 +36,9 @@ class SendGridToS3Operator(DeliveringOperator):
             that S3 does not know are refused before anything is fetched, and so are those that the delivery sets
             itself. Values of ``SSECustomerKey`` and ``SSEKMSEncryptionContext`` are masked. ``ObjectLock...`` applies
             to files and manifest (a versioned bucket keeps a manifest that is replaced), not to the objects below
-            ``_receipts/``, which are deleted at the end. Checksums are always the delivery's own CRC32.
+            ``_receipts/``, which are deleted at the end; ``ContentEncoding``, ``ContentType`` and the like apply to
+            files alone. Checksums are always the delivery's own CRC32. A template that renders to nothing or to None
+            fails the task.
         verify: False, or the path of a CA bundle, for connections to S3.
         kwargs: what all of Airflow's operators take.
 
@@ -99,6 +101,7 @@ class SendGridToS3Operator(DeliveringOperator):
         self.encrypt = encrypt
         self.acl_policy = acl_policy
         self.extra_args = extra_args
+        self._has_extra_args = extra_args is not None
         self.verify = verify
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,6 +122,8 @@ class SendGridToS3Operator(DeliveringOperator):
             parse_text("aws_conn_id", self.aws_conn_id, "Pass None, not a template, for boto3's own credentials.")
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
+        if self._has_extra_args and not isinstance(self.extra_args, Mapping) and not self.extra_args:
+            raise ValueError("extra_args was passed but is empty. Leave it out to pass nothing further to S3.")
         extra_args = self.extra_args or {}
         if isinstance(extra_args, Mapping):  # what else it may be is refused by S3Storage
             encryption = {"ServerSideEncryption": "AES256"} if self.encrypt else {}

@@ -204,6 +204,9 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
         ({"BucketKeyEnabled": "yes"}, TypeError, "BucketKeyEnabled must be a boolean, not a str"),
         ("StorageClass=GLACIER", TypeError, "must be a mapping"),
     ],
+        ({"ServerSideEncryption": "None"}, ValueError, "ServerSideEncryption was passed but is empty"),
+        ({"ServerSideEncryption": " "}, ValueError, "ServerSideEncryption was passed but is empty"),
+        ({"Metadata": {"run": 20261127}}, TypeError, "Metadata must be a mapping of texts to texts"),
 )
 def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, message):
     """Before any byte is fetched: a misspelled ServerSideEncryption would store plain objects."""
@@ -216,6 +219,16 @@ def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, mess
 def test_metadata_of_the_user_cannot_replace_ours(s3):
     """However it is capitalised."""
     S3Storage(s3.client, s3.bucket, "in/", {"Metadata": {"Sendgrid-Export-Id": "7a"}}).put("a.csv", CONTENT, INFO)
+def test_arguments_about_the_bytes_of_files_do_not_describe_the_manifest(s3):
+    """It is plain JSON; a reader would gunzip it, told that it is gzip."""
+    storage = S3Storage(s3.client, s3.bucket, "in/", {"ContentEncoding": "gzip", "ContentType": "text/x-contacts"})
+    for name in ("a.csv.gz", "_manifest.json", "_receipts/a.csv.gz.json"):
+        storage.put(name, CONTENT, INFO)
+    described = [s3.head(f"in/{name}") for name in ("a.csv.gz", "_manifest.json", "_receipts/a.csv.gz.json")]
+    assert ["gzip", None, None] == [head.get("ContentEncoding") for head in described]
+    assert ["text/x-contacts", INFO.content_type, INFO.content_type] == [head["ContentType"] for head in described]
+
+
     assert INFO.metadata == s3.head("in/a.csv")["Metadata"]
 
 

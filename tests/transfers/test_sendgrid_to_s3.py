@@ -716,6 +716,18 @@ def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_e
     assert sendgrid_emulator.count("GET") == 0
 
 
+@pytest.mark.parametrize("rendered", [None, "", []])
+def test_extra_args_that_render_to_nothing_do_not_mean_none(sendgrid_emulator, rendered):
+    """They may have asked for encryption."""
+    operator = SendGridToS3Operator(
+        task_id="store", export_id="an-id", s3_key_prefix="s3://lake/here/", extra_args="{{ none }}"
+    )
+    operator.extra_args = rendered
+    with pytest.raises(AirflowFailException, match="extra_args was passed but is empty"):
+        operator.execute({})
+    assert sendgrid_emulator.count("GET") == 0
+
+
 @pytest.mark.parametrize("name", ["s3_bucket", "aws_conn_id", "s3_key_prefix"])
 def test_a_storage_argument_that_renders_to_none_means_no_default(sendgrid_emulator, name):
     arguments = {"s3_bucket": "lake", "s3_key_prefix": "here/", name: "{{ none }}"}
