@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,6 +117,8 @@ class SendGridToS3Operator(DeliveringOperator):
 
         if not self._is_whole_bucket:
             parse_text("s3_key_prefix", self.s3_key_prefix, _NAME_IT_ONCE)
+            if re.fullmatch(r"(?i)(s3://[^/]+/)?/+", self.s3_key_prefix.strip()):
+                raise ValueError(f"s3_key_prefix is {self.s3_key_prefix!r}, which names no folder. {_NAME_IT_ONCE}")
         if self._has_bucket:
             parse_text("s3_bucket", self.s3_bucket, _NAME_IT_ONCE)
         if self._has_conn_id:
