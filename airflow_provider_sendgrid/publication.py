@@ -30,7 +30,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationError,
     DestinationRefusedError,
 )
-from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest, withdrawn_content
+from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest, name_of, withdrawn_content
 from airflow_provider_sendgrid.storage.multipart import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,13 @@ class Publication:
     def is_to_be_deleted(self, name: str, info: StoredInfo) -> bool:
         """Whether the run that wrote the manifest may delete this very object at any time."""
         replaced = self.known.replaced if self.known is not None and self.known.export_id else {}
-        uri = self._storage.uri(name)
-        return uri in replaced and replaced[uri] in (None, info.version)
+        versions = {name_of(uri): version for uri, version in replaced.items()}
+        return name in versions and versions[name] in (None, info.version)
 
     def facts(self, name: str, info: StoredInfo) -> FileFacts | None:
         """What the manifest of this export says of this very object; None if it does not name it."""
         own = self.own
-        facts = own.facts.get(name) if own is not None and self._storage.uri(name) in own.uris else None
+        facts = own.facts.get(name) if own is not None and name in own.names else None
         return facts if facts is not None and is_of(facts, info) else None
 
     def raise_if_changed(self) -> None:
@@ -122,7 +122,7 @@ class Publication:
         if names is None:
             is_kept = is_same_count
         else:
-            has_all = set(own.uris) <= set(map(self._storage.uri, names))
+            has_all = own.names <= set(names)
             is_kept = has_all or (is_same_count and rows is not None and rows == own.rows)
         if not is_kept:
             now = f"{file_count} files" + ("" if rows is None else f" with {rows} rows")
@@ -168,7 +168,7 @@ class Publication:
             known = KnownManifest.from_content(now.content)
             named = known.facts.get(name)
             is_true = named is not None and (named.size, named.sha256) == (facts.size, facts.sha256)
-            if self._storage.uri(name) not in known.uris or is_true:
+            if name not in known.names or is_true:
                 return
             log.warning("Withdrawing %s: %s was stored again.", self._storage.uri(MANIFEST_NAME), name)
             self._withdraw(now.version)
@@ -217,9 +217,9 @@ class Publication:
         """
         if not versions or (now := self._storage.read(MANIFEST_NAME)) is None:
             return
-        named = KnownManifest.from_content(now.content).uris
+        named = KnownManifest.from_content(now.content).names
         for name in versions:
-            if self._storage.uri(name) in named and self._storage.head(name) is None:
+            if name in named and self._storage.head(name) is None:
                 manifest, uri = self._storage.uri(MANIFEST_NAME), self._storage.uri(name)
                 log.warning("Withdrawing %s: another run stored %s while this one deleted it.", manifest, uri)
                 with suppress(ManifestChangedError):
