@@ -395,6 +395,7 @@ class _Run:
         orders = [order_name(self._export.id)] if len(self._export.urls) > 1 else []
         names = {uri.removeprefix(prefix): version for uri, version in doomed.items()}
         delete_all(self._storage, names | dict.fromkeys([*receipts, *orders], ANY_VERSION))
+        publication.withdraw_if_deleted(names)
         return self._storage.uri(MANIFEST_NAME)
 
     def _stored_by_others(self, stored: Sequence[StoredFile]) -> dict[str, str]:
@@ -410,8 +411,8 @@ class _Run:
     def _named(self, stored: Sequence[StoredFile]) -> list[str]:
         """The names of those files that a manifest of this export names."""
         own = self._publication().own
-        uris = set(own.uris) if own is not None else set[str]()
-        return [file.name for file in stored if self._storage.uri(file.name) in uris]
+        names = own.names if own is not None else set[str]()
+        return [file.name for file in stored if file.name in names]
 
     def _rows_error(
         self, difference: str, stored: Sequence[StoredFile], is_deleted: Mapping[str, bool]
@@ -443,9 +444,9 @@ class _Run:
         is_deleted = dict[str, bool]()
         for file in self._stored_here.values():
             known = self._publication().known
-            named = set(known.uris) if known is not None else set()
+            named = known.names if known is not None else set()
             is_deleted[file.name] = False
-            if self._storage.uri(file.name) not in named:
+            if file.name not in named:
                 receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
                 is_deleted[file.name] = delete_all(self._storage, {file.name: file.version, **receipts})
         if is_all and not named and len(self._export.urls) > 1:

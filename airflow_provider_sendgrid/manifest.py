@@ -154,6 +154,14 @@ class KnownManifest:
     rows: int | None = None
 
     @property
+    def names(self) -> set[str]:
+        """The names of the objects that it names, all at its own prefix.
+
+        They are compared instead of URIs: one place may have several, by an access point or by another mount point.
+        """
+        return set(map(name_of, self.uris))
+
+    @property
     def paths(self) -> list[str]:
         """The paths of its files' URLs, in order; not all are there if an earlier version wrote it."""
         return [fact.path for fact in self.facts.values() if fact.path]
@@ -181,6 +189,11 @@ class KnownManifest:
             {uri: _text(versions.get(uri)) for uri in _texts(_list(payload.get("replaces")))},
             rows if type(rows := _mapping(payload.get("meta")).get("record_count")) is int else None,
         )
+
+
+def name_of(uri: str) -> str:
+    """The name of an object at its prefix."""
+    return uri.rpartition("/")[2]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

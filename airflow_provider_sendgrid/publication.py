@@ -22,6 +22,7 @@ import logging
 import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -29,7 +30,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationError,
     DestinationRefusedError,
 )
-from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest, withdrawn_content
+from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest, name_of, withdrawn_content
 from airflow_provider_sendgrid.storage.multipart import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo
 
 log = logging.getLogger(__name__)
@@ -81,13 +82,13 @@ class Publication:
     def is_to_be_deleted(self, name: str, info: StoredInfo) -> bool:
         """Whether the run that wrote the manifest may delete this very object at any time."""
         replaced = self.known.replaced if self.known is not None and self.known.export_id else {}
-        uri = self._storage.uri(name)
-        return uri in replaced and replaced[uri] in (None, info.version)
+        versions = {name_of(uri): version for uri, version in replaced.items()}
+        return name in versions and versions[name] in (None, info.version)
 
     def facts(self, name: str, info: StoredInfo) -> FileFacts | None:
         """What the manifest of this export says of this very object; None if it does not name it."""
         own = self.own
-        facts = own.facts.get(name) if own is not None and self._storage.uri(name) in own.uris else None
+        facts = own.facts.get(name) if own is not None and name in own.names else None
         return facts if facts is not None and is_of(facts, info) else None
 
     def raise_if_changed(self) -> None:
@@ -121,7 +122,7 @@ class Publication:
         if names is None:
             is_kept = is_same_count
         else:
-            has_all = set(own.uris) <= set(map(self._storage.uri, names))
+            has_all = own.names <= set(names)
             is_kept = has_all or (is_same_count and rows is not None and rows == own.rows)
         if not is_kept:
             now = f"{file_count} files" + ("" if rows is None else f" with {rows} rows")
@@ -167,7 +168,7 @@ class Publication:
             known = KnownManifest.from_content(now.content)
             named = known.facts.get(name)
             is_true = named is not None and (named.size, named.sha256) == (facts.size, facts.sha256)
-            if self._storage.uri(name) not in known.uris or is_true:
+            if name not in known.names or is_true:
                 return
             log.warning("Withdrawing %s: %s was stored again.", self._storage.uri(MANIFEST_NAME), name)
             self._withdraw(now.version)
@@ -206,6 +207,24 @@ class Publication:
             self._withdraw(version)
             raise
         return replaced
+
+    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
+        """Asked after objects were deleted: by name, at these versions.
+
+        Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
+        deletes it nevertheless if its bytes are the same, for then its ETag is the same, too. That run has looked at
+        its objects before or after the delete: in the second case it has noticed, in the first its manifest is here.
+        """
+        if not versions or (now := self._storage.read(MANIFEST_NAME)) is None:
+            return
+        named = KnownManifest.from_content(now.content).names
+        for name in versions:
+            if name in named and self._storage.head(name) is None:
+                manifest, uri = self._storage.uri(MANIFEST_NAME), self._storage.uri(name)
+                log.warning("Withdrawing %s: another run stored %s while this one deleted it.", manifest, uri)
+                with suppress(ManifestChangedError):
+                    self._withdraw(now.version)
+                return
 
     def replaced(self, names: Sequence[str]) -> dict[str, str]:
         """The objects that are to be deleted when a manifest of these objects is written: versions by URIs.

@@ -302,6 +302,65 @@ def test_of_two_exports_that_replace_the_last_stays_whole_and_alone(size):
     assert_proves(storage)
 
 
+def by_another_name(storage: MemoryStorage) -> MemoryStorage:
+    """The same place, such as a bucket by its access point."""
+    other = MemoryStorage("memory://arn:aws:s3:eu-west-1:1:accesspoint/lake/in/")
+    other.objects, other.uploads, other.lock = storage.objects, storage.uploads, storage.lock
+    return other
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_a_manifest_names_is_known_by_another_name_of_the_place(replace):
+    """It is neither fetched again nor overwritten."""
+    files = {"/a": large_csv("a"), "/b": csv("b", 20)}
+    options = {"compression": "none", "replace": replace}
+    with exports(files) as source:
+        storage = MemoryStorage()
+        deliver(source("aa", ["/a", "/b"], 250_020), storage, **options)
+        before, requests = dict(storage.objects), len(source.server.headers_seen)
+        source.server.files = {"/a": large_csv("c"), "/b": b"<html>"}
+        other = by_another_name(storage)
+        deliver(source("aa", ["/a", "/b"], 250_020), other, **options)
+        assert requests == len(source.server.headers_seen)
+    assert all(before[name] is other.objects[name] for name in named(other))
+    assert_proves(other)
+
+
+def test_what_a_killed_run_was_to_delete_is_known_by_another_name_of_the_place():
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    with exports(files) as source:
+        storage = Locked()  # as if killed before it deleted anything
+        deliver(source("aa", ["/a"], 10), storage)
+        deliver(source("bb", ["/b"], 20), storage, replace=True)
+        [doomed] = [name for name in data(storage) if name.startswith("aa")]
+        version = storage.objects[doomed].version
+        deliver(source("aa", ["/a"], 10), by_another_name(storage), replace=True)
+        assert version != storage.objects[doomed].version
+
+
+def test_a_manifest_is_withdrawn_whose_object_the_run_before_still_deletes():
+    """Between its look and its delete the object was stored again with the same bytes, which have the same ETag."""
+
+    class Late(MemoryStorage):
+        def delete(self, name, version="*"):
+            if name.startswith("aa") and not started:
+                started.append(name)
+                deliver(source("aa", ["/a"], 10), self, replace=True)
+                version = "*"
+            super().delete(name, version)
+
+    files = {"/a": csv("a", 10), "/b": csv("b", 20)}
+    started: list[str] = []
+    with exports(files) as source:
+        storage = Late()
+        deliver(source("aa", ["/a"], 10), storage)
+        deliver(source("bb", ["/b"], 20), storage, replace=True)
+        assert "_manifest.json" not in storage.objects
+        deliver(source("aa", ["/a"], 10), storage, replace=True)
+    assert data(storage) == set(named(storage))
+    assert_proves(storage)
+
+
 def test_objects_that_a_killed_run_was_to_delete_are_stored_again():
     """The run wrote its manifest and was killed before it deleted the other's objects."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}

@@ -60,6 +60,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _TRIALS = "_receipts/etag-"
 _NOT_WHEN_STOPPED = ("CreateMultipartUpload", "UploadPart")
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
+_CHANGING = ("PutObject", "CompleteMultipartUpload", "DeleteObject")  # what `call_over` calls
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
 _CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
 _WHEN_REQUIRED = "when_required"
@@ -113,13 +114,16 @@ class S3Storage:
         self._extra_args = ExtraArguments(extra_args, client.meta.service_model if client is not None else None)
         self._is_https = self._sends_checksums = self._is_signed = True
         self._stop = stop or StopSignal()
+        self._sending = threading.local()
         if client is not None:
             self._decide_checksums_and_signing()
-        for operation in _NOT_WHEN_STOPPED if stop is not None else ():
-            # Emitted before each attempt: boto3 pauses between them, and would go on after the upload was aborted.
-            client.meta.events.register(f"before-send.s3.{operation}", lambda **_: self._stop.raise_if_set())
+            for operation in _CHANGING:
+                client.meta.events.register(f"request-created.s3.{operation}", self._look_before_sending_again)
+            for operation in _NOT_WHEN_STOPPED if stop is not None else ():
+                # Emitted before each attempt: boto3 pauses between them, and would go on after the upload was aborted.
+                client.meta.events.register(f"before-send.s3.{operation}", lambda **_: self._stop.raise_if_set())
         self._open_uploads: set[str] = set()
-        self._unconditional: set[str] = set()
+        self._unconditional: set[tuple[str, ...]] = set()
         self._compares_etags = True
         self._are_etags_md5s: dict[bool, bool] = {}
         self._etags_lock = threading.Lock()
@@ -131,7 +135,7 @@ class S3Storage:
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         """Store a small object at once; return its version."""
-        described, checksums = self._described(info), self.checksums(content, crc32(content))
+        described, checksums = self._described(name, info), self.checksums(content, crc32(content))
         version = ""
         for _ in range(_SENDS_OF_DAMAGED):
             try:
@@ -153,7 +157,7 @@ class S3Storage:
     def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> S3Upload:
         """Start a multipart upload."""
         known = self._upload_ids(name)
-        described = self._described(info)
+        described = self._described(name, info)
         algorithm = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
         self._stop.raise_if_set()
         try:
@@ -237,6 +241,13 @@ class S3Storage:
             DestinationError: see `send`.
         """
         self._raise_if_changed(name, over)
+        self._sending.over = (name, over)
+        try:
+            return self._call_over(method, name, over, arguments)
+        finally:
+            self._sending.over = None
+
+    def _call_over(self, method: str, name: str, over: str | None, arguments: Mapping[str, Any]) -> Any:
         if condition := self._condition(method, over):
             try:
                 return self.call(method, name, **condition, **arguments)
@@ -248,7 +259,7 @@ class S3Storage:
                 self._raise_if_changed(name, over)
                 answer = self.call(method, name, **arguments)
                 # Only now it is known that the condition, and nothing else, was refused.
-                self._unconditional.add(method)
+                self._unconditional.add((method, *condition))
                 message = "This server takes no conditions (%s); each object is looked at right before it is written."
                 self._log_once("condition", logging.INFO, message, error.code)
                 return answer
@@ -349,12 +360,15 @@ class S3Storage:
         """The version of an object that was just written with this ETag.
 
         Raises:
-            DestinationChangedError: another run's is there.
-            DestinationError: it is not there.
+            DestinationChangedError: another run's is there, or none.
+            DestinationError: it is not what was sent.
         """
         stored = self.head(name)
         if stored is None:
-            raise _no_s3(f"{self.uri(name)}: S3 confirmed that it was stored, but it is not there")
+            raise DestinationChangedError(
+                f"{self.uri(name)}: S3 confirmed that it was stored, but it is not there: another run has deleted it, "
+                "or the endpoint_url of the AWS connection is no S3 server. Run the task again."
+            )
         if etag_of(stored.version) != bare_etag(etag):
             raise self._changed(name)
         if not is_as_sent(stored, size, info):
@@ -529,12 +543,24 @@ class S3Storage:
         if over != (stored.version if stored else None):
             raise self._changed(name)
 
+    def _look_before_sending_again(self, request: Any, **_: Any) -> None:
+        """Look again before boto3 repeats a change whose response was lost.
+
+        A condition alone would not do: another run may have stored the same bytes since, which have the same ETag.
+        """
+        over = getattr(self._sending, "over", None)
+        if over is not None and request.context.get("retries", {}).get("attempt", 1) > 1:
+            try:
+                self._raise_if_changed(*over)
+            except DestinationChangedError as error:
+                raise error from ConnectionError("the response to the request before was lost")
+
     def _changed(self, name: str) -> DestinationChangedError:
         return DestinationChangedError(f"{self.uri(name)}: another run changed it meanwhile. Run the task again.")
 
     def _condition(self, method: str, over: str | None) -> dict[str, str]:
         condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{etag_of(over)}"'}
-        is_known = method not in self._unconditional and condition.keys() <= self._members(method).keys()
+        is_known = (method, *condition) not in self._unconditional and condition.keys() <= self._members(method).keys()
         return condition if over != ANY_VERSION and is_known else {}
 
     def _members(self, method: str) -> Any:
@@ -542,11 +568,11 @@ class S3Storage:
         operation = self._client.meta.method_to_api_mapping[method]
         return self._client.meta.service_model.operation_model(operation).input_shape.members
 
-    def _described(self, info: ObjectInfo) -> dict[str, Any]:
+    def _described(self, name: str, info: ObjectInfo) -> dict[str, Any]:
         ours = info.metadata
         theirs = {key: value for key, value in self._extra_args.get("Metadata", {}).items() if key.lower() not in ours}
         return {
-            "ContentType": self._extra_args.get("ContentType", info.content_type),
+            "ContentType": self._extra_args.known(("ContentType",), name).get("ContentType", info.content_type),
             "Metadata": {**theirs, **ours},
         }
 

@@ -21,6 +21,8 @@ _SECRET_IN_TEXT: Final = re.compile(
 # They keep an object from being deleted: helper objects, which a delivery deletes at its end, do not get them.
 _LOCK_ARGUMENTS: Final = ("ObjectLockMode", "ObjectLockRetainUntilDate", "ObjectLockLegalHoldStatus")
 _HELPER_OBJECTS: Final = "_receipts/"
+# They describe the bytes of the files; the manifest and helper objects, whose names begin with "_", are plain JSON.
+_CONTENT_ARGUMENTS: Final = ("ContentType", "ContentEncoding", "ContentLanguage", "ContentDisposition")
 # The calls that make an object: an argument must be known to one of them.
 _MAKING: Final = ("PutObject", "CreateMultipartUpload")
 _WHERE: Final = "the operator's own parameters say where objects go"
@@ -140,8 +142,11 @@ class ExtraArguments:
         return text
 
     def known(self, members: Any, name: str = "") -> dict[str, Any]:
-        """Those among a call's `members`; none that locks a helper object of this `name`."""
-        left_out = _LOCK_ARGUMENTS if name.startswith(_HELPER_OBJECTS) else ()
+        """Those among a call's `members` that fit the object of this `name`."""
+        left_out = {
+            *(_CONTENT_ARGUMENTS if name.startswith("_") else ()),
+            *(_LOCK_ARGUMENTS if name.startswith(_HELPER_OBJECTS) else ()),
+        }
         return {key: value for key, value in self._values.items() if key in members and key not in left_out}
 
 
@@ -170,6 +175,8 @@ def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
             continue  # boto3 encodes it
         # The report would show the value, which may be a secret.
         if ParamValidator().validate(value, shapes[name]).has_errors():
+            if isinstance(value, Mapping) and shapes[name].type_name == "map":
+                raise TypeError(f"extra_args: {name} must be a mapping of texts to texts.")
             raise TypeError(f"extra_args: {name} must be a {shapes[name].type_name}, not a {type(value).__name__}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,9 @@ class SendGridToS3Operator(DeliveringOperator):
             that S3 does not know are refused before anything is fetched, and so are those that the delivery sets
             itself. Values of ``SSECustomerKey`` and ``SSEKMSEncryptionContext`` are masked. ``ObjectLock...`` applies
             to files and manifest (a versioned bucket keeps a manifest that is replaced), not to the objects below
-            ``_receipts/``, which are deleted at the end. Checksums are always the delivery's own CRC32.
+            ``_receipts/``, which are deleted at the end; ``ContentEncoding``, ``ContentType`` and the like apply to
+            files alone. Checksums are always the delivery's own CRC32. A template that renders to nothing or to None
+            fails the task.
         verify: False, or the path of a CA bundle, for connections to S3.
         kwargs: what all of Airflow's operators take.
 
@@ -117,6 +120,8 @@ class SendGridToS3Operator(DeliveringOperator):
         mapped = mapped_arguments(self)
         if not self._is_whole_bucket or "s3_key_prefix" in mapped:
             parse_text("s3_key_prefix", self.s3_key_prefix, _NAME_IT_ONCE)
+            if re.fullmatch(r"(?i)(s3://[^/]+/)?/+", self.s3_key_prefix.strip()):
+                raise ValueError(f"s3_key_prefix is {self.s3_key_prefix!r}, which names no folder. {_NAME_IT_ONCE}")
         if self._has_bucket or "s3_bucket" in mapped:
             parse_text("s3_bucket", self.s3_bucket, _NAME_IT_ONCE)
         if self._has_conn_id:
@@ -124,9 +129,11 @@ class SendGridToS3Operator(DeliveringOperator):
         hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
         extra_args = self.extra_args
-        if extra_args is None:
+        if not extra_args and not isinstance(extra_args, Mapping):
             if self._has_extra_args or "extra_args" in mapped:
-                raise ValueError("extra_args was passed but is empty. Pass {}, not None, for none.")
+                raise ValueError(
+                    "extra_args was passed but is empty. Pass {}, not None, to pass nothing further to S3."
+                )
             extra_args = {}
         if isinstance(extra_args, Mapping):  # what else it may be is refused by S3Storage
             encryption = {"ServerSideEncryption": "AES256"} if self.encrypt else {}

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,9 +16,11 @@ import pytest
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
+from tests.destinations import s3_client
 from tests.s3_client import with_own_client
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.flipping_proxy import FlippingProxy
+from tests.support.losing_proxy import LosingProxy
 from tests.support.seaweedfs import client_of
 
 INFO = ObjectInfo("text/csv", {"sendgrid-export-id": "6f"})
@@ -201,6 +204,9 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
         ({"UploadId": "1"}, ValueError, "may not hold UploadId"),
         ({"SSEKMSKeyId": ""}, ValueError, "SSEKMSKeyId was passed but is empty"),
         ({"SSEKMSKeyId": None}, ValueError, "SSEKMSKeyId was passed but is empty"),
+        ({"ServerSideEncryption": "None"}, ValueError, "ServerSideEncryption was passed but is empty"),
+        ({"ServerSideEncryption": " "}, ValueError, "ServerSideEncryption was passed but is empty"),
+        ({"Metadata": {"run": 20261127}}, TypeError, "Metadata must be a mapping of texts to texts"),
         ({"BucketKeyEnabled": "yes"}, TypeError, "BucketKeyEnabled must be a boolean, not a str"),
         ("StorageClass=GLACIER", TypeError, "must be a mapping"),
     ],
@@ -211,6 +217,16 @@ def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, mess
         S3Storage(s3.client, s3.bucket, "in/", extra_args)
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_arguments_about_the_bytes_of_files_do_not_describe_the_manifest(s3):
+    """It is plain JSON; a reader would gunzip it, told that it is gzip."""
+    storage = S3Storage(s3.client, s3.bucket, "in/", {"ContentEncoding": "gzip", "ContentType": "text/x-contacts"})
+    for name in ("a.csv.gz", "_manifest.json", "_receipts/a.csv.gz.json"):
+        storage.put(name, CONTENT, INFO)
+    described = [s3.head(f"in/{name}") for name in ("a.csv.gz", "_manifest.json", "_receipts/a.csv.gz.json")]
+    assert ["gzip", None, None] == [head.get("ContentEncoding") for head in described]
+    assert ["text/x-contacts", INFO.content_type, INFO.content_type] == [head["ContentType"] for head in described]
 
 
 def test_metadata_of_the_user_cannot_replace_ours(s3):
@@ -402,6 +418,64 @@ def test_a_server_without_conditions_is_looked_at_right_before(s3, storage, capl
             storage.put(name, CONTENT, INFO, None)
     assert ["*", None, None] == [params.get("IfNoneMatch") for name, params in calls.asked if name == "PutObject"]
     assert 1 == caplog.text.count("This server takes no conditions")
+
+
+def lose_response(s3, method, act):
+    """A proxy that loses the first response to `method`; before boto3 sends it again, `act` is called."""
+
+    def is_lost(each, _target):
+        if each != method:
+            return False
+        act()
+        return True
+
+    return LosingProxy(urlsplit(s3.url).port, is_lost)
+
+
+def test_a_delete_is_not_repeated_over_what_another_run_stored(s3, storage):
+    """Not even over the same bytes: their ETag is the same."""
+    theirs = ObjectInfo("text/csv", {**INFO.metadata, "sendgrid-upload": "2"})
+    version = storage.put("a.csv", CONTENT, INFO)
+    with lose_response(s3, "DELETE", lambda: storage.put("a.csv", CONTENT, theirs)).running() as proxy:
+        S3Storage(s3_client(proxy.url), s3.bucket, "in/").delete("a.csv", version)
+    assert 1 == proxy.lost == [method for method, _ in proxy.requests].count("DELETE")
+    assert theirs.metadata == storage.head("a.csv").metadata
+
+
+@pytest.mark.parametrize("is_theirs", [False, True])
+def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3, monkeypatch, is_theirs):
+    members = S3Storage._members
+    monkeypatch.setattr(
+        S3Storage,
+        "_members",
+        lambda self, method: {key: shape for key, shape in members(self, method).items() if not key.startswith("If")},
+    )
+    act = (lambda: s3.client.put_object(Bucket=s3.bucket, Key="in/a.csv", Body=b"theirs")) if is_theirs else list
+    expected = pytest.raises(DestinationChangedError) if is_theirs else nullcontext()
+    with lose_response(s3, "PUT", act).running() as proxy:
+        with expected:
+            S3Storage(s3_client(proxy.url), s3.bucket, "in/").put("a.csv", CONTENT, INFO, None)
+        assert 1 == proxy.lost == [method for method, _ in proxy.requests].count("PUT")
+    assert (b"theirs" if is_theirs else CONTENT) == s3.read("in/a.csv")
+
+
+def test_an_object_that_is_deleted_as_soon_as_it_is_stored_was_changed_by_another_run(s3, storage):
+    def delete(**_):
+        s3.client.delete_object(Bucket=s3.bucket, Key="in/a.csv")
+
+    s3.client.meta.events.register("after-call.s3.PutObject", delete)
+    with pytest.raises(DestinationChangedError, match="another run has deleted it"):
+        storage.put("a.csv", CONTENT, INFO)
+
+
+def test_a_server_that_knows_one_condition_gets_that_one(s3, storage, calls):
+    refuse(s3, "PutObject", "NotImplemented", "not implemented", only_if="If-Match")
+    for name in ("a.csv", "b.csv"):
+        version = storage.put(name, CONTENT, INFO, None)
+        storage.put(name, b"other", INFO, version)
+    puts = [params for name, params in calls.asked if name == "PutObject"]
+    assert ["*", None, None, "*", None] == [params.get("IfNoneMatch") for params in puts]
+    assert 1 == sum("IfMatch" in params for params in puts)
 
 
 def test_a_boto3_that_knows_no_conditions_looks_right_before(s3, storage, monkeypatch):

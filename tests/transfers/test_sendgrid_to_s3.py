@@ -702,6 +702,8 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
         ({"s3_key_prefix": " "}, "s3_key_prefix was passed but is empty"),
         ({"s3_key_prefix": "None"}, "s3_key_prefix was passed but is empty"),
         ({"s3_key_prefix": ["a/"]}, "s3_key_prefix must be a text"),
+        ({"s3_key_prefix": "/"}, "s3_key_prefix is '/', which names no folder"),
+        ({"s3_bucket": None, "s3_key_prefix": "s3://lake//"}, "which names no folder"),
         ({"aws_conn_id": ""}, "aws_conn_id was passed but is empty"),
         ({"aws_conn_id": "None"}, "aws_conn_id was passed but is empty"),
         ({"aws_conn_id": 1}, "aws_conn_id must be a text"),
@@ -745,6 +747,18 @@ def test_a_file_index_that_is_assigned_later_counts_as_passed(sendgrid_emulator,
     operator.render_template_fields({})
     operator.file_index = None  # as native rendering leaves it
     with pytest.raises(AirflowFailException, match="file_index must be"):
+        operator.execute({})
+    assert sendgrid_emulator.count("GET") == 0
+
+
+@pytest.mark.parametrize("rendered", [None, "", []])
+def test_extra_args_that_render_to_nothing_do_not_mean_none(sendgrid_emulator, rendered):
+    """They may have asked for encryption."""
+    operator = SendGridToS3Operator(
+        task_id="store", export_id="an-id", s3_key_prefix="s3://lake/here/", extra_args="{{ none }}"
+    )
+    operator.extra_args = rendered
+    with pytest.raises(AirflowFailException, match="extra_args was passed but is empty"):
         operator.execute({})
     assert sendgrid_emulator.count("GET") == 0
 
