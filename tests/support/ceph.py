@@ -1,0 +1,150 @@
+"""Ceph RGW: an S3 server from Debian that ignores CRC32 checksums, as many servers in companies do.
+
+    python -m tests.support.ceph
+
+installs Debian's packages where they are missing and it runs as root; `make test-ceph` does so. The cluster is as small
+as it gets: one monitor, one OSD that keeps all in memory, one gateway. Each is a process of its own on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab.ports import LOCALHOST, accepts_connections, free_port
+from lab.processes import Process
+from lab.waiting import wait_until
+from tests.support.seaweedfs import LOGIN, PASSWORD, WRITER
+
+IS_WANTED = bool(os.environ.get("TEST_CEPH"))
+PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "radosgw")
+PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")
+SECONDS_TO_START = 120
+# By user: access key and secret key. "writer" owns no bucket.
+_KEYS = (("owner", "test", "test"), ("owner", LOGIN, PASSWORD), ("writer", WRITER, PASSWORD))
+_SETTINGS = """
+[global]
+fsid = {fsid}
+mon initial members = a
+mon host = [v2:{host}:{mon_port}/0]
+public addr = {host}
+cluster addr = {host}
+ms bind ipv6 = false
+ms bind msgr1 = false
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+run dir = {folder}
+admin socket =
+crash dir = {folder}
+log file = {folder}/$name.log
+mon cluster log file = {folder}/cluster.log
+
+[mon]
+mon data = {folder}/mon
+mon data avail crit = 0
+mon allow pool size one = true
+
+[osd]
+osd data = {folder}/osd
+osd objectstore = memstore
+memstore device bytes = 8589934592
+
+[client]
+rgw data = {folder}/rgw
+rgw frontends = beast endpoint={host}:{port}
+rgw rados pool pg num min = 4
+rgw override bucket index max shards = 1
+rgw user max buckets = 100000
+rgw crypt require ssl = false
+"""
+
+
+def missing_ceph() -> str:
+    """Why there is no server, empty if there can be one."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if not missing:
+        return ""
+    return f"{', '.join(missing)} not found: run `apt-get install {' '.join(PACKAGES)}` as root, on Debian or Ubuntu"
+
+
+@contextmanager
+def ceph_server(folder: Path) -> Iterator[str]:
+    """Run a cluster with its data in `folder`; yields the URL of its S3 server."""
+    if reason := missing_ceph():
+        raise RuntimeError(reason)
+    settings, mon_port, port, osd_id = folder / "ceph.conf", free_port(), free_port(), str(uuid.uuid4())
+    given = {"fsid": uuid.uuid4(), "host": LOCALHOST, "mon_port": mon_port, "port": port, "folder": folder}
+    settings.write_text(_SETTINGS.format_map(given))
+    for name in ("mon", "osd", "rgw"):
+        (folder / name).mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CEPH_")}
+
+    def run(program: str, *arguments: str) -> None:
+        command = [program, "--conf", str(settings), *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS_TO_START
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+    with ExitStack() as stack:
+
+        def start(program: str, *arguments: str) -> Process:
+            command = [program, "--conf", str(settings), *arguments, "--foreground"]
+            process = Process(program, command, environment, folder / f"{program}.output")
+            process.start()
+            stack.callback(process.stop, seconds=5)
+            return process
+
+        run("ceph-mon", "--id", "a", "--mkfs", "--keyring", os.devnull)
+        mon = start("ceph-mon", "--id", "a")
+        wait_until("ceph-mon", lambda: accepts_connections(mon_port), seconds=SECONDS_TO_START, evidence=mon.tail)
+        run("ceph", "osd", "new", osd_id)
+        run("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", osd_id)
+        start("ceph-osd", "--id", "0")
+        for user, key, secret in _KEYS:
+            verb = ("key", "create") if (user, key) == ("owner", LOGIN) else ("user", "create", "--display-name", user)
+            run("radosgw-admin", *verb, "--uid", user, "--access-key", key, "--secret-key", secret)
+        rgw = start("radosgw", "--id", "rgw")
+        wait_until("radosgw", lambda: accepts_connections(port), seconds=SECONDS_TO_START, evidence=rgw.tail)
+        yield f"http://{LOCALHOST}:{port}"
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server, started by the first test that needs it."""
+    if not IS_WANTED:
+        pytest.skip("make test-ceph runs it")
+    if reason := missing_ceph():
+        pytest.skip(reason)
+    with ceph_server(tmp_path_factory.mktemp("ceph")) as url:
+        yield url
+
+
+def install() -> None:
+    """Install Debian's packages unless they are there; end with one line if that cannot be done."""
+    if missing_ceph() and os.geteuid() == 0 and shutil.which("apt-get"):
+        print(f"Installing {', '.join(PACKAGES)} (once)", flush=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (("update",), ("install", "--yes", "--no-install-recommends", *PACKAGES)):
+            subprocess.run(["apt-get", "-qq", *command], env=environment, check=False, stdout=subprocess.DEVNULL)
+    if reason := missing_ceph():
+        sys.exit(reason)
+
+
+if __name__ == "__main__":
+    install()
