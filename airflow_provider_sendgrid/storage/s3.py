@@ -39,6 +39,7 @@ from airflow_provider_sendgrid.storage.s3_errors import (
     NO_LISTING,
     NO_UPLOAD,
     NOT_ALLOWED,
+    NOT_HELD,
     NOT_THERE,
     StorageError,
     advice_for,
@@ -101,6 +102,7 @@ class S3Storage:
             self._decide_checksums_and_signing()
         self._open_uploads: set[str] = set()
         self._unconditional: set[str] = set()
+        self._etag_quote = '"'
         self._logged: set[str] = set()
 
     def uri(self, name: str) -> str:
@@ -229,6 +231,16 @@ class S3Storage:
                 message = "This server takes no conditions (%s); each object is looked at right before it is written."
                 self._log_once("condition", logging.INFO, message, error.code)
                 return answer
+            except DestinationChangedError as error:
+                if over is None or was_sent_before(error) or _code_and_message(error.__cause__)[0] not in NOT_HELD:
+                    raise
+                self._raise_if_changed(name, over)
+                # Nothing changed, so the server compares the ETag in another form: older Ceph RGW without its quotes.
+                if condition["IfMatch"].startswith('"'):
+                    self._etag_quote = ""
+                else:
+                    self._unconditional.add(method)
+                return self.call_over(method, name, over, **arguments)
         return self.call(method, name, **arguments)
 
     def call(self, method: str, name: str | None, **arguments: Any) -> Any:
@@ -457,7 +469,8 @@ class S3Storage:
         return DestinationChangedError(f"{self.uri(name)}: another run changed it meanwhile. Run the task again.")
 
     def _condition(self, method: str, over: str | None) -> dict[str, str]:
-        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{etag_of(over)}"'}
+        quote = self._etag_quote
+        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f"{quote}{etag_of(over)}{quote}"}
         is_known = method not in self._unconditional and condition.keys() <= self._members(method).keys()
         return condition if over != ANY_VERSION and is_known else {}
 

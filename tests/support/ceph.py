@@ -8,12 +8,13 @@ as it gets: one monitor, one OSD that keeps all in memory, one gateway. Each is 
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,17 +27,14 @@ from tests.support.seaweedfs import LOGIN, PASSWORD, WRITER
 
 IS_WANTED = bool(os.environ.get("TEST_CEPH"))
 PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "radosgw")
-PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")
-SECONDS_TO_START = 120
+PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
+SECONDS_TO_START = 60
 # By user: access key and secret key. "writer" owns no bucket.
 _KEYS = (("owner", "test", "test"), ("owner", LOGIN, PASSWORD), ("writer", WRITER, PASSWORD))
 _SETTINGS = """
 [global]
 fsid = {fsid}
-mon initial members = a
 mon host = [v2:{host}:{mon_port}/0]
-public addr = {host}
-cluster addr = {host}
 ms bind ipv6 = false
 ms bind msgr1 = false
 auth cluster required = none
@@ -59,11 +57,14 @@ mon data avail crit = 0
 mon allow pool size one = true
 
 [osd]
+public addr = {host}
+cluster addr = {host}
 osd data = {folder}/osd
 osd objectstore = memstore
 memstore device bytes = 8589934592
 
 [client]
+ms mon client mode = crc
 rgw data = {folder}/rgw
 rgw frontends = beast endpoint={host}:{port}
 rgw rados pool pg num min = 4
@@ -86,8 +87,14 @@ def ceph_server(folder: Path) -> Iterator[str]:
     """Run a cluster with its data in `folder`; yields the URL of its S3 server."""
     if reason := missing_ceph():
         raise RuntimeError(reason)
-    settings, mon_port, port, osd_id = folder / "ceph.conf", free_port(), free_port(), str(uuid.uuid4())
-    given = {"fsid": uuid.uuid4(), "host": LOCALHOST, "mon_port": mon_port, "port": port, "folder": folder}
+    settings, monitors, fsid, osd_id = (
+        folder / "ceph.conf",
+        str(folder / "monmap"),
+        str(uuid.uuid4()),
+        str(uuid.uuid4()),
+    )
+    mon_port, port = free_port(), free_port()
+    given = {"fsid": fsid, "host": LOCALHOST, "mon_port": mon_port, "port": port, "folder": folder}
     settings.write_text(_SETTINGS.format_map(given))
     for name in ("mon", "osd", "rgw"):
         (folder / name).mkdir()
@@ -110,9 +117,10 @@ def ceph_server(folder: Path) -> Iterator[str]:
             stack.callback(process.stop, seconds=5)
             return process
 
-        run("ceph-mon", "--id", "a", "--mkfs", "--keyring", os.devnull)
+        run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:{LOCALHOST}:{mon_port}]", monitors)
+        run("ceph-mon", "--id", "a", "--mkfs", "--keyring", os.devnull, "--monmap", monitors)
         mon = start("ceph-mon", "--id", "a")
-        wait_until("ceph-mon", lambda: accepts_connections(mon_port), seconds=SECONDS_TO_START, evidence=mon.tail)
+        wait_for(mon, lambda: accepts_connections(mon_port))
         run("ceph", "osd", "new", osd_id)
         run("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", osd_id)
         start("ceph-osd", "--id", "0")
@@ -120,8 +128,25 @@ def ceph_server(folder: Path) -> Iterator[str]:
             verb = ("key", "create") if (user, key) == ("owner", LOGIN) else ("user", "create", "--display-name", user)
             run("radosgw-admin", *verb, "--uid", user, "--access-key", key, "--secret-key", secret)
         rgw = start("radosgw", "--id", "rgw")
-        wait_until("radosgw", lambda: accepts_connections(port), seconds=SECONDS_TO_START, evidence=rgw.tail)
+        wait_for(rgw, lambda: answers_http(port))
         yield f"http://{LOCALHOST}:{port}"
+
+
+def wait_for(process: Process, is_up: Callable[[], bool]) -> None:
+    wait_until(process.name, lambda: process.has_died() or is_up(), seconds=SECONDS_TO_START, evidence=process.tail)
+    if process.has_died():
+        raise RuntimeError(f"{process.name} ended by itself\n{process.tail()}")
+
+
+def answers_http(port: int) -> bool:
+    connection = http.client.HTTPConnection(LOCALHOST, port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="session")
