@@ -232,9 +232,9 @@ class S3Storage:
                 self._log_once("condition", logging.INFO, message, error.code)
                 return answer
             except DestinationChangedError as error:
-                if over is None or was_sent_before(error) or _code_and_message(error.__cause__)[0] not in NOT_HELD:
+                is_match = over is not None and _code_and_message(error.__cause__)[0] in NOT_HELD
+                if not is_match or self._is_changed(name, over):
                     raise
-                self._raise_if_changed(name, over)
                 # Nothing changed, so the server compares the ETag in another form: older Ceph RGW without its quotes.
                 if condition["IfMatch"].startswith('"'):
                     self._etag_quote = ""
@@ -459,11 +459,12 @@ class S3Storage:
         return {"Prefix": key} if key else {}
 
     def _raise_if_changed(self, name: str, over: str | None) -> None:
-        if over == ANY_VERSION:
-            return
-        stored = self.head(name)
-        if over != (stored.version if stored else None):
+        if over != ANY_VERSION and self._is_changed(name, over):
             raise self._changed(name)
+
+    def _is_changed(self, name: str, over: str | None) -> bool:
+        stored = self.head(name)
+        return over != (stored.version if stored else None)
 
     def _changed(self, name: str) -> DestinationChangedError:
         return DestinationChangedError(f"{self.uri(name)}: another run changed it meanwhile. Run the task again.")
@@ -567,7 +568,9 @@ class S3Upload:
                 raise
             log.info("%s was published already; only the response was lost.", self._storage.uri(self._name))
         else:
-            etag = self._storage.value_of(answer, "ETag", method, self._name)
+            # Ceph RGW 16 returns an empty one.
+            returned = answer.get("ETag") or _etag_of_parts(parts)
+            etag = returned or self._storage.value_of(answer, "ETag", method, self._name)
             self._storage.verify_stored(self._name, self._size, self._info, etag)
         self._storage.upload_has_ended(self._upload_id)
 
@@ -590,15 +593,17 @@ class S3Upload:
         return True
 
     def _is_published(self, parts: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether this very object is there: boto3 asks again if a response is lost, and S3 has published it by then.
-
-        An object in parts has the MD5 of its parts' MD5s as its ETag.
-        """
+        """Whether this very object is there: boto3 asks again if a response is lost, S3 has published it by then."""
         stored = self._storage.find_stored(self._name, self._size, self._info)
-        etags = [bare_etag(part["ETag"]) for part in parts]
-        if stored is None or not all(_MD5.fullmatch(etag) for etag in etags):
-            return False
-        return etag_of(stored.version) == f"{_md5(bytes.fromhex(''.join(etags))).hexdigest()}-{len(etags)}"
+        return stored is not None and etag_of(stored.version) == _etag_of_parts(parts)
+
+
+def _etag_of_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The ETag of an object in parts, the MD5 of its parts' MD5s; empty where theirs are none."""
+    etags = [bare_etag(part["ETag"]) for part in parts]
+    if not all(_MD5.fullmatch(etag) for etag in etags):
+        return ""
+    return f"{_md5(bytes.fromhex(''.join(etags))).hexdigest()}-{len(etags)}"
 
 
 def _code_and_message(error: Any) -> tuple[str | None, str]:

@@ -618,6 +618,27 @@ def test_what_is_read_is_what_is_stored(s3, storage, came):
         storage.read("a.csv")
 
 
+@pytest.mark.parametrize("returned", ["", None])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_an_upload_whose_etag_is_not_returned_is_known_by_its_parts(s3, storage, returned, is_replaced):
+    """Ceph RGW 16 returns none. What another run stored right after is not taken for this object."""
+    upload = storage.begin("a.csv", INFO)
+    upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+
+    def return_other(parsed):
+        parsed["ETag"] = returned
+        if is_replaced:
+            s3.client.put_object(Bucket=s3.bucket, Key="in/a.csv", Body=b"theirs")
+
+    bend(s3, "CompleteMultipartUpload", return_other)
+    if is_replaced:
+        with pytest.raises(DestinationChangedError, match="another run changed it"):
+            upload.complete()
+    else:
+        upload.complete()
+        assert CONTENT == s3.read("in/a.csv")
+
+
 @pytest.mark.parametrize("setting", ["config", "environment"])
 def test_responses_follow_what_is_set_for_requests(monkeypatch, setting):
     """A server without checksum headers refuses a read that asks for one."""
