@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _SENDS_OF_DAMAGED = 3
+_ENCRYPTION = ("ServerSideEncryption", "SSECustomerAlgorithm")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
@@ -123,6 +124,9 @@ class S3Storage:
                 return found
             etag = self.value_of(answer, "ETag", "put_object", name)
             version = self.verify_stored(name, len(content), info, etag)
+            if ignored := self._ignored_encryption(answer):
+                self._discard(name, version)
+                raise self._not_encrypted("put_object", name, ignored)
             if not self.is_damaged(answer, content, checksums):
                 return version
             log.warning("%s was damaged on its way to S3; sending it again.", self.uri(name))
@@ -144,7 +148,11 @@ class S3Storage:
         self._open_uploads.add(upload_id)
         if answer.get("ResponseMetadata", {}).get("RetryAttempts"):
             self._abort_unanswered(name, known)
-        return S3Upload(self, name, upload_id, info, over)
+        upload = S3Upload(self, name, upload_id, info, over)
+        if ignored := self._ignored_encryption(answer):
+            upload.abort()
+            raise self._not_encrypted("create_multipart_upload", name, ignored)
+        return upload
 
     def read(self, name: str) -> StoredContent | None:
         """A small object, None if there is none; read again if it was damaged on its way."""
@@ -349,6 +357,21 @@ class S3Storage:
             stored = self.head(name)
             return stored if stored is not None and is_as_sent(stored, size, info) else None
         return None
+
+    def _ignored_encryption(self, answer: Mapping[str, Any]) -> str:
+        """The argument that asks for encryption and that the response does not confirm; S3 confirms each."""
+        return next((name for name in _ENCRYPTION if self._extra_args.get(name) and not answer.get(name)), "")
+
+    def _not_encrypted(self, method: str, name: str, argument: str) -> DestinationRefusedError:
+        return DestinationRefusedError(
+            f"{method} of {self.uri(name)}: the server ignored {argument}; the object would not be encrypted. Check "
+            f"encrypt, and {argument} in extra_args, against what this server supports."
+        )
+
+    def is_open(self, name: str, upload_id: str) -> bool:
+        """Whether an upload has not ended; if uploads cannot be listed, it may be open."""
+        found = self._upload_ids(name)
+        return found is None or upload_id in found
 
     def _discard(self, name: str, version: str) -> None:
         """Delete a damaged object; without the permission for that, empty it: its metadata must not vouch for it."""
@@ -561,7 +584,7 @@ class S3Upload:
         try:
             answer = self._storage.call_over(method, self._name, self._over, **upload)
         except (DestinationError, DestinationChangedError) as error:
-            has_ended = isinstance(error, DestinationError) and error.code in NO_UPLOAD
+            has_ended = isinstance(error, DestinationError) and self._has_ended(error)
             if not (has_ended or was_sent_before(error)) or not self._is_published(parts):
                 if has_ended:
                     raise DestinationChangedError(f"{error} Another run ended this upload.") from error
@@ -591,6 +614,11 @@ class S3Upload:
             if error.code not in NO_UPLOAD:
                 raise
         return True
+
+    def _has_ended(self, error: DestinationError) -> bool:
+        """Whether the upload is not there any more: Ceph RGW calls that an internal error."""
+        is_internal = error.code == "InternalError" and not self._storage.is_open(self._name, self._upload_id)
+        return error.code in NO_UPLOAD or is_internal
 
     def _is_published(self, parts: Sequence[Mapping[str, Any]]) -> bool:
         """Whether this very object is there: boto3 asks again if a response is lost, S3 has published it by then."""

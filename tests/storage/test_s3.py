@@ -618,6 +618,38 @@ def test_what_is_read_is_what_is_stored(s3, storage, came):
         storage.read("a.csv")
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize(
+    "extra_args",
+    [
+        {"ServerSideEncryption": "AES256"},
+        {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32},
+    ],
+)
+def test_a_server_that_ignores_encryption_stores_nothing(s3, extra_args, in_parts):
+    """Ceph RGW 16 takes AES256 and stores plain objects."""
+    storage = S3Storage(s3.client, s3.bucket, "in/", extra_args)
+    for operation in ("PutObject", "CreateMultipartUpload"):
+        bend(s3, operation, lambda parsed: [parsed.pop(name, None) for name in extra_args])
+    with pytest.raises(DestinationRefusedError, match=f"the server ignored {next(iter(extra_args))}"):
+        storage.begin("a.csv", INFO) if in_parts else storage.put("a.csv", CONTENT, INFO)
+    assert ([], []) == (s3.stored_keys(), s3.open_uploads())
+
+
+@pytest.mark.parametrize("code", ["InternalError", "NoSuchUpload"])
+def test_an_upload_that_is_not_listed_any_more_was_ended(s3, storage, code):
+    """Ceph RGW calls that an internal error."""
+    upload = storage.begin("a.csv", INFO)
+    upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+    refuse(s3, "CompleteMultipartUpload", code)
+    if code == "InternalError":
+        with pytest.raises(DestinationError, match="InternalError"):
+            upload.complete()
+    upload.abort()
+    with pytest.raises(DestinationChangedError, match="Another run ended this upload"):
+        upload.complete()
+
+
 @pytest.mark.parametrize("returned", ["", None])
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_an_upload_whose_etag_is_not_returned_is_known_by_its_parts(s3, storage, returned, is_replaced):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
@@ -83,6 +83,7 @@ def put_in_parts(storage, over):
 
 
 WHOLE = {put: CONTENT, put_in_parts: b"".join(PARTS)}
+SEAWEEDFS_ALONE = pytest.mark.skipif(IS_CEPH, reason="Ceph RGW has neither checksums nor SeaweedFS's users")
 WAYS = pytest.mark.parametrize("store", WHOLE, ids=["at once", "in parts"])
 
 
@@ -112,6 +113,8 @@ def test_the_server_refuses_what_changed_after_the_last_look(server, client, buc
     def write_first(**_):
         client.put_object(Bucket=bucket, Key="in/a.csv", Body=b"theirs")
 
+    if IS_CEPH and store is put_in_parts:
+        pytest.skip("Ceph RGW knows no condition when an upload ends: the last write stays")
     for operation in ("PutObject", "CompleteMultipartUpload"):
         bent.meta.events.register(f"before-call.s3.{operation}", write_first)
     with pytest.raises(DestinationChangedError):
@@ -127,6 +130,8 @@ def test_an_object_that_another_run_stored_is_not_deleted(server, client, bucket
     client.put_object(Bucket=bucket, Key="in/a.csv", Body=b"theirs")
     storage.delete("a.csv", version)
     assert b"theirs" == read(client, bucket, "in/a.csv")
+    if IS_CEPH:
+        pytest.skip("Ceph RGW knows no condition of a delete: what comes after the look is deleted")
 
     def write_first(**_):
         client.put_object(Bucket=bucket, Key="in/a.csv", Body=b"theirs again")
@@ -159,6 +164,7 @@ def test_versions_are_those_that_put_head_and_read_return(storage, client, bucke
     assert expected["0.csv"] == storage.read("0.csv").version == storage.head("0.csv").version
 
 
+@SEAWEEDFS_ALONE
 def test_without_the_permission_to_list_there_are_no_versions(server, bucket, caplog):
     storage = S3Storage(client_of(server, WRITER), bucket, "in/")
     storage.put("a.csv", CONTENT, INFO, None)
@@ -179,6 +185,7 @@ def test_a_write_whose_response_is_lost_is_recognised(server, client, bucket, st
     assert WHOLE[store] == read(client, bucket, "in/a.csv")
 
 
+@SEAWEEDFS_ALONE
 def test_a_wrong_crc32_is_refused(server, bucket):
     """And sent again a few times, for it may have been damaged on its way."""
     storage = S3Storage(impatient(server), bucket, "in/")
@@ -215,7 +222,7 @@ def test_an_upload_that_another_run_ended_is_a_change(storage, client, bucket):
     upload.write_part(1, bytearray(CONTENT), crc32(CONTENT))
     [left_over] = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     client.abort_multipart_upload(Bucket=bucket, Key="in/a.csv", UploadId=left_over["UploadId"])
-    with pytest.raises(DestinationChangedError, match="NoSuchUpload"):
+    with pytest.raises(DestinationChangedError, match="Another run ended this upload"):
         upload.complete()
     upload.abort()
 
@@ -255,6 +262,11 @@ def test_objects_are_encrypted_as_asked_for(client, bucket, store, encryption):
     customer = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
     extra_args = customer if encryption == "customer" else {"ServerSideEncryption": "AES256"}
     storage = S3Storage(client, bucket, "in/", extra_args)
+    if IS_CEPH and encryption == "AES256":
+        with pytest.raises(DestinationRefusedError, match="the server ignored ServerSideEncryption"):
+            store(storage, None)
+        assert storage.head("a.csv") is None
+        return
     store(storage, None)
     assert WHOLE[store] == storage.read("a.csv").content
     reading = customer if encryption == "customer" else {}
@@ -316,6 +328,7 @@ def test_the_manifest_has_the_hashes_of_what_is_stored(
             assert file.read() == stored
 
 
+@SEAWEEDFS_ALONE
 def test_the_checksum_of_each_part_is_kept(storage, client, bucket):
     put_in_parts(storage, None)
     head = client.head_object(Bucket=bucket, Key="in/a.csv", ChecksumMode="ENABLED")
