@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _SENDS_OF_DAMAGED = 3
 _ENCRYPTION = ("ServerSideEncryption", "SSECustomerAlgorithm")
+_LOCKS = ("ObjectLockMode", "ObjectLockLegalHoldStatus")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
@@ -124,9 +125,6 @@ class S3Storage:
                 return found
             etag = self.value_of(answer, "ETag", "put_object", name)
             version = self.verify_stored(name, len(content), info, etag)
-            if ignored := self._ignored_encryption(answer):
-                self._discard(name, version)
-                raise self._not_encrypted("put_object", name, ignored)
             if not self.is_damaged(answer, content, checksums):
                 return version
             log.warning("%s was damaged on its way to S3; sending it again.", self.uri(name))
@@ -148,11 +146,7 @@ class S3Storage:
         self._open_uploads.add(upload_id)
         if answer.get("ResponseMetadata", {}).get("RetryAttempts"):
             self._abort_unanswered(name, known)
-        upload = S3Upload(self, name, upload_id, info, over)
-        if ignored := self._ignored_encryption(answer):
-            upload.abort()
-            raise self._not_encrypted("create_multipart_upload", name, ignored)
-        return upload
+        return S3Upload(self, name, upload_id, info, over)
 
     def read(self, name: str) -> StoredContent | None:
         """A small object, None if there is none; read again if it was damaged on its way."""
@@ -172,12 +166,19 @@ class S3Storage:
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
+        answer = self._look(name)
+        return None if answer is None else self._stored_info(answer, name)
+
+    def _look(self, name: str) -> Mapping[str, Any] | None:
         try:
-            answer = self.call("head_object", name)
+            answer: Mapping[str, Any] = self.call("head_object", name)
         except DestinationError as error:
             if error.code in NOT_THERE:
                 return None
             raise
+        return answer
+
+    def _stored_info(self, answer: Mapping[str, Any], name: str) -> StoredInfo:
         # Some servers capitalise the names.
         metadata = {key.lower(): value for key, value in (answer.get("Metadata") or {}).items()}
         size = self.value_of(answer, "ContentLength", "head_object", name)
@@ -340,15 +341,26 @@ class S3Storage:
 
         Raises:
             DestinationChangedError: another run's is there.
+            DestinationRefusedError: it is not encrypted as asked for; it is deleted again.
             DestinationError: it is not there.
         """
-        stored = self.head(name)
-        if stored is None:
+        looked = self._look(name)
+        if looked is None:
             raise _no_s3(f"{self.uri(name)}: S3 confirmed that it was stored, but it is not there")
+        stored = self._stored_info(looked, name)
         if etag_of(stored.version) != bare_etag(etag):
             raise self._changed(name)
         if not is_as_sent(stored, size, info):
             raise _no_s3(f"{self.uri(name)}: what is there has not the size or the metadata that were sent")
+        if ignored := self._ignored(_ENCRYPTION, name, looked):
+            self._discard(name, stored.version)
+            raise DestinationRefusedError(
+                f"{self.uri(name)} was deleted again: the server ignored {ignored} and stored it unencrypted. Check "
+                f"encrypt, and {ignored} in extra_args, against what this server supports."
+            )
+        if ignored := self._ignored(_LOCKS, name, looked):
+            message = "%s shows no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
+            self._log_once("lock", logging.WARNING, message, self.uri(name), ignored)
         return stored.version
 
     def find_stored(self, name: str, size: int, info: ObjectInfo) -> StoredInfo | None:
@@ -358,15 +370,10 @@ class S3Storage:
             return stored if stored is not None and is_as_sent(stored, size, info) else None
         return None
 
-    def _ignored_encryption(self, answer: Mapping[str, Any]) -> str:
-        """The argument that asks for encryption and that the response does not confirm; S3 confirms each."""
-        return next((name for name in _ENCRYPTION if self._extra_args.get(name) and not answer.get(name)), "")
-
-    def _not_encrypted(self, method: str, name: str, argument: str) -> DestinationRefusedError:
-        return DestinationRefusedError(
-            f"{method} of {self.uri(name)}: the server ignored {argument}; the object would not be encrypted. Check "
-            f"encrypt, and {argument} in extra_args, against what this server supports."
-        )
+    def _ignored(self, arguments: Sequence[str], name: str, looked: Mapping[str, Any]) -> str:
+        """One of these arguments that was sent and that a look at the object does not confirm, empty if all are."""
+        sent = self._extra_args.known(self._members("put_object"), name)
+        return next((each for each in arguments if each in sent and not looked.get(each)), "")
 
     def is_open(self, name: str, upload_id: str) -> bool:
         """Whether an upload has not ended; if uploads cannot be listed, it may be open."""

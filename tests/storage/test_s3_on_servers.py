@@ -263,7 +263,7 @@ def test_objects_are_encrypted_as_asked_for(client, bucket, store, encryption):
     extra_args = customer if encryption == "customer" else {"ServerSideEncryption": "AES256"}
     storage = S3Storage(client, bucket, "in/", extra_args)
     if IS_CEPH and encryption == "AES256":
-        with pytest.raises(DestinationRefusedError, match="the server ignored ServerSideEncryption"):
+        with pytest.raises(DestinationRefusedError, match="ignored ServerSideEncryption and stored it unencrypted"):
             store(storage, None)
         assert storage.head("a.csv") is None
         return
@@ -277,7 +277,7 @@ def test_objects_are_encrypted_as_asked_for(client, bucket, store, encryption):
 
 @WAYS
 @pytest.mark.parametrize("calculation", ["when_supported", "when_required"])
-def test_object_lock_is_for_objects_and_not_for_receipts(server, client, store, calculation):
+def test_object_lock_is_for_objects_and_not_for_receipts(server, client, store, calculation, caplog):
     """Receipts are deleted at the end of a delivery."""
     bucket = f"locked-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
@@ -291,6 +291,9 @@ def test_object_lock_is_for_objects_and_not_for_receipts(server, client, store, 
     store(storage, None)
     storage.put("_receipts/a.csv.json", b"{}", INFO, None)
     heads = [client.head_object(Bucket=bucket, Key=f"in/{name}") for name in ("a.csv", "_receipts/a.csv.json")]
+    if IS_CEPH and store is put_in_parts:
+        assert "in/a.csv shows no ObjectLockMode: it was ignored, or" in caplog.text
+        return
     assert [("GOVERNANCE", "ON"), (None, None)] == [
         (head.get("ObjectLockMode"), head.get("ObjectLockLegalHoldStatus")) for head in heads
     ]
