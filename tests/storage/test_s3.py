@@ -17,6 +17,7 @@ from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, Object
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
 from tests.s3_client import with_own_client
 from tests.support.alike_server import ANSWERS, alike_server
+from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.flipping_proxy import FlippingProxy
 from tests.support.seaweedfs import client_of
 
@@ -182,6 +183,8 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
     head = s3.head("in/a.csv")
     assert ("aws:kms", "STANDARD_IA") == (head["ServerSideEncryption"], head["StorageClass"])
     assert {"owner": "crm", "sendgrid-export-id": "6f"} == head["Metadata"]
+    if IS_CEPH and in_parts:
+        pytest.skip("Ceph RGW 16 keeps no tags of objects in parts")
     tags = s3.client.get_object_tagging(Bucket=s3.bucket, Key="in/a.csv")["TagSet"]
     assert {"team": "crm", "pii": "yes"} == {tag["Key"]: tag["Value"] for tag in tags}
 

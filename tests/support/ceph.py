@@ -8,6 +8,7 @@ as it gets: one monitor, one OSD that keeps all in memory, one gateway. Each is 
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 import shutil
@@ -23,14 +24,12 @@ import pytest
 from lab.ports import LOCALHOST, accepts_connections, free_port
 from lab.processes import Process
 from lab.waiting import wait_until
-from tests.support.seaweedfs import LOGIN, PASSWORD, WRITER
+from tests.support.seaweedfs import LOGIN, PASSWORD
 
 IS_WANTED = bool(os.environ.get("TEST_CEPH"))
 PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "radosgw")
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 SECONDS_TO_START = 60
-# By user: access key and secret key. "writer" owns no bucket.
-_KEYS = (("owner", "test", "test"), ("owner", LOGIN, PASSWORD), ("writer", WRITER, PASSWORD))
 _SETTINGS = """
 [global]
 fsid = {fsid}
@@ -71,6 +70,8 @@ rgw rados pool pg num min = 4
 rgw override bucket index max shards = 1
 rgw user max buckets = 100000
 rgw crypt require ssl = false
+rgw crypt s3 kms backend = testing
+rgw crypt s3 kms encryption keys = alias/lake={kms_key} arn:aws:kms:us-east-1:123456789012:key/1={kms_key}
 """
 
 
@@ -95,6 +96,7 @@ def ceph_server(folder: Path) -> Iterator[str]:
     )
     mon_port, port = free_port(), free_port()
     given = {"fsid": fsid, "host": LOCALHOST, "mon_port": mon_port, "port": port, "folder": folder}
+    given["kms_key"] = base64.b64encode(bytes(range(32))).decode()
     settings.write_text(_SETTINGS.format_map(given))
     for name in ("mon", "osd", "rgw"):
         (folder / name).mkdir()
@@ -124,9 +126,14 @@ def ceph_server(folder: Path) -> Iterator[str]:
         run("ceph", "osd", "new", osd_id)
         run("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", osd_id)
         start("ceph-osd", "--id", "0")
-        for user, key, secret in _KEYS:
-            verb = ("key", "create") if (user, key) == ("owner", LOGIN) else ("user", "create", "--display-name", user)
-            run("radosgw-admin", *verb, "--uid", user, "--access-key", key, "--secret-key", secret)
+        # One user with two pairs of keys: those of the tests that use moto, and those of SeaweedFS.
+        for verb, key, secret in ((("user", "create", "--display-name", "tests"), "test", "test"),
+                                  (("key", "create"), LOGIN, PASSWORD)):  # fmt: skip
+            run("radosgw-admin", *verb, "--uid", "tests", "--access-key", key, "--secret-key", secret)
+        storage_class = ("--placement-id", "default-placement", "--storage-class", "STANDARD_IA")
+        run("radosgw-admin", "zonegroup", "placement", "add", "--rgw-zonegroup", "default", *storage_class)
+        pool = ("--data-pool", "default.rgw.infrequent.data")
+        run("radosgw-admin", "zone", "placement", "add", "--rgw-zone", "default", *storage_class, *pool)
         rgw = start("radosgw", "--id", "rgw")
         wait_for(rgw, lambda: answers_http(port))
         yield f"http://{LOCALHOST}:{port}"

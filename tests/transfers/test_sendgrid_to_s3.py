@@ -19,6 +19,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridServerError,
 )
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+from tests.support.ceph import IS_WANTED as IS_CEPH
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 MIB = 1024 * 1024
@@ -338,6 +339,7 @@ def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator,
 # What S3 is told
 
 
+@pytest.mark.skipif(IS_CEPH, reason="Ceph RGW 16 stores AES256 unencrypted: test_s3_on_servers.py shows the refusal")
 @pytest.mark.parametrize("contacts", [10, 50_000])
 def test_what_users_say_to_s3_is_passed_on(sendgrid_emulator, s3, deliver, contacts):
     """Encryption, ACL and further arguments: for small objects, for uploads in parts, for the manifest."""
