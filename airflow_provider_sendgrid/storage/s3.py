@@ -7,7 +7,7 @@ or without checksum headers, the body is signed too, and an ETag that is an MD5 
 
 Nothing is overwritten unseen: an object is looked at right before it is written, and the write carries a condition
 where boto3 and the server know it. After the write it is looked at again: only what is there, with the size, metadata
-and ETag of this write, counts as stored.
+and ETag of this write, and encrypted if that was asked for, counts as stored.
 """
 
 from __future__ import annotations
