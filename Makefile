@@ -18,7 +18,7 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix kills e2e-celery test-clouds screenshots demo ui bench bench-targets scale waiting faults soak fuzz model docs dist clean
+.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix kills e2e-celery test-clouds test-ceph screenshots demo ui bench bench-targets scale waiting faults soak fuzz model docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ e2e-celery: ## one export's files on two Celery workers, with Redis and PostgreS
 
 test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folder, Google's and Azure's, each a real server
 	@TEST_CLOUDS=1 .lab/env-clouds/bin/python -m pytest tests/storage tests/transfers -o filterwarnings=default $(PYTEST)
+
+test-ceph: $(ENVIRONMENT) ## the promises of S3 against Ceph RGW, which ignores checksums; as root it installs Debian's packages
+	@$(BIN)/python -m tests.support.ceph
+	@TEST_CEPH=1 $(BIN)/python -m pytest -p no:anyio tests/storage tests/transfers/test_sendgrid_to_s3.py tests/test_delivery.py $(PYTEST)
 
 screenshots: ## the pages of Airflow 2 and 3 in a browser: connection, graph, log, links; into docs/images
 	@$(PYTHON) -m lab.suite browser 2.11.2 $(NEWEST)

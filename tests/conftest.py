@@ -46,7 +46,7 @@ os.environ |= {
     "no_proxy": "127.0.0.1,localhost",
 }
 
-pytest_plugins = ["airflow_provider_sendgrid.emulator.pytest_plugin", "tests.support.seaweedfs"]
+pytest_plugins = ["airflow_provider_sendgrid.emulator.pytest_plugin", "tests.support.seaweedfs", "tests.support.ceph"]
 
 
 def pytest_unconfigure() -> None:
@@ -237,9 +237,15 @@ class S3:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """A real S3 server on localhost; its URL."""
+def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A real S3 server on localhost; its URL. It is moto's, and Ceph RGW in `make test-ceph`."""
     import logging
+
+    from tests.support import ceph
+
+    if ceph.IS_WANTED:
+        yield request.getfixturevalue("ceph")
+        return
 
     from moto.server import ThreadedMotoServer
 

@@ -8,7 +8,7 @@ one is not, an object of known bytes shows what this server's ETags are.
 
 Nothing is overwritten unseen: an object is looked at right before it is written, and the write carries a condition
 where boto3 and the server know it. After the write it is looked at again: only what is there, with the size, metadata
-and ETag of this write, counts as stored.
+and ETag of this write, and encrypted if that was asked for, counts as stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any
@@ -43,6 +43,7 @@ from airflow_provider_sendgrid.storage.s3_errors import (
     NO_LISTING,
     NO_UPLOAD,
     NOT_ALLOWED,
+    NOT_HELD,
     NOT_THERE,
     StorageError,
     advice_for,
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 
 _MAX_READ_BYTES = 64 * 1024 * 1024
 _SENDS_OF_DAMAGED = 3
+_ENCRYPTION = ("ServerSideEncryption", "SSECustomerAlgorithm")
+_LOCKS = ("ObjectLockMode", "ObjectLockLegalHoldStatus")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 # Objects that show what a server's ETags are, for a moment.
 _TRIALS = "_receipts/etag-"
@@ -127,6 +130,7 @@ class S3Storage:
         self._compares_etags = True
         self._are_etags_md5s: dict[bool, bool] = {}
         self._etags_lock = threading.Lock()
+        self._etag_quote = '"'
         self._logged: set[str] = set()
 
     def uri(self, name: str) -> str:
@@ -189,12 +193,19 @@ class S3Storage:
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
+        answer = self._look(name)
+        return None if answer is None else self._stored_info(answer, name)
+
+    def _look(self, name: str) -> Mapping[str, Any] | None:
         try:
-            answer = self.call("head_object", name)
+            answer: Mapping[str, Any] = self.call("head_object", name)
         except DestinationError as error:
             if error.code in NOT_THERE:
                 return None
             raise
+        return answer
+
+    def _stored_info(self, answer: Mapping[str, Any], name: str) -> StoredInfo:
         # Some servers capitalise the names.
         metadata = {key.lower(): value for key, value in (answer.get("Metadata") or {}).items()}
         size = self.value_of(answer, "ContentLength", "head_object", name)
@@ -263,6 +274,16 @@ class S3Storage:
                 message = "This server takes no conditions (%s); each object is looked at right before it is written."
                 self._log_once("condition", logging.INFO, message, error.code)
                 return answer
+            except DestinationChangedError as error:
+                is_match = over is not None and _code_and_message(error.__cause__)[0] in NOT_HELD
+                if not is_match or self._is_changed(name, over):
+                    raise
+                # Nothing changed, so the server compares the ETag in another form: older Ceph RGW without its quotes.
+                if condition["IfMatch"].startswith('"'):
+                    self._etag_quote = ""
+                else:
+                    self._unconditional.add((method, *condition))
+                return self.call_over(method, name, over, **arguments)
         return self.call(method, name, **arguments)
 
     def call(self, method: str, name: str | None, **arguments: Any) -> Any:
@@ -361,18 +382,29 @@ class S3Storage:
 
         Raises:
             DestinationChangedError: another run's is there, or none.
+            DestinationRefusedError: it is not encrypted as asked for; it is deleted again.
             DestinationError: it is not what was sent.
         """
-        stored = self.head(name)
-        if stored is None:
+        looked = self._look(name)
+        if looked is None:
             raise DestinationChangedError(
                 f"{self.uri(name)}: S3 confirmed that it was stored, but it is not there: another run has deleted it, "
                 "or the endpoint_url of the AWS connection is no S3 server. Run the task again."
             )
+        stored = self._stored_info(looked, name)
         if etag_of(stored.version) != bare_etag(etag):
             raise self._changed(name)
         if not is_as_sent(stored, size, info):
             raise _no_s3(f"{self.uri(name)}: what is there has not the size or the metadata that were sent")
+        if ignored := self._ignored(_ENCRYPTION, name, looked):
+            self._discard(name, stored.version)
+            raise DestinationRefusedError(
+                f"{self.uri(name)} was deleted again: the server ignored {ignored} and stored it unencrypted. Check "
+                f"encrypt, and {ignored} in extra_args, against what this server supports."
+            )
+        if ignored := self._ignored(_LOCKS, name, looked):
+            message = "%s shows no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
+            self._log_once("lock", logging.WARNING, message, self.uri(name), ignored)
         return stored.version
 
     def find_stored(self, name: str, size: int, info: ObjectInfo) -> StoredInfo | None:
@@ -381,6 +413,16 @@ class S3Storage:
             stored = self.head(name)
             return stored if stored is not None and is_as_sent(stored, size, info) else None
         return None
+
+    def _ignored(self, arguments: Sequence[str], name: str, looked: Mapping[str, Any]) -> str:
+        """One of these arguments that was sent and that a look at the object does not confirm, empty if all are."""
+        sent = self._extra_args.known(self._members("put_object"), name)
+        return next((each for each in arguments if each in sent and not looked.get(each)), "")
+
+    def is_open(self, name: str, upload_id: str) -> bool:
+        """Whether an upload has not ended; if uploads cannot be listed, it may be open."""
+        found = self._upload_ids(name)
+        return found is None or upload_id in found
 
     def _discard(self, name: str, version: str) -> None:
         """Delete a damaged object; without the permission for that, empty it: its metadata must not vouch for it."""
@@ -537,10 +579,7 @@ class S3Storage:
         return {"Prefix": key} if key else {}
 
     def _raise_if_changed(self, name: str, over: str | None) -> None:
-        if over == ANY_VERSION:
-            return
-        stored = self.head(name)
-        if over != (stored.version if stored else None):
+        if over != ANY_VERSION and self._is_changed(name, over):
             raise self._changed(name)
 
     def _look_before_sending_again(self, request: Any, **_: Any) -> None:
@@ -555,11 +594,16 @@ class S3Storage:
             except DestinationChangedError as error:
                 raise error from ConnectionError("the response to the request before was lost")
 
+    def _is_changed(self, name: str, over: str | None) -> bool:
+        stored = self.head(name)
+        return over != (stored.version if stored else None)
+
     def _changed(self, name: str) -> DestinationChangedError:
         return DestinationChangedError(f"{self.uri(name)}: another run changed it meanwhile. Run the task again.")
 
     def _condition(self, method: str, over: str | None) -> dict[str, str]:
-        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{etag_of(over)}"'}
+        quote = self._etag_quote
+        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f"{quote}{etag_of(over)}{quote}"}
         is_known = (method, *condition) not in self._unconditional and condition.keys() <= self._members(method).keys()
         return condition if over != ANY_VERSION and is_known else {}
 
@@ -649,14 +693,16 @@ class S3Upload:
         try:
             answer = self._storage.call_over(method, self._name, self._over, **upload)
         except (DestinationError, DestinationChangedError) as error:
-            has_ended = isinstance(error, DestinationError) and error.code in NO_UPLOAD
+            has_ended = isinstance(error, DestinationError) and self._has_ended(error)
             if not (has_ended or was_sent_before(error)) or not self._is_published():
                 if has_ended:
                     raise DestinationChangedError(f"{error} Another run ended this upload.") from error
                 raise
             log.info("%s was published already; only the response was lost.", self._storage.uri(self._name))
         else:
-            etag = self._storage.value_of(answer, "ETag", method, self._name)
+            # Ceph RGW 16 returns an empty one.
+            returned = answer.get("ETag") or self._etag_of_parts()
+            etag = returned or self._storage.value_of(answer, "ETag", method, self._name)
             self._storage.verify_stored(self._name, self._size, self._info, etag)
         self._storage.upload_has_ended(self._upload_id)
 
@@ -682,21 +728,27 @@ class S3Upload:
         """The ETags of the parts, in their order."""
         return [bare_etag(self._parts[number]["ETag"]) for number in sorted(self._parts)]
 
-    def _is_published(self) -> bool:
-        """Whether this very object is there: boto3 asks again if a response is lost, and S3 has published it by then.
+    def _has_ended(self, error: DestinationError) -> bool:
+        """Whether the upload is not there any more: Ceph RGW calls that an internal error."""
+        is_internal = error.code == "InternalError" and not self._storage.is_open(self._name, self._upload_id)
+        return error.code in NO_UPLOAD or is_internal
 
-        An object in parts has the MD5 of its parts' MD5s as its ETag.
-        """
+    def _is_published(self) -> bool:
+        """Whether this very object is there: boto3 asks again if a response is lost, S3 has published it by then."""
         stored = self._storage.find_stored(self._name, self._size, self._info)
+        return stored is not None and etag_of(stored.version) == self._etag_of_parts()
+
+    def _etag_of_parts(self) -> str:
+        """The ETag of an object in parts, the MD5 of its parts' MD5s; empty where theirs are none."""
         etags = self.part_etags()
-        if stored is None or not all(_MD5.fullmatch(etag) for etag in etags):
-            return False
-        return etag_of(stored.version) == f"{_md5(bytes.fromhex(''.join(etags))).hexdigest()}-{len(etags)}"
+        if not all(_MD5.fullmatch(etag) for etag in etags):
+            return ""
+        return f"{_md5(bytes.fromhex(''.join(etags))).hexdigest()}-{len(etags)}"
 
 
 def _code_and_message(error: Any) -> tuple[str | None, str]:
-    """S3's code and message, of a ClientError."""
-    details = error.response.get("Error", {})
+    """S3's code and message, of a ClientError; no code if S3 did not answer."""
+    details = getattr(error, "response", {}).get("Error", {})
     return details.get("Code"), str(details.get("Message"))
 
 

@@ -46,6 +46,8 @@ NOT_ALLOWED: Final = frozenset(
 NO_LISTING: Final = NOT_ALLOWED | NOT_THERE | {"400", "InvalidArgument", "InvalidRequest"}
 # To a write with a condition: the server may not know conditions. Sent again without one, the same answer is final.
 CONDITION_REFUSED: Final = frozenset({"NotImplemented", "501", "InvalidArgument", "304", "NotModified"})
+# A condition does not hold.
+NOT_HELD: Final = frozenset({"PreconditionFailed", "412"})
 # S3 wants a checksum for a locked object.
 _CHECKSUM_WANTED: Final = "MissingUploadObjectWithObjectLockHeaders"
 
@@ -168,8 +170,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     **_table(
         _CHANGED,
         "Another run stored this object meanwhile. Run the task again.",
-        "PreconditionFailed",
-        "412",
+        *NOT_HELD,
         "ConditionalRequestConflict",
         "409",
         "OperationAborted",

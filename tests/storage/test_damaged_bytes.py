@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -19,18 +19,27 @@ from lab.azurite import azurite
 from lab.gcs import fake_gcs_server, gcs_server
 from tests.destinations import Destination
 from tests.sendgrid_source import SendGrid
+from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.flipping_proxy import FlippingProxy
 
 INFO = ObjectInfo("text/csv", {"made-by": "us"})
 MARK = b"the-mark"
 PART = 5 * MIB
 NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")
+KINDS = ["gs", *(pytest.param(kind, marks=NOT_QUICK) for kind in ("gs-fake", "abfs"))]
+if IS_CEPH:
+    KINDS = ["s3"]
 
 
-@pytest.fixture(scope="module", params=["gs", *(pytest.param(kind, marks=NOT_QUICK) for kind in ("gs-fake", "abfs"))])
+@pytest.fixture(scope="module", params=KINDS)
 def server(request, tmp_path_factory):
     """Kind and URL, or connection string, of a plain HTTP server."""
-    start = {"gs": gcs_server, "gs-fake": fake_gcs_server, "abfs": lambda: azurite(tmp_path_factory.mktemp("azurite"))}
+    start = {
+        "gs": gcs_server,
+        "gs-fake": fake_gcs_server,
+        "abfs": lambda: azurite(tmp_path_factory.mktemp("azurite")),
+        "s3": lambda: nullcontext(request.getfixturevalue("s3_server")),
+    }
     with start[request.param]() as url:
         yield request.param.partition("-")[0], url
 

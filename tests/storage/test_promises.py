@@ -3,7 +3,7 @@
 Each is a real server, but for the folder and the tests' own storage in memory. All are tested by `make test-clouds`,
 which installs Azure's and a second one of Google's; the quick tests know what S3 does from elsewhere. Of Google's two,
 gcp-storage-emulator ("gs") is what a server that ignores conditions would be, and fake-gcs-server ("gs-fake") refuses
-small writes whose conditions do not hold.
+small writes whose conditions do not hold. `make test-ceph` runs them against Ceph RGW alone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lab.azurite import azurite
 from lab.gcs import fake_gcs_server, gcs_server
 from tests.destinations import Destination
 from tests.sendgrid_source import SendGrid
+from tests.support.ceph import IS_WANTED as IS_CEPH
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 30.0
@@ -45,6 +46,8 @@ LARGE = 25_000  # contacts in a plain file of some 6 MB: more than one part
 OPTIONS = {"part_bytes": PART, "max_concurrency": 4}
 NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")
 KINDS = ["file", "gs", *(pytest.param(kind, marks=NOT_QUICK) for kind in ("s3", "gs-fake", "abfs"))]
+if IS_CEPH:
+    KINDS = ["s3"]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridServerError,
 )
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+from tests.support.ceph import IS_WANTED as IS_CEPH
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 MIB = 1024 * 1024
@@ -346,6 +347,7 @@ def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator,
 # What S3 is told
 
 
+@pytest.mark.skipif(IS_CEPH, reason="Ceph RGW 16 stores AES256 unencrypted: test_s3_on_servers.py shows the refusal")
 @pytest.mark.parametrize("contacts", [10, 50_000])
 def test_what_users_say_to_s3_is_passed_on(sendgrid_emulator, s3, deliver, contacts):
     """Encryption, ACL and further arguments: for small objects, for uploads in parts, for the manifest."""
@@ -713,9 +715,9 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
         ({"aws_conn_id": "{{ conn }}"}, "aws_conn_id holds a template that was not rendered"),
         ({"s3_bucket": None, "s3_key_prefix": "s3://None/in/"}, "s3://bucket/prefix/"),
         ({"s3_bucket": None, "s3_key_prefix": "s3:///in/"}, "s3://bucket/prefix/"),
-        ({"extra_args": ""}, "extra_args must be a mapping"),
+        ({"extra_args": ""}, "extra_args was passed but is empty"),
         ({"extra_args": "None"}, "extra_args must be a mapping"),
-        ({"extra_args": []}, "extra_args must be a mapping"),
+        ({"extra_args": []}, "extra_args was passed but is empty"),
         ({"extra_args": "{{ params.x }}"}, "extra_args must be a mapping"),
         ({"extra_args": {"SSEKMSKeyId": "None"}}, "SSEKMSKeyId was passed but is empty"),
         ({"extra_args": {"SSEKMSKeyId": " "}}, "SSEKMSKeyId was passed but is empty"),
