@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -299,7 +299,17 @@ class _Run:
 
     def _publication(self) -> Publication:
         options = self._options
-        return Publication(self._storage, self._export.id, replace=options.replace, is_written=options.write_manifest)
+        return Publication(
+            self._storage,
+            self._export.id,
+            replace=options.replace,
+            is_written=options.write_manifest,
+            look_all=self._look_all,
+        )
+
+    def _look_all(self, names: Collection[str]) -> list[StoredInfo | None]:
+        looks = [self._uploads.submit(self._storage.head, name) for name in names]
+        return [look.result() for look in looks]
 
     def _store_all(self, publication: Publication, order: Sequence[str]) -> list[StoredFile]:
         """Store files: small ones side by side, large ones one after the other.
@@ -308,7 +318,8 @@ class _Run:
         opened when the one before it is stored. So each file is requested once, and a task that is killed has whole
         files behind it.
         """
-        waiting = self._files(publication, order)
+        listed = self._storage.versions(f"{self._export.id}-") if len(self._indexes) > 1 else None
+        waiting = self._files(publication, order, listed)
         stored = dict[int, StoredFile]()
         failed: tuple[int, ExportIncompleteError] | None = None
         at_once, large_was_seen = 1, False
@@ -340,9 +351,14 @@ class _Run:
                 is_large = result is None or result.facts.size > self._options.part_bytes
                 large_was_seen = large_was_seen or is_large
                 at_once = 1 if large_was_seen else self._options.max_concurrency
+        new = {file.name: file.facts for file in stored.values() if file.is_new}
+        publication.withdraw_if_false(new)
+        # What others stored may still be on its way in another run.
+        if new and (abandoned := self._storage.abort_uploads(new)):
+            log.info("%s uploads that other tries of this export left open were ended.", abandoned)
         return [stored[index] for index in self._indexes]
 
-    def _files(self, publication: Publication, order: Sequence[str]) -> list[_File]:
+    def _files(self, publication: Publication, order: Sequence[str], listed: Collection[str] | None) -> list[_File]:
         """All files of a round, the last first."""
         self._context = context = Context(
             self._export.id,
@@ -356,7 +372,8 @@ class _Run:
             self._distrusted,
             is_counted=self._is_whole and self._options.verify_row_count and bool(self._export.contact_count),
         )
-        return [_File(self, context, index, _place(self._export.id, order, index)) for index in reversed(self._indexes)]
+        places = {index: _place(self._export.id, order, index) for index in reversed(self._indexes)}
+        return [_File(self, context, index, place, listed) for index, place in places.items()]
 
     def _end_round(self) -> None:
         """Wait for the files that are underway, whatever becomes of them: the next round begins all again."""
@@ -474,15 +491,17 @@ class _Run:
         only one of them may have it. If none has, it is the first record of the first file that has any.
         """
         files = list(stored)
+        for file in files:
+            if file.facts.has_header:
+                return file.facts.first_record_sha256
         if self._context is not None:
             for index in range(self._indexes[0]) if stored else ():
                 earlier = find_stored(self._context, _place(self._export.id, order, index)).file
                 if earlier is None or earlier.facts.records is None:
-                    return next((file.facts.first_record_sha256 for file in stored if file.facts.has_header), None)
+                    return None
+                if earlier.facts.has_header:
+                    return earlier.facts.first_record_sha256
                 files.insert(index, earlier)
-        for file in files:
-            if file.facts.has_header:
-                return file.facts.first_record_sha256
         if not self._is_whole and len(order) > 1:
             return None
         return next((file.facts.first_record_sha256 for file in files if file.facts.records), "")
@@ -504,8 +523,11 @@ class _Run:
 class _File:
     """One file on its way: opened by `begin`, and stored by it if it is small; else stored by `finish`."""
 
-    def __init__(self, run: _Run, context: Context, index: int, place: FilePlace) -> None:
+    def __init__(
+        self, run: _Run, context: Context, index: int, place: FilePlace, listed: Collection[str] | None
+    ) -> None:
         self.index = index
+        self._listed = listed
         self._run = run
         self._context = context
         self._place = place
@@ -516,9 +538,15 @@ class _File:
 
     def begin(self) -> StoredFile | None:
         """Store the file unless that is done; None if it is large, and open now."""
-        if (stored := self._find()) is not None:
+        if (stored := self._find(self._listed)) is not None:
             return stored
-        return self.finish() if self._open().length <= self._context.options.part_bytes else None
+        if self._open().length <= self._context.options.part_bytes:
+            return self.finish()
+        # The listing may be old by now, and there is much to send.
+        if self._listed is not None and (stored := self._find()) is not None:
+            self.close()
+            return stored
+        return None
 
     def finish(self) -> StoredFile:
         """Store the file; again from its start if it, or the object, changes on the way."""
@@ -551,8 +579,8 @@ class _File:
         if self._progress is not None:
             self._progress.end()
 
-    def _find(self) -> StoredFile | None:
-        look = find_stored(self._context, self._place)
+    def _find(self, listed: Collection[str] | None = None) -> StoredFile | None:
+        look = find_stored(self._context, self._place, listed)
         self._objects = look.objects
         if look.file is not None:
             log.info("%s is stored already, as %s.", self._place.title, look.file.name)

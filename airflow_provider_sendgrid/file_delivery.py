@@ -16,7 +16,7 @@ import logging
 import re
 import secrets
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -198,10 +198,18 @@ class Look:
     objects: Mapping[str, StoredInfo]
 
 
-def find_stored(context: Context, place: FilePlace) -> Look:
-    """Look for what was stored of a file already: it is whole, for only what is whole is published."""
+def find_stored(context: Context, place: FilePlace, listed: Collection[str] | None = None) -> Look:
+    """Look for what was stored of a file already: it is whole, for only what is whole is published.
+
+    Args:
+        context: what all files share.
+        place: which file it is.
+        listed: names of objects, if they were listed: no others need a look.
+    """
     objects = dict[str, StoredInfo]()
     for name in place.names(context.options):
+        if listed is not None and name not in listed:
+            continue
         info = context.storage.head(name)
         if info is None:
             continue
@@ -272,9 +280,8 @@ def store_file(
                 version = writer.complete(facts.to_metadata()) or _version(storage, name, upload)
     stored = StoredFile(name, facts, version, has_receipt, is_new=True)
     context.stored_here[name] = stored
-    context.publication.withdraw_if_false(name, facts)
-    if abandoned := storage.abort_uploads(name):
-        log.info("%s: %s uploads that other tries left open were ended.", place.title, abandoned)
+    if before is not None:
+        context.publication.withdraw_if_false({name: facts})
     _log_stored(download, place.title, name, facts, progress)
     return stored
 

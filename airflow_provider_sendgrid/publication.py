@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from airflow_provider_sendgrid.exceptions import (
@@ -31,7 +31,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
 )
 from airflow_provider_sendgrid.manifest import MANIFEST_NAME, FileFacts, KnownManifest, name_of, withdrawn_content
-from airflow_provider_sendgrid.storage.multipart import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo
+from airflow_provider_sendgrid.storage.multipart import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo, is_version
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,24 @@ class Publication:
         export_id: of the export that is delivered.
         replace: whether another export's manifest may be replaced.
         is_written: whether this delivery writes a manifest.
+        look_all: looks at many objects at once, see `Storage.head`.
 
     Raises:
         DestinationConflictError: there is another export's manifest, and `replace` is off.
     """
 
-    def __init__(self, storage: Storage, export_id: str, *, replace: bool, is_written: bool) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        export_id: str,
+        *,
+        replace: bool,
+        is_written: bool,
+        look_all: Callable[[Collection[str]], Sequence[StoredInfo | None]],
+    ) -> None:
         self._storage = storage
+        self._look_all = look_all
+        self._listed: Mapping[str, str] | None = None
         self._export_id = export_id
         self._replace = replace
         self._lock = threading.RLock()
@@ -155,24 +166,24 @@ class Publication:
             self._version = self._withdraw(self._version)
             self._is_withdrawn = True
 
-    def withdraw_if_false(self, name: str, facts: FileFacts) -> None:
-        """Asked after an object was stored: the manifest must not describe what it was stored over.
+    def withdraw_if_false(self, stored: Mapping[str, FileFacts]) -> None:
+        """Asked after objects were stored: the manifest must not describe what they were stored over.
 
         Raises:
             ManifestChangedError: it did, and was withdrawn.
         """
         with self._lock:
-            now = self._storage.read(MANIFEST_NAME)
+            now = self._storage.read(MANIFEST_NAME) if stored else None
             if now is None:
                 return
             known = KnownManifest.from_content(now.content)
-            named = known.facts.get(name)
-            is_true = named is not None and (named.size, named.sha256) == (facts.size, facts.sha256)
-            if name not in known.names or is_true:
-                return
-            log.warning("Withdrawing %s: %s was stored again.", self._storage.uri(MANIFEST_NAME), name)
-            self._withdraw(now.version)
-            raise self._manifest_changed()
+            for name in known.names & stored.keys():
+                named, facts = known.facts.get(name), stored[name]
+                if named is not None and (named.size, named.sha256) == (facts.size, facts.sha256):
+                    continue
+                log.warning("Withdrawing %s: %s was stored again.", self._storage.uri(MANIFEST_NAME), name)
+                self._withdraw(now.version)
+                raise self._manifest_changed()
 
     def write(
         self, content: bytes, stored: Mapping[str, tuple[FileFacts, str]], replaced: Mapping[str, str]
@@ -187,7 +198,7 @@ class Publication:
         Raises:
             DestinationChangedError: another run changed the manifest or an object meanwhile.
         """
-        self._raise_if_changed(stored)
+        self._raise_if_changed(stored, self._listed)
         info = ObjectInfo("application/json", {EXPORT_ID_KEY: self._export_id})
         try:
             version = self._storage.put(MANIFEST_NAME, content, info, self._version)
@@ -241,7 +252,8 @@ class Publication:
                 info = self._storage.head(name)
                 if info is not None and version in (None, info.version):
                     found[uri] = info.version
-        for name in self._storage.versions() or {}:
+        self._listed = self._storage.versions("" if self._replace else f"{self._export_id}-")
+        for name in self._listed or {}:
             match = _OBJECT_NAME.fullmatch(name)
             is_ours = match is not None and (self._replace or match[1] == self._export_id)
             if match and is_ours and name not in names and (uri := self._storage.uri(name)) not in found:
@@ -251,9 +263,13 @@ class Publication:
                     found[uri] = info.version
         return found
 
-    def _raise_if_changed(self, stored: Mapping[str, tuple[FileFacts, str]]) -> None:
-        for name, (facts, version) in stored.items():
-            info = self._storage.head(name)
+    def _raise_if_changed(
+        self, stored: Mapping[str, tuple[FileFacts, str]], listed: Mapping[str, str] | None = None
+    ) -> None:
+        """Raise if an object is not there at its version; those need no look that a fresh listing shows at it."""
+        unsure = [name for name, (_, version) in stored.items() if not is_version((listed or {}).get(name), version)]
+        for name, info in zip(unsure, self._look_all(unsure), strict=True):
+            facts, version = stored[name]
             if info is None or info.version != version or info.size != facts.size:
                 raise _changed(self._export_id, self._storage.uri(name))
 

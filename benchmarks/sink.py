@@ -1,4 +1,4 @@
-"""Plays S3 for uploads: takes PUTs and multipart uploads, drops the bodies, counts them.
+"""Plays S3 for uploads: takes PUTs and multipart uploads, drops the bodies but those of JSON, counts them.
 
 It checks no signature and no checksum, so that it is nobody's bottleneck. ``GET /-/report`` says what came since it
 was last asked; started with ``--digest`` also each object's SHA-256, for which it keeps the bodies in memory: not for
@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from benchmarks.serving import Request, Server, Stream, run, tls_arguments, tls_of
 
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
-_LAST_MODIFIED = "Last-Modified: Fri, 27 Nov 2026 08:00:00 GMT"
+_LAST_MODIFIED = "Fri, 27 Nov 2026 08:00:00 GMT"
 _NOT_FOUND = _XML + "<Error><Code>NoSuchKey</Code><Message>there is nothing here</Message></Error>"
 
 
@@ -56,6 +56,7 @@ class Sink:
     _uploads: dict[str, dict[int, Body]] = field(default_factory=dict)
     _metadata: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _headers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _kept: dict[str, bytes] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,11 +64,12 @@ class Sink:
         if request.target == "/-/report":
             self._send(stream, "200 OK", json.dumps(self.report()))
             return
-        body = Body(content=bytearray() if self.keeps_digests or request.method == "POST" else None)
-        receive(request, stream, body)
-        time.sleep(self.latency_seconds)
         url = urlsplit(request.target)
         key = unquote(url.path).lstrip("/").partition("/")[2]
+        is_kept = self.keeps_digests or request.method == "POST" or key.endswith(".json")
+        body = Body(content=bytearray() if is_kept else None)
+        receive(request, stream, body)
+        time.sleep(self.latency_seconds)
         query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         with self._lock:
             self.requests += 1
@@ -88,8 +90,8 @@ class Sink:
             self._uploads[query["uploadId"]][int(query["partNumber"])] = body
             self._send(stream, "200 OK", "", 'ETag: "part"')
         elif request.method == "PUT":
-            self._publish(key, [body], metadata_of(request))
-            self._send(stream, "200 OK", "", 'ETag: "object"')
+            etag = self._publish(key, [body], metadata_of(request))
+            self._send(stream, "200 OK", "", f"ETag: {etag}")
         elif request.method == "POST" and "uploads" in query:
             upload = f"upload-{next(self._numbers)}"
             self._uploads[upload] = {}
@@ -98,23 +100,47 @@ class Sink:
         elif request.method == "POST" and "uploadId" in query:
             parts = self._uploads.pop(query["uploadId"])
             metadata = self._metadata.pop(query["uploadId"], ())
-            self._publish(key, [parts[number] for number in sorted(parts)], metadata)
-            self._send(stream, "200 OK", _completed(key))
+            etag = self._publish(key, [parts[number] for number in sorted(parts)], metadata)
+            self._send(stream, "200 OK", _completed(key, etag))
         elif request.method == "DELETE":
-            self.aborted += self._uploads.pop(query.get("uploadId", ""), None) is not None
+            if "uploadId" in query:
+                self.aborted += self._uploads.pop(query["uploadId"], None) is not None
+            else:
+                self.objects.pop(key, None)
             self._send(stream, "204 No Content", None)
-        elif request.method == "GET" and "uploads" in query:
+        else:
+            self._show(request, stream, key, query)
+
+    def _show(self, request: Request, stream: Stream, key: str, query: dict[str, str]) -> None:
+        if request.method == "GET" and "uploads" in query:
             self._send(stream, "200 OK", _XML + "<ListMultipartUploadsResult></ListMultipartUploadsResult>")
+        elif request.method == "GET" and "list-type" in query:
+            self._send(stream, "200 OK", self._listing(query.get("prefix", "")))
         elif request.method == "HEAD" and key in self.objects:
-            length = f"Content-Length: {self.objects[key]['size']}"
-            stream.send_head("200 OK", length, 'ETag: "object"', _LAST_MODIFIED, *self._headers[key])
+            stream.send_head("200 OK", f"Content-Length: {self.objects[key]['size']}", *self._headers[key])
+        elif request.method == "GET" and key in self.objects and key in self._kept:
+            self._send(stream, "200 OK", self._kept[key].decode(), *self._headers[key])
         else:
             self._send(stream, "404 Not Found", None if request.method == "HEAD" else _NOT_FOUND)
 
-    def _publish(self, key: str, bodies: list[Body], metadata: tuple[str, ...]) -> None:
-        self._headers[key] = metadata
+    def _publish(self, key: str, bodies: list[Body], metadata: tuple[str, ...]) -> str:
+        etag = f'"{next(self._numbers)}-of-the-sink"'
+        self._headers[key] = (f"ETag: {etag}", f"Last-Modified: {_LAST_MODIFIED}", *metadata)
+        if key.endswith(".json"):
+            self._kept[key] = bodies[0].bytes
         digest = hashlib.sha256(b"".join(body.bytes for body in bodies)).hexdigest() if self.keeps_digests else None
         self.objects[key] = {"size": sum(body.size for body in bodies), "parts": len(bodies), "sha256": digest}
+        return etag
+
+    def _listing(self, prefix: str) -> str:
+        entries = (
+            f"<Contents><Key>{key}</Key><Size>{stored['size']}</Size>"
+            f"<ETag>{self._headers[key][0].partition(': ')[2]}</ETag>"
+            "<LastModified>2026-11-27T08:00:00.000Z</LastModified></Contents>"
+            for key, stored in self.objects.items()
+            if key.startswith(prefix)
+        )
+        return f"{_XML}<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(entries)}</ListBucketResult>"
 
     @staticmethod
     def _send(stream: Stream, status: str, content: str | None, *headers: str) -> None:
@@ -171,10 +197,10 @@ def _started(key: str, upload: str) -> str:
     )
 
 
-def _completed(key: str) -> str:
+def _completed(key: str, etag: str) -> str:
     return (
         f"{_XML}<CompleteMultipartUploadResult><Location>here</Location><Bucket>bench</Bucket><Key>{key}</Key>"
-        '<ETag>"object"</ETag></CompleteMultipartUploadResult>'
+        f"<ETag>{etag}</ETag></CompleteMultipartUploadResult>"
     )
 
 

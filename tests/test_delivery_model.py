@@ -211,20 +211,20 @@ class Destination:
     def head(self, name):
         return self.step(f"head {name}", lambda: self.memory.head(name))
 
-    def versions(self):
-        return self.step("versions", self.list)
+    def versions(self, beginning=""):
+        return self.step("versions", lambda: self.list(beginning))
 
-    def list(self):
+    def list(self, beginning):
         if not self.abilities.can_list:
             return None
         self.active.listed = self.active.machine.ours()
-        return dict(self.memory.versions())
+        return dict(self.memory.versions(beginning))
 
-    def abort_uploads(self, name):
-        return self.step(f"abort_uploads {name}", lambda: self.abort_others(name))
+    def abort_uploads(self, names):
+        return self.step("abort_uploads", lambda: self.abort_others(names))
 
-    def abort_others(self, name):
-        return self.memory.abort_uploads(name) if self.abilities.can_abort_others else 0
+    def abort_others(self, names):
+        return self.memory.abort_uploads(names) if self.abilities.can_abort_others else 0
 
     def delete(self, name, version=ANY_VERSION):
         if version != ANY_VERSION and not self.abilities.conditional_deletes and self.abilities.can_delete:
@@ -870,7 +870,7 @@ def objects_to_be_deleted_count_as_stored(monkeypatch):
 
 
 def only_what_the_manifest_names_is_replaced(monkeypatch):
-    monkeypatch.setattr(MemoryStorage, "versions", lambda _: {})
+    monkeypatch.setattr(MemoryStorage, "versions", lambda *_: {})
 
 
 def receipts_are_not_read(monkeypatch):

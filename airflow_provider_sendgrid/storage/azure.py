@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -147,12 +147,14 @@ class AzureStorage:
         metadata = {key: value for key, value in _metadata(properties).items() if key != _TOKEN}
         return StoredInfo(properties.size, metadata, _etag(properties.etag))
 
-    def versions(self) -> Mapping[str, str] | None:
-        """The ETags of all blobs at the prefix; None if they may not be listed."""
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
+        """The ETags of all blobs whose names begin like this; None if they may not be listed."""
         from azure.storage.blob import BlobPrefix
 
         def send() -> dict[str, str]:
-            listed = self._container.walk_blobs(name_starts_with=self._prefix or None, delimiter="/", **_ONCE)
+            listed = self._container.walk_blobs(
+                name_starts_with=self._prefix + beginning or None, delimiter="/", **_ONCE
+            )
             blobs = (blob for blob in listed if not isinstance(blob, BlobPrefix))
             return {blob.name.removeprefix(self._prefix): _etag(blob.etag) for blob in blobs}
 
@@ -164,7 +166,7 @@ class AzureStorage:
             self._is_listing_refused = True
             return None
 
-    def abort_uploads(self, name: str) -> int:
+    def abort_uploads(self, names: Collection[str]) -> int:
         """Nothing to end: staged blocks are discarded by the next commit."""
         return 0
 

@@ -13,7 +13,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,12 +154,12 @@ class GcsStorage:
         metadata = {key.lower(): value for key, value in stored.metadata.items() if key.lower() != _TOKEN}
         return StoredInfo(stored.size, metadata, stored.generation)
 
-    def versions(self) -> Mapping[str, str] | None:
-        """The generations of all objects at the prefix; None if they may not be listed."""
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
+        """The generations of all objects whose names begin like this; None if they may not be listed."""
 
         def send() -> dict[str, str]:
             listed = self._bucket.list_blobs(
-                prefix=self._prefix or None,
+                prefix=self._prefix + beginning or None,
                 delimiter="/",
                 fields="items(name,generation),prefixes,nextPageToken",
                 retry=None,
@@ -174,7 +174,7 @@ class GcsStorage:
             self._is_listing_refused = True
             return None
 
-    def abort_uploads(self, name: str) -> int:
+    def abort_uploads(self, names: Collection[str]) -> int:
         """Nothing to end: Google lists no uploads, shows nothing of them, and deletes them within a week."""
         return 0
 

@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -97,12 +97,14 @@ class LocalStorage:
                 return None
             return StoredInfo(status.st_size, _read_metadata(path, status), _version(status))
 
-    def versions(self) -> Mapping[str, str] | None:
-        """The versions of all files of the folder itself; None if it may not be listed."""
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
+        """The versions of all files of the folder itself that begin like this; None if it may not be listed."""
         found = {}
         with _translated("list", self._folder):
             try:
                 for entry in self._folder.iterdir():
+                    if not entry.name.startswith(beginning):
+                        continue
                     status = None if _is_unfinished(entry) or _is_loop(entry) else _status(entry)
                     if status is not None and stat.S_ISREG(status.st_mode):
                         found[entry.name] = _version(status)
@@ -113,9 +115,11 @@ class LocalStorage:
                 return None
         return found
 
-    def abort_uploads(self, name: str) -> int:
-        """Delete what other runs left unfinished of a file; return how many there were."""
-        path = self._folder / name
+    def abort_uploads(self, names: Collection[str]) -> int:
+        """Delete what other runs left unfinished of files; return how many there were."""
+        return sum(self._delete_unfinished(self._folder / name) for name in names)
+
+    def _delete_unfinished(self, path: Path) -> int:
         count = 0
         # With the lock no other run is just writing metadata.
         with _translated("clean-up", path), _locked(self._folder):

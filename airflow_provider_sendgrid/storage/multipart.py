@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from importlib import import_module
@@ -123,14 +123,14 @@ class Storage(Protocol):
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
 
-    def versions(self) -> Mapping[str, str] | None:
-        """The versions of all objects whose names begin with the prefix and hold no further slash, by name.
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
+        """The versions of all objects whose names begin like this and hold no slash, by name, see `is_version`.
 
         None if the credentials may not list objects.
         """
 
-    def abort_uploads(self, name: str) -> int:
-        """End all other uploads of an object, such as a killed worker leaves open; return how many there were.
+    def abort_uploads(self, names: Collection[str]) -> int:
+        """End all other uploads of objects, such as a killed worker leaves open; return how many there were.
 
         Without the permission to list or to end uploads it does nothing, and logs so once.
         """
@@ -141,6 +141,11 @@ class Storage(Protocol):
         Raises:
             DestinationRefusedError: the credentials may not delete it.
         """
+
+
+def is_version(listed: str | None, version: str) -> bool:
+    """Whether a listing shows this version; what S3 lists ends before the upload's id."""
+    return listed is not None and f"{version} ".startswith(f"{listed} ")
 
 
 def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any
@@ -211,13 +211,13 @@ class S3Storage:
         size = self.value_of(answer, "ContentLength", "head_object", name)
         return StoredInfo(size, metadata, self._version(answer, "head_object", name))
 
-    def versions(self) -> Mapping[str, str] | None:
-        """The versions of all objects at the prefix, by name; None if the credentials may not list them."""
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
+        """The versions of all objects whose names begin like this; None if the credentials may not list them."""
         found: dict[str, str] = {}
         try:
-            for entry in self._listed():
+            for entry in self._listed(beginning):
                 name = str(entry.get("Key", "")).removeprefix(self._prefix)
-                if name and "/" not in name and str(entry["Key"]).startswith(self._prefix):
+                if name and "/" not in name and str(entry["Key"]).startswith(self._prefix + beginning):
                     found[name] = self._version(entry, "list_objects_v2", name)
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not _is_not_allowed(error):
@@ -226,10 +226,11 @@ class S3Storage:
             return None
         return found
 
-    def abort_uploads(self, name: str) -> int:
-        """End the multipart uploads of an object that others left open; return how many there were."""
-        left_over = (self._upload_ids(name) or set()) - self._open_uploads
-        return sum(S3Upload(self, name, upload_id).end() for upload_id in sorted(left_over))
+    def abort_uploads(self, names: Collection[str]) -> int:
+        """End the multipart uploads of objects that others left open; return how many there were."""
+        found = self._uploads(names) or {}
+        left_over = sorted((name, upload) for upload, name in found.items() if upload not in self._open_uploads)
+        return sum(S3Upload(self, name, upload_id).end() for name, upload_id in left_over)
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
         """Delete an object if it still has this version."""
@@ -529,11 +530,13 @@ class S3Storage:
             with suppress(DestinationError, DestinationRefusedError, DestinationChangedError):
                 self.delete(name)
 
-    def _listed(self) -> Iterator[Mapping[str, Any]]:
-        """All entries of the bucket at the prefix."""
+    def _listed(self, beginning: str) -> Iterator[Mapping[str, Any]]:
+        """All entries of the bucket whose names begin like this."""
         following: dict[str, Any] = {}
         while True:
-            answer = self.call("list_objects_v2", None, Delimiter="/", **self._prefix_of(self._prefix), **following)
+            answer = self.call(
+                "list_objects_v2", None, Delimiter="/", **self._prefix_of(self._prefix + beginning), **following
+            )
             if not answer.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"}:
                 raise _no_s3(f"list_objects_v2 of {self.uri('')}: the response is no listing")
             yield from answer.get("Contents") or []
@@ -546,13 +549,20 @@ class S3Storage:
 
     def _upload_ids(self, name: str) -> set[str] | None:
         """The open uploads of an object, None if they cannot be listed."""
-        key, found = self._prefix + name, set[str]()
-        following: dict[str, Any] = {}
+        found = self._uploads([name])
+        return None if found is None else set(found)
+
+    def _uploads(self, names: Collection[str]) -> dict[str, str] | None:
+        """The open uploads of objects: names by ids; None if they cannot be listed."""
+        keys = {self._prefix + name: name for name in names}
+        found, following = dict[str, str](), dict[str, Any]()
         try:
             while True:
-                answer = self.call("list_multipart_uploads", None, **self._prefix_of(key), **following)
-                uploads = answer.get("Uploads") or []
-                found |= {str(each["UploadId"]) for each in uploads if each.get("Key") == key and "UploadId" in each}
+                # Of texts, not of paths.
+                prefix = self._prefix_of(os.path.commonprefix(list(keys)))  # noqa: RUF071
+                answer = self.call("list_multipart_uploads", None, **prefix, **following)
+                uploads = [each for each in answer.get("Uploads") or [] if each.get("Key") in keys]
+                found |= {str(each["UploadId"]): keys[each["Key"]] for each in uploads if "UploadId" in each}
                 markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
                 after = {marker: answer[field] for marker, field in markers.items() if answer.get(field)}
                 if not answer.get("IsTruncated") or not after or after == following:

@@ -7,7 +7,7 @@ Airflow 3 ends a task by `on_kill` alone, which runs in the task's main thread a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from airflow_provider_sendgrid.stopping import StopSignal
@@ -55,13 +55,13 @@ class StoppableStorage:
         """What is known of an object."""
         return self._call(lambda: self._storage.head(name))
 
-    def versions(self) -> Mapping[str, str] | None:
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
         """The versions of all objects at the prefix."""
-        return self._call(self._storage.versions)
+        return self._call(lambda: self._storage.versions(beginning))
 
-    def abort_uploads(self, name: str) -> int:
-        """End other uploads of an object."""
-        return self._call(lambda: self._storage.abort_uploads(name))
+    def abort_uploads(self, names: Collection[str]) -> int:
+        """End other uploads of objects."""
+        return self._call(lambda: self._storage.abort_uploads(names))
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
         """Delete an object."""

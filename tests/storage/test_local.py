@@ -96,7 +96,7 @@ def test_an_upload_that_another_run_ended_fails_and_says_so(storage, tmp_path, o
     """Its unfinished file was deleted; no part of a file may appear."""
     upload = storage.begin("a.csv", INFO, over)
     upload.write_part(1, bytearray(b"54321"), 0)
-    assert 1 == LocalStorage(tmp_path).abort_uploads("a.csv")
+    assert 1 == LocalStorage(tmp_path).abort_uploads(["a.csv"])
     with pytest.raises(DestinationChangedError, match="another run deleted the unfinished file"):
         upload.complete()
     upload.abort()
@@ -108,7 +108,7 @@ def test_only_this_files_unfinished_uploads_of_other_runs_are_removed(storage, t
     other_run = LocalStorage(tmp_path)
     uploads = [other_run.begin(name, INFO) for name in ("a[1].csv", "a[1].csv", "a1.csv", "b.csv")]
     own = storage.begin("a[1].csv", INFO)
-    assert 2 == storage.abort_uploads("a[1].csv")
+    assert 2 == storage.abort_uploads(["a[1].csv"])
     assert 3 == len(list(tmp_path.glob(".*.part")))
     for upload in (own, uploads[3]):
         upload.complete()

@@ -334,7 +334,7 @@ def test_what_is_not_there_is_none_and_may_be_deleted(place):
     storage = place.storage()
     assert (None, None) == (storage.head("nothing"), storage.read("nothing"))
     storage.delete("nothing")
-    assert 0 == storage.abort_uploads("nothing")
+    assert 0 == storage.abort_uploads(["nothing"])
 
 
 def test_a_bucket_that_is_not_there_is_no_empty_one(place):
@@ -459,7 +459,7 @@ def test_of_two_uploads_of_one_object_the_first_is_kept(any_place, are_others_ab
     first, second = upload_to(first_run, b"1", None), upload_to(second_run, b"2", None)
     first.complete()
     if are_others_aborted:
-        first_run.abort_uploads("parts.bin")
+        first_run.abort_uploads(["parts.bin"])
 
     with pytest.raises((DestinationChangedError, DestinationError)) as caught:
         second.complete()

@@ -253,9 +253,9 @@ def test_uploads_left_open_are_ended_for_that_key_alone(s3, storage):
     """Others may be somebody else's, and on their way."""
     for key in ("in/a.csv", "in/a.csv", "in/a.csv.gz", "a.csv"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
-    assert 2 == storage.abort_uploads("a.csv")
+    assert 2 == storage.abort_uploads(["a.csv"])
     assert {"in/a.csv.gz", "a.csv"} == {upload["Key"] for upload in s3.open_uploads()}
-    assert 0 == storage.abort_uploads("a.csv")
+    assert 0 == storage.abort_uploads(["a.csv"])
 
 
 def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
@@ -271,7 +271,7 @@ def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
             ended.append(params["UploadId"])
 
     s3.client.meta.events.register("before-parameter-build.s3.AbortMultipartUpload", end_it_first)
-    storage.abort_uploads("a.csv")
+    storage.abort_uploads(["a.csv"])
     assert 1 == len(ended)
 
 
@@ -291,7 +291,7 @@ def test_without_the_permission_to_look_for_uploads_the_delivery_goes_on(s3, sto
     """It says so, and a rule of the bucket has to do."""
     caplog.set_level("INFO")
     refuse(s3, "ListMultipartUploads")
-    assert (0, 0) == (storage.abort_uploads("a.csv"), storage.abort_uploads("a.csv"))
+    assert (0, 0) == (storage.abort_uploads(["a.csv"]), storage.abort_uploads("a.csv"))
     storage.begin("a.csv", INFO).abort()
     assert 1 == caplog.text.count("Unfinished uploads cannot be listed: list_multipart_uploads of s3://")
 
@@ -632,7 +632,7 @@ def test_without_the_permission_to_end_uploads_nothing_fails(s3, storage, caplog
     for _ in range(2):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
     storage.begin("a.csv", INFO).abort()
-    assert 0 == storage.abort_uploads("a.csv")
+    assert 0 == storage.abort_uploads(["a.csv"])
     assert 1 == caplog.text.count("Unfinished uploads cannot be ended")
 
 

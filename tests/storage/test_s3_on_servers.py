@@ -234,12 +234,12 @@ def test_of_two_uploads_of_one_key_each_lives_until_the_other_is_published(serve
     for upload in (first, second):
         upload.write_part(1, bytearray(CONTENT), crc32(CONTENT))
     first.complete()
-    assert 1 == storages[0].abort_uploads("a.csv")
+    assert 1 == storages[0].abort_uploads(["a.csv"])
     with pytest.raises(DestinationChangedError):
         second.complete()
-    assert 0 == storages[1].abort_uploads("a.csv")
+    assert 0 == storages[1].abort_uploads(["a.csv"])
     third = storages[0].begin("a.csv", INFO)
-    assert 0 == storages[0].abort_uploads("a.csv")
+    assert 0 == storages[0].abort_uploads(["a.csv"])
     third.abort()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
@@ -51,13 +51,14 @@ class MemoryStorage:
         stored = self.objects.get(name)
         return StoredInfo(len(stored.content), stored.info.metadata, stored.version) if stored else None
 
-    def versions(self) -> Mapping[str, str] | None:
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
         with self.lock:
-            return {name: stored.version for name, stored in self.objects.items() if "/" not in name}
+            listed = (name for name in self.objects if "/" not in name and name.startswith(beginning))
+            return {name: self.objects[name].version for name in listed}
 
-    def abort_uploads(self, name: str) -> int:
+    def abort_uploads(self, names: Collection[str]) -> int:
         with self.lock:
-            left_over = [key for key, upload in self.uploads.items() if upload.name == name]
+            left_over = [key for key, upload in self.uploads.items() if upload.name in names]
             for key in left_over:
                 del self.uploads[key]
             return len(left_over)
