@@ -213,7 +213,7 @@ class Publication:
         if now is None or now.content != content:
             raise self._manifest_changed()
         try:
-            self._raise_if_changed(stored)
+            self._raise_if_changed(stored, self._list_own() if len(stored) > 1 else None)
         except DestinationChangedError:
             self._withdraw(version)
             raise
@@ -252,7 +252,7 @@ class Publication:
                 info = self._storage.head(name)
                 if info is not None and version in (None, info.version):
                     found[uri] = info.version
-        self._listed = self._storage.versions("" if self._replace else f"{self._export_id}-")
+        self._listed = self._storage.versions() if self._replace else self._list_own()
         for name in self._listed or {}:
             match = _OBJECT_NAME.fullmatch(name)
             is_ours = match is not None and (self._replace or match[1] == self._export_id)
@@ -262,6 +262,9 @@ class Publication:
                 if info is not None and info.metadata.get(EXPORT_ID_KEY) == match[1]:
                     found[uri] = info.version
         return found
+
+    def _list_own(self) -> Mapping[str, str] | None:
+        return self._storage.versions(f"{self._export_id}-")
 
     def _raise_if_changed(
         self, stored: Mapping[str, tuple[FileFacts, str]], listed: Mapping[str, str] | None = None

@@ -758,7 +758,7 @@ class S3Upload:
 
 def _code_and_message(error: Any) -> tuple[str | None, str]:
     """S3's code and message, of a ClientError; no code if S3 did not answer."""
-    details = getattr(error, "response", {}).get("Error", {})
+    details = _response_of(error).get("Error", {})
     return details.get("Code"), str(details.get("Message"))
 
 
@@ -801,18 +801,20 @@ def _may_refuse_condition(error: DestinationError | DestinationRefusedError) -> 
     """Whether S3's answer may be about the condition of a request: by its code, or by S3's own words."""
     if error.code in CONDITION_REFUSED:
         return True
-    message = _code_and_message(error.__cause__)[1] if hasattr(error.__cause__, "response") else ""
-    return bool(re.search(r"(?i)\bif-?(none-?)?match\b", message))
+    return bool(re.search(r"(?i)\bif-?(none-?)?match\b", _code_and_message(error.__cause__)[1]))
 
 
 def was_sent_before(error: Exception) -> bool:
     """Whether S3 may have carried out the request: no response came, or boto3 had sent it before."""
-    cause: Any = error.__cause__
-    if cause is None:
+    if error.__cause__ is None:
         return False
-    return bool(
-        getattr(cause, "response", {"ResponseMetadata": {"RetryAttempts": 1}})["ResponseMetadata"].get("RetryAttempts")
-    )
+    response = _response_of(error.__cause__)
+    return not response or bool(response.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def _response_of(error: Any) -> Mapping[str, Any]:
+    """What S3 answered, empty if it did not: errors of botocore's connections have a `response`, too, which is None."""
+    return getattr(error, "response", None) or {}
 
 
 def bare_etag(etag: Any) -> str:

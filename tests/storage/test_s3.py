@@ -463,6 +463,19 @@ def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3,
     assert (b"theirs" if is_theirs else CONTENT) == s3.read("in/a.csv")
 
 
+@pytest.mark.parametrize("operation", ["HeadObject", "PutObject"])
+def test_a_connection_that_is_reset_each_time_is_an_error_of_the_storage(s3, storage, operation):
+    """This error of botocore has a response, which is None."""
+    from botocore.exceptions import HTTPClientError
+
+    def reset(**_):
+        raise HTTPClientError(error=ConnectionResetError(104, "Connection reset by peer"))
+
+    s3.client.meta.events.register(f"before-send.s3.{operation}", reset)
+    with pytest.raises(DestinationError, match="reset"):
+        storage.put("a.csv", CONTENT, INFO, None)
+
+
 def test_an_object_that_is_deleted_as_soon_as_it_is_stored_was_changed_by_another_run(s3, storage):
     def delete(**_):
         s3.client.delete_object(Bucket=s3.bucket, Key="in/a.csv")
