@@ -411,8 +411,8 @@ class _Run:
         receipts = [receipt_name(file.name) for file in stored if file.has_receipt]
         orders = [order_name(self._export.id)] if len(self._export.urls) > 1 else []
         names = {uri.removeprefix(prefix): version for uri, version in doomed.items()}
-        delete_all(self._storage, names | dict.fromkeys([*receipts, *orders], ANY_VERSION))
-        publication.withdraw_if_deleted(names)
+        if publication.delete(names):
+            delete_all(self._storage, dict.fromkeys([*receipts, *orders], ANY_VERSION))
         return self._storage.uri(MANIFEST_NAME)
 
     def _stored_by_others(self, stored: Sequence[StoredFile]) -> dict[str, str]:

@@ -219,7 +219,19 @@ class Publication:
             raise
         return replaced
 
-    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
+    def delete(self, versions: Mapping[str, str]) -> bool:
+        """Delete what the manifest replaces, by name, at these versions; False if the credentials may not do so.
+
+        Raises:
+            DestinationError: the storage failed. A task that loads the whole prefix would load both exports, so this
+                one must not succeed; its next try deletes what the manifest says.
+        """
+        try:
+            return delete_all(self._storage, versions, is_needed=True)
+        finally:
+            self._withdraw_if_deleted(versions)
+
+    def _withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
         """Asked after objects were deleted: by name, at these versions.
 
         Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
@@ -319,12 +331,26 @@ def is_of(facts: FileFacts, info: StoredInfo) -> bool:
     return facts.size == info.size and facts.upload == info.metadata.get(UPLOAD_KEY, "")
 
 
-def delete_all(storage: Storage, versions: Mapping[str, str]) -> bool:
-    """Delete objects, by name, at these versions; if the storage does not, log once and return False."""
+def delete_all(storage: Storage, versions: Mapping[str, str], *, is_needed: bool = False) -> bool:
+    """Delete objects, by name, at these versions; if the storage does not, log once and return False.
+
+    Args:
+        storage: where they are.
+        versions: of the objects, by name.
+        is_needed: raise if the storage fails, other than for want of a permission.
+
+    Raises:
+        DestinationError: see `is_needed`.
+    """
     for name, version in versions.items():
         try:
             storage.delete(name, version)
         except (DestinationRefusedError, DestinationError) as error:
+            if is_needed and isinstance(error, DestinationError):
+                raise DestinationError(
+                    f"{error} The manifest is written, but objects that it replaces remain, such as "
+                    f"{storage.uri(name)}. Run the task again to delete them."
+                ) from error
             log.warning(
                 "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
                 storage.uri(name),

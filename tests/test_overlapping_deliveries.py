@@ -870,3 +870,27 @@ def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):
         deliver(source("6f", ["/a", "/b"], 250_005), storage)
     assert_proves(storage)
     assert 1 == caplog.text.count("no longer needed remain")
+
+
+def test_a_delivery_fails_until_what_it_replaces_is_deleted():
+    """A task that loads the whole prefix would load both exports."""
+
+    class Failing(MemoryStorage):
+        fails = False
+
+        def delete(self, name, version="*"):
+            if self.fails and "_receipts" not in name:
+                raise DestinationError(f"delete of {name}: S3 answered InternalError.")
+            super().delete(name, version)
+
+    storage = Failing()
+    with exports({"/a": csv("a", 5)}) as source:
+        deliver(source("old", ["/a"], 5), storage)
+        storage.fails = True
+        with pytest.raises(DestinationError, match=r"remain, such as .*old-00001.*Run the task again to delete them"):
+            deliver(source("6f", ["/a"], 5), storage, replace=True)
+        assert_proves(storage)
+        storage.fails = False
+        deliver(source("6f", ["/a"], 5), storage, replace=True)
+    assert_proves(storage)
+    assert not [name for name in storage.objects if name.startswith("old")]
