@@ -495,7 +495,10 @@ _BAD_REQUEST = (SendGridBadRequestError, "Correct the arguments: ids belong to o
 # Where SendGrid's own errors come with them; without, they are not SendGrid's.
 _ERRORS_OF_SENDGRID: dict[int, tuple[type[SendGridError], str]] = {
     402: (SendGridBadRequestError, "Check that the account's plan is paid and includes Marketing Campaigns."),
-    409: (SendGridBadRequestError, "It conflicts with something else on the account: see SendGrid's message."),
+    409: (
+        SendGridBadRequestError,
+        "It conflicts with something else on the account: look for it in SendGrid's message.",
+    ),
     422: _BAD_REQUEST,
 }
 _ERRORS: dict[int, tuple[type[SendGridError], str]] = {
