@@ -44,7 +44,7 @@ class StoppableStorage:
         return self._call(lambda: self._storage.put(name, content, info, over))
 
     def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> Upload:
-        """Start an upload; nobody but a file's own thread does."""
+        """Start an upload; only the thread of its file calls this."""
         return self._storage.begin(name, info, over)
 
     def read(self, name: str) -> StoredContent | None:

@@ -154,7 +154,7 @@ def play(world: World, pipeline: Pipeline) -> str:
         # Files whose rows disagree are deleted again, if the manifest can be read and the storage deletes.
         may_remain = pipeline.has_fault_at("GetObject", "DeleteObject")
         _look_at_failure(sendgrid, error, found, exports, may_remain=may_remain)
-        how = "failed for good" if isinstance(error, AirflowFailException) else "failed"
+        how = "failed permanently" if isinstance(error, AirflowFailException) else "failed"
         return f"{how}: {_name_of(error)}"
     if pipeline.has_fault_at("DeleteObject"):
         found = {key: content for key, content in found.items() if "/_receipts/" not in key}

@@ -224,7 +224,7 @@ def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, mess
 
 
 def test_arguments_about_the_bytes_of_files_do_not_describe_the_manifest(s3):
-    """It is plain JSON; a reader would gunzip it, told that it is gzip."""
+    """It is plain JSON; labelled as gzip, a reader would try to unpack it."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {"ContentEncoding": "gzip", "ContentType": "text/x-contacts"})
     for name in ("a.csv.gz", "_manifest.json", "_receipts/a.csv.gz.json"):
         storage.put(name, CONTENT, INFO)
@@ -797,7 +797,7 @@ def test_other_settings_of_checksums_are_left_alone():
 
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_bodies_without_a_crc32_carry_their_md5(s3, in_parts):
-    """A bucket's default retention, which nobody here knows of, wants one of them."""
+    """A bucket's default retention, which the delivery cannot see, requires a checksum."""
     storage, calls = storage_with(
         s3.bucket, "http://127.0.0.1:9", retries={"max_attempts": 0}, request_checksum_calculation="when_required"
     )

@@ -1,4 +1,4 @@
-"""What S3Storage promises, against servers that nobody here wrote.
+"""What S3Storage promises, against independent S3 servers.
 
 SeaweedFS compares checksums and knows conditional writes. Ceph RGW, in `make test-ceph`, does neither throughout.
 """

@@ -3,7 +3,7 @@
     python -m tests.support.ceph
 
 installs Debian's packages where they are missing and it runs as root; `make test-ceph` does so. The cluster is as small
-as it gets: one monitor, one OSD that keeps all in memory, one gateway. Each is a process of its own on 127.0.0.1.
+as it gets: one monitor, one OSD that keeps all in memory, one gateway. Each is a separate process on 127.0.0.1.
 """
 
 from __future__ import annotations
