@@ -21,6 +21,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
     ExportExpiredError,
     ExportIncompleteError,
+    SendGridError,
 )
 from airflow_provider_sendgrid.exports.download import FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
@@ -36,6 +37,8 @@ from airflow_provider_sendgrid.file_delivery import (
     abort_quietly,
     find_stored,
     receipt_name,
+    rows_difference,
+    rows_message,
     store_file,
 )
 from airflow_provider_sendgrid.file_order import order_name, pinned_order, unique_paths
@@ -43,6 +46,7 @@ from airflow_provider_sendgrid.manifest import (
     MANIFEST_NAME,
     DeliveredFile,
     FileFacts,
+    KnownManifest,
     manifest_content,
 )
 from airflow_provider_sendgrid.progress import FileProgress, Progress
@@ -60,6 +64,7 @@ log = logging.getLogger(__name__)
 _FETCHES, _ROUNDS = 3, 5
 _LEAST_TIME_LEFT = timedelta(seconds=60)
 _LOOK_AGAIN_SECONDS = 0.2
+_MOST_NAMED = 10  # objects in one message
 # Shares of a stop's grace period: how long a delivery waits for its threads, which abort their uploads, before it does
 # so itself; and how long it waits for that at least.
 _THREADS_SHARE, _ABORTS_SHARE = 0.4, 0.3
@@ -248,17 +253,8 @@ class _Run:
                 stored = self._store_all(publication, order)
                 delivered = self._with_rows(stored, order)
                 if self._is_whole:
-                    if difference := _difference(delivered, self._export, self._options):
-                        distrusted = self._stored_by_others(stored)
-                        if not distrusted or self._distrusted:
-                            raise self._rows_error(difference, stored, self._rollback(is_all=not distrusted))
-                        self._distrusted = distrusted
-                        # A plain file that was cut between two rows looks whole to the try that stores it.
-                        log.warning(
-                            "SendGrid export %s: its rows disagree with files that an earlier try stored; these are "
-                            "fetched again.",
-                            self._export.id,
-                        )
+                    if difference := self._difference(delivered):
+                        self._fetch_again_or_refuse(difference, stored)
                         continue
                     manifest_uri = self._publish(publication, stored, delivered)
                 else:
@@ -370,7 +366,7 @@ class _Run:
             self._stop,
             self._stored_here,
             self._distrusted,
-            is_counted=self._is_whole and self._options.verify_row_count and bool(self._export.contact_count),
+            contact_count=self._export.contact_count if self._is_whole and self._options.verify_row_count else None,
         )
         places = {index: _place(self._export.id, order, index) for index in reversed(self._indexes)}
         return [_File(self, context, index, place, listed) for index, place in places.items()]
@@ -415,6 +411,40 @@ class _Run:
             delete_all(self._storage, dict.fromkeys([*receipts, *orders], ANY_VERSION))
         return self._storage.uri(MANIFEST_NAME)
 
+    def _fetch_again_or_refuse(self, difference: str, stored: Sequence[StoredFile]) -> None:
+        """Have files fetched again that others stored, once; after that, delete what this try stored.
+
+        Raises:
+            ExportIncompleteError: why the delivery is refused, and what is there now.
+        """
+        try:
+            distrusted = self._stored_by_others(stored)
+            if distrusted and not self._distrusted:
+                self._distrusted = distrusted
+                # A plain file that was cut between two rows looks whole to the try that stores it.
+                log.warning(
+                    "SendGrid export %s: its rows disagree with files that an earlier try stored; these are fetched "
+                    "again.",
+                    self._export.id,
+                )
+                return
+            kept, named = self._rollback(is_all=not distrusted), self._named(stored)
+        except SendGridError as error:
+            log.warning("What this task stored is not deleted, for %s may name it: %s", MANIFEST_NAME, error)
+            kept, named = list(self._stored_here), []
+        if kept:
+            uris = ", ".join(map(self._storage.uri, kept[:_MOST_NAMED]))
+            more = f" and {len(kept) - _MOST_NAMED} more" if len(kept) > _MOST_NAMED else ""
+            what = f"What this task stored remains, for it could not be deleted, or a manifest names it: {uris}{more}."
+        elif self._stored_here:
+            what = "What this task stored was deleted."
+        else:
+            what = "This task stored nothing."
+        if named and not self._options.replace:
+            manifest = self._storage.uri(MANIFEST_NAME)
+            what += f" {manifest} names files of it, which were not fetched again; set replace=True for that."
+        raise ExportIncompleteError(rows_message(self._export.id, difference, what))
+
     def _stored_by_others(self, stored: Sequence[StoredFile]) -> dict[str, str]:
         """The versions of those files that this try did not store, by name.
 
@@ -427,48 +457,40 @@ class _Run:
 
     def _named(self, stored: Sequence[StoredFile]) -> list[str]:
         """The names of those files that a manifest of this export names."""
-        own = self._publication().own
-        names = own.names if own is not None else set[str]()
-        return [file.name for file in stored if file.name in names]
+        manifest = self._manifest()
+        return [file.name for file in stored if manifest.export_id == self._export.id and file.name in manifest.names]
 
-    def _rows_error(
-        self, difference: str, stored: Sequence[StoredFile], is_deleted: Mapping[str, bool]
-    ) -> ExportIncompleteError:
-        """Why the delivery is refused, and what is there now."""
-        kept = [self._storage.uri(name) for name, was_deleted in is_deleted.items() if not was_deleted]
-        if kept:
-            what = f"What this task stored remains, such as {kept[0]}: it could not be deleted, or a manifest names it."
-        elif is_deleted:
-            what = "What this task stored was deleted."
-        else:
-            what = "This task stored nothing."
-        advice = ""
-        if not self._options.replace and self._named(stored):
-            manifest = self._storage.uri(MANIFEST_NAME)
-            advice = f" {manifest} names files of it, which were not fetched again; set replace=True for that."
-        return ExportIncompleteError(
-            f"SendGrid export {self._export.id}: {difference}. {what}{advice} Run the task again; if the counts still "
-            "differ, start another export, or set verify_row_count=False to take the files as they are."
-        )
+    def _manifest(self) -> KnownManifest:
+        stored = self._storage.read(MANIFEST_NAME)
+        return KnownManifest.from_content(stored.content if stored else b"")
 
-    def _rollback(self, *, is_all: bool) -> dict[str, bool]:
+    def _rollback(self, *, is_all: bool) -> list[str]:
         """Delete what this try stored, except what a manifest names by now; what others stored they may still need.
 
         Returns:
-            Whether each object that this try stored was deleted, by name.
+            The names of the objects of this try that remain.
+
+        Raises:
+            SendGridError: the manifest cannot be read.
         """
-        named = set[str]()
-        is_deleted = dict[str, bool]()
+        kept, named = list[str](), set[str]()
         for file in self._stored_here.values():
-            known = self._publication().known
-            named = known.names if known is not None else set()
-            is_deleted[file.name] = False
-            if file.name not in named:
-                receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
-                is_deleted[file.name] = delete_all(self._storage, {file.name: file.version, **receipts})
+            named = self._manifest().names
+            receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
+            if file.name in named or not delete_all(self._storage, {file.name: file.version, **receipts}):
+                kept.append(file.name)
         if is_all and not named and len(self._export.urls) > 1:
             delete_all(self._storage, {order_name(self._export.id): ANY_VERSION})
-        return is_deleted
+        return kept
+
+    def _difference(self, files: Sequence[DeliveredFile]) -> str:
+        """How the rows disagree with SendGrid's count; empty if they do not."""
+        if not self._options.verify_row_count:
+            return ""
+        rows = sum(file.rows or 0 for file in files)
+        if self._export.contact_count is None:
+            log.warning("SendGrid names no count for export %s; its %s rows cannot be compared.", self._export.id, rows)
+        return rows_difference(rows, self._export.contact_count)
 
     def _with_rows(self, stored: Sequence[StoredFile], order: Sequence[str]) -> tuple[DeliveredFile, ...]:
         """The files with their rows."""
@@ -627,15 +649,3 @@ def _rows(facts: FileFacts, header: str | None) -> int | None:
     if header is None:
         return facts.records if not facts.records or not facts.first_record_sha256 else None
     return RecordCount(facts.records, facts.first_record_sha256, has_header=facts.has_header).rows(header)
-
-
-def _difference(files: Sequence[DeliveredFile], export: ContactExport, options: DeliveryOptions) -> str:
-    """How the rows disagree with SendGrid's count; empty if they do not."""
-    if not options.verify_row_count:
-        return ""
-    rows = sum(file.rows or 0 for file in files)
-    if export.contact_count is None:
-        log.warning("SendGrid names no count for export %s; its %s rows cannot be compared.", export.id, rows)
-    elif rows != export.contact_count:
-        return f"its files hold {rows} rows, SendGrid counted {export.contact_count} contacts"
-    return ""

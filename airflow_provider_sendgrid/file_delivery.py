@@ -121,7 +121,7 @@ class Context:
         stored_here: files that this delivery stored, by the names of their objects.
         distrusted: objects that do not count as stored, and their versions: their rows disagree.
         writers: of the objects that are being stored, for the code that stops the delivery.
-        is_counted: whether the rows of all files will be compared with a count of SendGrid's, other than 0.
+        contact_count: SendGrid's, if the rows of all files will be compared with it.
     """
 
     export_id: str
@@ -134,7 +134,7 @@ class Context:
     stored_here: dict[str, StoredFile]
     distrusted: Mapping[str, str] = field(default_factory=dict)
     writers: set[PartWriter] = field(default_factory=set)
-    is_counted: bool = False
+    contact_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +243,13 @@ def store_file(
         progress: of this file.
 
     Raises:
-        ExportIncompleteError: it could not be fetched whole, or is damaged; nothing of it is left behind.
+        ExportIncompleteError: it could not be fetched whole, is damaged, or is the only file and its rows disagree with
+            SendGrid's count; nothing of it is left behind.
         DestinationChangedError: another run stored it meanwhile.
     """
     storage, options = context.storage, context.options
     with _named(place.title):
-        plan = _Plan.of(reader, place.path, options, download.content_type, is_counted=context.is_counted)
+        plan = _Plan.of(reader, place.path, options, "" if context.contact_count else download.content_type)
         name = place.stem + plan.ending
         before = _without_what_is_to_be_deleted(context, name, objects.get(name))
         upload = secrets.token_hex(8)
@@ -268,7 +269,10 @@ def store_file(
             with _abort_on_error(context, writer):
                 _move(plan, download, reader, writer, verification, options.max_concurrency)
                 writer.finish()
-                facts = _facts(writer, verification.finish(), upload, place.path)
+                count = verification.finish()
+                if place.is_only and count is not None:
+                    _raise_if_rows_differ(context, count)
+                facts = _facts(writer, count, upload, place.path)
                 if before is not None and (same := _same(context, place, name, before, facts)) is not None:
                     writer.abort()
                     _write_receipt(storage, name, same)
@@ -284,6 +288,12 @@ def store_file(
         context.publication.withdraw_if_false({name: facts})
     _log_stored(download, place.title, name, facts, progress)
     return stored
+
+
+def _raise_if_rows_differ(context: Context, count: RecordCount) -> None:
+    """The rows of the only file are all: they are compared before it is published."""
+    if difference := rows_difference(count.rows(count.first_record_sha256), context.contact_count):
+        raise ExportIncompleteError(rows_message(context.export_id, difference, "This task stored nothing."))
 
 
 def _is_place_of(context: Context, place: FilePlace, name: str, info: StoredInfo) -> bool:
@@ -356,18 +366,17 @@ class _Plan:
     wants_gzip: bool
 
     @classmethod
-    def of(
-        cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str, *, is_counted: bool
-    ) -> _Plan:
+    def of(cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str) -> _Plan:
         """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
 
-        If no count proves the rows, the first line must not be a message of something in between.
+        The first line must not be a message of something in between. The content type, which may be wrong, is a hint
+        where no count proves the rows.
 
         Raises:
             ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
                 are of another type than the file's name says.
         """
-        head, plain, is_line_whole = _read_head(reader, until=b"" if is_counted else b"\n")
+        head, plain, is_line_whole = _read_head(reader, until=b"\n")
         first = plain[:1]
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
@@ -378,7 +387,7 @@ class _Plan:
         if named_type not in ("", file_type):
             what = "a JSON object" if file_type == "json" else "something else than JSON objects"
             raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
-        if not is_counted and is_line_whole and plain:
+        if is_line_whole and plain:
             named_by_sender = "" if is_gzip(head) else content_type
             if _IS_FOREIGN[file_type](plain.partition(b"\n")[0].rstrip(), named_by_sender):
                 raise ExportIncompleteError(
@@ -581,6 +590,21 @@ class _Verification:
             self._uncounted.append(self._counts.submit(self._counter.feed, plain))
             if len(self._uncounted) > _PIECES_AHEAD:
                 self._uncounted.popleft().result()
+
+
+def rows_difference(rows: int, contact_count: int | None) -> str:
+    """How the rows of all files disagree with SendGrid's count; empty if they do not, or if there is no count."""
+    if contact_count in (None, rows):
+        return ""
+    return f"its files hold {rows} rows, SendGrid counted {contact_count} contacts"
+
+
+def rows_message(export_id: str, difference: str, what_is_stored: str) -> str:
+    """Why the delivery is refused, what is there now, and what to do."""
+    return (
+        f"SendGrid export {export_id}: {difference}. {what_is_stored} Run the task again; if the counts still differ, "
+        "start another export, or set verify_row_count=False to take the files as they are."
+    )
 
 
 @contextmanager

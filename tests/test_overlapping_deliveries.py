@@ -627,14 +627,59 @@ def test_replace_fetches_again_what_the_manifest_names_if_the_rows_disagree():
 
 
 def test_an_error_about_rows_says_what_could_not_be_deleted():
-    with exports({"/a": csv("a", 6)}) as source:
+    with exports({"/a": csv("a", 6), "/b": csv("b", 6)}) as source:
         for storage, what in (
-            (Locked(), "remains, such as memory://lake/in/6f-00001"),
+            (Locked(), "remains, .*: memory://lake/in/6f-00001.*, memory://lake/in/6f-00002"),
             (MemoryStorage(), "was deleted"),
         ):
             with pytest.raises(ExportIncompleteError, match=f"What this task stored {what}") as raised:
-                deliver(source("6f", ["/a"], 10), storage)
+                deliver(source("6f", ["/a", "/b"], 10), storage)
             assert not isinstance(raised.value, HOPELESS_ERRORS)
+
+
+@pytest.mark.parametrize("content", [csv("a", 6), large_csv("a")], ids=["small", "large"])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_the_only_file_is_not_published_if_its_rows_disagree(content, compression):
+    """Not even for a moment: nothing has to be deleted."""
+    storage = Locked()
+    with exports({"/a": content}) as source:
+        with pytest.raises(ExportIncompleteError, match="SendGrid counted 10 contacts. This task stored nothing"):
+            deliver(source("6f", ["/a"], 10), storage, compression=compression)
+    assert {} == storage.objects
+    assert {} == storage.uploads
+
+
+@pytest.mark.parametrize("nth", range(2, 6))
+def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
+    """Whichever read fails after the rows were compared, the error names what remains."""
+    reads = []
+
+    def fail(operation: str, name: str) -> None:
+        if (operation, name) == ("read", "_manifest.json") and len(data(storage)) == 2:
+            reads.append(name)
+            if len(reads) >= nth:  # the first one comes before the rows are compared
+                raise DestinationError("read of _manifest.json: SlowDown. Run the task again.")
+
+    storage = Paused(fail)
+    with exports({"/a": csv("a", 6), "/b": csv("b", 6)}) as source:
+        with pytest.raises(ExportIncompleteError, match="its files hold 12 rows, SendGrid counted 10") as raised:
+            deliver(source("6f", ["/a", "/b"], 10), storage)
+    for name in data(storage):
+        assert storage.uri(name) in str(raised.value)
+
+
+def test_another_exports_manifest_does_not_keep_files_whose_rows_disagree():
+    """It was written while the files were stored, where `replace` is off."""
+    storage = Paused(once("put", "6f-00002-of-00002.csv.gz", lambda: write_other()))
+
+    def write_other() -> None:
+        other = {"entries": [], "sendgrid_export": {"id": "other"}}
+        storage.put("_manifest.json", json.dumps(other).encode(), ObjectInfo("", {}))
+
+    with exports({"/a": csv("a", 6), "/b": csv("b", 6)}) as source:
+        with pytest.raises(ExportIncompleteError, match="What this task stored was deleted"):
+            deliver(source("6f", ["/a", "/b"], 10), storage)
+    assert set() == data(storage)
 
 
 # --- odd texts

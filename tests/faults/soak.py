@@ -151,12 +151,10 @@ def play(world: World, pipeline: Pipeline) -> str:
     assert [] == world.s3.open_uploads(), "an upload is left open"
     found = world.keys(prefix)
     if error is not None:
-        # Files whose rows disagree are deleted again, if the manifest can be read and the storage deletes.
-        may_remain = pipeline.has_fault_at("GetObject", "DeleteObject")
-        _look_at_failure(sendgrid, error, found, exports, may_remain=may_remain)
+        _look_at_failure(sendgrid, error, found, exports)
         how = "failed permanently" if isinstance(error, AirflowFailException) else "failed"
         return f"{how}: {_name_of(error)}"
-    if pipeline.has_fault_at("DeleteObject"):
+    if pipeline.has_fault_at("DeleteObject"):  # a receipt that cannot be deleted stays
         found = {key: content for key, content in found.items() if "/_receipts/" not in key}
     _look_at_success(world, sendgrid, uris or [], found, prefix, exports[0])
     return "complete" if struck else "complete, fair weather"
@@ -192,7 +190,7 @@ def _look_at_success(world: Any, sendgrid: Any, uris: list[str], found: dict, pr
         assert _plain(key, found[key]) in [truth[number] for truth in editions], f"{key} is not what SendGrid has"
 
 
-def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list[str], *, may_remain: bool) -> None:
+def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list[str]) -> None:
     text = all_texts(error)
     assert is_ours(error) or isinstance(error, AirflowSensorTimeout), f"not an error of ours: {error!r}"
     assert NEXT_STEP.search(str(error)) or isinstance(error, AirflowSensorTimeout), f"no next step: {error}"
@@ -202,7 +200,7 @@ def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list
         if key.endswith("_manifest.json"):
             # Only what came after it failed: deleting receipts, say.
             continue
-        if "/_receipts/" in key or may_remain:
+        if "/_receipts/" in key or f"/{key}" in str(error):  # what could not be deleted is named
             continue
         number = int(re.search(r"-(\d{5})-of-", key)[1]) - 1  # type: ignore[index]
         assert _plain(key, content) in [truth[number] for truth in _editions(sendgrid, exports[0])], (
