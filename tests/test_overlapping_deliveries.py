@@ -670,12 +670,10 @@ def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
 
 def test_another_exports_manifest_does_not_keep_files_whose_rows_disagree():
     """It was written while the files were stored, where `replace` is off."""
-    storage = Paused(once("put", "6f-00002-of-00002.csv.gz", lambda: write_other()))
-
-    def write_other() -> None:
-        other = {"entries": [], "sendgrid_export": {"id": "other"}}
-        storage.put("_manifest.json", json.dumps(other).encode(), ObjectInfo("", {}))
-
+    other = json.dumps({"entries": [], "sendgrid_export": {"id": "other"}}).encode()
+    storage = Paused(
+        once("put", "6f-00002-of-00002.csv.gz", lambda: storage.put("_manifest.json", other, ObjectInfo("", {})))
+    )
     is_refused = pytest.raises(ExportIncompleteError, match="What this task stored was deleted")
     with exports({"/a": csv("a", 6), "/b": csv("b", 6)}) as source, is_refused:
         deliver(source("6f", ["/a", "/b"], 10), storage)
