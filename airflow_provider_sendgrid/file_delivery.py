@@ -429,6 +429,9 @@ def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
     """The first bytes as they came; their plain text from its first character on; whether it holds `until` or is all.
 
     Blanks and a byte order mark at the start are left out; the text is empty if the file has only these.
+
+    Raises:
+        ExportIncompleteError: the file is long, and begins with nothing else.
     """
     buffer = memoryview(bytearray(_PIECE_BYTES))
     filled, plain = 0, b""
@@ -438,6 +441,8 @@ def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
             return bytes(buffer[:filled]), plain, True
         filled += count
         plain = _plain_start(buffer[:filled])
+    if not plain:
+        raise ExportIncompleteError("What came is nothing but blanks in the place of the file.")
     return bytes(buffer[:filled]), plain, until in plain
 
 
@@ -566,7 +571,7 @@ class _Verification:
         """What was counted, once every part was; None if rows are not counted.
 
         Raises:
-            ExportIncompleteError: the end is missing.
+            ExportIncompleteError: the end is missing, or these are no contacts.
         """
         if self._gunzip is not None:
             self._gunzip.close()
@@ -575,8 +580,8 @@ class _Verification:
         while self._uncounted:
             self._uncounted.popleft().result()
         count = self._counter.finish()
-        if count.cut:
-            raise ExportIncompleteError(f"The file is truncated: {count.cut}.")
+        if count.damage:
+            raise ExportIncompleteError(count.damage)
         return count
 
     def _count_pieces(self, counter: RecordCounter, part: memoryview) -> None:

@@ -142,9 +142,20 @@ def test_a_contact_whose_bytes_are_no_utf_8_is_one():
     assert rows_of(b'{"contact_id": "1", "first_name": "\xff"}\n{"contact_id": "2"}\n', path="/file.json") == 2
 
 
-def test_a_count_of_sendgrids_is_proof_enough():
-    """Whatever the columns are called."""
-    assert rows_of(b"x\n1\n2\n", count=2) == 2
+@pytest.mark.parametrize("content", MESSAGES)
+def test_a_message_is_none_even_if_its_lines_agree_with_the_count(content):
+    with source_of(content, count=content.strip().count(b"\n")) as source:
+        storage = MemoryStorage()
+        with pytest.raises(ExportIncompleteError, match="What came is"):
+            deliver_export(source, storage, DeliveryOptions())
+        assert not storage.objects
+
+
+def test_the_content_type_is_a_hint_only_if_rows_are_not_counted():
+    content = b"first,second,third\n1,2,3\n"
+    assert rows_of(content, count=1, content_type="application/json") == 1
+    with pytest.raises(ExportIncompleteError, match="What came is a message"):
+        rows_of(content, content_type="application/json")
 
 
 def test_a_first_line_that_is_very_long_is_no_message():
@@ -168,3 +179,14 @@ def test_a_url_that_is_not_https_is_refused_before_any_file_is_fetched(bad):
             deliver_export(source, storage, DeliveryOptions())
         assert server.headers_seen == []
     assert storage.objects == {}
+
+
+@pytest.mark.parametrize("content", [b" " * 3_000_000, b"x" * 3_000_000, b"\n \t" * 1_000_000])
+@pytest.mark.parametrize("is_gzip", [True, False])
+def test_one_line_without_end_is_not_taken_for_a_contact(content, is_gzip):
+    """It counts as one record, and is too long to be a header."""
+    with source_of(gzip.compress(content) if is_gzip else content, count=1) as source:
+        storage = MemoryStorage()
+        with pytest.raises(ExportIncompleteError, match=r"nothing but blanks|longer than 1 MiB|a message|SendGrid counted"):
+            deliver_export(source, storage, DeliveryOptions())
+        assert not storage.objects

@@ -24,8 +24,9 @@ _LINE_BREAKS = b"\r\n"
 # No contact's first field, the e-mail address, is this word.
 _FIRST_COLUMN = re.compile(rb'(?:"EMAIL"|EMAIL)(?:,|[\r\n]|$)', re.IGNORECASE)
 
-ENDS_IN_QUOTES = "it ends within a quoted value"
-ENDS_IN_OBJECT = "its last line is not a whole JSON object"
+ENDS_IN_QUOTES = "The file is truncated: it ends within a quoted value."
+ENDS_IN_OBJECT = "The file is truncated: its last line is not a whole JSON object."
+TOO_LONG = "The file is not CSV of contacts: its first record is longer than 1 MiB."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +36,14 @@ class RecordCount:
     Attributes:
         records: all records, a header included.
         first_record_sha256: of the first record of a CSV file, empty if there is none.
-        cut: how the file ends, if no whole file ends so; else empty.
+        damage: why this cannot be a whole file; else empty.
         has_header: whether the first field of a CSV file is ``EMAIL``, as in SendGrid's header.
     """
 
     records: int
     first_record_sha256: str = ""
-    cut: str = ""
+    damage: str = ""
     has_header: bool = False
-
-    @property
-    def ends_in_quotes(self) -> bool:
-        """Whether a CSV file ends within a quoted value."""
-        return self.cut == ENDS_IN_QUOTES
 
     def rows(self, header_sha256: str) -> int:
         """Contacts in this file, where `header_sha256` is the digest of the export's header."""
@@ -119,7 +115,7 @@ class CsvCounter:
         if self._lines.in_quotes:
             return RecordCount(self._lines.count + 1, digest, ENDS_IN_QUOTES, has_header)
         records = self._lines.count - self._line_feeds_at_end + (not self._is_empty)
-        return RecordCount(records, digest, has_header=has_header)
+        return RecordCount(records, digest, TOO_LONG if first is None else "", has_header)
 
     def _feed(self, plain: bytes | memoryview) -> None:
         if not plain:
@@ -169,7 +165,7 @@ class JsonCounter:
         self._feed(self._start.finish())
         self._end_lines([self._open])
         is_whole = not self._records or _is_object(self._last)
-        return RecordCount(self._records, cut="" if is_whole else ENDS_IN_OBJECT)
+        return RecordCount(self._records, damage="" if is_whole else ENDS_IN_OBJECT)
 
     def _feed(self, plain: bytes | memoryview) -> None:
         first, *others = bytes(plain).split(b"\n")

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_sendgrid.exports.rows import CsvCounter, JsonCounter, RecordCount, record_counter
+from airflow_provider_sendgrid.exports.rows import (
+    ENDS_IN_OBJECT,
+    ENDS_IN_QUOTES,
+    TOO_LONG,
+    CsvCounter,
+    JsonCounter,
+    RecordCount,
+    record_counter,
+)
 
 MIB = 1024 * 1024
 HEADER = ["EMAIL", "FIRST_NAME", "CONTACT_ID"]
@@ -158,8 +166,7 @@ def test_a_blank_line_between_records_counts_as_the_csv_module_reads_it():
 @pytest.mark.parametrize("content", [b'"EMAIL"\n"a', b'"EMAIL"\n"a\n\n', b'"'])
 def test_a_csv_file_that_ends_within_quotes_is_cut(content):
     counted = count(CsvCounter(), [content])
-    assert counted.cut == "it ends within a quoted value"
-    assert counted.ends_in_quotes
+    assert counted.damage == ENDS_IN_QUOTES
 
 
 def test_without_a_header_nothing_is_taken_off():
@@ -170,11 +177,12 @@ def test_without_a_header_nothing_is_taken_off():
 @pytest.mark.parametrize("size", [1024 * 1024 - 1, 1024 * 1024, 1024 * 1024 + 1, 3 * 1024 * 1024])
 @pytest.mark.parametrize("step", [64 * 1024, 1024 * 1024, 8 * 1024 * 1024])
 def test_a_first_record_of_any_size_is_counted_alike_however_cut(size, step):
-    """It is kept up to 1 MiB, and then given up: memory must not grow with it."""
+    """It is kept up to 1 MiB, and then given up: memory must not grow with it, and no header is so long."""
     content = b'"' + b"x" * (size - 3) + b'"\n"a"\n'
     counted = count(CsvCounter(), [content[start : start + step] for start in range(0, len(content), step)])
     assert counted.records == 2
     assert bool(counted.first_record_sha256) is (size <= 1024 * 1024)
+    assert counted.damage == ("" if size <= 1024 * 1024 else TOO_LONG)
 
 
 def test_empty_pieces_change_nothing():
@@ -215,12 +223,12 @@ def test_a_json_file_cut_anywhere_within_its_last_record_is_noticed():
     for end in range(len(content) + 1):
         counted = count(JsonCounter(), [content[: end // 2], content[end // 2 : end]])
         is_whole = end in (0, 3) or end in range(content.index(b"}") + 1, last + 1) or end == len(content)
-        assert (counted.cut == "") is is_whole, content[:end]
+        assert (counted.damage == "") is is_whole, content[:end]
 
 
 @pytest.mark.parametrize("content", [b"[]", b"1", b'{"a": 1}\n\xff', b'{"a": 1}\nnull\n', b"[" * 100_000, b'{"a"}\n\n'])
 def test_a_last_line_that_is_no_object_is_no_whole_json_file(content):
-    assert count(JsonCounter(), [content]).cut == "its last line is not a whole JSON object"
+    assert count(JsonCounter(), [content]).damage == ENDS_IN_OBJECT
 
 
 def test_a_json_record_without_end_takes_bounded_memory():
@@ -231,7 +239,7 @@ def test_a_json_record_without_end_takes_bounded_memory():
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 60 * MIB
-    assert counter.finish() == RecordCount(1, cut="its last line is not a whole JSON object")
+    assert counter.finish() == RecordCount(1, damage=ENDS_IN_OBJECT)
 
 
 @pytest.mark.parametrize(("file_type", "kind"), [("csv", CsvCounter), ("json", JsonCounter)])

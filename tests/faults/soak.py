@@ -65,7 +65,7 @@ class Pipeline:
     mode: str = "poke"
     compression: str = "gzip"
     faults: list[Fault | StorageFault] = field(default_factory=list)
-    told: str = ""
+    errors: list[str] = field(default_factory=list)
 
     def has_fault_at(self, *operations: str) -> bool:
         """Whether the storage fails one of these requests."""
@@ -151,7 +151,10 @@ def play(world: World, pipeline: Pipeline) -> str:
     assert [] == world.s3.open_uploads(), "an upload is left open"
     found = world.keys(prefix)
     if error is not None:
-        _look_at_failure(sendgrid, error, found, exports)
+        # What could not be deleted is named by the error of the try that stored it.
+        kept = "\n".join(pipeline.errors)
+        unnamed = {key: content for key, content in found.items() if f"/{key}" not in kept}
+        _look_at_failure(sendgrid, error, unnamed, exports)
         how = "failed permanently" if isinstance(error, AirflowFailException) else "failed"
         return f"{how}: {_name_of(error)}"
     if pipeline.has_fault_at("DeleteObject"):  # a receipt that cannot be deleted stays
@@ -163,21 +166,20 @@ def play(world: World, pipeline: Pipeline) -> str:
 def _all_tasks(world: World, pipeline: Pipeline, list_id: str, prefix: str) -> list[str]:
     run = Run(has_stores=pipeline.chance.random() < 0.5)
     run.add("start", list_ids=[list_id])
-    export_id = _task(lambda: run.execute("start"))
-    _task(lambda: world.wait(pipeline.mode, export_id, lambda: None))
-    uris: list[str] = _task(lambda: world.deliver(export_id, prefix, compression=pipeline.compression))
+    export_id = _task(pipeline, lambda: run.execute("start"))
+    _task(pipeline, lambda: world.wait(pipeline.mode, export_id, lambda: None))
+    uris: list[str] = _task(pipeline, lambda: world.deliver(export_id, prefix, compression=pipeline.compression))
     return uris
 
 
-def _task(act: Callable[[], Any]) -> Any:
+def _task(pipeline: Pipeline, act: Callable[[], Any]) -> Any:
     """What Airflow does with a task: another try after a failure, none after one for good."""
     for tries_left in reversed(range(TRIES)):
         try:
             return act()
-        except AirflowFailException:
-            raise
-        except Exception:
-            if not tries_left:
+        except Exception as error:
+            pipeline.errors.append(str(error))
+            if not tries_left or isinstance(error, AirflowFailException):
                 raise
     raise RuntimeError("a loop that returns or raises has ended")
 
@@ -200,7 +202,7 @@ def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list
         if key.endswith("_manifest.json"):
             # Only what came after it failed: deleting receipts, say.
             continue
-        if "/_receipts/" in key or f"/{key}" in str(error):  # what could not be deleted is named
+        if "/_receipts/" in key:
             continue
         number = int(re.search(r"-(\d{5})-of-", key)[1]) - 1  # type: ignore[index]
         assert _plain(key, content) in [truth[number] for truth in _editions(sendgrid, exports[0])], (
