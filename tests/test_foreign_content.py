@@ -187,6 +187,6 @@ def test_one_line_without_end_is_not_taken_for_a_contact(content, is_gzip):
     """It counts as one record, and is too long to be a header."""
     with source_of(gzip.compress(content) if is_gzip else content, count=1) as source:
         storage = MemoryStorage()
-        with pytest.raises(ExportIncompleteError, match=r"nothing but blanks|longer than 1 MiB|a message|SendGrid counted"):
+        with pytest.raises(ExportIncompleteError, match=r"nothing but blanks|longer than|a message|SendGrid counted"):
             deliver_export(source, storage, DeliveryOptions())
         assert not storage.objects
