@@ -565,6 +565,7 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
         may_have_been_accepted=request.method == "POST" and not _is_surely_refused(response),
     )
     error.retry_after_seconds = _pause_seconds(response)
+    error.is_of_proxy = 400 <= status < 500 and (status == 407 or _is_of_a_proxy(response))
     return error
 
 

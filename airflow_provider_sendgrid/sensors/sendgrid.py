@@ -70,6 +70,7 @@ class SendGridExportSensor(BaseSensorOperator):
     | ``failure`` | fails with SendGrid's message, without another try |
     | files expired | fails and says so, without another try |
     | a single 403 or 404 after the first poll | waits; after 4 in a row it fails (in reschedule mode at once) |
+    | a proxy's refusal after the first poll | likewise |
     | 401, 403, 404, ... | fails with the reason; Airflow's retries apply |
 
     An `export_id` that cannot be one, and a connection that cannot be right, fail the task without another try.

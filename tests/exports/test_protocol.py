@@ -880,6 +880,23 @@ def test_a_start_that_was_refused_is_neither_repeated_nor_accepted(status):
     assert error.may_have_been_accepted is False
 
 
+@pytest.mark.parametrize(
+    ("response", "is_of_proxy"),
+    [
+        (refusal(400), False),
+        (refusal(401), False),
+        (reply(401, b""), False),
+        (reply(400, b"<html>Bad Request</html>"), True),
+        (reply(401, b"log in first"), True),
+        (reply(407, b""), True),
+        (reply(502, b"<html>Bad Gateway</html>"), False),
+    ],
+)
+def test_a_refusal_by_a_proxy_is_told_from_sendgrids(response, is_of_proxy):
+    _, error = get_export(*[response] * CALM.tries)
+    assert error.is_of_proxy is is_of_proxy
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_question_is_never_accepted(status):
     """Only what changes something can have been."""
