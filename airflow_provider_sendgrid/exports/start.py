@@ -296,12 +296,7 @@ def find_started(
     rivals = attempt.rivals() if found else Rivals()  # after the list: it shows only what was announced before
     found = [export for export in found if not _texts([export.id]) <= _texts(rivals.ids)]
     if not found:
-        if _is_old(responses[0], attempt):
-            raise _OldListError(
-                f"list of {family.value} exports: a proxy answered with a copy from before the start. Exclude "
-                "SendGrid's API from its cache.",
-                may_have_been_accepted=True,
-            )
+        _refuse_old(responses[0], family, attempt)
         return None
     owners = [other.name for other in rivals.starting if any(other.may_own(export) for export in found)]
     is_too_early = _created(found[0]) < surely_since
@@ -317,12 +312,20 @@ class _OldListError(SendGridServerError):
     """A list from before the start: it proves nothing."""
 
 
-def _is_old(response: Reply, attempt: Attempt) -> bool:
-    """Whether a proxy kept it: its ``Age`` says so, or it was sent before the start began, in SendGrid's time."""
+def _refuse_old(response: Reply, family: ExportFamily, attempt: Attempt) -> None:
+    """Refuse a list that a proxy kept: its ``Age`` says so, or it was sent before the start began, in SendGrid's time.
+
+    Raises:
+        _OldListError: it proves nothing.
+    """
     date = date_of(response)
-    return _age_seconds(response) > 0 or (
-        attempt.clock is Clock.SENDGRID and date is not None and date.timestamp() < attempt.since
-    )
+    is_before = attempt.clock is Clock.SENDGRID and date is not None and date.timestamp() < attempt.since
+    if is_before or _age_seconds(response) > 0:
+        raise _OldListError(
+            f"list of {family.value} exports: a proxy answered with a copy from before the start. Exclude SendGrid's "
+            "API from its cache.",
+            may_have_been_accepted=True,
+        )
 
 
 def _age_seconds(response: Reply) -> int:
@@ -347,6 +350,7 @@ def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -
             listed, responses = yield from _with_responses(list_exports(family, patience))
             same = [each for each in listed if _texts([each.id]) == _texts([attempt.export_id])]
             if not same:
+                _refuse_old(responses[0], family, attempt)
                 return False
             export = same[0]
         if export.status == FAILURE or _is_expired(export, responses[-1]):

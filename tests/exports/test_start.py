@@ -538,6 +538,18 @@ def test_an_export_before_the_run_is_a_doubt_on_a_worker_that_is_ahead(ahead_sec
 # --- an export that an earlier try got
 
 
+def test_a_kept_copy_of_the_list_does_not_prove_that_a_known_export_is_gone():
+    patience = Patience(tries=3, jitter=lambda: 0.0)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), patience)
+    with pytest.raises(SendGridServerError, match="a copy from before the start") as caught:
+        walk(
+            flow,
+            *[Reply(404, {}, b"<html>Maintenance</html>", NOW)] * 3,
+            Reply(200, {"age": "9"}, b'{"result": []}', NOW),
+        )
+    assert caught.value.may_have_been_accepted
+
+
 def test_a_known_export_is_returned_without_another_start():
     requests, result = start({"id": "known", "status": "pending"}, export_id="known", keep=lambda _: None)
     assert (said(requests), result) == ([("GET", 0.0)], ("known", True))
