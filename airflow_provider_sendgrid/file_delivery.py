@@ -50,6 +50,7 @@ from airflow_provider_sendgrid.threads import DaemonExecutor
 log = logging.getLogger(__name__)
 
 FILE_KEY = "sendgrid-file"
+RECEIPTS = "_receipts/"
 _PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives as metadata in any storage
 _KNOWN_UPLOADS = 8  # in one receipt
 _PIECE_BYTES = 256 * 1024
@@ -707,7 +708,7 @@ def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts,
 
 def receipt_name(name: str) -> str:
     """The name of the receipt of an object."""
-    return f"_receipts/{name}.json"
+    return f"{RECEIPTS}{name}.json"
 
 
 def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:

@@ -217,7 +217,8 @@ class S3Storage:
         try:
             for entry in self._listed(beginning):
                 name = str(entry.get("Key", "")).removeprefix(self._prefix)
-                if name and "/" not in name and str(entry["Key"]).startswith(self._prefix + beginning):
+                is_below = str(entry.get("Key", "")).startswith(self._prefix + beginning)
+                if name and is_below and "/" not in name.removeprefix(beginning):
                     found[name] = self._version(entry, "list_objects_v2", name)
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not _is_not_allowed(error):
