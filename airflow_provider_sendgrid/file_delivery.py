@@ -50,6 +50,7 @@ from airflow_provider_sendgrid.threads import DaemonExecutor
 log = logging.getLogger(__name__)
 
 FILE_KEY = "sendgrid-file"
+RECEIPTS = "_receipts/"
 _PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives as metadata in any storage
 _KNOWN_UPLOADS = 8  # in one receipt
 _PIECE_BYTES = 256 * 1024
@@ -380,8 +381,8 @@ class _Plan:
         first = plain[:1]
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
-        if first and (first < b" " or first in b"\xfe\xff"):
-            raise ExportIncompleteError("What came is no text, but binary data, such as gzip within gzip.")
+        if binary := _binary(plain):
+            raise ExportIncompleteError(f"What came is no text, but {binary} in the place of the file.")
         named_type = _type_of_path(path)
         file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
         if named_type not in ("", file_type):
@@ -454,6 +455,35 @@ def _plain_start(head: memoryview) -> bytes:
     if codecs.BOM_UTF8.startswith(plain):
         return b""
     return plain.removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+# Formats that begin like text, or that people know by name.
+_BINARY_FORMATS = {
+    "gzip within gzip": re.compile(rb"\x1f\x8b"),
+    "a ZIP archive": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+    "a PDF": re.compile(rb"%PDF-"),
+    "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
+    "no UTF-8": re.compile(rb"[\xfe\xff]"),
+}
+_QUOTED_VALUES = re.compile(rb'(?:^|[,\r\n])(?:"[^"]*"?)+')
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _binary(plain: bytes) -> str:
+    """What a file is if it is no text, by its first bytes; empty if it may be text.
+
+    Text has no control characters in its first line, and no NUL, except within quotes: values may contain anything.
+    """
+    for name, pattern in _BINARY_FORMATS.items():
+        if pattern.match(plain):
+            return f"binary data ({name})"
+    unquoted = _QUOTED_VALUES.sub(b"", plain)
+    is_binary = b"\0" in unquoted or _CONTROL.search(unquoted.partition(b"\n")[0])
+    return "binary data" if is_binary else ""
 
 
 # What is in every export: columns of CSV in capitals, keys of JSON in lower case.
@@ -683,7 +713,7 @@ def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts,
 
 def receipt_name(name: str) -> str:
     """The name of the receipt of an object."""
-    return f"_receipts/{name}.json"
+    return f"{RECEIPTS}{name}.json"
 
 
 def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:

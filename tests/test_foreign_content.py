@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
+import random
+import re
+import tarfile
+import zipfile
 from contextlib import contextmanager
 
 import pytest
@@ -80,6 +87,100 @@ def rows_of(content, *, verify=True, **options) -> int | None:
 def test_a_message_in_the_place_of_a_file_is_no_export(message, path, count, verify, pack):
     """Nothing else would show it: there is no count to compare, or its one line passes for a header."""
     assert_refused(pack(message), count=count, verify=verify, path=path)
+
+
+def archived(name: str, content: bytes) -> bytes:
+    """A tar archive of one file."""
+    archive, info = io.BytesIO(), tarfile.TarInfo(name)
+    info.size = len(content)
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(info, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def zipped(content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", compression) as file:
+        file.writestr("contacts.csv", content)
+    return archive.getvalue()
+
+
+CSV = HEADER + ROW * 20
+BINARY = {
+    "zip": (zipped(CSV), "a ZIP archive"),
+    "stored zip": (zipped(CSV, zipfile.ZIP_STORED), "a ZIP archive"),
+    "empty zip": (b"PK\x05\x06" + bytes(18), "a ZIP archive"),
+    "bzip2": (bz2.compress(CSV), "bzip2"),
+    "empty bzip2": (bz2.compress(b""), "bzip2"),
+    "xz": (lzma.compress(CSV), "xz"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x24,,@\n,,", "zstd"),
+    "7z": (b"7z\xbc\xaf'\x1c\x00\x04,,,@\n", "a 7z archive"),
+    "pdf": (b"%PDF-1.7, a, b, c@d\n%\xe2\xe3\xcf\xd3\n", "a PDF"),
+    "gzip in gzip": (gzip.compress(gzip.compress(CSV)), "gzip within gzip"),
+    "utf-16": (CSV.decode().encode("utf-16"), "UTF-16"),
+    "utf-16 without bom": (CSV.decode().encode("utf-16-le"), ""),
+    "tar": (archived("contacts.csv", CSV), ""),
+    "parquet": (b"PAR1\x15\x00\x15,@,,\n", ""),
+    "png": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", ""),
+    "jpeg": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "no UTF-8"),
+    "odd quote": (b'a"b\x01,@,\n' * 9, ""),
+    "control before a column": (b'\x01"EMAIL","CONTACT_ID"\n', ""),
+    "control in a long line": (b"x" * 1_000 + b"\x1b" + b"@," * 200_000, ""),
+    "late nul": (b'a@b,"c"\n"d",\0,\n', ""),
+}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize(("count", "verify"), [(None, True), (20, False)])
+@pytest.mark.parametrize("path", ["/file.csv", "/file.json"])
+@pytest.mark.parametrize("kind", [kind for kind in BINARY if kind != "gzip in gzip"])
+def test_binary_data_in_the_place_of_a_file_is_no_export(kind, path, count, verify, pack):
+    """A first line without a count would pass for a header, or nothing is counted at all."""
+    assert_refused(pack(BINARY[kind][0]), count=count, verify=verify, path=path)
+
+
+@pytest.mark.parametrize("kind", BINARY)
+def test_the_error_names_the_kind_of_binary_data(kind):
+    content, name = BINARY[kind]
+    named = re.escape("binary data" + (f" ({name})" if name else ""))
+    with source_of(content) as source, pytest.raises(ExportIncompleteError, match=f"no text, but {named} in the place"):
+        deliver_export(source, MemoryStorage(), DeliveryOptions())
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_bytes_are_no_export(seed):
+    assert_refused(random.Random(seed).randbytes(5_000), verify=False)
+
+
+HONEST = {
+    "any language": "Ελένη,Ольга,李娜,فاطمة,שרה,💌",
+    "accents": "Zoë,Ñandú,Ærø",
+    "tabs": "a\tb,\tc",
+    "names of formats": 'PK,BZh,BZh9,7z,PAR1,"%PDF-",Rar!',
+    "quoted controls": '"Ann\x01\x1f\x7f","x\x00y","a""b\x02","\x0b"',
+    "quotes within quotes": '"""\x01""","a"',
+    "a line break in quotes": '"Ann\n\x01Marie","x\r\ny\x02"',
+}
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", HONEST)
+def test_honest_text_of_any_kind_is_an_export(kind, end, bom):
+    """As names of columns, and as a row of a file without a header."""
+    row = f"{HONEST[kind]},ann@example.com{end}"
+    assert rows_of(f'{bom}"EMAIL",{row}{row}'.encode()) == 1
+    assert rows_of(f"{bom}{row}{row}".encode()) == 1
+
+
+@pytest.mark.parametrize("content", [b'"EMAIL","NAME"\n"a@b.c","\xfcber"\n', b'"a@b.c","\xfcber \xff\xfe"\n"x@y.z",\n'])
+def test_text_that_is_no_utf_8_may_be_an_export(content):
+    assert rows_of(content) == 1
+
+
+def test_names_of_formats_at_the_start_of_a_row_are_text():
+    for name in (b"BZh", b"BZh9", b"PK", b"7z", b"PAR1", b"(", b"Rar!", b"GIF89a", b"%"):
+        assert rows_of(name + b"ang,a@b.c,\n" * 2, verify=False) is None
 
 
 @pytest.mark.parametrize(

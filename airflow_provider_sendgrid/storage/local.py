@@ -98,16 +98,18 @@ class LocalStorage:
             return StoredInfo(status.st_size, _read_metadata(path, status), _version(status))
 
     def versions(self, beginning: str = "") -> Mapping[str, str] | None:
-        """The versions of all files of the folder itself that begin like this; None if it may not be listed."""
+        """The versions of all files of one folder that begin like this; None if it may not be listed."""
         found = {}
-        with _translated("list", self._folder):
+        parent, slash, start = beginning.rpartition("/")
+        folder = self._folder / parent
+        with _translated("list", folder):
             try:
-                for entry in self._folder.iterdir():
-                    if not entry.name.startswith(beginning):
+                for entry in folder.iterdir():
+                    if not entry.name.startswith(start):
                         continue
                     status = None if _is_unfinished(entry) or _is_loop(entry) else _status(entry)
                     if status is not None and stat.S_ISREG(status.st_mode):
-                        found[entry.name] = _version(status)
+                        found[parent + slash + entry.name] = _version(status)
             except FileNotFoundError:
                 return {}
             except PermissionError as error:
