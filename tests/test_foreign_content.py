@@ -34,6 +34,9 @@ MESSAGES = [
     b'[{"message": "no", "code": 1, "id": 2, "x": 3}]',
     b'"Service unavailable"\n',
     b"\xef\xbb\xbf  Forbidden",
+    b"Forbidden. Write to admin@corp.example for help\n",
+    b"Sorry, this page, like others, is blocked\nReference: 5f, 2, a@b.c\n",
+    b"BZh91AY&SY,,,,\n",
 ]
 
 
@@ -84,7 +87,16 @@ def test_a_message_in_the_place_of_a_file_is_no_export(message, path, count, ver
 
 @pytest.mark.parametrize(
     "message",
-    [b'{"errors": []}\n', b'{"message": "no"}', b'{"code": 1}\n{"code": 2}\n', b'{\n"error": "no"\n}\n', b"Forbidden"],
+    [
+        b'{"errors": []}\n',
+        b'{"message": "no"}',
+        b'{"code": 1}\n{"code": 2}\n',
+        b'{\n"error": "no"\n}\n',
+        b'{"type": "about:blank", "title": "Service Unavailable", "status": 503}\n',
+        b'{"Status": "error", "Reason": "quota"}\n',
+        b"{}\n",
+        b"Forbidden",
+    ],
 )
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_message_in_the_place_of_a_json_file_is_no_export(message, verify):
@@ -122,8 +134,15 @@ def test_every_file_with_a_column_of_sendgrids_is_one(content, rows, pack, conte
 @pytest.mark.parametrize("content", [ROW, b'"a@b.c"\n', b'"a@b.c","x"\n', b"a,b,c\n", b"1;a@b.c\n"])
 @pytest.mark.parametrize("content_type", ["", "text/csv", "text/plain", "application/gzip"])
 def test_a_file_without_a_header_may_be_one(content, content_type):
-    """Whether later files repeat it is not known."""
-    assert rows_of(content, content_type=content_type, verify=False) is None
+    """Whether later files repeat it is not known; an only file has it."""
+
+    def typed(status, headers):
+        return status, {**headers, "Content-Type": content_type}
+
+    files = {"/1.csv": HEADER, "/2.csv": content}
+    with FileServer(files, typed) as server, new_download_session(SendGridConnection("SG.key")) as session:
+        source = source_with(session, [server.url + path for path in files])
+        assert len(deliver_export(source, MemoryStorage(), DeliveryOptions(verify_row_count=False)).files) == 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +163,33 @@ def test_a_contact_whose_bytes_are_no_utf_8_is_one():
 
 def test_a_count_of_sendgrids_is_proof_enough():
     """Whatever the columns are called."""
-    assert rows_of(b"x\n1\n2\n", count=2) == 2
+    assert rows_of(b"x,y,z\n1,,\n2,,\n", count=2) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5, 30])
+@pytest.mark.parametrize(
+    ("content", "path"),
+    [
+        (b"\xef\xbb\xbf" + HEADER + ROW + ROW, "/file"),
+        (b'\n\n{"contact_id": "1", "first_name": "Ann"}\n{"contact_id": "2"}\n', "/file"),
+        (b'{"contact_id": "1", "first_name": "%s"}\n{"contact_id": "2"}\n' % (b"n" * 3_000_000), "/file.json"),
+    ],
+    ids=["csv", "json", "long"],
+)
+def test_gzip_may_have_several_members_cut_anywhere(content, path, cut):
+    """What type it is, and what its first line is, may show only in a later one."""
+    assert rows_of(gzip.compress(content[:cut]) + gzip.compress(content[cut:]), path=path, count=2) == 2
+
+
+def test_a_page_is_one_wherever_gzip_members_are_cut():
+    page = b"\n<html>no</html>\n"
+    storage = MemoryStorage()
+    with (
+        source_of(gzip.compress(page[:1]) + gzip.compress(page[1:])) as source,
+        pytest.raises(ExportIncompleteError, match="a page of HTML"),
+    ):
+        deliver_export(source, storage, DeliveryOptions())
+    assert storage.objects == {}
 
 
 def test_a_first_line_that_is_very_long_is_no_message():
