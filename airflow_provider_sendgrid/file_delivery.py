@@ -378,7 +378,7 @@ class _Plan:
         """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
 
         The first line must not be a message of something in between. The content type, which may be wrong, is a hint
-        where no count proves the rows; there the header of an only file, if it is CSV, must have a column of SendGrid's.
+        where no count proves the rows; there the header of an only CSV file must have a column of SendGrid's.
 
         Raises:
             ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
