@@ -485,7 +485,8 @@ _FEWEST_COLUMNS = 3
 
 def _may_be_header(line: bytes) -> bool:
     """Whether a first line has a column of SendGrid's, or goes on in the next: a name may have a line break."""
-    return bool(_COLUMNS & {field.strip(b'" ').upper() for field in line.split(b",")}) or line.count(b'"') % 2 == 1
+    # A word of a sentence follows a blank.
+    return bool(_COLUMNS & {field.strip(b'"').upper() for field in line.split(b",")}) or line.count(b'"') % 2 == 1
 
 
 def _is_foreign_csv(line: bytes, content_type: str) -> bool:

@@ -37,6 +37,7 @@ MESSAGES = [
     b"Forbidden. Write to admin@corp.example for help\n",
     b"Sorry, this page, like others, is blocked\nReference: 5f, 2, a@b.c\n",
     b"BZh91AY&SY,,,,\n",
+    b"This page is blocked. Ask for it by phone, email, or chat\n",
 ]
 
 
