@@ -41,6 +41,10 @@ MESSAGES = [
     b'[{"message": "no", "code": 1, "id": 2, "x": 3}]',
     b'"Service unavailable"\n',
     b"\xef\xbb\xbf  Forbidden",
+    b"Forbidden. Write to admin@corp.example for help\n",
+    b"Sorry, this page, like others, is blocked\nReference: 5f, 2, a@b.c\n",
+    b"BZh91AY&SY,,,,\n",
+    b"This page is blocked. Ask for it by phone, email, or chat\n",
 ]
 
 
@@ -170,22 +174,31 @@ def test_honest_text_of_any_kind_is_an_export(kind, end, bom):
     """As names of columns, and as a row of a file without a header."""
     row = f"{HONEST[kind]},ann@example.com{end}"
     assert rows_of(f'{bom}"EMAIL",{row}{row}'.encode()) == 1
-    assert rows_of(f"{bom}{row}{row}".encode()) == 1
+    assert rows_of(f"{bom}{row * 200}".encode(), count=199) == 199
 
 
 @pytest.mark.parametrize("content", [b'"EMAIL","NAME"\n"a@b.c","\xfcber"\n', b'"a@b.c","\xfcber \xff\xfe"\n"x@y.z",\n'])
 def test_text_that_is_no_utf_8_may_be_an_export(content):
-    assert rows_of(content) == 1
+    assert rows_of(content * 200, count=399) == 399
 
 
 def test_names_of_formats_at_the_start_of_a_row_are_text():
     for name in (b"BZh", b"BZh9", b"PK", b"7z", b"PAR1", b"(", b"Rar!", b"GIF89a", b"%"):
-        assert rows_of(name + b"ang,a@b.c,\n" * 2, verify=False) is None
+        assert rows_of(name + b"ang,a@b.c,\n" * 200, count=199) == 199
 
 
 @pytest.mark.parametrize(
     "message",
-    [b'{"errors": []}\n', b'{"message": "no"}', b'{"code": 1}\n{"code": 2}\n', b'{\n"error": "no"\n}\n', b"Forbidden"],
+    [
+        b'{"errors": []}\n',
+        b'{"message": "no"}',
+        b'{"code": 1}\n{"code": 2}\n',
+        b'{\n"error": "no"\n}\n',
+        b'{"type": "about:blank", "title": "Service Unavailable", "status": 503}\n',
+        b'{"Status": "error", "Reason": "quota"}\n',
+        b"{}\n",
+        b"Forbidden",
+    ],
 )
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_message_in_the_place_of_a_json_file_is_no_export(message, verify):
@@ -223,8 +236,15 @@ def test_every_file_with_a_column_of_sendgrids_is_one(content, rows, pack, conte
 @pytest.mark.parametrize("content", [ROW, b'"a@b.c"\n', b'"a@b.c","x"\n', b"a,b,c\n", b"1;a@b.c\n"])
 @pytest.mark.parametrize("content_type", ["", "text/csv", "text/plain", "application/gzip"])
 def test_a_file_without_a_header_may_be_one(content, content_type):
-    """Whether later files repeat it is not known."""
-    assert rows_of(content, content_type=content_type, verify=False) is None
+    """Whether later files repeat it is not known; an only file has it."""
+
+    def typed(status, headers):
+        return status, {**headers, "Content-Type": content_type}
+
+    files = {"/1.csv": HEADER, "/2.csv": content}
+    with FileServer(files, typed) as server, new_download_session(SendGridConnection("SG.key")) as session:
+        source = source_with(session, [server.url + path for path in files])
+        assert len(deliver_export(source, MemoryStorage(), DeliveryOptions(verify_row_count=False)).files) == 2
 
 
 @pytest.mark.parametrize(
@@ -253,10 +273,36 @@ def test_a_message_is_none_even_if_its_lines_agree_with_the_count(content):
 
 
 def test_the_content_type_is_a_hint_only_if_rows_are_not_counted():
-    content = b"first,second,third\n1,2,3\n"
-    assert rows_of(content, count=1, content_type="application/json") == 1
+    content = b"first,second,third\n" + b"1,2,3\n" * 101
+    assert rows_of(content, count=101, content_type="application/json") == 101
     with pytest.raises(ExportIncompleteError, match="What came is a message"):
         rows_of(content, content_type="application/json")
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5, 30])
+@pytest.mark.parametrize(
+    ("content", "path"),
+    [
+        (b"\xef\xbb\xbf" + HEADER + ROW + ROW, "/file"),
+        (b'\n\n{"contact_id": "1", "first_name": "Ann"}\n{"contact_id": "2"}\n', "/file"),
+        (b'{"contact_id": "1", "first_name": "%s"}\n{"contact_id": "2"}\n' % (b"n" * 3_000_000), "/file.json"),
+    ],
+    ids=["csv", "json", "long"],
+)
+def test_gzip_may_have_several_members_cut_anywhere(content, path, cut):
+    """What type it is, and what its first line is, may show only in a later one."""
+    assert rows_of(gzip.compress(content[:cut]) + gzip.compress(content[cut:]), path=path, count=2) == 2
+
+
+def test_a_page_is_one_wherever_gzip_members_are_cut():
+    page = b"\n<html>no</html>\n"
+    storage = MemoryStorage()
+    with (
+        source_of(gzip.compress(page[:1]) + gzip.compress(page[1:])) as source,
+        pytest.raises(ExportIncompleteError, match="a page of HTML"),
+    ):
+        deliver_export(source, storage, DeliveryOptions())
+    assert storage.objects == {}
 
 
 def test_a_first_line_that_is_very_long_is_no_message():
