@@ -232,6 +232,7 @@ class _Run:
         self._opened: list[_File] = []
         self._stored_here: dict[str, StoredFile] = {}
         self._distrusted: dict[str, str] = {}
+        self._agreed: dict[str, FileFacts] = {}
         most = options.max_concurrency
         self._uploads = DaemonExecutor(most, "sendgrid-upload")
         self._threads = DaemonExecutor(min(most, max(len(self._indexes), 1)), "sendgrid-file")
@@ -254,7 +255,10 @@ class _Run:
                 delivered = self._with_rows(stored, order)
                 if self._is_whole:
                     if difference := self._difference(delivered):
-                        self._fetch_again_or_refuse(difference, stored)
+                        self._fetch_again_or_refuse(difference, stored, publication)
+                        continue
+                    if counted := {file.name: file.facts for file in stored if file.is_only_counted}:
+                        self._agreed = counted
                         continue
                     manifest_uri = self._publish(publication, stored, delivered)
                 else:
@@ -367,6 +371,7 @@ class _Run:
             self._stored_here,
             self._distrusted,
             contact_count=self._export.contact_count if self._is_whole and self._options.verify_row_count else None,
+            agreed=self._agreed,
         )
         places = {index: _place(self._export.id, order, index) for index in reversed(self._indexes)}
         return [_File(self, context, index, place, listed) for index, place in places.items()]
@@ -411,7 +416,7 @@ class _Run:
             delete_all(self._storage, dict.fromkeys([*receipts, *orders], ANY_VERSION))
         return self._storage.uri(MANIFEST_NAME)
 
-    def _fetch_again_or_refuse(self, difference: str, stored: Sequence[StoredFile]) -> None:
+    def _fetch_again_or_refuse(self, difference: str, stored: Sequence[StoredFile], publication: Publication) -> None:
         """Have files fetched again that others stored, once; after that, delete what this try stored.
 
         Raises:
@@ -428,7 +433,7 @@ class _Run:
                     self._export.id,
                 )
                 return
-            kept, named = self._rollback(is_all=not distrusted), self._named(stored)
+            kept, named = self._rollback(publication, is_all=not distrusted), self._named(stored)
         except SendGridError as error:
             log.warning("What this task stored is not deleted, for %s may name it: %s", MANIFEST_NAME, error)
             kept, named = list(self._stored_here), []
@@ -451,9 +456,8 @@ class _Run:
         Without `replace`, files that a manifest of this export names are left out: they must stay as they are.
         """
         named = () if self._options.replace else self._named(stored)
-        return {
-            file.name: file.version for file in stored if file.name not in self._stored_here and file.name not in named
-        }
+        others = (file for file in stored if file.name not in self._stored_here and not file.is_only_counted)
+        return {file.name: file.version for file in others if file.name not in named}
 
     def _named(self, stored: Sequence[StoredFile]) -> list[str]:
         """The names of those files that a manifest of this export names."""
@@ -464,8 +468,10 @@ class _Run:
         stored = self._storage.read(MANIFEST_NAME)
         return KnownManifest.from_content(stored.content if stored else b"")
 
-    def _rollback(self, *, is_all: bool) -> list[str]:
+    def _rollback(self, publication: Publication, *, is_all: bool) -> list[str]:
         """Delete what this try stored, except what a manifest names by now; what others stored they may still need.
+
+        Another run may write its manifest right before an object of this try is deleted: it is withdrawn.
 
         Returns:
             The names of the objects of this try that remain.
@@ -479,6 +485,8 @@ class _Run:
             receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
             if file.name in named or not delete_all(self._storage, {file.name: file.version, **receipts}):
                 kept.append(file.name)
+            else:
+                publication.withdraw_if_deleted({file.name: file.version})
         if is_all and not named and len(self._export.urls) > 1:
             delete_all(self._storage, {order_name(self._export.id): ANY_VERSION})
         return kept

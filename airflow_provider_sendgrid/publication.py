@@ -229,9 +229,9 @@ class Publication:
         try:
             return delete_all(self._storage, versions, is_needed=True)
         finally:
-            self._withdraw_if_deleted(versions)
+            self.withdraw_if_deleted(versions)
 
-    def _withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
+    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
         """Asked after objects were deleted: by name, at these versions.
 
         Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
@@ -244,7 +244,7 @@ class Publication:
         for name in versions:
             if name in named and self._storage.head(name) is None:
                 manifest, uri = self._storage.uri(MANIFEST_NAME), self._storage.uri(name)
-                log.warning("Withdrawing %s: another run stored %s while this one deleted it.", manifest, uri)
+                log.warning("Withdrawing %s: another run stored or found %s while this one deleted it.", manifest, uri)
                 with suppress(ManifestChangedError):
                     self._withdraw(now.version)
                 return

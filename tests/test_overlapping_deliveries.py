@@ -668,14 +668,70 @@ def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
         assert storage.uri(name) in str(raised.value)
 
 
+@pytest.mark.parametrize("options", [{"verify_row_count": False}, {}], ids=["not counted", "counted"])
+def test_a_manifest_is_withdrawn_whose_object_a_refused_run_still_deletes(options):
+    """The other run found the files, and wrote its manifest after the refused run had looked for one."""
+    files = {"/a": csv("a", 6), "/b": csv("b", 6)}
+    with exports(files) as source:
+        storage = Paused(lambda *_: None)
+        others = once(
+            "delete", "6f-00001-of-00002.csv.gz", lambda: deliver(source("6f", list(files), 12), storage, **options)
+        )
+        storage.before = others
+        with pytest.raises(ExportIncompleteError, match="its files hold 12 rows, SendGrid counted 10"):
+            deliver(source("6f", list(files), 10), storage)
+    assert "_manifest.json" not in storage.objects
+    assert set() == data(storage)
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+@pytest.mark.parametrize("change", ["made again", "cut"])
+def test_a_count_that_disagrees_costs_no_delivery_of_several_files_with_replace(is_counted, change):
+    """SendGrid makes its gzip again for each download, or a plain file is cut between two rows."""
+    plain = {"/a": csv("a", 6), "/b": csv("b", 6)}
+    storage = MemoryStorage()
+    with exports({path: gzip.compress(text, mtime=1) for path, text in plain.items()}) as source:
+        deliver(source("6f", list(plain), 12), storage, verify_row_count=is_counted)
+        before = dict(storage.objects)
+        made_again = {path: gzip.compress(text, mtime=2) for path, text in plain.items()}
+        source.server.files = made_again if change == "made again" else {**plain, "/b": csv("b", 5)}
+        with pytest.raises(ExportIncompleteError, match=r"SendGrid counted 13 contacts\. This task stored nothing"):
+            deliver(source("6f", list(plain), 13), storage, replace=True)
+        assert before.items() <= storage.objects.items()
+        source.server.files = made_again
+        deliver(source("6f", list(plain), 12), storage, replace=True)
+    assert_proves(storage)
+    assert data(storage) == set(named(storage))
+
+
+def test_files_are_replaced_only_by_the_rows_that_were_counted():
+    """All rows agreed, then a plain file is cut between two rows when it is fetched to be stored."""
+    files, cut = {"/a": csv("a", 6), "/b": csv("b", 6)}, csv("b", 5)
+    storage, requests = MemoryStorage(), []
+
+    def bend(status, headers):
+        requests.append(headers)
+        if len(requests) == 3:  # both were counted, and the first is stored now
+            source.server.files["/b"] = cut
+        return status, headers
+
+    with exports({path: gzip.compress(text, mtime=1) for path, text in files.items()}) as source:
+        deliver(source("6f", list(files), 12), storage, verify_row_count=False)
+    before = dict(storage.objects)
+    is_refused = pytest.raises(ExportIncompleteError, match="It holds 6 records, and held 7 a moment ago")
+    with exports(dict(files), bend=bend) as source, is_refused:
+        deliver(source("6f", list(files), 12), storage, replace=True, max_concurrency=1)
+    assert before["6f-00002-of-00002.csv.gz"] is storage.objects["6f-00002-of-00002.csv.gz"]
+
+
 def test_another_exports_manifest_does_not_keep_files_whose_rows_disagree():
     """It was written while the files were stored, where `replace` is off."""
-    storage = Paused(once("put", "6f-00002-of-00002.csv.gz", lambda: write_other()))
 
     def write_other() -> None:
         other = {"entries": [], "sendgrid_export": {"id": "other"}}
         storage.put("_manifest.json", json.dumps(other).encode(), ObjectInfo("", {}))
 
+    storage = Paused(once("put", "6f-00002-of-00002.csv.gz", write_other))
     is_refused = pytest.raises(ExportIncompleteError, match="What this task stored was deleted")
     with exports({"/a": csv("a", 6), "/b": csv("b", 6)}) as source, is_refused:
         deliver(source("6f", ["/a", "/b"], 10), storage)
