@@ -309,7 +309,7 @@ class _Run:
 
     def _look_all(self, names: Collection[str]) -> list[StoredInfo | None]:
         looks = [self._uploads.submit(self._storage.head, name) for name in names]
-        return [look.result() for look in looks]
+        return [self._stop.result(look) for look in looks]
 
     def _store_all(self, publication: Publication, order: Sequence[str]) -> list[StoredFile]:
         """Store files: small ones side by side, large ones one after the other.

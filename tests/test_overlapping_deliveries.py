@@ -973,6 +973,24 @@ def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):
     assert 1 == caplog.text.count("no longer needed remain")
 
 
+def test_a_look_that_hangs_at_the_end_does_not_keep_a_stopped_task():
+    """Objects are looked at in threads once more when the manifest is written."""
+    stop, is_released = StopSignal(), threading.Event()
+
+    class Hanging(MemoryStorage):
+        def head(self, name):
+            if "_manifest.json" in self.objects and name.startswith("6f"):
+                stop.set()
+                is_released.wait(DEADLINE_SECONDS)
+            return super().head(name)
+
+    began = time.monotonic()
+    with exports({"/a": csv("a", 5)}, stop) as source, pytest.raises(StoppedError):
+        deliver(source("6f", ["/a"], 5), Hanging(), stop=stop)
+    is_released.set()
+    assert time.monotonic() - began < DEADLINE_SECONDS / 2
+
+
 def test_a_delivery_fails_until_what_it_replaces_is_deleted():
     """A task that loads the whole prefix would load both exports."""
 
