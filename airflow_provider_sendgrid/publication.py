@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 EXPORT_ID_KEY = "sendgrid-export-id"
 SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
+# Refused deletes after which no further one is tried.
+_MOST_REFUSALS = 10
 _OBJECT_NAME = re.compile(rf"({SAFE_ID.pattern})-\d{{5,}}-of-\d{{5,}}\.(csv|json)(\.gz)?")
 
 
@@ -342,6 +344,7 @@ def delete_all(storage: Storage, versions: Mapping[str, str], *, is_needed: bool
     Raises:
         DestinationError: see `is_needed`.
     """
+    refused = 0
     for name, version in versions.items():
         try:
             storage.delete(name, version)
@@ -351,13 +354,17 @@ def delete_all(storage: Storage, versions: Mapping[str, str], *, is_needed: bool
                     f"{error} The manifest is written, but objects that it replaces remain, such as "
                     f"{storage.uri(name)}. Run the task again to delete them."
                 ) from error
-            log.warning(
-                "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
-                storage.uri(name),
-                error,
-            )
-            return False
-    return True
+            if not refused:
+                log.warning(
+                    "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
+                    storage.uri(name),
+                    error,
+                )
+            refused += 1
+            # One object may be on hold while others are not.
+            if not is_needed or refused == _MOST_REFUSALS:
+                return False
+    return not refused
 
 
 def _changed(export_id: str, uri: str) -> DestinationChangedError:

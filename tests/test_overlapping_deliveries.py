@@ -973,6 +973,20 @@ def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):
     assert 1 == caplog.text.count("no longer needed remain")
 
 
+def test_an_object_on_hold_does_not_keep_others_that_are_replaced():
+    class Holding(MemoryStorage):
+        def delete(self, name, version="*"):
+            if name == "old-00001-of-00003.csv.gz":
+                raise DestinationRefusedError(f"delete of {name}: the object is on hold.")
+            super().delete(name, version)
+
+    storage = Holding()
+    with exports({f"/{letter}": csv(letter, 5) for letter in "abc"}) as source:
+        deliver(source("old", ["/a", "/b", "/c"], 15), storage)
+        deliver(source("6f", ["/a"], 5), storage, replace=True)
+    assert {"old-00001-of-00003.csv.gz", *named(storage)} == data(storage)
+
+
 def test_a_look_that_hangs_at_the_end_does_not_keep_a_stopped_task():
     """Objects are looked at in threads once more when the manifest is written."""
     stop, is_released = StopSignal(), threading.Event()
