@@ -218,7 +218,9 @@ class S3Storage:
             for entry in self._listed(beginning):
                 name = str(entry.get("Key", "")).removeprefix(self._prefix)
                 if name and "/" not in name and str(entry["Key"]).startswith(self._prefix + beginning):
-                    found[name] = self._version(entry, "list_objects_v2", name)
+                    # Some servers list no ETags: then each object is looked at.
+                    is_whole = entry.get("ETag") and entry.get("LastModified")
+                    found[name] = self._version(entry, "list_objects_v2", name) if is_whole else ""
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not _is_not_allowed(error):
                 raise

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
 from tests.destinations import s3_client
 from tests.s3_client import with_own_client
@@ -461,6 +461,19 @@ def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3,
             S3Storage(s3_client(proxy.url), s3.bucket, "in/").put("a.csv", CONTENT, INFO, None)
         assert 1 == proxy.lost == [method for method, _ in proxy.requests].count("PUT")
     assert (b"theirs" if is_theirs else CONTENT) == s3.read("in/a.csv")
+
+
+@pytest.mark.parametrize("field", ["ETag", "LastModified"])
+def test_a_listing_without_versions_still_names_the_objects(s3, storage, field):
+    def leave_out(parsed, **_):
+        for entry in parsed["Contents"]:
+            del entry[field]
+
+    version = storage.put("a.csv", CONTENT, INFO)
+    s3.client.meta.events.register("after-call.s3.ListObjectsV2", leave_out)
+    listed = storage.versions()
+    assert {"a.csv": ""} == listed
+    assert not is_version(listed["a.csv"], version)
 
 
 @pytest.mark.parametrize("operation", ["HeadObject", "PutObject"])
