@@ -239,6 +239,10 @@ class S3Storage:
         try:
             self.call_over("delete_object", name, version)
         except DestinationChangedError as error:
+            stored = self.head(name)
+            if stored is not None and version in (ANY_VERSION, stored.version):
+                # S3 says so too while another request for the object is underway.
+                raise DestinationError(f"{self.uri(name)} is not deleted: {error}") from error
             log.info("Not deleted: %s", error)
         except DestinationError as error:
             if error.code not in NOT_THERE:
