@@ -22,7 +22,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -227,29 +226,37 @@ class Publication:
         Raises:
             DestinationError: the storage failed. A task that loads the whole prefix would load both exports, so this
                 one must not succeed; its next try deletes what the manifest says.
+            ManifestChangedError: another run's manifest was withdrawn, and there is none now.
         """
         try:
-            return delete_all(self._storage, versions, is_needed=True)
-        finally:
+            is_done = delete_all(self._storage, versions, is_needed=True)
+        except BaseException:
             self.withdraw_if_deleted(versions)
+            raise
+        if self.withdraw_if_deleted(versions):
+            raise self._manifest_changed()
+        return is_done
 
-    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
-        """Asked after objects were deleted: by name, at these versions.
+    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> bool:
+        """Asked after objects were deleted: by name, at these versions; whether a manifest had to be withdrawn.
 
         Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
         deletes it nevertheless if its bytes are the same, for then its ETag is the same, too. That run has looked at
         its objects before or after the delete: in the second case it has noticed, in the first its manifest is here.
         """
         if not versions or (now := self._storage.read(MANIFEST_NAME)) is None:
-            return
+            return False
         named = KnownManifest.from_content(now.content).names
         for name in versions:
             if name in named and self._storage.head(name) is None:
                 manifest, uri = self._storage.uri(MANIFEST_NAME), self._storage.uri(name)
                 log.warning("Withdrawing %s: another run stored or found %s while this one deleted it.", manifest, uri)
-                with suppress(ManifestChangedError):
+                try:
                     self._withdraw(now.version)
-                return
+                except ManifestChangedError:
+                    return False
+                return True
+        return False
 
     def replaced(self, names: Sequence[str]) -> dict[str, str]:
         """The objects that are to be deleted when a manifest of these objects is written: versions by URIs.

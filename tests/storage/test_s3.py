@@ -467,7 +467,7 @@ def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3,
 def test_a_delete_that_meets_another_request_is_no_success_while_the_object_is_there(s3, storage, code):
     version = storage.put("a.csv", CONTENT, INFO)
     refuse(s3, "DeleteObject", code, "A conflicting operation is in progress")
-    with pytest.raises(DestinationError, match="is not deleted: delete_object of .* S3 answered"):
+    with pytest.raises(DestinationError, match=r"is not deleted: delete_object of .* S3 answered"):
         storage.delete("a.csv", version)
     storage.delete("a.csv", "another version")
     assert CONTENT == s3.read("in/a.csv")
