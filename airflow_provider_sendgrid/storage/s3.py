@@ -572,11 +572,16 @@ class S3Storage:
                 markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
                 after = {marker: answer[field] for marker, field in markers.items() if answer.get(field)}
                 if not answer.get("IsTruncated") or not after or after == following:
-                    return found
+                    break
                 following = after
         except (DestinationError, DestinationRefusedError) as error:
             self._log_once("uploads", logging.INFO, "Unfinished uploads cannot be listed: %s", error)
             return None
+        if len(keys) > 1 and _is_minio(answer):
+            # It lists the uploads of one whole name only.
+            for name in names:
+                found |= self._uploads([name]) or {}
+        return found
 
     def _abort_unanswered(self, name: str, known: set[str] | None) -> None:
         """End the uploads that were begun since `known` was listed, though the response with their id was lost."""
@@ -766,6 +771,11 @@ def _code_and_message(error: Any) -> tuple[str | None, str]:
     """S3's code and message, of a ClientError; no code if S3 did not answer."""
     details = _response_of(error).get("Error", {})
     return details.get("Code"), str(details.get("Message"))
+
+
+def _is_minio(answer: Mapping[str, Any]) -> bool:
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return "minio" in str(headers.get("server", "")).lower()
 
 
 def _error(

@@ -258,6 +258,27 @@ def test_uploads_left_open_are_ended_for_that_key_alone(s3, storage):
     assert 0 == storage.abort_uploads(["a.csv"])
 
 
+def test_uploads_of_several_objects_are_ended_where_only_whole_names_are_listed(s3, storage):
+    """MinIO takes the prefix for the name of an object."""
+    asked: list[str] = []
+
+    def note(params, **_):
+        asked.append(params.get("Prefix", ""))
+
+    def answer_as_minio(parsed, **_):
+        parsed["Uploads"] = [each for each in parsed.get("Uploads", []) if each["Key"] == asked[-1]]
+        parsed["ResponseMetadata"]["HTTPHeaders"]["server"] = "MinIO"
+
+    for key in ("in/a1.csv", "in/a2.csv", "in/a3.csv"):
+        s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
+    s3.client.meta.events.register("provide-client-params.s3.ListMultipartUploads", note)
+    s3.client.meta.events.register("after-call.s3.ListMultipartUploads", answer_as_minio)
+    assert 2 == storage.abort_uploads(["a1.csv", "a2.csv"])
+    assert ["in/a", "in/a1.csv", "in/a2.csv"] == asked
+    s3.client.meta.events.unregister("after-call.s3.ListMultipartUploads", answer_as_minio)
+    assert ["in/a3.csv"] == [upload["Key"] for upload in s3.open_uploads()]
+
+
 def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
     """Between the listing and the abort, its owner may have ended it."""
     s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
