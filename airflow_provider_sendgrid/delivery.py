@@ -371,6 +371,7 @@ class _Run:
             self._stored_here,
             self._distrusted,
             contact_count=self._export.contact_count if self._is_whole and self._options.verify_row_count else None,
+            expected_count=self._export.contact_count,
             agreed=self._agreed,
         )
         places = {index: _place(self._export.id, order, index) for index in reversed(self._indexes)}

@@ -122,6 +122,7 @@ class Context:
         distrusted: objects that do not count as stored, and their versions: their rows disagree.
         writers: of the objects that are being stored, for the code that stops the delivery.
         contact_count: SendGrid's, if the rows of all files will be compared with it.
+        expected_count: SendGrid's, also if the rows are not compared with it.
         agreed: what is known of files that were fetched to be counted: with them the rows of all files agree.
     """
 
@@ -136,6 +137,7 @@ class Context:
     distrusted: Mapping[str, str] = field(default_factory=dict)
     writers: set[PartWriter] = field(default_factory=set)
     contact_count: int | None = None
+    expected_count: int | None = None
     agreed: Mapping[str, FileFacts] = field(default_factory=dict)
 
 
@@ -254,6 +256,8 @@ def store_file(
     storage, options = context.storage, context.options
     with _named(place.title):
         plan = _Plan.of(reader, place.path, options, "" if context.contact_count else download.content_type)
+        if place.is_only and not plan.head and context.expected_count:
+            raise ExportIncompleteError(f"What came is empty, SendGrid counted {context.expected_count} contacts.")
         name = place.stem + plan.ending
         before = _without_what_is_to_be_deleted(context, name, objects.get(name))
         upload = secrets.token_hex(8)

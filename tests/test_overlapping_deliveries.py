@@ -654,6 +654,24 @@ def test_the_only_file_is_not_published_if_its_rows_disagree(content, compressio
     assert {} == storage.uploads
 
 
+@pytest.mark.parametrize("options", [{"verify_row_count": False}, {"file_index": 0}, {}])
+def test_nothing_in_the_place_of_an_export_with_contacts_is_no_file(options):
+    """A proxy answers 200 without a body; the rows need not be compared to notice that."""
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 6)}) as source:
+        deliver(source("6f", ["/a"], 6), storage)
+        before = dict(storage.objects)
+        source.server.files["/a"] = b""
+        for export_id in ("6f", "other"):
+            again = {"compression": "none", "replace": True}
+            with pytest.raises(ExportIncompleteError, match="What came is empty, SendGrid counted 6 contacts"):
+                deliver(source(export_id, ["/a"], 6), storage, **again, **options)
+        assert before == storage.objects
+        empty = MemoryStorage()
+        deliver(source("6f", ["/a"], 0), empty, **options)
+        assert 1 == len(data(empty))
+
+
 @pytest.mark.parametrize("nth", range(2, 6))
 def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
     """Whichever read fails after the rows were compared, the error names what remains."""
