@@ -229,6 +229,7 @@ class _Run:
         self._is_whole = file_index is None
         by_path = {file_path(url): url for url in reversed(export.urls)}
         self._export = replace(export, urls=tuple(by_path[path] for path in unique_paths(export)))
+        self._has_all = len(self._indexes) == len(self._export.urls)  # so that rows can be compared
         self._stop = stop
         self.progress = Progress(export.id, len(self._export.urls))
         self.downloads: list[FileDownload] = []
@@ -256,16 +257,14 @@ class _Run:
                     publication.raise_if_changed()
                 stored = self._store_all(publication, order)
                 delivered = self._with_rows(stored, order)
-                if self._is_whole:
+                if self._has_all:
                     if difference := self._difference(delivered):
                         self._fetch_again_or_refuse(difference, stored, publication)
                         continue
                     if counted := {file.name: file.facts for file in stored if file.is_only_counted}:
                         self._agreed = counted
                         continue
-                    manifest_uri = self._publish(publication, stored, delivered)
-                else:
-                    manifest_uri = None
+                manifest_uri = self._publish(publication, stored, delivered) if self._is_whole else None
                 return self._delivery(stored, delivered, manifest_uri)
             except DestinationChangedError as error:
                 if round_number == _ROUNDS:
@@ -373,7 +372,7 @@ class _Run:
             self._stop,
             self._stored_here,
             self._distrusted,
-            contact_count=self._export.contact_count if self._is_whole and self._options.verify_row_count else None,
+            contact_count=self._export.contact_count if self._has_all and self._options.verify_row_count else None,
             expected_count=self._export.contact_count,
             agreed=self._agreed,
         )

@@ -672,6 +672,16 @@ def test_nothing_in_the_place_of_an_export_with_contacts_is_no_file(options):
         assert 1 == len(data(empty))
 
 
+def test_the_only_file_is_compared_with_the_count_by_a_mapped_task_too():
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 6)}) as source:
+        with pytest.raises(ExportIncompleteError, match="its files hold 6 rows, SendGrid counted 7"):
+            deliver(source("6f", ["/a"], 7), storage, file_index=0)
+        assert set() == data(storage)
+        assert 6 == deliver(source("6f", ["/a"], 6), storage, file_index=0).rows
+    assert {"6f-00001-of-00001.csv.gz"} == data(storage)
+
+
 @pytest.mark.parametrize("nth", range(2, 6))
 def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
     """Whichever read fails after the rows were compared, the error names what remains."""
