@@ -427,16 +427,12 @@ class _Run:
         Nothing depends on it, so an error is logged only.
         """
         try:
-            listed = self._storage.versions(RECEIPTS) or {}
-            receipts = self._receipts_of_others(listed)
-            ids = {parts.export_id for name in deleted if (parts := FileName.parse(name))} - {self._export.id}
-            there = self._storage.versions() if ids or receipts else {}
+            receipts = self._receipts_of_others()
+            there = self._storage.versions() if receipts else {}
             if there is None:
                 return
-            left = {parts.export_id for name in there if (parts := FileName.parse(name))}
             doomed = {receipt: version for receipt, (name, version) in receipts.items() if name not in there}
-            orders = {order_name(export_id) for export_id in ids - left}
-            delete_all(self._storage, doomed | {order: listed[order] for order in orders & listed.keys()})
+            delete_all(self._storage, doomed)
             names = {*deleted, *(receipts[receipt][0] for receipt in doomed)}
             siblings = self._siblings(names)
             if siblings and (ended := self._storage.abort_uploads(siblings)):
@@ -444,10 +440,10 @@ class _Run:
         except (DestinationError, DestinationRefusedError) as error:
             log.warning("What runs of other exports left may remain at %s: %s", self._storage.uri(""), error)
 
-    def _receipts_of_others(self, listed: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    def _receipts_of_others(self) -> dict[str, tuple[str, str]]:
         """The receipts of other exports, each with the name of its object, and its version."""
         found = dict[str, tuple[str, str]]()
-        for receipt, version in listed.items():
+        for receipt, version in (self._storage.versions(RECEIPTS) or {}).items():
             name = receipt.removeprefix(RECEIPTS).removesuffix(".json")
             parts = FileName.parse(name)
             if parts and parts.export_id != self._export.id and receipt == receipt_name(name):

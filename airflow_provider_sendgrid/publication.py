@@ -13,10 +13,9 @@ Several runs may deliver to one prefix at once. The manifest decides between the
   withdrawn if it describes other content.
 - Without `replace`, no object is dropped that the manifest of the same export names.
 - With `replace`, what killed runs of other exports left beside the objects that are deleted goes too: receipts whose
-  object is not there, the order of the files of an export of which no object is left, and open uploads. A run of such
-  an export that is underway is not misled by that: it takes no receipt or order for proof, fetches again what it finds
-  no facts of, and finds the manifest changed when it writes its own. An order without any object stays, for it may be
-  that of mapped tasks that have just begun.
+  object is not there, and open uploads. A run of such an export that is underway is not misled by that: it takes no
+  receipt for proof, fetches again what it finds no facts of, and finds the manifest changed when it writes its own.
+  The order of its files stays: mapped tasks go by it.
 
 A manifest is withdrawn by deleting it. Without the permission to delete, a text takes its place that names no objects.
 """

@@ -974,9 +974,23 @@ def test_a_replace_leaves_nothing_of_killed_runs_of_other_exports(at, write_mani
             storage.begin("old-00001-of-00003.csv", ObjectInfo("", {}))
         assert "_receipts/old.json" in storage.objects
         deliver(source("new", ["/a", "/c"], 30), storage, replace=True)
-    assert {*named(storage), "_manifest.json"} == set(storage.objects)
+    assert {*named(storage), "_manifest.json", "_receipts/old.json"} == set(storage.objects)
     assert {} == storage.uploads
     assert_proves(storage)
+
+
+def test_mapped_tasks_agree_on_their_files_although_another_export_replaces_them_meanwhile():
+    """Without the order that the first of them pinned, the second would store another file in the place of its file."""
+    files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
+    storage = Paused(lambda *_: None)
+    with exports(files) as source:
+        deliver(source("old", ["/a", "/b"], 30), storage, file_index=0)
+        deliver(source("new", ["/c"], 30), storage, replace=True)
+        for index in (0, 1):
+            deliver(source("old", ["/b", "/a"], 30), storage, file_index=index, replace=True)
+    for number, path in ((1, "/a"), (2, "/b")):
+        stored = storage.objects[f"old-0000{number}-of-00002.csv.gz"].content
+        assert files[path] == gzip.decompress(stored)
 
 
 def test_a_receipt_without_its_object_is_deleted_with_a_replace():
@@ -991,7 +1005,7 @@ def test_a_receipt_without_its_object_is_deleted_with_a_replace():
 
 
 def test_a_replace_leaves_what_is_not_surely_left_over():
-    """An order may be that of mapped tasks that have just begun; other names are not this provider's."""
+    """An order may be that of mapped tasks that are still underway; other names are not this provider's."""
     storage = MemoryStorage()
     kept = {
         "_receipts/other.json",
