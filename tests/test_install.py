@@ -38,7 +38,7 @@ def run_uv(*arguments):
 def wheel(tmp_path_factory):
     """Built from a copy, so that the repository stays as it is."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     shutil.copytree(REPOSITORY / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
     run_uv("build", "--quiet", "--wheel", "--out-dir", str(folder), str(source))
