@@ -47,4 +47,4 @@ def test_every_place_that_is_known_to_import_from_is_there():
 
 
 def test_the_emulators_key_is_the_one_that_is_shown():
-    assert DEFAULT_API_KEY in (DOCS / "index.md").read_text()
+    assert DEFAULT_API_KEY in (DOCS / "quickstart.md").read_text()
