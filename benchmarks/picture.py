@@ -62,8 +62,9 @@ def chart(bars: Sequence[Bar], title: str) -> str:
     """Horizontal bars, each below its name; fonts and background are the reader's."""
     height = 36 + _LINE * len(bars)
     longest = max((bar.seconds for bar in bars), default=1.0)
+    size = f'width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
         f"<title>{escape(title)}</title>",
         f"<style>{_STYLE}</style>",
         f'<text x="0" y="16" font-weight="bold">{escape(title)}</text>',
