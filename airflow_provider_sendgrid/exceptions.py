@@ -56,9 +56,11 @@ class SendGridError(Exception):
             ``error_id``, ``parameter`` and ``help``.
         may_have_been_accepted: the request may have been carried out although no good answer came.
         retry_after_seconds: how long SendGrid asks to wait, None where it does not say.
+        is_of_proxy: a proxy or gateway seems to have refused, not SendGrid.
     """
 
     retry_after_seconds: float | None = None
+    is_of_proxy: bool = False
 
     def __init__(
         self,

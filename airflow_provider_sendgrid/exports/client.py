@@ -343,8 +343,10 @@ def _not_connected(error: BaseException, what: str) -> SendGridError:
         )
     what = f"{what}: no connection (the proxy refused the tunnel with {refused[1]})."
     if refused[1] == "407":
-        return SendGridAuthError(
+        refusal = SendGridAuthError(
             f"{what} Check the user and the password in the proxy's URL: in the connection's proxy, or in HTTPS_PROXY.",
             status_code=407,
         )
+        refusal.is_of_proxy = True
+        return refusal
     return SendGridUnavailableError(f"{what} Check that the proxy allows this host and port, and reaches it.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import logging
 import re
 import unicodedata
@@ -62,13 +63,15 @@ _MEANT_BY_PART = {
 }
 # The same by whole words: these are parts of too many others.
 _MEANT_BY_WORD = {
-    **dict.fromkeys(("user", "obo", "act", "child", "tenant", "parent", "header", "headers"), "on_behalf_of"),
+    **dict.fromkeys(("user", "sub", "obo", "act", "child", "tenant", "parent", "header", "headers"), "on_behalf_of"),
     **dict.fromkeys(("eu", "location", "zone", "geo", "reg", "rgn"), "region"),
     **dict.fromkeys(("ssl", "tls", "ca", "cert"), "verify"),
     **dict.fromkeys(("url", "domain", "server"), _HOST),
     **dict.fromkeys(("key",), _KEY),
     **dict.fromkeys(("extra", "extras"), _OWN_KEYS),
 }
+# What decides which account is exported, without separators.
+_NEVER_NESTED = ("onbehalfof", "subuser")
 # Keys with such a word that are known to mean something else.
 _UNRELATED = ("user_agent",)
 # How alike two names must be for one to be a misspelling of the other, and a name's word for one: 0 to 1.
@@ -168,12 +171,31 @@ def _check_keys(name: str, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key in _EXTRA_KEYS:
             continue
-        names_region = isinstance(value, str) and value.strip().lower() in API_HOSTS
-        if meant := _meant(str(key)) or ("region" if names_region else None):
+        if meant := _meant(str(key)) or ("region" if _names_region(value) else None):
             raise ValueError(f"Connection {name!r}: extra has the unknown key {key!r}; did you mean {meant}?")
+        if nested := _nested_setting(value):
+            raise ValueError(f"Connection {name!r}: extra has {nested!r} within {key!r}; put it into extra itself.")
         unknown.append(redact(str(key)))
     if unknown:
         _warn_of_unknown(name, tuple(unknown))
+
+
+def _nested_setting(value: Any) -> str | None:
+    """The key within another one's value that would decide which account, or which region, is exported."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    for key, each in value.items() if isinstance(value, Mapping) else ():
+        plain = re.sub(r"[^a-z]", "", str(key).lower())
+        if plain in _NEVER_NESTED or (plain == "region" and _names_region(each)):
+            return str(key)
+    return None
+
+
+def _names_region(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in API_HOSTS
 
 
 def _meant(key: str) -> str | None:

@@ -360,9 +360,13 @@ def _text(value: Any) -> str | None:
 
 
 def _urls(value: Any) -> tuple[str, ...]:
-    """One for each file; what is not a text becomes an empty one, so that no file is left out without a word."""
+    """One for each file; what is no URL becomes an empty text, so that no file is left out without a word."""
     items = value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
-    return tuple(item.strip() if isinstance(item, str) else "" for item in items)
+    texts = [item.strip() if isinstance(item, str) else "" for item in items]
+    return tuple(text if _HTTP.match(text) else "" for text in texts)
+
+
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
 def _require_status(payload: Mapping[str, Any]) -> None:

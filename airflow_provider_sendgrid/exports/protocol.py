@@ -5,8 +5,8 @@ generator that yields a `Request`, is sent the `Reply`, and returns its result. 
 into it as `SendGridUnavailableError`, so the rules for trying again stand here once, for requests and httpx.
 
 Rules: GET is repeated on 429, 5xx, broken responses and network failures. POST is repeated only if it was certainly
-not accepted (403, 429, or no connection was made), because SendGrid has no idempotency key. A 403 is repeated a few
-times only: SendGrid sometimes refuses one request among good ones.
+not accepted (SendGrid's own 403, 429, or no connection was made), because SendGrid has no idempotency key. A 403 is
+repeated a few times only: SendGrid sometimes refuses one request among good ones.
 
 A response of unknown shape is a broken response, never an empty result.
 """
@@ -481,6 +481,8 @@ def _json_object(response: Reply, what: str, request: Request) -> dict[str, Any]
     return payload
 
 
+# Gateways send 408 when the response takes too long, and statuses of their own, such as 499.
+_REFUSALS = frozenset(range(400, 500)).intersection(HTTPStatus) - {HTTPStatus.REQUEST_TIMEOUT}
 _REGIONS = "region 'global' (api.sendgrid.com) or 'eu' (api.eu.sendgrid.com)"
 LEGACY_EXPORTS = (
     "Legacy exports exist only on accounts that SendGrid upgraded in 2025, one account after another; lists may work "
@@ -560,10 +562,26 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
         f"{what}: SendGrid answered {status} ({said}). {next_step}",
         status_code=status,
         errors=errors,
-        may_have_been_accepted=request.method == "POST" and not 400 <= status < 500,
+        may_have_been_accepted=request.method == "POST" and not _is_surely_refused(response),
     )
     error.retry_after_seconds = _pause_seconds(response)
+    error.is_of_proxy = 400 <= status < 500 and (status == 407 or _is_of_a_proxy(response))
     return error
+
+
+def is_refusal(status: int | None) -> bool:
+    """Whether a status means that the request is not carried out, if SendGrid itself sent it."""
+    return status in _REFUSALS
+
+
+def _is_surely_refused(response: Reply) -> bool:
+    """Whether SendGrid did not carry the request out.
+
+    A proxy may refuse a response as well as a request, so its refusals leave that open, except of those that it sends
+    before it forwards anything.
+    """
+    status = response.status_code
+    return is_refusal(status) and (status in (407, 429) or not _is_of_a_proxy(response))
 
 
 def _next_step(response: Reply, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # HTTP clients unpack all that they have read at once, and layer after layer; `client` unpacks a little at a time.
 ACCEPTED_ENCODING = "gzip"
+# A copy that a proxy kept shows neither new exports nor a new status.
+_API_HEADERS = {"Accept": "application/json", "Cache-Control": "no-cache"}
 # As many as a delivery may open at once; requests keeps 10, and would open the others again for each request.
 _POOL_SIZE = 64
 
@@ -45,7 +47,7 @@ def new_session(connection: SendGridConnection) -> requests.Session:
     session = new_download_session(connection)
     session.auth = add_own
     session.rebuild_auth = add_own_after_redirect  # type: ignore[method-assign]  # or requests asks ~/.netrc
-    session.headers["Accept"] = "application/json"
+    session.headers.update(_API_HEADERS)
     return session
 
 
@@ -96,7 +98,7 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=connection.base_url,
         headers={
-            "Accept": "application/json",
+            **_API_HEADERS,
             "Accept-Encoding": ACCEPTED_ENCODING,
             "User-Agent": _user_agent(),
         },

@@ -11,6 +11,7 @@ Like `protocol`, these are generators that know no sockets and no clocks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -33,6 +34,7 @@ from airflow_provider_sendgrid.exports.protocol import (
     T,
     date_of,
     get_export,
+    is_refusal,
     list_exports,
     start_export,
     time_at_sendgrid,
@@ -125,8 +127,9 @@ class Attempt:
         is_retry: an earlier try may have started the export.
         rivals: reads the announcements of other tasks; called only if an export was found, and then each time.
         clock: whose clock `since` is from.
-        known_ids: exports of the same lists and segments that existed before the first try; None if unknown.
-            Then, and with `Clock.RUN`, an export that is older than `since`, if only within the margin, leaves a doubt.
+        known_ids: exports of the same lists and segments that existed before the first try; before it, those that its
+            baseline may lack. None if unknown. Then, and with `Clock.RUN`, an export that is older than `since`, if
+            only within the margin, leaves a doubt.
         export_id: the export that an earlier try got. It is kept if it is usable.
         keep: is called with the baseline before the first POST; without it no baseline is read.
     """
@@ -177,7 +180,9 @@ def start_export_once(
             # A key may start exports and not list them. A lost response then ends the try with its error.
             baseline = Baseline(attempt.since, Clock.WORKER, None)
         attempt.keep(baseline)
-        attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=baseline.known_ids)
+        # The list may lag behind and lack what this task started before.
+        known = None if baseline.known_ids is None else (*baseline.known_ids, *(attempt.known_ids or ()))
+        attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=known)
     return (yield from _start(family, selection, attempt, patience))
 
 
@@ -203,6 +208,9 @@ def _start(
             raise lost from None  # unknown for now; the next try of the task looks again
         if found is not None:
             return found.id, True
+        if is_refusal(lost.status_code):  # a proxy's: it refused the request, not the response
+            lost.may_have_been_accepted = starts_left < _STARTS - 1
+            raise lost
         if not starts_left:
             raise lost
     raise RuntimeError("a loop that returns or raises has ended")
@@ -216,7 +224,8 @@ def read_baseline(
     first = responses[0]  # what is created while further pages are read is not in the list
     clock = Clock.SENDGRID if date_of(first) else Clock.WORKER
     known = tuple(export.id for export in listed if _is_of(export, selection))
-    return Baseline(time_at_sendgrid(first).timestamp(), clock, known)
+    # A list that a proxy kept lacks what was created since.
+    return Baseline(time_at_sendgrid(first).timestamp() + _age_seconds(first), clock, known)
 
 
 def _search(
@@ -267,8 +276,9 @@ def find_started(
         ExportInDoubtError: several exports remain, or another task may own the one that remains.
     """
     listed, responses = yield from _with_responses(list_exports(family, patience), after_seconds, because)
-    now, since = time_at_sendgrid(responses[-1]), _since_at_sendgrid(attempt, responses[-1])
-    earliest = since.timestamp() - _margin_seconds(attempt, responses[-1])
+    last = responses[-1]
+    since = _since_at_sendgrid(attempt, last)
+    earliest = since.timestamp() - _margin_seconds(attempt, last)
     known = _texts(attempt.known_ids or ())
     candidates = [
         export
@@ -282,16 +292,11 @@ def find_started(
         surely_since = max(since.timestamp(), attempt.since if attempt.clock is Clock.RUN else 0) - _ROUNDING_SECONDS
     else:
         surely_since = earliest
-    found = [export for export in candidates if _created(export) < surely_since or not export.is_expired_at(now)]
+    found = [export for export in candidates if _created(export) < surely_since or not _is_expired(export, last)]
     rivals = attempt.rivals() if found else Rivals()  # after the list: it shows only what was announced before
     found = [export for export in found if not _texts([export.id]) <= _texts(rivals.ids)]
     if not found:
-        if _is_old(responses[0], attempt):
-            raise _OldListError(
-                f"list of {family.value} exports: a proxy answered with a copy from before the start. Exclude "
-                "SendGrid's API from its cache.",
-                may_have_been_accepted=True,
-            )
+        _refuse_old(responses[0], family, attempt)
         return None
     owners = [other.name for other in rivals.starting if any(other.may_own(export) for export in found)]
     is_too_early = _created(found[0]) < surely_since
@@ -307,11 +312,26 @@ class _OldListError(SendGridServerError):
     """A list from before the start: it proves nothing."""
 
 
-def _is_old(response: Reply, attempt: Attempt) -> bool:
-    """Whether a proxy kept it: its ``Age`` says so, or it was sent before the start began, in SendGrid's time."""
-    date, age = date_of(response), response.headers.get("age", "").strip()
-    is_kept = age.isdecimal() and int(age) > 0
-    return is_kept or (attempt.clock is Clock.SENDGRID and date is not None and date.timestamp() < attempt.since)
+def _refuse_old(response: Reply, family: ExportFamily, attempt: Attempt) -> None:
+    """Refuse a list that a proxy kept: its ``Age`` says so, or it was sent before the start began, in SendGrid's time.
+
+    Raises:
+        _OldListError: it proves nothing.
+    """
+    date = date_of(response)
+    is_before = attempt.clock is Clock.SENDGRID and date is not None and date.timestamp() < attempt.since
+    if is_before or _age_seconds(response) > 0:
+        raise _OldListError(
+            f"list of {family.value} exports: a proxy answered with a copy from before the start. Exclude SendGrid's "
+            "API from its cache.",
+            may_have_been_accepted=True,
+        )
+
+
+def _age_seconds(response: Reply) -> int:
+    """For how long a proxy has kept it."""
+    age = response.headers.get("age", "").strip()
+    return int(age) if re.fullmatch("[0-9]{1,8}", age) else 0
 
 
 def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -> Conversation[bool]:
@@ -330,9 +350,10 @@ def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -
             listed, responses = yield from _with_responses(list_exports(family, patience))
             same = [each for each in listed if _texts([each.id]) == _texts([attempt.export_id])]
             if not same:
+                _refuse_old(responses[0], family, attempt)
                 return False
             export = same[0]
-        if export.status == FAILURE or export.is_expired_at(time_at_sendgrid(responses[-1])):
+        if export.status == FAILURE or _is_expired(export, responses[-1]):
             return False
         rivals = attempt.rivals()
         if _texts([export.id]) <= _texts(rivals.ids):
@@ -376,6 +397,12 @@ def _file_types(export: ContactExport) -> set[str]:
 
 def _created(export: ContactExport) -> float:
     return export.created_at.timestamp() if export.created_at else float("inf")
+
+
+def _is_expired(export: ContactExport, response: Reply) -> bool:
+    """Whether its files are gone for sure, by SendGrid's clock and the worker's: else another would be started."""
+    clocks = date_of(response), datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+    return all(now is not None and export.is_expired_at(now) for now in clocks)
 
 
 def _margin_seconds(attempt: Attempt, response: Reply) -> float:

@@ -260,7 +260,7 @@ class WaitState:
     Attributes:
         export_id: of the export.
         started_at: when the wait began, in seconds since the epoch, like every `now` below.
-        has_polled: whether this is not the first poll; in the first one a 403 or 404 is not taken for a stray one.
+        has_polled: whether this is not the first poll; in the first one no refusal is taken for a stray one.
         last_seen: the result of the newest poll; of the one before it, with the error, if the newest one failed.
     """
 
@@ -300,7 +300,7 @@ class WaitState:
         """
         waited_seconds = max(0.0, now - self.started_at)
         self.last_seen = replace(self.last_seen, last_error=error, waited_seconds=waited_seconds)
-        is_stray = isinstance(error, STRAY_REFUSALS) and self.has_polled
+        is_stray = (isinstance(error, STRAY_REFUSALS) or error.is_of_proxy) and self.has_polled
         self.has_polled = True
         self._refusals = 0 if isinstance(error, RETRYABLE_ERRORS) else self._refusals + 1
         if self._refusals and not rides_out_refusals and not (is_stray and self._refusals < REFUSALS_IN_A_ROW):

@@ -375,7 +375,9 @@ class SendGridHook(BaseHook):
 def _extra(name: str, connection: Any) -> dict[str, Any]:
     """What extra holds. Airflow's `extra_dejson` masks the secrets in it, but reads what is not JSON as empty."""
     try:
-        extra = json.loads(connection.extra or "{}")
+        extra = json.loads(connection.extra or "{}", object_pairs_hook=lambda pairs: _once_each(name, pairs))
+    except _RepeatedKeyError:
+        raise
     except (ValueError, RecursionError):
         extra = connection.extra
     if extra is None:
@@ -386,3 +388,16 @@ def _extra(name: str, connection: Any) -> dict[str, Any]:
         )
     connection.extra_dejson  # noqa: B018 - masks
     return extra
+
+
+class _RepeatedKeyError(ValueError):
+    """A key is twice in one JSON object: the last value would win, also a null."""
+
+
+def _once_each(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKeyError(f"Connection {name!r}: extra has the key {redact(repeated)!r} twice; remove one.")
+    return found

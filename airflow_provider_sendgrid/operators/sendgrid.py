@@ -265,15 +265,17 @@ class _StartRecord:
             self.record["earlier_ids"] = [*kept.get("earlier_ids", ()), kept["id"]]
             kept = {}
         if not kept:
-            return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
+            earlier = self.record.get("earlier_ids", ())
+            return Attempt(self.record["began"], rivals=self._rivals, known_ids=earlier, keep=self.keep_baseline)
         self.record |= {name: kept[name] for name in _KEPT if name in kept}
+        known = kept.get("known_ids")
         self.announce()  # before looking: another task must not take this task's export
         return Attempt(
             kept.get("since", kept.get("began", self.record["began"])),
             is_retry=not kept.get("id"),
             rivals=self._rivals,
             clock=Clock(kept.get("clock", Clock.WORKER)),
-            known_ids=kept.get("known_ids"),
+            known_ids=None if known is None else [*known, *kept.get("earlier_ids", ())],
             export_id=kept.get("id", ""),
             keep=self.keep_baseline,
         )

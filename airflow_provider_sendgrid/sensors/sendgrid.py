@@ -52,6 +52,8 @@ from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, s
 
 # How late the last poll, which comes at the deadline, may be answered.
 _LAST_LOOK_SECONDS = 30.0
+# A smaller difference of clocks is not corrected: a response takes some seconds, too.
+_CLOCKS_AGREE_SECONDS = 60.0
 # A whole response may take so many times as long as the wait for its next bytes.
 _TIMEOUTS_OF_A_RESPONSE = 4
 
@@ -70,6 +72,7 @@ class SendGridExportSensor(BaseSensorOperator):
     | ``failure`` | fails with SendGrid's message, without another try |
     | files expired | fails and says so, without another try |
     | a single 403 or 404 after the first poll | waits; after 4 in a row it fails (in reschedule mode at once) |
+    | a proxy's refusal after the first poll | likewise |
     | 401, 403, 404, ... | fails with the reason; Airflow's retries apply |
 
     An `export_id` that cannot be one, and a connection that cannot be right, fail the task without another try.
@@ -301,6 +304,7 @@ class SendGridExportSensor(BaseSensorOperator):
                     max_wait=self._max_wait_seconds,
                     silent_fail=self.silent_fail,
                     not_before=_not_before(sighting),
+                    clock_ahead=_clock_ahead(sighting),
                 ),
                 method_name="execute_complete",
             )
@@ -361,6 +365,13 @@ def _not_before(sighting: Sighting) -> float | None:
     """When SendGrid wants to be asked again, in seconds since the epoch."""
     asked = sighting.last_error.retry_after_seconds if sighting.last_error else None
     return time.time() + min(asked, LONGEST_PAUSE_SECONDS) if asked else None
+
+
+def _clock_ahead(sighting: Sighting) -> float:
+    """By how many seconds this worker's clock is ahead of SendGrid's; 0 where both agree, or SendGrid sent no time."""
+    as_of = sighting.export.as_of
+    ahead = time.time() - as_of.timestamp() if as_of and not sighting.last_error else 0.0
+    return round(ahead) if abs(ahead) > _CLOCKS_AGREE_SECONDS else 0.0
 
 
 def _is_deferral_timeout(error: Exception) -> bool:

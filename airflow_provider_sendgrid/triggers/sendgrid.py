@@ -28,7 +28,7 @@ from airflow_provider_sendgrid.exports.export import (
     typed_ids,
 )
 from airflow_provider_sendgrid.exports.seen import SeenExports
-from airflow_provider_sendgrid.exports.watch import PollSchedule, Sighting, require_seconds
+from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ EXPORT_TYPES = ("contacts_export", "list_export", "segment_export")
 # Under this key and an export's id an asset's state store keeps that one of our own tasks started it.
 STARTED_KEY = "sendgrid_started_"
 
+# A smaller difference of clocks is not corrected.
+_CLOCKS_AGREE_SECONDS = 60.0
 # The listing holds no counts; so many exports that become ready at once are asked for theirs.
 _COUNTS_AT_ONCE = 10
 
@@ -61,6 +63,7 @@ class SendGridExportTrigger(BaseTrigger):
         max_wait: longest time between two polls with `exponential_backoff`, in seconds.
         silent_fail: log SendGrid's refusals and go on waiting.
         not_before: when SendGrid may be polled first, in seconds since the epoch, because it has asked to wait.
+        clock_ahead: seconds by which the clock that `end_time` was read from is ahead of SendGrid's.
     """
 
     # Between attempts to read a connection that is not found: the secrets backend may fail for a moment.
@@ -78,6 +81,7 @@ class SendGridExportTrigger(BaseTrigger):
         max_wait: float | None = None,
         silent_fail: bool = False,
         not_before: float | None = None,
+        clock_ahead: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.export_id = export_id
@@ -90,11 +94,18 @@ class SendGridExportTrigger(BaseTrigger):
         self.max_wait = max_wait
         self.silent_fail = silent_fail
         self.not_before = not_before
+        self.clock_ahead = clock_ahead
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The path of this class and its arguments, for the metadata database."""
         names = ("export_id", "family", "sendgrid_conn_id", "poll_interval", "end_time", "start_time")
-        defaults = {"exponential_backoff": False, "max_wait": None, "silent_fail": False, "not_before": None}
+        defaults = {
+            "exponential_backoff": False,
+            "max_wait": None,
+            "silent_fail": False,
+            "not_before": None,
+            "clock_ahead": 0.0,
+        }
         # What has its default is left out: a triggerer with an older version of the provider accepts the rest.
         chosen = [name for name, default in defaults.items() if getattr(self, name) != default]
         path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -125,16 +136,37 @@ class SendGridExportTrigger(BaseTrigger):
         )
         hook = SendGridHook(self.sendgrid_conn_id, self.family)
         await self._load_connection(hook)
+        started_at = time.time() if self.start_time is None else self.start_time
+        end_time = float("inf") if self.end_time is None else self.end_time
         async with hook.watch() as watch:
-            return await watch.wait(
-                export_id,
-                schedule,
-                started_at=time.time() if self.start_time is None else self.start_time,
-                end_time=float("inf") if self.end_time is None else self.end_time,
-                rides_out_refusals=self.silent_fail,
-                not_before=self.not_before,
-                has_polled=self.start_time is not None,  # by the sensor
-            )
+
+            async def wait(seconds_ahead: float) -> Sighting:
+                return await watch.wait(
+                    export_id,
+                    schedule,
+                    started_at=started_at + seconds_ahead,
+                    end_time=end_time + seconds_ahead,
+                    rides_out_refusals=self.silent_fail,
+                    not_before=self.not_before,
+                    has_polled=self.start_time is not None,  # by the sensor
+                )
+
+            sighting = await wait(0.0)
+            if (seconds_ahead := self._seconds_ahead(sighting)) > _CLOCKS_AGREE_SECONDS:
+                self.log.warning(
+                    "This triggerer's clock is %.0f s ahead of the worker's, compared with SendGrid's. The wait goes "
+                    "on until its timeout.",
+                    seconds_ahead,
+                )
+                sighting = await wait(seconds_ahead)
+            return sighting
+
+    def _seconds_ahead(self, sighting: Sighting) -> float:
+        """How much too early time was up, because this machine's clock is ahead of the worker's."""
+        as_of = sighting.export.as_of
+        if sighting.outcome is not Outcome.TIMEOUT or sighting.last_error or as_of is None:
+            return 0.0
+        return time.time() - as_of.timestamp() - self.clock_ahead
 
     async def _load_connection(self, hook: SendGridHook) -> None:
         """Read the connection; a few times if it is not found, until the deadline of the wait."""

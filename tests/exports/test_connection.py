@@ -455,6 +455,7 @@ def test_a_warning_does_not_show_the_key(caplog):
         ("verify_ssl", "verify"),
         ("proxies", "proxy"),
         ("https_proxy", "proxy"),
+        ("sub", "on_behalf_of"),
         ("host", "the field 'API host'"),
         ("api_key", r"the field 'API key' \(password\)"),
     ],
@@ -471,6 +472,21 @@ def test_a_misspelled_key_is_refused_with_the_one_meant(key, meant):
 def test_a_region_under_an_unknown_key_is_refused(region):
     with pytest.raises(ValueError, match=r"extra has the unknown key 'environment'; did you mean region\?"):
         with_extra(environment=region)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"on_behalf_of": "sub"}, {"Sub-User": "sub"}, {"region": "eu"}, '{"on_behalf_of": "sub"}'],
+)
+def test_a_setting_within_another_key_is_refused(value):
+    """It would be ignored, and another account exported."""
+    with pytest.raises(ValueError, match=r"extra has '.*' within 'settings'; put it into extra itself"):
+        with_extra(settings=value)
+
+
+@pytest.mark.parametrize("value", [{"region": "eu-west-1"}, {"a": {}}, "{not JSON", [1]])
+def test_what_is_within_another_key_may_be_something_else(value):
+    assert with_extra(aws=value) == connection()
 
 
 def test_keys_that_resemble_no_setting_are_ignored_with_one_warning(caplog):

@@ -29,6 +29,11 @@ SIGNED_URL = "https://exports.s3.amazonaws.com/contacts-1.csv.gzip?X-Amz-Signatu
 UTC = timezone.utc
 
 
+@pytest.mark.parametrize("url", ["n/a", "/contacts.csv.gzip", "s3://bucket/contacts.csv.gzip", " ", 7, None])
+def test_a_file_without_a_url_is_not_left_out(url):
+    assert ContactExport.from_payload({"urls": [SIGNED_URL, url]}).urls == (SIGNED_URL, "")
+
+
 def status_page(spelling, count_field="contact_count"):
     """A status answer with every field of the documented pages."""
     page = {

@@ -856,6 +856,10 @@ def test_a_start_is_tried_again_where_it_surely_was_not_accepted(event):
         pytest.param(unanswered, SendGridUnavailableError, id="answer lost"),
         pytest.param(lambda: refusal(500), SendGridServerError, id="500"),
         pytest.param(lambda: refusal(502), SendGridServerError, id="502"),
+        pytest.param(lambda: refusal(408), SendGridServerError, id="408 of a gateway that waited too long"),
+        pytest.param(lambda: reply(499, b""), SendGridServerError, id="a gateway's own status"),
+        pytest.param(lambda: reply(403, b"<html>Blocked</html>"), SendGridPermissionError, id="a proxy's 403"),
+        pytest.param(lambda: reply(404, b"no such site"), SendGridNotFoundError, id="a proxy's 404"),
         pytest.param(lambda: reply(202, b'{"id": '), SendGridServerError, id="broken JSON"),
         pytest.param(lambda: reply(302, b""), SendGridServerError, id="redirect"),
     ],
@@ -868,12 +872,29 @@ def test_a_start_is_never_repeated_where_it_may_have_been_accepted(event, error_
     assert error.may_have_been_accepted is True
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 405, 408, 413])
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 413])
 def test_a_start_that_was_refused_is_neither_repeated_nor_accepted(status):
     requests, error = start_export(refusal(status))
     assert len(requests) == 1
     assert error.status_code == status
     assert error.may_have_been_accepted is False
+
+
+@pytest.mark.parametrize(
+    ("response", "is_of_proxy"),
+    [
+        (refusal(400), False),
+        (refusal(401), False),
+        (reply(401, b""), False),
+        (reply(400, b"<html>Bad Request</html>"), True),
+        (reply(401, b"log in first"), True),
+        (reply(407, b""), True),
+        (reply(502, b"<html>Bad Gateway</html>"), False),
+    ],
+)
+def test_a_refusal_by_a_proxy_is_told_from_sendgrids(response, is_of_proxy):
+    _, error = get_export(*[response] * CALM.tries)
+    assert error.is_of_proxy is is_of_proxy
 
 
 @pytest.mark.parametrize("status", [429, 500])

@@ -19,6 +19,7 @@ from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import (
     ExportInDoubtError,
     SendGridAuthError,
+    SendGridPermissionError,
     SendGridServerError,
     SendGridUnavailableError,
 )
@@ -195,13 +196,33 @@ def test_another_try_that_cannot_have_the_list_starts_nothing():
         (export("x", lists=[]), "of the whole account"),
         (export("x", segments=["s"]), "of a segment, too"),
         (export("x", status="failure"), "failed"),
-        (export("x", status="ready", expires_at=at(5).isoformat()), "its files are gone"),
         (export("x", status="ready", urls=["https://f.example/contacts.json.gzip?a=.csv"]), "of another type"),
     ],
 )
 def test_another_export_is_not_adopted(other, why):
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), [other])
     assert found is None, why
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "date_ahead", "is_gone"),
+    [
+        pytest.param(5, 0, True, id="by both clocks"),
+        pytest.param(5, None, False, id="by the worker's clock alone"),
+        pytest.param(3600, 4000, False, id="by one Date alone"),
+    ],
+)
+def test_an_export_is_expired_if_both_clocks_say_so(expires_in, date_ahead, is_gone):
+    """A worker's clock may be wrong by hours, and so may one response's Date: another export would be started."""
+    item = export("x", status="ready", expires_at=at(expires_in).isoformat())
+    listing = reply([item], date_ahead)
+    attempt = Attempt(NOW, is_retry=True, clock=Clock.SENDGRID)
+    _, found = walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)
+    assert (found is None) is is_gone
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="x"), CALM)
+    status = replace(reply(item, date_ahead), status_code=200)
+    _, result = walk(flow, status, *[ACCEPTED] * is_gone)
+    assert result == (("started", False) if is_gone else ("x", True))
 
 
 UNREAD, OF_LISTS = {"lists": None, "segments": None}, {"export_type": "list_export", "lists": []}
@@ -426,6 +447,42 @@ def test_a_refusal_after_a_lost_start_is_not_definite():
     assert caught.value.may_have_been_accepted
 
 
+def test_a_start_that_a_proxy_refuses_is_looked_for():
+    """The proxy may have refused the response."""
+    blocked = Reply(403, {}, b"<html>Blocked</html>", NOW + 10)
+    _, result = start(reply([], 0), blocked, [], [export("ours")], keep=lambda _: None)
+    assert result == ("ours", True)
+
+
+@pytest.mark.parametrize("lost", [[], [LOST, *NOTHING]])
+def test_a_start_that_a_proxy_refuses_and_nobody_lists_was_refused(lost):
+    """Nothing is left to adopt by, unless an earlier request may be carried out late."""
+    blocked = Reply(403, {}, b"<html>Blocked</html>", NOW + 10)
+    with pytest.raises(SendGridPermissionError) as caught:
+        start(*lost, blocked, *NOTHING)
+    assert caught.value.may_have_been_accepted is bool(lost)
+
+
+def test_a_start_that_a_gateway_waited_for_too_long_is_made_again_only_if_it_is_not_listed():
+    timed_out = Reply(408, {}, b"upstream request timeout", NOW + 10)
+    assert start(timed_out, [], [export("ours")])[1] == ("ours", True)
+    assert start(timed_out, *NOTHING, ACCEPTED)[1] == ("started", False)
+
+
+def test_an_export_that_a_kept_copy_of_the_first_list_lacks_is_a_doubt():
+    """The copy is from before the export, and the export from before the start."""
+    kept = Reply(200, {**reply([], -600).headers, "age": "600"}, b'{"result": []}', NOW)
+    foreign = export("foreign", begun=-120)
+    with pytest.raises(ExportInDoubtError, match="foreign"):
+        start(kept, LOST, *[reply([foreign], 0)] * ALL_LOOKS, keep=lambda _: None)
+
+
+def test_an_own_export_from_before_a_clear_is_not_adopted_although_the_first_list_lacks_it():
+    earlier = reply([export("earlier", begun=5)], 0)
+    flow_answers = [reply([], 0), LOST, *[earlier] * len(NOTHING), ACCEPTED]
+    assert start(*flow_answers, known_ids=["earlier"], keep=lambda _: None)[1] == ("started", False)
+
+
 @pytest.mark.parametrize("headers", [{"age": "30"}, {"date": format_datetime(at(5), usegmt=True)}])
 def test_a_list_from_a_proxys_cache_proves_nothing(headers):
     old = Reply(200, headers, b'{"result": []}', NOW + 10)
@@ -481,6 +538,18 @@ def test_an_export_before_the_run_is_a_doubt_on_a_worker_that_is_ahead(ahead_sec
 # --- an export that an earlier try got
 
 
+def test_a_kept_copy_of_the_list_does_not_prove_that_a_known_export_is_gone():
+    patience = Patience(tries=3, jitter=lambda: 0.0)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), patience)
+    with pytest.raises(SendGridServerError, match="a copy from before the start") as caught:
+        walk(
+            flow,
+            *[Reply(404, {}, b"<html>Maintenance</html>", NOW)] * 3,
+            Reply(200, {"age": "9"}, b'{"result": []}', NOW),
+        )
+    assert caught.value.may_have_been_accepted
+
+
 def test_a_known_export_is_returned_without_another_start():
     requests, result = start({"id": "known", "status": "pending"}, export_id="known", keep=lambda _: None)
     assert (said(requests), result) == ([("GET", 0.0)], ("known", True))
@@ -490,7 +559,6 @@ def test_a_known_export_is_returned_without_another_start():
     "answer",
     [
         {"id": "known", "status": "failure"},
-        {"id": "known", "status": "ready", "expires_at": at(5).isoformat()},
         Reply(404, {}, b"{}", NOW),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from airflow_provider_sendgrid.exceptions import (
     ExportExpiredError,
     ExportFailedError,
+    SendGridAuthError,
     SendGridNotFoundError,
     SendGridPermissionError,
     SendGridServerError,
@@ -196,6 +197,20 @@ def test_the_fourth_refusal_in_a_row_ends_a_wait(error_class):
         assert state.note_failure(error_class("no"), NOW + refusal).outcome is Outcome.WAITING
     with pytest.raises(error_class):
         state.note_failure(error_class("no"), NOW + 4)
+
+
+def test_a_proxys_refusal_may_be_a_stray_one_whatever_its_status():
+    error = SendGridAuthError("no")
+    state = WaitState("6f0a2c5e", NOW)
+    state.note(export(), NOW)
+    with pytest.raises(SendGridAuthError):
+        state.note_failure(error, NOW)
+    error.is_of_proxy = True
+    state.note(export(), NOW)
+    for refusal in range(3):
+        assert state.note_failure(error, NOW + refusal).outcome is Outcome.WAITING
+    with pytest.raises(SendGridAuthError):
+        state.note_failure(error, NOW + 4)
 
 
 def test_an_outage_between_refusals_begins_the_row_anew():

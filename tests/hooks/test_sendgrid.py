@@ -335,6 +335,7 @@ WRONG_SETTINGS = [
     ({"extra": ""}, {"https_proxy": "http://proxy.example:99999"}, "https_proxy must be a URL"),
     ({"extra": ""}, {"REQUESTS_CA_BUNDLE": "/nowhere.pem"}, "REQUESTS_CA_BUNDLE is '/nowhere.pem'"),
     ({"extra": "", "password": "***"}, {}, "placeholder"),
+    ({"extra": '{"on_behalf_of": "sub", "on_behalf_of": null}'}, {}, "extra has the key 'on_behalf_of' twice"),
 ]
 
 

@@ -24,6 +24,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridUnavailableError,
 )
 from airflow_provider_sendgrid.exports import client as client_module
+from airflow_provider_sendgrid.exports import start as start_module
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 
@@ -630,6 +631,32 @@ def test_after_a_clear_the_earlier_export_is_not_taken_for_the_new_one(sendgrid_
     second = run.execute("start")
 
     assert {first, second} == set(begun(sendgrid_emulator))
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_after_a_clear_the_earlier_export_counts_as_known_although_it_may_not_be_listed(
+    sendgrid_emulator, monkeypatch, is_killed
+):
+    run = Run()
+    run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
+    first = run.execute("start")
+    run.clear("start")
+    if is_killed:
+        sendgrid_emulator.inject(*[Fault("reset", method="POST", nth=nth) for nth in (1, 2, 3)])
+        monkeypatch.setattr(start_module, "_LOOKS_AFTER_SECONDS", (0.0,))
+        with pytest.raises(SendGridError):
+            run.execute("start")
+    attempts = []
+
+    def note(_hook, _selection, attempt):
+        attempts.append(attempt)
+        return "found", True
+
+    monkeypatch.setattr(SendGridHook, "start_export_once", note)
+    run.execute("start")
+
+    assert first in attempts[0].known_ids
+    assert attempts[0].is_retry is is_killed
 
 
 def test_a_retry_after_a_clear_returns_the_new_export(sendgrid_emulator):

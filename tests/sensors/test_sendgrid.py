@@ -15,6 +15,7 @@ import pytest
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridError
+from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 
@@ -492,6 +493,20 @@ def test_retry_after_of_the_first_poll_holds_in_the_triggerer_too(sendgrid_emula
         sensor.execute({})
 
     assert time.time() + 200 < caught.value.trigger.serialize()[1]["not_before"] <= time.time() + 300
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(3600, 3600), (-600, -600), (20, 0)])
+def test_the_triggerer_is_told_how_far_the_workers_clock_is_ahead(
+    ticking_emulator, airflow_version, monkeypatch, seconds, told
+):
+    at_sendgrid = datetime.fromtimestamp(time.time() - seconds, timezone.utc)
+    monkeypatch.setattr(protocol, "time_at_sendgrid", lambda _: at_sendgrid)
+    sensor = SendGridExportSensor(task_id="wait", export_id=ticking_emulator.start_export(), deferrable=True)
+
+    with pytest.raises(airflow_version.exceptions().TaskDeferred) as caught:
+        sensor.execute({})
+
+    assert abs(caught.value.trigger.clock_ahead - told) <= 10 * bool(told)
 
 
 def test_the_last_poke_comes_at_the_deadline_whatever_retry_after_says(sendgrid_emulator):

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
 from importlib import import_module
 
 import pytest
 
 from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowNotFoundException
 from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.exceptions import SendGridServerError
+from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.watch import Outcome, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
@@ -115,6 +120,48 @@ async def test_an_end_time_in_the_past_ends_the_wait_after_one_look(sendgrid_emu
 
     assert ("timeout", 1) == (event["outcome"], event["export"]["polls"])
     assert repr(status) in event["description"]
+
+
+@pytest.mark.parametrize(
+    ("worker_ahead", "triggerer_ahead", "last_error", "deadlines"),
+    [
+        pytest.param(0, 3600, None, [600, 4200], id="the triggerer is ahead"),
+        pytest.param(-3600, 0, None, [-3000, 600], id="the worker is behind"),
+        pytest.param(3600, 3600, None, [4200], id="both are ahead"),
+        pytest.param(0, 5, None, [600], id="they agree"),
+        pytest.param(0, 3600, SendGridServerError("no"), [600], id="what SendGrid said last is old"),
+    ],
+)
+@pytest.mark.usefixtures("sendgrid_emulator")
+async def test_a_triggerer_whose_clock_is_ahead_ends_no_wait_early(
+    monkeypatch, worker_ahead, triggerer_ahead, last_error, deadlines
+):
+    """The deadline is by the worker's clock; SendGrid's tells how far both are apart."""
+    now, asked = 1_800_000_000.0, []
+
+    class Watch:
+        async def wait(self, export_id, _schedule, *, end_time, **_):
+            asked.append(end_time - now)
+            export = ContactExport(export_id, "pending", as_of=datetime.fromtimestamp(now, timezone.utc))
+            return Sighting(export, Outcome.TIMEOUT, last_error=last_error)
+
+    @asynccontextmanager
+    async def watch(_hook):
+        yield Watch()
+
+    monkeypatch.setattr(SendGridHook, "watch", watch)
+    monkeypatch.setattr(time, "time", lambda: now + triggerer_ahead)
+    started_at = now + worker_ahead
+    trigger = trigger_for("an-id", start_time=started_at, end_time=started_at + 600, clock_ahead=worker_ahead)
+
+    [event] = await events_of(trigger)
+
+    assert (asked, event["outcome"]) == (deadlines, "timeout")
+
+
+async def test_a_trigger_of_a_worker_whose_clock_is_right_has_no_new_argument():
+    assert "clock_ahead" not in trigger_for("an-id").serialize()[1]
+    assert trigger_for("an-id", clock_ahead=-90).serialize()[1]["clock_ahead"] == -90
 
 
 async def test_the_time_waited_counts_from_the_start_of_the_task(sendgrid_emulator):
