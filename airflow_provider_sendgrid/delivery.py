@@ -19,6 +19,8 @@ from typing import Any
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
+    DestinationError,
+    DestinationRefusedError,
     ExportExpiredError,
     ExportIncompleteError,
     SendGridError,
@@ -29,6 +31,7 @@ from airflow_provider_sendgrid.exports.rows import RecordCount
 from airflow_provider_sendgrid.exports.urls import SignedUrls, require_distinct_paths
 from airflow_provider_sendgrid.exports.watch import Outcome, look_at
 from airflow_provider_sendgrid.file_delivery import (
+    RECEIPTS,
     WHO_ENDS_UPLOADS,
     Context,
     DeliveryOptions,
@@ -50,7 +53,7 @@ from airflow_provider_sendgrid.manifest import (
     manifest_content,
 )
 from airflow_provider_sendgrid.progress import FileProgress, Progress
-from airflow_provider_sendgrid.publication import SAFE_ID, ManifestChangedError, Publication, delete_all
+from airflow_provider_sendgrid.publication import SAFE_ID, FileName, ManifestChangedError, Publication, delete_all
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, PartBuffers, Storage, StoredInfo
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
@@ -409,7 +412,47 @@ class _Run:
         names = {uri.removeprefix(prefix): version for uri, version in doomed.items()}
         if publication.delete(names):
             delete_all(self._storage, dict.fromkeys([*receipts, *orders], ANY_VERSION))
+            if self._options.replace:
+                self._clean_up_after_others(names)
         return self._storage.uri(MANIFEST_NAME)
+
+    def _clean_up_after_others(self, deleted: Collection[str]) -> None:
+        """Delete what killed runs of other exports left beside their objects, see `publication`.
+
+        Nothing depends on it, so an error is logged only.
+        """
+        try:
+            listed = self._storage.versions(RECEIPTS) or {}
+            receipts = self._receipts_of_others(listed)
+            ids = {parts.export_id for name in deleted if (parts := FileName.parse(name))} - {self._export.id}
+            there = self._storage.versions() if ids or receipts else {}
+            if there is None:
+                return
+            left = {parts.export_id for name in there if (parts := FileName.parse(name))}
+            doomed = {receipt: version for receipt, (name, version) in receipts.items() if name not in there}
+            orders = {order_name(export_id) for export_id in ids - left}
+            delete_all(self._storage, doomed | {order: listed[order] for order in orders & listed.keys()})
+            names = {*deleted, *(receipts[receipt][0] for receipt in doomed)}
+            siblings = self._siblings(names)
+            if siblings and (ended := self._storage.abort_uploads(siblings)):
+                log.info("%s uploads that runs of other exports left open were ended.", ended)
+        except (DestinationError, DestinationRefusedError) as error:
+            log.warning("What runs of other exports left may remain at %s: %s", self._storage.uri(""), error)
+
+    def _receipts_of_others(self, listed: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """The receipts of other exports, each with the name of its object, and its version."""
+        found = dict[str, tuple[str, str]]()
+        for receipt, version in listed.items():
+            name = receipt.removeprefix(RECEIPTS).removesuffix(".json")
+            parts = FileName.parse(name)
+            if parts and parts.export_id != self._export.id and receipt == receipt_name(name):
+                found[receipt] = name, version
+        return found
+
+    def _siblings(self, names: Collection[str]) -> set[str]:
+        """The names of all files of the other exports to which these belong."""
+        files = {parts for name in names if (parts := FileName.parse(name)) and parts.export_id != self._export.id}
+        return {name for parts in files for name in parts.of_all_files()}
 
     def _fetch_again_or_refuse(self, difference: str, stored: Sequence[StoredFile]) -> None:
         """Have files fetched again that others stored, once; after that, delete what this try stored.

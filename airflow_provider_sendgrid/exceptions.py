@@ -185,6 +185,12 @@ HOPELESS_ERRORS = (
     DestinationRefusedError,
 )
 
+
+def is_hopeless(error: SendGridError) -> bool:
+    """Whether no further try helps. What a gateway refused it may let pass later, unless it wants a login (407)."""
+    return isinstance(error, HOPELESS_ERRORS) and not (error.is_of_proxy and error.status_code != 407)
+
+
 # Errors that may pass: a wait goes on until its deadline.
 RETRYABLE_ERRORS = (SendGridRateLimitError, SendGridServerError, SendGridUnavailableError)
 

@@ -50,6 +50,7 @@ from airflow_provider_sendgrid.threads import DaemonExecutor
 log = logging.getLogger(__name__)
 
 FILE_KEY = "sendgrid-file"
+RECEIPTS = "_receipts/"
 _PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives as metadata in any storage
 _KNOWN_UPLOADS = 8  # in one receipt
 _PIECE_BYTES = 256 * 1024
@@ -249,7 +250,13 @@ def store_file(
     """
     storage, options = context.storage, context.options
     with _named(place.title):
-        plan = _Plan.of(reader, place.path, options, "" if context.contact_count else download.content_type)
+        plan = _Plan.of(
+            reader,
+            place.path,
+            options,
+            "" if context.contact_count else download.content_type,
+            needs_header=place.is_only and (context.contact_count or 0) <= _MOST_LINES,
+        )
         name = place.stem + plan.ending
         before = _without_what_is_to_be_deleted(context, name, objects.get(name))
         upload = secrets.token_hex(8)
@@ -366,11 +373,14 @@ class _Plan:
     wants_gzip: bool
 
     @classmethod
-    def of(cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str) -> _Plan:
+    def of(
+        cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str, *, needs_header: bool
+    ) -> _Plan:
         """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
 
         The first line must not be a message of something in between. The content type, which may be wrong, is a hint
-        where no count proves the rows.
+        where no count proves the rows. The header of an only CSV file must have a column of SendGrid's unless SendGrid
+        counted more rows than a message has.
 
         Raises:
             ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
@@ -380,8 +390,8 @@ class _Plan:
         first = plain[:1]
         if first == b"<":
             raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
-        if first and (first < b" " or first in b"\xfe\xff"):
-            raise ExportIncompleteError("What came is no text, but binary data, such as gzip within gzip.")
+        if binary := _binary(plain):
+            raise ExportIncompleteError(f"What came is no text, but {binary} in the place of the file.")
         named_type = _type_of_path(path)
         file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
         if named_type not in ("", file_type):
@@ -389,7 +399,9 @@ class _Plan:
             raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
         if is_line_whole and plain:
             named_by_sender = "" if is_gzip(head) else content_type
-            if _IS_FOREIGN[file_type](plain.partition(b"\n")[0].rstrip(), named_by_sender):
+            line = plain.partition(b"\n")[0].rstrip()
+            is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, named_by_sender)
+            if is_foreign or (needs_header and file_type == "csv" and not _may_be_header(line)):
                 raise ExportIncompleteError(
                     "What came is a message in the place of the file: its first line is none of contacts."
                 )
@@ -438,7 +450,7 @@ def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
     while filled < len(buffer) and not (plain and until in plain):
         count = reader.readinto(buffer[filled:])
         if not count:
-            return bytes(buffer[:filled]), plain, True
+            return bytes(buffer[:filled]), plain, until in plain or len(plain) < _PIECE_BYTES
         filled += count
         plain = _plain_start(buffer[:filled])
     if not plain:
@@ -450,34 +462,80 @@ def _plain_start(head: memoryview) -> bytes:
     """Empty if it has not come yet."""
     if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
         return b""
-    plain = next(Gunzip().feed(head), b"") if is_gzip(head) else bytes(head)
+    if not is_gzip(head):
+        return _without_start(bytes(head))
+    plain = b""
+    for piece in Gunzip().feed(head):  # a line may go on in the next member
+        plain += piece
+        if len(plain) >= _PIECE_BYTES or b"\n" in _without_start(plain):
+            break
+    return _without_start(plain)
+
+
+def _without_start(plain: bytes) -> bytes:
+    """Without blanks and a byte order mark at the start."""
     if codecs.BOM_UTF8.startswith(plain):
         return b""
     return plain.removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+# Formats that begin like text, or that people know by name.
+_BINARY_FORMATS = {
+    "gzip within gzip": re.compile(rb"\x1f\x8b"),
+    "a ZIP archive": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+    "a PDF": re.compile(rb"%PDF-"),
+    "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
+    "no UTF-8": re.compile(rb"[\xfe\xff]"),
+}
+_QUOTED_VALUES = re.compile(rb'(?:^|[,\r\n])(?:"[^"]*"?)+')
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _binary(plain: bytes) -> str:
+    """What a file is if it is no text, by its first bytes; empty if it may be text.
+
+    Text has no control characters in its first line, and no NUL, except within quotes: values may contain anything.
+    """
+    for name, pattern in _BINARY_FORMATS.items():
+        if pattern.match(plain):
+            return f"binary data ({name})"
+    unquoted = _QUOTED_VALUES.sub(b"", plain)
+    is_binary = b"\0" in unquoted or _CONTROL.search(unquoted.partition(b"\n")[0])
+    return "binary data" if is_binary else ""
 
 
 # What is in every export: columns of CSV in capitals, keys of JSON in lower case.
 _COLUMNS = {b"EMAIL", b"CONTACT_ID"}
 _KEYS_OF_A_CONTACT = {"email", "contact_id"}
 _KEYS_OF_AN_ERROR = {"error", "errors", "message", "detail", "code", "fault"}
+# An object with no others is one, too; RFC 9457 requires none of its keys.
+_KEYS_BESIDE_AN_ERROR = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
 _TYPES_OF_MESSAGES = ("text/html", "xml", "json")
-# SendGrid's own columns are 18; a message has no more commas than a sentence.
-_FEWEST_COLUMNS = 3
+# SendGrid's own columns are 18; a message has no more commas than a sentence, and no more lines than a page.
+_FEWEST_COLUMNS, _MOST_LINES = 3, 100
+
+
+def _may_be_header(line: bytes) -> bool:
+    """Whether a first line has a column of SendGrid's, or goes on in the next: a name may have a line break."""
+    # A word of a sentence follows a blank.
+    return bool(_COLUMNS & {field.strip(b'"').upper() for field in line.split(b",")}) or line.count(b'"') % 2 == 1
 
 
 def _is_foreign_csv(line: bytes, content_type: str) -> bool:
     """Whether a first line is clearly neither a header nor a row; a file after the first may have no header."""
-    fields = line.split(b",")
-    if _COLUMNS & {field.strip(b'" ').upper() for field in fields}:
+    if _may_be_header(line):
         return False
-    if line.count(b'"') % 2:
-        return False  # a row with a line break in a value
     if line[:1] in b"[{" or content_type.endswith(_TYPES_OF_MESSAGES):
         return True
-    return len(fields) < _FEWEST_COLUMNS and b"@" not in line
+    fields = line.split(b",")
+    return len(fields) < _FEWEST_COLUMNS and not any(b"@" in field and len(field.split()) == 1 for field in fields)
 
 
-def _is_foreign_json(line: bytes, _content_type: str) -> bool:
+def _is_foreign_json(line: bytes) -> bool:
     """Whether a first line is clearly not a contact: no object, or an error."""
     try:
         record = json.loads(line.decode(errors="replace"), strict=False)
@@ -486,10 +544,7 @@ def _is_foreign_json(line: bytes, _content_type: str) -> bool:
     if not isinstance(record, dict):
         return True
     keys = {key.lower() for key in record}
-    return bool(keys & _KEYS_OF_AN_ERROR) and not keys & _KEYS_OF_A_CONTACT
-
-
-_IS_FOREIGN = {"csv": _is_foreign_csv, "json": _is_foreign_json}
+    return not keys & _KEYS_OF_A_CONTACT and (bool(keys & _KEYS_OF_AN_ERROR) or keys <= _KEYS_BESIDE_AN_ERROR)
 
 
 def _move(
@@ -683,7 +738,7 @@ def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts,
 
 def receipt_name(name: str) -> str:
     """The name of the receipt of an object."""
-    return f"_receipts/{name}.json"
+    return f"{RECEIPTS}{name}.json"
 
 
 def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:

@@ -12,6 +12,11 @@ Several runs may deliver to one prefix at once. The manifest decides between the
   withdrawn before. Another run may write it while an object is being stored; so it is read again after that, and
   withdrawn if it describes other content.
 - Without `replace`, no object is dropped that the manifest of the same export names.
+- With `replace`, what killed runs of other exports left beside the objects that are deleted goes too: receipts whose
+  object is not there, the order of the files of an export of which no object is left, and open uploads. A run of such
+  an export that is underway is not misled by that: it takes no receipt or order for proof, fetches again what it finds
+  no facts of, and finds the manifest changed when it writes its own. An order without any object stays, for it may be
+  that of mapped tasks that have just begun.
 
 A manifest is withdrawn by deleting it. Without the permission to delete, a text takes its place that names no objects.
 """
@@ -23,6 +28,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -38,6 +44,7 @@ log = logging.getLogger(__name__)
 EXPORT_ID_KEY = "sendgrid-export-id"
 SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
 _OBJECT_NAME = re.compile(rf"({SAFE_ID.pattern})-\d{{5,}}-of-\d{{5,}}\.(csv|json)(\.gz)?")
+_MOST_FILES = 10_000
 
 
 class ManifestChangedError(DestinationChangedError):
@@ -324,6 +331,35 @@ class Publication:
         """The name of an object at the prefix, if it is one that this provider gives."""
         name = uri.removeprefix(self._storage.uri(""))
         return name if name != uri and _OBJECT_NAME.fullmatch(name) else None
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """The parts of an object's name, as this provider gives them.
+
+    Attributes:
+        export_id: of the export.
+        count: how many files it has.
+        ending: of the name.
+    """
+
+    export_id: str
+    count: int
+    ending: str
+
+    @classmethod
+    def parse(cls, name: str) -> FileName | None:
+        """The parts; None if it is not such a name."""
+        match = _OBJECT_NAME.fullmatch(name)
+        if match is None:
+            return None
+        count, _, ending = name.rpartition("-of-")[2].partition(".")
+        return cls(match[1], int(count), f".{ending}")
+
+    def of_all_files(self) -> list[str]:
+        """The names of all files of the export; none if there are more than any export has."""
+        numbers = range(1, self.count + 1) if self.count <= _MOST_FILES else ()
+        return [f"{self.export_id}-{number:05d}-of-{self.count:05d}{self.ending}" for number in numbers]
 
 
 def is_of(facts: FileFacts, info: StoredInfo) -> bool:

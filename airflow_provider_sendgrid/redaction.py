@@ -21,8 +21,9 @@ _REDACTED = r"\*\*\*[).,;:\]}]*(?:[\s\"'<>]|$)"
 
 
 def _without_query(match: re.Match[str]) -> str:
-    address, query = match.group(1), match.group(2)
-    return f"{address}?***" if "/" in address else f"{address}?{query}"
+    text, slash = match.group(), match.group().find("/")
+    query_at = text.find("?", slash) + 1 if slash >= 0 else 0
+    return f"{text[:query_at]}***" if query_at else text
 
 
 _SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
@@ -30,10 +31,11 @@ _SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"SG\.[\w-]{16,}\.[\w-]{16,}|\bSG\.[\w-]{4,}(?:\.[\w-]+)?"), "SG.***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}"), r"\1 ***"),
     # The query of a URL carries its signature; the path names the bucket only. Also of a path alone, as in a request.
-    (re.compile(rf"(?<![^\s\"'<>])({_PATH})\?(?!{_REDACTED})({_QUERY})"), _without_query),
+    # Words without a query match as well, so that none is read again from each of its quotes on.
+    (re.compile(rf"(?<![^\s\"'<>]){_PATH}(?:\?(?!{_REDACTED}){_QUERY})?"), _without_query),
     # User and password in the URL of a proxy or a host; a password may hold an @ itself.
     (re.compile(r"(://)[^\s/?#\"'<>]+@"), r"\1***@"),
-    (re.compile(r"(?i)\b(x-amz-[a-z-]+|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),
+    (re.compile(r"(?i)\b(x-amz-[a-z-]{1,80}|awsaccesskeyid|signature)=[^\s&\"'<>]+"), r"\1=***"),
     # A customer's key and context of encryption, as headers and as arguments; not the key's MD5.
     (
         re.compile(

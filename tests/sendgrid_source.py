@@ -80,6 +80,7 @@ class SendGrid:
                 lambda: client.converse(protocol.get_export(ExportFamily.MARKETING, export_id)),
                 allow_http=True,
                 clock=self.clock,
+                sleep=self.waits.append,
             )
             options = {
                 "checked": urls.checked,

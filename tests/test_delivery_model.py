@@ -748,6 +748,10 @@ class Deliveries(RuleBasedStateMachine):
         left_over = [name for name, _ in self.ours() if name not in self.named()]
         if left_over and self.abilities.can_list and self.abilities.can_delete:
             self.fail(f"after the last run {left_over} are left")
+        theirs = re.compile(rf"_receipts/(?!two-){OUR_OBJECT.pattern}\.json")
+        receipts = [name for name in self.memory.objects if theirs.fullmatch(name)]
+        if receipts and self.abilities.can_list and self.abilities.can_delete:
+            self.fail(f"after the last run {receipts} are left")
         if self.error is not None:
             raise self.error
 

@@ -845,6 +845,139 @@ def test_json_is_known_as_json_whatever_its_path_and_found_by_a_retry():
         assert 0 == deliver(source("6f", list(files), 2), storage).fetched_bytes
 
 
+# --- what killed runs of other exports leave
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+def kill_at(storage: Paused, operation: str, name: str):
+    def kill() -> None:
+        raise Killed
+
+    storage.before = once(operation, name, kill)
+
+
+FILES = {"/a": csv("a", 10), "/b": large_csv("b"), "/c": csv("c", 20)}
+ROWS = 250_030
+
+
+def leave_behind(source, storage, at: str, **options) -> None:
+    """A run of export old is killed right before it puts this; its thread ends no upload."""
+    kill_at(storage, "put", at)
+    with pytest.raises((Killed, RuntimeError, DestinationError)):
+        deliver(source("old", list(FILES), ROWS), storage, compression="none", **options)
+    storage.before = lambda *_: None
+    storage.begin("old-00002-of-00003.csv", ObjectInfo("", {}))
+    assert storage.uploads
+
+
+@pytest.mark.parametrize("write_manifest", [True, False])
+@pytest.mark.parametrize("at", ["old-00002-of-00003.csv", "old-00003-of-00003.csv", "_manifest.json"])
+def test_a_replace_leaves_nothing_of_killed_runs_of_other_exports(at, write_manifest):
+    storage = Paused(lambda *_: None)
+    with exports(FILES) as source:
+        if write_manifest or at != "_manifest.json":
+            leave_behind(source, storage, at, write_manifest=write_manifest)
+        else:
+            deliver(source("old", list(FILES), ROWS), storage, compression="none", write_manifest=False)
+            storage.begin("old-00001-of-00003.csv", ObjectInfo("", {}))
+        assert "_receipts/old.json" in storage.objects
+        deliver(source("new", ["/a", "/c"], 30), storage, replace=True)
+    assert {*named(storage), "_manifest.json"} == set(storage.objects)
+    assert {} == storage.uploads
+    assert_proves(storage)
+
+
+def test_a_receipt_without_its_object_is_deleted_with_a_replace():
+    """The run was killed between the two."""
+    storage = MemoryStorage()
+    storage.put("_receipts/old-00002-of-00003.csv.gz.json", b"{}", ObjectInfo("", {}))
+    storage.begin("old-00003-of-00003.csv.gz", ObjectInfo("", {}))
+    with exports(FILES) as source:
+        deliver(source("new", ["/a"], 10), storage, replace=True)
+    assert {*named(storage), "_manifest.json"} == set(storage.objects)
+    assert {} == storage.uploads
+
+
+def test_a_replace_leaves_what_is_not_surely_left_over():
+    """An order may be that of mapped tasks that have just begun; other names are not this provider's."""
+    storage = MemoryStorage()
+    kept = {
+        "_receipts/other.json",
+        "_receipts/notes.txt",
+        "_receipts/old-1-of-1.csv.json",
+        "_receipts/old-00001-of-00001.csv.txt",
+        "_receipts/deeper/old-00001-of-00001.csv.json",
+        "_receipts/new-00001-of-00001.csv.json",
+        "_receipts/kept-00001-of-00001.csv.json",
+        "kept-00001-of-00001.csv",  # by its metadata it is another's
+    }
+    for name in kept:
+        storage.put(name, b"{}", ObjectInfo("", {}))
+    storage.begin("other-00001-of-00001.csv", ObjectInfo("", {}))
+    storage.begin("kept-00001-of-00001.csv", ObjectInfo("", {}))
+    with exports(FILES) as source:
+        deliver(source("new", ["/a"], 10), storage, replace=True)
+    assert kept == set(storage.objects) - {*named(storage), "_manifest.json"}
+    assert 2 == len(storage.uploads)
+
+
+def test_a_delivery_without_replace_leaves_receipts_and_uploads_of_others():
+    storage = MemoryStorage()
+    storage.put("_receipts/old-00001-of-00001.csv.json", b"{}", ObjectInfo("", {}))
+    storage.begin("old-00001-of-00001.csv", ObjectInfo("", {}))
+    with exports(FILES) as source:
+        deliver(source("new", ["/a"], 10), storage)
+    assert "_receipts/old-00001-of-00001.csv.json" in storage.objects
+    assert 1 == len(storage.uploads)
+
+
+@pytest.mark.parametrize("operation", ["receipt", "complete"])
+def test_a_run_whose_upload_and_receipts_another_export_ends_ends_well(operation):
+    """It fetches that file once more, and its manifest proves what is there."""
+
+    class Overtaken(Paused):
+        def begin(self, name, info, over="*"):
+            upload = super().begin(name, info, over)
+            original = upload.complete
+
+            def complete() -> None:
+                self.before("complete", name)
+                original()
+
+            upload.complete = complete
+            return upload
+
+    storage = Overtaken(lambda *_: None)
+    name = "old-00002-of-00003.csv"
+    at = ("complete", name) if operation == "complete" else ("put", f"_receipts/{name}.json")
+    with exports(FILES) as source:
+        storage.before = once(*at, lambda: deliver(source("new", ["/a"], 10), storage, replace=True))
+        deliver(source("old", list(FILES), ROWS), storage, compression="none", replace=True)
+        requests = len(source.server.headers_seen)
+    assert {*named(storage), "_manifest.json"} == set(storage.objects)
+    assert "old" == manifest(storage)["sendgrid_export"]["id"]
+    assert {} == storage.uploads
+    assert_proves(storage)
+    assert requests <= 1 + 2 * len(FILES) + 1, "each file of the run that was overtaken at most twice, and one more"
+
+
+def test_what_others_left_fails_no_delivery_if_it_cannot_be_listed(caplog):
+    class Failing(MemoryStorage):
+        def versions(self, beginning=""):
+            if beginning == "_receipts/":
+                raise DestinationError("list: S3 answered InternalError.")
+            return super().versions(beginning)
+
+    storage = Failing()
+    with exports(FILES) as source:
+        deliver(source("new", ["/a"], 10), storage, replace=True)
+    assert_proves(storage)
+    assert "left may remain at memory://lake/in/: list: S3 answered InternalError" in caplog.text
+
+
 # --- requests
 
 

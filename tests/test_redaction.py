@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from base64 import b64encode
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.sessions import new_async_client, new_download_session
-from airflow_provider_sendgrid.redaction import redact_logs_of_libraries
+from airflow_provider_sendgrid.redaction import redact, redact_logs_of_libraries
 from tests.exports.test_download import redirecting
 from tests.file_server import FileServer
 from tests.support.network import closed_port
@@ -176,3 +177,16 @@ def test_bodies_that_botocore_sends_are_in_no_log(server, caplog):
     assert [text for text in texts if "<1600 bytes>" in text]
     encoded = b64encode(encryption["SSECustomerKey"].encode()).decode()
     assert not [text for text in texts if "ada@" in text or "customerkeycust" in text or encoded in text]
+
+
+@pytest.mark.parametrize("part", ["'", "'a", "x-amz-", "a?", "'?", "/'?'"])
+def test_a_long_text_is_redacted_at_once(part):
+    """An interpreter that searches a text for minutes runs no other thread, and stops for no signal."""
+    began = time.monotonic()
+    redact(part * 20_000)
+    assert time.monotonic() - began < 5
+
+
+def test_a_question_mark_before_a_url_does_not_show_its_query():
+    assert redact("retry?https://files.example/b?sig=abc") == "retry?https://files.example/b?***"
+    assert redact("why? a?b c?d/e") == "why? a?b c?d/e"

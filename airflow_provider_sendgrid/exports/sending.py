@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from functools import cache
-from http.client import HTTPResponse
+from http.client import HTTPResponse, IncompleteRead
 from typing import Any
 
 from airflow_provider_sendgrid.stopping import shut_down
@@ -232,15 +232,52 @@ class RecordedTLSSocket(ssl.SSLSocket):
 _INTERIM = (100, *range(102, 200))
 
 
+class _HeadLines:
+    """The lines of a head. `http.client` takes a head for whole that the end of the connection has cut."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._is_first = True
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._stream.readline(limit)
+        is_cut = not line.endswith(b"\n") and len(line) < limit
+        # A connection that ends before the first byte has an error of its own.
+        if is_cut and not (self._is_first and not line):
+            raise IncompleteRead(line)
+        self._is_first = False
+        return line
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 class FinalResponse(HTTPResponse):
-    """The response after all interim ones (1xx), as with httpx; `http.client` skips "100 Continue" alone."""
+    """The response after all interim ones (1xx), as with httpx; `http.client` skips "100 Continue" alone.
+
+    Its head is whole.
+    """
 
     def begin(self) -> None:
-        """Read the head."""
-        super().begin()
+        """Read the head.
+
+        Raises:
+            IncompleteRead: the connection ended within it.
+        """
+        self._begin()
         while self.status in _INTERIM:
             self.headers = self.msg = None  # type: ignore[assignment]  # or the next head is not read
+            self._begin()
+
+    def _begin(self) -> None:
+        stream = self.fp
+        lines: Any = _HeadLines(stream)
+        self.fp = lines
+        try:
             super().begin()
+        finally:
+            if self.fp is lines:  # http.client forgets the stream when it closes it
+                self.fp = stream
 
 
 class _Recording:

@@ -176,7 +176,9 @@ def start_export_once(
     if attempt.keep is not None and not attempt.is_retry:
         try:
             baseline = yield from read_baseline(family, selection, patience)
-        except (SendGridPermissionError, SendGridNotFoundError):
+        except (SendGridPermissionError, SendGridNotFoundError) as error:
+            if error.is_of_proxy:
+                raise
             # A key may start exports and not list them. A lost response then ends the try with its error.
             baseline = Baseline(attempt.since, Clock.WORKER, None)
         attempt.keep(baseline)

@@ -6,6 +6,7 @@ data and lives about 300 s: only the download gets it.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -14,11 +15,23 @@ from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from urllib.parse import parse_qsl, urlsplit
 
-from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridServerError
+from airflow_provider_sendgrid.exceptions import (
+    ExportExpiredError,
+    ExportIncompleteError,
+    SendGridNotFoundError,
+    SendGridPermissionError,
+    SendGridServerError,
+)
 from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
+from airflow_provider_sendgrid.exports.protocol import Patience
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
+log = logging.getLogger(__name__)
+
+# For a response that does not fit the one before: single ones have been seen to be wrong.
+RENEWAL_PATIENCE = Patience(tries=4, longest_wait_seconds=10.0)
+_STRAY_REFUSALS = (SendGridPermissionError, SendGridNotFoundError)
 # Parameters of signed URLs of S3, CloudFront, Google Cloud Storage and Azure.
 _OF_A_SIGNATURE = re.compile(
     r"x-(?:amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|hash-algorithm"
@@ -30,14 +43,17 @@ _OF_A_SIGNATURE = re.compile(
 class SignedUrls:
     """One export's URLs, requested again when they have aged or were refused; safe to share among threads.
 
-    One thread asks SendGrid, and the others wait for its result.
+    One thread asks SendGrid, and the others wait for its result. Once a response has named the files, a response that
+    lacks one of them, or a refusal (403, 404), is not believed at once: SendGrid is asked again a few times.
 
     Args:
         get_export: asks SendGrid for the export's status; each answer signs the URLs again.
         allow_http: whether plain HTTP from this machine will do: only if the API itself is emulated on it.
         clock: seconds, from any moment on.
         max_age_seconds: URLs older than this are not used to begin a file.
-        stop: ends all waits for another thread's result.
+        stop: ends all waits.
+        sleep: how to wait, in seconds; by default until then, or until `stop` is set.
+        patience: how often SendGrid is asked when a response lacks files.
 
     Attributes:
         renewals: how often URLs had to be renewed because one was refused.
@@ -51,6 +67,8 @@ class SignedUrls:
         clock: Callable[[], float] = time.monotonic,
         max_age_seconds: float = 30.0,
         stop: StopSignal | None = None,
+        sleep: Callable[[float], object] | None = None,
+        patience: Patience = RENEWAL_PATIENCE,
     ) -> None:
         self.renewals = 0
         self._get_export = get_export
@@ -58,9 +76,12 @@ class SignedUrls:
         self._clock = clock
         self._max_age_seconds = max_age_seconds
         self._stop = stop or StopSignal()
+        self._sleep = sleep or self._stop.wait
+        self._patience = patience
         self._lock = threading.Lock()  # held for moments only, never while SendGrid is asked
         self._asking: Future[ContactExport] | None = None
         self._export: ContactExport | None = None
+        self._paths = frozenset[str]()  # of all files
         self._asked_at = 0.0
 
     def export(self) -> ContactExport:
@@ -127,8 +148,7 @@ class SignedUrls:
 
     def _ask(self, asking: Future[ContactExport], *, is_renewal: bool) -> ContactExport:
         try:
-            self._stop.raise_if_set()
-            export = self._get_export()
+            export = self._ask_again_if_stray()
         except BaseException as error:
             with self._lock:
                 self._asking = None
@@ -137,9 +157,35 @@ class SignedUrls:
             raise
         with self._lock:
             self._export, self._asked_at, self._asking = export, self._clock(), None
+            self._paths |= frozenset(export.paths)
             self.renewals += is_renewal
         asking.set_result(export)
         return export
+
+    def _ask_again_if_stray(self) -> ContactExport:
+        """SendGrid's response; the last one, if several in a row lack files that an earlier one named."""
+        tried = 0
+        while True:
+            self._stop.raise_if_set()
+            tried += 1
+            is_last = tried >= self._patience.tries or not self._paths or self.has_expired()
+            try:
+                export = self._get_export()
+            except _STRAY_REFUSALS as error:
+                if is_last:
+                    raise
+                cause = str(error)
+            else:
+                missing = self._paths - set(export.paths)
+                if is_last or not missing:
+                    return export
+                cause = (
+                    f"SendGrid export {export.id}: its status is {export.status!r}, without {len(missing)} of the "
+                    f"{len(self._paths)} files that SendGrid named before."
+                )
+            wait = self._patience.wait_seconds(tried)
+            log.warning("%s Asking again in %.1f s.", cause, wait)
+            self._sleep(wait)
 
 
 def require_distinct_paths(export_id: str, urls: Sequence[str]) -> None:

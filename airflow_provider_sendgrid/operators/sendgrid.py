@@ -20,7 +20,7 @@ from airflow_provider_sendgrid._compat import (
     task_states,
     xcoms_of_run,
 )
-from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError
+from airflow_provider_sendgrid.exceptions import SendGridError, is_hopeless
 from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Rivals, Starting
@@ -145,7 +145,9 @@ class SendGridExportContactsOperator(BaseOperator):
             SendGridExportsLink.keep_for(context, self.family)
             selection = self._selection(hook)
             export_id, is_found = self._start(hook, selection, context)
-        except (*HOPELESS_ERRORS, ValueError, TypeError) as error:
+        except (SendGridError, ValueError, TypeError) as error:
+            if isinstance(error, SendGridError) and not is_hopeless(error):
+                raise
             raise AirflowFailException(str(error)) from error
         how = "Found the export that an earlier request started" if is_found else "SendGrid accepted the export"
         self.log.info("%s; its id is %s.", how, export_id)

@@ -22,7 +22,9 @@ ATTEMPTS = 6
 LONGEST_PAUSE_SECONDS = 30.0
 NO_ANSWER = "no answer"
 # What clients raise over an answer of a shape that they do not know.
-UNREADABLE_ANSWER = (ValueError, TypeError, AttributeError, KeyError)
+UNREADABLE_ANSWER = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+# Of what a storage says: clients take a whole page of HTML for its message.
+_MOST_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,8 @@ class Requests:
 
     def error(self, operation: str, uri: str, failure: Failure) -> Exception:
         """The failure as one of this package's errors."""
-        meaning = self.meaning(failure.codes)
-        error = meaning.error(f"{operation} of {uri}: {self.storage} failed: {failure.text}. {meaning.next_step}")
+        meaning, text = self.meaning(failure.codes), _shortened(failure.text)
+        error = meaning.error(f"{operation} of {uri}: {self.storage} failed: {text}. {meaning.next_step}")
         if isinstance(error, (DestinationError, DestinationRefusedError)):
             error.code = next((code for code in failure.codes if code != NO_ANSWER), None)
         return error
@@ -157,7 +159,12 @@ class ClientError(Exception):
 
 
 def _redacted(error: Exception) -> ClientError:
-    return ClientError(f"{type(error).__name__}: {redact(str(error))}").with_traceback(error.__traceback__)
+    text = _shortened(redact(str(error)))
+    return ClientError(f"{type(error).__name__}: {text}").with_traceback(error.__traceback__)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 def pause_seconds(number: int) -> float:

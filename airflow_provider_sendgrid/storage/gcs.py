@@ -534,5 +534,5 @@ class _Answer:
 def _json(answer: Any) -> Any:
     try:
         return answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

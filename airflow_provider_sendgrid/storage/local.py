@@ -41,6 +41,7 @@ _REFUSED = {
     errno.EISDIR: "A folder has the file's name: correct the path.",
     errno.ENAMETOOLONG: "Shorten the path.",
     errno.ELOOP: "The path's symbolic links form a loop: correct them.",
+    errno.EEXIST: "Something else has this name, such as a symbolic link that leads nowhere: delete it.",
 }
 _PASSING = {
     errno.ENOSPC: "Free some disk space and run the task again.",
@@ -98,16 +99,18 @@ class LocalStorage:
             return StoredInfo(status.st_size, _read_metadata(path, status), _version(status))
 
     def versions(self, beginning: str = "") -> Mapping[str, str] | None:
-        """The versions of all files of the folder itself that begin like this; None if it may not be listed."""
+        """The versions of all files of one folder that begin like this; None if it may not be listed."""
         found = {}
-        with _translated("list", self._folder):
+        parent, slash, start = beginning.rpartition("/")
+        folder = self._folder / parent
+        with _translated("list", folder):
             try:
-                for entry in self._folder.iterdir():
-                    if not entry.name.startswith(beginning):
+                for entry in folder.iterdir():
+                    if not entry.name.startswith(start):
                         continue
                     status = None if _is_unfinished(entry) or _is_loop(entry) else _status(entry)
                     if status is not None and stat.S_ISREG(status.st_mode):
-                        found[entry.name] = _version(status)
+                        found[parent + slash + entry.name] = _version(status)
             except FileNotFoundError:
                 return {}
             except PermissionError as error:
@@ -227,6 +230,8 @@ class LocalUpload(InOrderUpload):
             self._unfinished.replace(self._path)
         except (FileExistsError, FileNotFoundError) as error:
             status = _status(self._path)
+            if status is None and self._path.is_symlink():
+                raise
             if status is None or _version(status) != version:
                 is_deleted = isinstance(error, FileNotFoundError)
                 what = "deleted the unfinished file" if is_deleted else "stored this file"
@@ -309,8 +314,13 @@ def _write_metadata(path: Path, status: os.stat_result, metadata: Mapping[str, s
     place = _metadata_path(path)
     place.parent.mkdir(exist_ok=True)
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(6)}{_UNFINISHED}")
-    unfinished.write_text(json.dumps({**_identity(status), "metadata": dict(metadata)}), encoding="utf-8")
-    unfinished.replace(place)
+    try:
+        unfinished.write_text(json.dumps({**_identity(status), "metadata": dict(metadata)}), encoding="utf-8")
+        unfinished.replace(place)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _read_metadata(path: Path, status: os.stat_result) -> Mapping[str, str]:

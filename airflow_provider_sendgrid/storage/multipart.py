@@ -124,7 +124,7 @@ class Storage(Protocol):
         """What is known of an object without reading it, None if there is none."""
 
     def versions(self, beginning: str = "") -> Mapping[str, str] | None:
-        """The versions of all objects whose names begin like this and hold no slash, by name, see `is_version`.
+        """The versions of all objects whose names begin like this, without a slash after that; see `is_version`.
 
         None if the credentials may not list objects.
         """

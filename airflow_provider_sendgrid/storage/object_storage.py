@@ -68,7 +68,10 @@ class Location:
         path = path.strip()
         if any(character < " " for character in path):  # `urlsplit` would leave some of them out
             raise _unreadable(path)
-        url = urlsplit(path, allow_fragments=False)
+        try:
+            url = urlsplit(path, allow_fragments=False)
+        except ValueError:
+            raise _unreadable(path) from None
         provider = _SCHEMES.get(url.scheme)
         folder = url.path.strip("/") + (f"?{url.query}" if url.query else "")
         # HTTP clients take "." out of Azure's URLs, so that the blob would get another name.
@@ -78,7 +81,7 @@ class Location:
         prefix = f"{folder}/" if folder else ""
         conn_id, at, bucket = url.netloc.rpartition("@")
         if provider is Provider.LOCAL:
-            if bucket or not url.path.startswith("/"):
+            if bucket or not url.path.startswith("/") or not folder:
                 raise ValueError(f"A folder needs an absolute path, file:///folder, not {_shown(path)!r}.")
             return cls(provider, "file://", "", f"/{prefix}", _conn_id(conn_id, at, path))
         # Azure's own form names the container before the account's host; containers' names have no dots.

@@ -150,8 +150,9 @@ class S3Storage:
                     raise
                 return found
             etag = self.value_of(answer, "ETag", "put_object", name)
-            version = self.verify_stored(name, len(content), info, etag)
-            if not self.is_damaged(answer, content, checksums):
+            version = self.verify_stored(name, len(content), info, etag, content)
+            # With another ETag than in the response, the content was compared.
+            if etag_of(version) != bare_etag(etag) or not self.is_damaged(answer, content, checksums):
                 return version
             log.warning("%s was damaged on its way to S3; sending it again.", self.uri(name))
             over = version
@@ -217,7 +218,8 @@ class S3Storage:
         try:
             for entry in self._listed(beginning):
                 name = str(entry.get("Key", "")).removeprefix(self._prefix)
-                if name and "/" not in name and str(entry["Key"]).startswith(self._prefix + beginning):
+                is_below = str(entry.get("Key", "")).startswith(self._prefix + beginning)
+                if name and is_below and "/" not in name.removeprefix(beginning):
                     found[name] = self._version(entry, "list_objects_v2", name)
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not _is_not_allowed(error):
@@ -378,8 +380,13 @@ class S3Storage:
             raise _no_s3(f"{method} of {self.uri(name)}: the response holds no {field}")
         return value
 
-    def verify_stored(self, name: str, size: int, info: ObjectInfo, etag: str) -> str:
+    def verify_stored(
+        self, name: str, size: int, info: ObjectInfo, etag: str, content: bytes | bytearray | None = None
+    ) -> str:
         """The version of an object that was just written with this ETag.
+
+        Behind some gateways the response to a write has another ETag than the object. Then its content counts, or that
+        it has the metadata of this very upload.
 
         Raises:
             DestinationChangedError: another run's is there, or none.
@@ -394,7 +401,10 @@ class S3Storage:
             )
         stored = self._stored_info(looked, name)
         if etag_of(stored.version) != bare_etag(etag):
-            raise self._changed(name)
+            if not self._is_of_this_write(stored, name, size, info, content):
+                raise self._changed(name)
+            message = "The server at %s returned another ETag for %s than the object has; the object's counts."
+            self._log_once("other-etag", logging.INFO, message, self._client.meta.endpoint_url, self.uri(name))
         if not is_as_sent(stored, size, info):
             raise _no_s3(f"{self.uri(name)}: what is there has not the size or the metadata that were sent")
         if ignored := self._ignored(_ENCRYPTION, name, looked):
@@ -407,6 +417,14 @@ class S3Storage:
             message = "%s shows no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
             self._log_once("lock", logging.WARNING, message, self.uri(name), ignored)
         return stored.version
+
+    def _is_of_this_write(
+        self, stored: StoredInfo, name: str, size: int, info: ObjectInfo, content: bytes | bytearray | None
+    ) -> bool:
+        if content is None:
+            return UPLOAD_KEY in info.metadata and is_as_sent(stored, size, info)
+        read = self.read(name) if is_as_sent(stored, size, info) else None
+        return read is not None and read.content == content
 
     def find_stored(self, name: str, size: int, info: ObjectInfo) -> StoredInfo | None:
         """An object of this size and metadata; None where it cannot be seen."""
@@ -511,7 +529,7 @@ class S3Storage:
     def _try_etag(self, name: str, *, is_part: bool) -> tuple[str, str, bool]:
         """Store, read and delete an object: its ETag or its part's, its MD5, and whether it holds what was sent."""
         content = bytearray(os.urandom(32).hex().encode() * 1024)  # so large that a server that compresses does
-        trial, info = copy(self), ObjectInfo("text/plain", {})
+        trial, info = copy(self), ObjectInfo("text/plain", {UPLOAD_KEY: secrets.token_hex(8)})
         trial._compares_etags = False  # noqa: SLF001 - of this class
         try:
             if is_part:

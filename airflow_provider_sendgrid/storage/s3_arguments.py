@@ -167,7 +167,7 @@ def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
             raise ValueError(f"extra_args may not hold {name}: {_OWN_ARGUMENTS[name]}.")
         if name not in shapes:
             raise ValueError(f"extra_args holds {name!r}, which S3 does not know.{_nearest(str(name), allowed)}")
-        if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+        if value in (None, b"") or (isinstance(value, str) and value.strip() in ("", "None")):
             raise ValueError(f"extra_args: {name} was passed but is empty; leave it out or give it a value.")
         if any(UNRENDERED.search(text) for text in _texts_of(value)):
             raise ValueError(f"extra_args: {name} holds a template that was not rendered; give it a value.")

@@ -14,7 +14,7 @@ from typing import Any
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.delivery import ArgumentError, Delivery, DeliveryOptions, deliver_export
-from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS
+from airflow_provider_sendgrid.exceptions import SendGridError, is_hopeless
 from airflow_provider_sendgrid.exports.export import ExportFamily, parse_export_id
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
@@ -129,7 +129,9 @@ class DeliveringOperator(BaseOperator, ABC):
                     storage = self._stop.call(self._storage, name="sendgrid-storage")
                 DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
                 delivery = deliver_export(source, storage, options, file_index, self._stop)
-        except (*HOPELESS_ERRORS, ArgumentError) as error:
+        except (SendGridError, ArgumentError) as error:
+            if isinstance(error, SendGridError) and not is_hopeless(error):
+                raise
             raise AirflowFailException(str(error)) from error
         self.log.info("%s", delivery.describe())
         self._tell(hook, delivery, context)

@@ -26,7 +26,7 @@ from airflow_provider_sendgrid.stopping import StoppedError
 from tests.file_server import FileServer
 from tests.sendgrid_source import LIMITS, HandClock, SendGrid
 from tests.short_lived_urls import fetch_over_short_lived_urls
-from tests.support.network import Server, read_request
+from tests.support.network import Server, read_request, reset
 
 CONTACTS = 8_000  # some 450 KB of gzip, 2 MB of plain text
 SMALL_STEPS = replace(LIMITS, progress_bytes=10_000)
@@ -350,6 +350,83 @@ class Breaking(Server):
         status = f"206 Partial\r\nContent-Range: bytes {start}-999/1000" if start else "200 OK"
         head = f"HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\nContent-Length: {1000 - start}\r\n{more}\r\n"
         connection.sendall(head.encode() + b"x" * (1000 - start if start else 500))
+
+
+class CutHead(Server):
+    """Ends the connection after more and more bytes of a response's head; the last response is whole."""
+
+    head = b""
+    body = b"x" * 1000
+    ends: tuple = ()
+    end = None
+
+    def serve(self, connection) -> None:
+        self.requests.append(read_request(connection).decode())
+        number = len(self.requests) - 1
+        if number < len(self.ends):
+            connection.sendall(self.head[: self.ends[number]])
+            if self.end is not None:
+                self.end(connection)
+        else:
+            connection.sendall(self.head + self.body)
+
+
+HEADS = {
+    "whole": b'HTTP/1.1 200 OK\r\nContent-Encoding: x-gzip\r\nETag: "one"\r\nContent-Length: 1000\r\n\r\n',
+    "length first": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nLast-Modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("end", [None, reset], ids=["closed", "reset"])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_is_cut_anywhere_is_asked_for_again(session, head, end):
+    """What came of it may look whole: a header less, or a length of 10 instead of 1000."""
+    server = CutHead()
+    server.head, server.end = HEADS[head], end
+    server.ends = tuple(range(1, len(server.head)))
+    with server.running():
+        limits = replace(SMALL_STEPS, tries=len(server.head))
+        download = download_of(f"{server.url}/file", session, limits=limits)
+        with download.open() as reader:
+            assert server.body == read(reader)
+    assert len(server.head) == len(server.requests) == download.connections
+    assert 1000 == download.length
+
+
+def test_a_redirect_that_is_cut_is_not_followed(session):
+    server = CutHead()
+    head = b"HTTP/1.1 307 Elsewhere\r\nLocation: /other/"
+    server.head = head + b"\r\nContent-Length: 0\r\n\r\n"
+    server.ends = (len(head) - 5, len(head)) * 3
+    with server.running(), pytest.raises(ExportIncompleteError, match=r"no connection \(ConnectionError\)"):
+        download_of(f"{server.url}/file", session).open()
+    assert {"/file"} == {request.split()[1] for request in server.requests}
+
+
+def test_a_head_that_is_cut_later_resumes_the_file(session):
+    """Like a connection that is cut within the body: what came before counts."""
+    whole = HEADS["whole"].replace(b"OK", b"OK\r\nAccept-Ranges: bytes")
+
+    class Later(CutHead):
+        def serve(self, connection) -> None:
+            request = read_request(connection).decode()
+            self.requests.append(request)
+            start = int(match[1]) if (match := re.search(r"(?i)range: bytes=(\d+)-", request)) else 0
+            if len(self.requests) % 3 == 2:
+                connection.sendall(whole[: len(self.requests) * 4])
+                return
+            head = whole
+            if start:
+                ranged = f"206 Partial\r\nContent-Range: bytes {start}-999/1000".encode()
+                head = whole.replace(b"200 OK", ranged).replace(b"Length: 1000", b"Length: %d" % (1000 - start))
+            connection.sendall(head + b"x" * 100)
+
+    server = Later()
+    with server.running():
+        download = download_of(f"{server.url}/file", session, limits=replace(SMALL_STEPS, tries=3, progress_bytes=100))
+        with download.open() as reader:
+            assert b"x" * 1000 == read(reader)
+    assert (1000, 15) == (download.fetched_bytes, download.connections)
 
 
 MODIFIED = "Last-Modified: Wed, 21 Oct 2026 07:28:0%d GMT\r\n"

@@ -12,10 +12,14 @@ from airflow_provider_sendgrid.exceptions import (
     ExportExpiredError,
     ExportIncompleteError,
     SendGridError,
+    SendGridNotFoundError,
+    SendGridPermissionError,
     SendGridServerError,
 )
 from airflow_provider_sendgrid.exports.export import ContactExport
+from airflow_provider_sendgrid.exports.protocol import Patience
 from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
 
 class SendGrid:
@@ -26,14 +30,24 @@ class SendGrid:
         self.scheme = scheme
         self.answers = 0
         self.now = 0.0
+        self.stray = []
 
     def get_export(self):
         self.answers += 1
+        if self.stray:
+            stray = self.stray.pop(0)
+            if isinstance(stray, Exception):
+                raise stray
+            return stray
         urls = tuple(f"{self.scheme}://files.example/{n}?X-Amz-Signature={self.answers}" for n in range(self.files))
         return ContactExport("6f0a2c5e", "ready", urls=urls)
 
     def urls(self, **options):
+        options = {"sleep": self.sleep, "patience": Patience(tries=4, jitter=lambda: 1.0)} | options
         return SignedUrls(self.get_export, clock=lambda: self.now, max_age_seconds=30.0, **options)
+
+    def sleep(self, seconds):
+        self.now += seconds
 
 
 @pytest.fixture
@@ -103,6 +117,79 @@ def test_a_file_that_is_gone_is_named_by_its_path(sendgrid):
     sendgrid.files = 1
     with pytest.raises(ExportIncompleteError, match="export 6f0a2c5e no longer names the file /1; it names 1 files"):
         urls.url("/1", refused=refused)
+
+
+STRAY = [
+    ContactExport("6f0a2c5e", "pending"),
+    ContactExport("6f0a2c5e", "ready"),
+    ContactExport("6f0a2c5e", ""),
+    ContactExport("6f0a2c5e", "ready", urls=("https://files.example/0?s=1", "")),
+    SendGridPermissionError("access forbidden", status_code=403),
+    SendGridNotFoundError("no such export", status_code=404),
+]
+AS_TEXT = [getattr(stray, "status_code", None) or f"{stray.status}-{len(stray.urls)}" for stray in STRAY]
+
+
+@pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
+def test_a_stray_response_to_a_renewal_is_not_believed(sendgrid, stray):
+    urls = sendgrid.urls()
+    refused = urls.url("/1")
+    sendgrid.stray = [stray] * 3
+    assert urls.url("/1", refused=refused) == "https://files.example/1?X-Amz-Signature=5"
+    assert (1.0 + 2.0 + 4.0, 1) == (sendgrid.now, urls.renewals)
+
+
+@pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
+def test_a_stray_response_after_urls_aged_is_not_believed(sendgrid, stray):
+    urls = sendgrid.urls()
+    urls.export()
+    sendgrid.now, sendgrid.stray = 31.0, [stray]
+    assert urls.url("/1") == "https://files.example/1?X-Amz-Signature=3"
+
+
+@pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
+def test_the_first_response_is_believed_at_once(sendgrid, stray):
+    """Nothing shows that it is a stray one; the caller says what is wrong."""
+    sendgrid.stray = [stray]
+    with pytest.raises(SendGridError):
+        sendgrid.urls().url("/1")
+    assert (1, 0.0) == (sendgrid.answers, sendgrid.now)
+
+
+@pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
+def test_a_response_that_stays_wrong_is_believed(sendgrid, stray):
+    urls = sendgrid.urls()
+    refused = urls.url("/1")
+    sendgrid.stray = [stray] * 20
+    with pytest.raises(SendGridError, match=r"access forbidden|no such export|no longer names the file /1"):
+        urls.url("/1", refused=refused)
+    assert 1 + 4 == sendgrid.answers
+
+
+def test_files_that_are_still_named_are_fetched_though_others_are_missing(sendgrid):
+    urls = sendgrid.urls()
+    refused = urls.url("/0")
+    sendgrid.files = 1
+    assert urls.url("/0", refused=refused) == "https://files.example/0?X-Amz-Signature=5"
+
+
+def test_an_export_that_has_expired_is_not_asked_for_again(sendgrid):
+    expired = ContactExport("6f", "ready", urls=("https://f/0?s=1",), expires_at=NOW, as_of=NOW)
+    sendgrid.stray = [expired, ContactExport("6f", "ready", urls=(), expires_at=NOW, as_of=NOW)]
+    urls = sendgrid.urls()
+    with pytest.raises(ExportExpiredError):
+        urls.url("/0", refused=urls.url("/0"))
+    assert 2 == sendgrid.answers
+
+
+def test_a_stop_ends_the_pause_before_a_stray_response_is_checked(sendgrid):
+    stop = StopSignal()
+    urls = sendgrid.urls(stop=stop, sleep=lambda _: stop.set())
+    refused = urls.url("/1")
+    sendgrid.stray = [STRAY[0]] * 3
+    with pytest.raises(StoppedError):
+        urls.url("/1", refused=refused)
+    assert 2 == sendgrid.answers
 
 
 def test_a_file_is_found_by_its_path_whatever_the_order():

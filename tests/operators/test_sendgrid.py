@@ -80,6 +80,19 @@ def test_what_sendgrid_refuses_fails_without_another_try(sendgrid_emulator, stat
     assert requests == sendgrid_emulator.count("POST")
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+@pytest.mark.usefixtures("no_waiting")
+def test_what_a_gateway_refuses_is_tried_again_by_airflow(sendgrid_emulator, status):
+    """Its page says nothing about the key or the arguments."""
+    sendgrid_emulator.inject(Fault("html", status=status))
+
+    with pytest.raises(SendGridError) as caught:
+        start()
+
+    assert status == caught.value.status_code
+    assert 0 == sendgrid_emulator.count("POST")
+
+
 @pytest.mark.parametrize(
     ("fault", "error_class"), [(Fault("status"), SendGridServerError), (Fault("reset"), SendGridUnavailableError)]
 )

@@ -158,6 +158,22 @@ def test_a_link_whose_answer_was_lost_is_a_success(storage, monkeypatch):
     assert (version, INFO.metadata) == (storage.head("a.csv").version, storage.head("a.csv").metadata)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "_metadata", "_receipts"])
+def test_a_symbolic_link_that_leads_nowhere_is_named(storage, tmp_path, name):
+    """No other run stored a file, and no further try helps."""
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(DestinationRefusedError, match="a symbolic link that leads nowhere: delete it"):
+        storage.put("_receipts/a.json" if name == "_receipts" else "a.csv", b"1", INFO, None)
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith(".part")] == []
+
+
+def test_metadata_that_cannot_be_stored_leave_nothing_unfinished(storage, tmp_path):
+    (tmp_path / "_metadata" / "a.csv.json").mkdir(parents=True)
+    with pytest.raises(DestinationRefusedError, match="A folder has the file's name"):
+        storage.put("a.csv", b"1", INFO)
+    assert [path.name for path in tmp_path.rglob("*")] == ["_metadata", "a.csv.json"]
+
+
 def test_runs_that_store_and_delete_in_one_folder_do_not_fail(tmp_path):
     """A subfolder that one run deletes when it is empty is where another one writes."""
     errors = []

@@ -59,6 +59,18 @@ def test_a_line_break_in_a_path_is_refused(path):
         Location.of(path)
 
 
+@pytest.mark.parametrize("path", ["file:///", "file:////", "/", " / "])
+def test_a_path_whose_template_rendered_nothing_is_not_the_whole_machine(path):
+    with pytest.raises(ValueError, match="needs an absolute path"):
+        Location.of(path)
+
+
+@pytest.mark.parametrize("path", ["gs://[lake/in", "file://[/in", "abfs://lake]/in"])
+def test_a_path_that_is_no_url_is_refused(path):
+    with pytest.raises(ValueError, match="path must be"):
+        Location.of(path)
+
+
 @pytest.mark.parametrize("folder", [".", "./in", "in/./x", "in/.", "../in"])
 def test_a_dot_is_no_folder_on_azure(folder):
     with pytest.raises(ValueError, match="path must be"):

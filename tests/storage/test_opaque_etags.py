@@ -1,16 +1,21 @@
-"""ETags that look like MD5s and are none refuse no object over plain HTTP; a damaged body is found all the same."""
+"""ETags that look like MD5s and are none refuse no object over plain HTTP; a damaged body is found all the same.
+
+Neither does a server refuse them whose responses to writes have another ETag than the object.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_provider_sendgrid.exceptions import DestinationError
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
+from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
+from airflow_provider_sendgrid.storage.multipart import MIB, UPLOAD_KEY, ObjectInfo, crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.losing_proxy import LosingProxy
 from tests.support.opaque_proxy import OpaqueProxy
 from tests.support.seaweedfs import client_of
 
@@ -98,3 +103,90 @@ def test_a_server_where_etags_cannot_be_tried_is_believed_as_before(s3, monkeypa
     with storage_behind(s3, encryption="AES256") as (_, storage):
         storage.put("a.csv", CONTENT, INFO, None)
     assert s3.stored_keys() == ["in/a.csv"]
+
+
+# --- other ETags in responses to writes than the objects have
+
+
+class WriteProxy(OpaqueProxy):
+    """Turns ETags round in responses to writes alone; calls `before_look` before an object is looked at."""
+
+    before_look = staticmethod(lambda _target: None)
+
+    def passed_on(self, method, target, headers, body):
+        if method == "HEAD":
+            self.before_look(target)
+        is_write = method in ("PUT", "POST")
+        sent = self._turned_xml(body) if is_write else body
+        status, answered, content = LosingProxy.passed_on(self, method, target, headers, sent)
+        if is_write:
+            answered = [(name, self._turned(name, value)) for name, value in answered]
+            content = self._turned_xml(content)
+        return status, answered, content
+
+
+@contextmanager
+def storage_behind_gateway(s3, **arguments):
+    proxy = WriteProxy(urlsplit(s3.url).port)
+    with proxy.running():
+        yield proxy, S3Storage(client_of(proxy.url, login="test"), s3.bucket, "in/", **arguments)
+
+
+OURS = ObjectInfo("text/csv", {UPLOAD_KEY: "ours"})
+
+
+def store_parts(storage, info, over=None):
+    upload = storage.begin("a.csv", info, over)
+    try:
+        for number, part in enumerate((CONTENT, b"the end"), 1):
+            upload.write_part(number, bytearray(part), crc32(part))
+        upload.complete()
+    finally:
+        upload.abort()
+
+
+def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
+    """It is known by its content, or by its upload; all later writes go by the ETag that it has."""
+    caplog.set_level("INFO")
+    with storage_behind_gateway(s3) as (_, storage):
+        store_parts(storage, OURS)
+        version = storage.put("_manifest.json", b"1", ObjectInfo("application/json", {}), None)
+        assert version == storage.head("_manifest.json").version == storage.versions()["_manifest.json"]
+        version = storage.put("_manifest.json", b"2", ObjectInfo("application/json", {}), version)
+        storage.put("b.csv", b"small", OURS, None)
+        store_parts(storage, ObjectInfo("text/csv", {UPLOAD_KEY: "again"}), storage.head("a.csv").version)
+        storage.delete("_manifest.json", version)
+    assert s3.stored_keys() == ["in/a.csv", "in/b.csv"]
+    assert s3.read("in/a.csv") == CONTENT + b"the end"
+    assert s3.open_uploads() == []
+    assert caplog.text.count("returned another ETag") == 1
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_another_runs_object_is_not_taken_for_the_own_whatever_the_etags(s3, is_small):
+    """It was stored right after the own one, with the same size."""
+    with storage_behind_gateway(s3) as (proxy, storage):
+        looks = []
+
+        def store_another(target) -> None:
+            looks.append(target)
+            if len(looks) == 2:  # the first one is before the write
+                content = b"other" if is_small else b"#" * len(CONTENT + b"the end")
+                s3.client.put_object(Bucket=s3.bucket, Key="in/a.csv", Body=content, Metadata={UPLOAD_KEY: "theirs"})
+
+        if not is_small:
+            store_parts(storage, OURS)  # what ETags are is known now
+        version = None if is_small else storage.head("a.csv").version
+        proxy.before_look = store_another
+        write = partial(storage.put, "a.csv", b"small", ObjectInfo("text/csv", {}), None)
+        if not is_small:
+            write = partial(store_parts, storage, ObjectInfo("text/csv", {UPLOAD_KEY: "next"}), version)
+        with pytest.raises(DestinationChangedError, match="another run changed it"):
+            write()
+
+
+def test_no_request_is_added_where_etags_agree(s3):
+    proxy = LosingProxy(urlsplit(s3.url).port, lambda *_: False)
+    with proxy.running():
+        S3Storage(client_of(proxy.url, login="test"), s3.bucket, "in/").put("a.csv", b"small", OURS, None)
+    assert [method for method, _ in proxy.requests] == ["HEAD", "PUT", "HEAD"]

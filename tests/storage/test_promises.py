@@ -487,9 +487,12 @@ def test_one_version_of_an_object_is_known_everywhere(any_place):
     assert {} == storage.versions()
     version = storage.put("a.txt", b"1", INFO, None)
     upload_to(storage, b"1", ANY_VERSION).complete()
-    storage.put("sub/c.txt", b"1", INFO)
+    in_folder = storage.put("sub/c.txt", b"1", INFO)
+    storage.put("sub/sub/d.txt", b"1", INFO)
     if any_place.kind not in ("file", "memory"):
         any_place.write("index.txt", b"beside the prefix")
 
     assert {"a.txt": version, "parts.bin": storage.head("parts.bin").version} == storage.versions()
+    assert {"sub/c.txt": in_folder} == storage.versions("sub/") == storage.versions("sub/c")
+    assert {} == storage.versions("nowhere/") == storage.versions("sub/x")
     assert version == storage.head("a.txt").version == storage.read("a.txt").version

@@ -210,6 +210,7 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
         ({"SSEKMSKeyId": None}, ValueError, "SSEKMSKeyId was passed but is empty"),
         ({"ServerSideEncryption": "None"}, ValueError, "ServerSideEncryption was passed but is empty"),
         ({"ServerSideEncryption": " "}, ValueError, "ServerSideEncryption was passed but is empty"),
+        ({"SSECustomerKey": b""}, ValueError, "SSECustomerKey was passed but is empty"),
         ({"Metadata": {"run": 20261127}}, TypeError, "Metadata must be a mapping of texts to texts"),
         ({"BucketKeyEnabled": "yes"}, TypeError, "BucketKeyEnabled must be a boolean, not a str"),
         ("StorageClass=GLACIER", TypeError, "must be a mapping"),

@@ -53,8 +53,8 @@ class MemoryStorage:
 
     def versions(self, beginning: str = "") -> Mapping[str, str] | None:
         with self.lock:
-            listed = (name for name in self.objects if "/" not in name and name.startswith(beginning))
-            return {name: self.objects[name].version for name in listed}
+            listed = (name for name in self.objects if name.startswith(beginning))
+            return {name: self.objects[name].version for name in listed if "/" not in name.removeprefix(beginning)}
 
     def abort_uploads(self, names: Collection[str]) -> int:
         with self.lock:
