@@ -229,12 +229,14 @@ class _Run:
         self._is_whole = file_index is None
         by_path = {file_path(url): url for url in reversed(export.urls)}
         self._export = replace(export, urls=tuple(by_path[path] for path in unique_paths(export)))
+        self._has_all = len(self._indexes) == len(self._export.urls)  # so that rows can be compared
         self._stop = stop
         self.progress = Progress(export.id, len(self._export.urls))
         self.downloads: list[FileDownload] = []
         self._opened: list[_File] = []
         self._stored_here: dict[str, StoredFile] = {}
         self._distrusted: dict[str, str] = {}
+        self._agreed: dict[str, FileFacts] = {}
         most = options.max_concurrency
         self._uploads = DaemonExecutor(most, "sendgrid-upload")
         self._threads = DaemonExecutor(min(most, max(len(self._indexes), 1)), "sendgrid-file")
@@ -255,13 +257,14 @@ class _Run:
                     publication.raise_if_changed()
                 stored = self._store_all(publication, order)
                 delivered = self._with_rows(stored, order)
-                if self._is_whole:
+                if self._has_all:
                     if difference := self._difference(delivered):
-                        self._fetch_again_or_refuse(difference, stored)
+                        self._fetch_again_or_refuse(difference, stored, publication)
                         continue
-                    manifest_uri = self._publish(publication, stored, delivered)
-                else:
-                    manifest_uri = None
+                    if counted := {file.name: file.facts for file in stored if file.is_only_counted}:
+                        self._agreed = counted
+                        continue
+                manifest_uri = self._publish(publication, stored, delivered) if self._is_whole else None
                 return self._delivery(stored, delivered, manifest_uri)
             except DestinationChangedError as error:
                 if round_number == _ROUNDS:
@@ -308,7 +311,7 @@ class _Run:
 
     def _look_all(self, names: Collection[str]) -> list[StoredInfo | None]:
         looks = [self._uploads.submit(self._storage.head, name) for name in names]
-        return [look.result() for look in looks]
+        return [self._stop.result(look) for look in looks]
 
     def _store_all(self, publication: Publication, order: Sequence[str]) -> list[StoredFile]:
         """Store files: small ones side by side, large ones one after the other.
@@ -369,7 +372,9 @@ class _Run:
             self._stop,
             self._stored_here,
             self._distrusted,
-            contact_count=self._export.contact_count if self._is_whole and self._options.verify_row_count else None,
+            contact_count=self._export.contact_count if self._has_all and self._options.verify_row_count else None,
+            expected_count=self._export.contact_count,
+            agreed=self._agreed,
         )
         places = {index: _place(self._export.id, order, index) for index in reversed(self._indexes)}
         return [_File(self, context, index, place, listed) for index, place in places.items()]
@@ -454,7 +459,7 @@ class _Run:
         files = {parts for name in names if (parts := FileName.parse(name)) and parts.export_id != self._export.id}
         return {name for parts in files for name in parts.of_all_files()}
 
-    def _fetch_again_or_refuse(self, difference: str, stored: Sequence[StoredFile]) -> None:
+    def _fetch_again_or_refuse(self, difference: str, stored: Sequence[StoredFile], publication: Publication) -> None:
         """Have files fetched again that others stored, once; after that, delete what this try stored.
 
         Raises:
@@ -471,7 +476,7 @@ class _Run:
                     self._export.id,
                 )
                 return
-            kept, named = self._rollback(is_all=not distrusted), self._named(stored)
+            kept, named = self._rollback(publication, is_all=not distrusted), self._named(stored)
         except SendGridError as error:
             log.warning("What this task stored is not deleted, for %s may name it: %s", MANIFEST_NAME, error)
             kept, named = list(self._stored_here), []
@@ -494,9 +499,8 @@ class _Run:
         Without `replace`, files that a manifest of this export names are left out: they must stay as they are.
         """
         named = () if self._options.replace else self._named(stored)
-        return {
-            file.name: file.version for file in stored if file.name not in self._stored_here and file.name not in named
-        }
+        others = (file for file in stored if file.name not in self._stored_here and not file.is_only_counted)
+        return {file.name: file.version for file in others if file.name not in named}
 
     def _named(self, stored: Sequence[StoredFile]) -> list[str]:
         """The names of those files that a manifest of this export names."""
@@ -507,8 +511,10 @@ class _Run:
         stored = self._storage.read(MANIFEST_NAME)
         return KnownManifest.from_content(stored.content if stored else b"")
 
-    def _rollback(self, *, is_all: bool) -> list[str]:
+    def _rollback(self, publication: Publication, *, is_all: bool) -> list[str]:
         """Delete what this try stored, except what a manifest names by now; what others stored they may still need.
+
+        Another run may write its manifest right before an object of this try is deleted: it is withdrawn.
 
         Returns:
             The names of the objects of this try that remain.
@@ -522,6 +528,8 @@ class _Run:
             receipts = {receipt_name(file.name): ANY_VERSION} if file.has_receipt else {}
             if file.name in named or not delete_all(self._storage, {file.name: file.version, **receipts}):
                 kept.append(file.name)
+            else:
+                publication.withdraw_if_deleted({file.name: file.version})
         if is_all and not named and len(self._export.urls) > 1:
             delete_all(self._storage, {order_name(self._export.id): ANY_VERSION})
         return kept

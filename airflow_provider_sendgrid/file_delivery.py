@@ -123,6 +123,8 @@ class Context:
         distrusted: objects that do not count as stored, and their versions: their rows disagree.
         writers: of the objects that are being stored, for the code that stops the delivery.
         contact_count: SendGrid's, if the rows of all files will be compared with it.
+        expected_count: SendGrid's, also if the rows are not compared with it.
+        agreed: what is known of files that were fetched to be counted: with them the rows of all files agree.
     """
 
     export_id: str
@@ -136,6 +138,8 @@ class Context:
     distrusted: Mapping[str, str] = field(default_factory=dict)
     writers: set[PartWriter] = field(default_factory=set)
     contact_count: int | None = None
+    expected_count: int | None = None
+    agreed: Mapping[str, FileFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,7 @@ class StoredFile:
         version: of the object.
         has_receipt: whether there is a receipt of it.
         is_new: whether it was stored just now.
+        is_only_counted: whether an object that a manifest names is in its place still, at this version.
     """
 
     name: str
@@ -184,6 +189,7 @@ class StoredFile:
     version: str
     has_receipt: bool = False
     is_new: bool = False
+    is_only_counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +263,8 @@ def store_file(
             "" if context.contact_count else download.content_type,
             needs_header=place.is_only and (context.contact_count or 0) <= _MOST_LINES,
         )
+        if place.is_only and not plan.head and context.expected_count:
+            raise ExportIncompleteError(f"What came is empty, SendGrid counted {context.expected_count} contacts.")
         name = place.stem + plan.ending
         before = _without_what_is_to_be_deleted(context, name, objects.get(name))
         upload = secrets.token_hex(8)
@@ -285,6 +293,9 @@ def store_file(
                     _write_receipt(storage, name, same)
                     return StoredFile(name, same, before.version, has_receipt=True)
                 if before is not None:
+                    if _must_be_counted_first(context, place, name, before, facts):
+                        writer.abort()
+                        return StoredFile(name, facts, before.version, is_only_counted=True)
                     context.publication.raise_unless_replaceable(name, before)
                 if has_receipt := not writer.is_small:
                     _write_receipt(storage, name, facts)
@@ -301,6 +312,23 @@ def _raise_if_rows_differ(context: Context, count: RecordCount) -> None:
     """The rows of the only file are all: they are compared before it is published."""
     if difference := rows_difference(count.rows(count.first_record_sha256), context.contact_count):
         raise ExportIncompleteError(rows_message(context.export_id, difference, "This task stored nothing."))
+
+
+def _must_be_counted_first(context: Context, place: FilePlace, name: str, before: StoredInfo, facts: FileFacts) -> bool:
+    """Whether an object that the manifest names must stay until the rows of all files are known to agree.
+
+    Raises:
+        ExportIncompleteError: they agreed when the file was fetched before, and it holds other rows now.
+    """
+    is_kept = context.options.replace and context.publication.facts(name, before) is not None
+    if context.contact_count is None or place.is_only or not is_kept:
+        return False
+    if (agreed := context.agreed.get(name)) is None:
+        log.info("%s differs from what the manifest names: all rows are compared before it is replaced.", place.title)
+        return True
+    if (agreed.records, agreed.first_record_sha256) != (facts.records, facts.first_record_sha256):
+        raise ExportIncompleteError(f"It holds {facts.records} records, and held {agreed.records} a moment ago.")
+    return False
 
 
 def _is_place_of(context: Context, place: FilePlace, name: str, info: StoredInfo) -> bool:

@@ -27,7 +27,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from airflow_provider_sendgrid.exceptions import (
@@ -43,6 +42,8 @@ log = logging.getLogger(__name__)
 
 EXPORT_ID_KEY = "sendgrid-export-id"
 SAFE_ID = re.compile(r"[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*")
+# Refused deletes after which no further one is tried.
+_MOST_REFUSALS = 10
 _OBJECT_NAME = re.compile(rf"({SAFE_ID.pattern})-\d{{5,}}-of-\d{{5,}}\.(csv|json)(\.gz)?")
 _MOST_FILES = 10_000
 
@@ -232,29 +233,37 @@ class Publication:
         Raises:
             DestinationError: the storage failed. A task that loads the whole prefix would load both exports, so this
                 one must not succeed; its next try deletes what the manifest says.
+            ManifestChangedError: another run's manifest was withdrawn, and there is none now.
         """
         try:
-            return delete_all(self._storage, versions, is_needed=True)
-        finally:
-            self._withdraw_if_deleted(versions)
+            is_done = delete_all(self._storage, versions, is_needed=True)
+        except BaseException:
+            self.withdraw_if_deleted(versions)
+            raise
+        if self.withdraw_if_deleted(versions):
+            raise self._manifest_changed()
+        return is_done
 
-    def _withdraw_if_deleted(self, versions: Mapping[str, str]) -> None:
-        """Asked after objects were deleted: by name, at these versions.
+    def withdraw_if_deleted(self, versions: Mapping[str, str]) -> bool:
+        """Asked after objects were deleted: by name, at these versions; whether a manifest had to be withdrawn.
 
         Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
         deletes it nevertheless if its bytes are the same, for then its ETag is the same, too. That run has looked at
         its objects before or after the delete: in the second case it has noticed, in the first its manifest is here.
         """
         if not versions or (now := self._storage.read(MANIFEST_NAME)) is None:
-            return
+            return False
         named = KnownManifest.from_content(now.content).names
         for name in versions:
             if name in named and self._storage.head(name) is None:
                 manifest, uri = self._storage.uri(MANIFEST_NAME), self._storage.uri(name)
-                log.warning("Withdrawing %s: another run stored %s while this one deleted it.", manifest, uri)
-                with suppress(ManifestChangedError):
+                log.warning("Withdrawing %s: another run stored or found %s while this one deleted it.", manifest, uri)
+                try:
                     self._withdraw(now.version)
-                return
+                except ManifestChangedError:
+                    return False
+                return True
+        return False
 
     def replaced(self, names: Sequence[str]) -> dict[str, str]:
         """The objects that are to be deleted when a manifest of these objects is written: versions by URIs.
@@ -378,6 +387,7 @@ def delete_all(storage: Storage, versions: Mapping[str, str], *, is_needed: bool
     Raises:
         DestinationError: see `is_needed`.
     """
+    refused = 0
     for name, version in versions.items():
         try:
             storage.delete(name, version)
@@ -387,13 +397,17 @@ def delete_all(storage: Storage, versions: Mapping[str, str], *, is_needed: bool
                     f"{error} The manifest is written, but objects that it replaces remain, such as "
                     f"{storage.uri(name)}. Run the task again to delete them."
                 ) from error
-            log.warning(
-                "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
-                storage.uri(name),
-                error,
-            )
-            return False
-    return True
+            if not refused:
+                log.warning(
+                    "Objects that are no longer needed remain, such as %s: %s Nothing else depends on them.",
+                    storage.uri(name),
+                    error,
+                )
+            refused += 1
+            # One object may be on hold while others are not.
+            if not is_needed or refused == _MOST_REFUSALS:
+                return False
+    return not refused
 
 
 def _changed(export_id: str, uri: str) -> DestinationChangedError:

@@ -559,17 +559,29 @@ class Deliveries(RuleBasedStateMachine):
     def is_being_withdrawn(self, active, before):
         """Whether a try stored over an object that a manifest names, which another run wrote since the try read it.
 
-        It reads the manifest again as its next step, and withdraws it; unless it is killed or fails there.
+        It reads the manifest again as its next step, and withdraws it; unless it is killed or fails there. So does a
+        try that writes a manifest when another run has just stored over one of its objects.
         """
         version = self.version(MANIFEST_NAME)
         stored = [name for name in self.named() if name in before and self.memory.objects.get(name) is not before[name]]
         if stored and version != active.manifest_read and all(name in self.memory.objects for name in stored):
+            self.to_be_withdrawn = (version, active)
+        is_written = version is not None and self.memory.objects[MANIFEST_NAME] is not before.get(MANIFEST_NAME)
+        if is_written and self.is_stored_over():
+            # After it had looked at its objects, and before it wrote the manifest: it looks at them again.
             self.to_be_withdrawn = (version, active)
         if self.to_be_withdrawn is None or self.to_be_withdrawn[0] != version:
             return False
         outcome = self.to_be_withdrawn[1].outcome
         self.is_torn |= isinstance(outcome, BaseException)
         return outcome is None or self.is_torn
+
+    def is_stored_over(self):
+        """Whether an object that the manifest names is there with another content."""
+        entries = (self.manifest() or {"entries": []})["entries"]
+        named = {entry["url"].removeprefix(self.memory.prefix): entry["meta"]["sha256"] for entry in entries}
+        there = {name: self.memory.objects[name].content for name in named if name in self.memory.objects}
+        return any(hashlib.sha256(content).hexdigest() != named[name] for name, content in there.items())
 
     def check_change(self, active, name, version):
         if name in FOREIGN:

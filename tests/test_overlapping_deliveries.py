@@ -339,7 +339,10 @@ def test_what_a_killed_run_was_to_delete_is_known_by_another_name_of_the_place()
 
 
 def test_a_manifest_is_withdrawn_whose_object_the_run_before_still_deletes():
-    """Between its look and its delete the object was stored again with the same bytes, which have the same ETag."""
+    """Between its look and its delete the object was stored again with the same bytes, which have the same ETag.
+
+    Both exports would be gone then: the run that withdraws the other's manifest delivers its own again.
+    """
 
     class Late(MemoryStorage):
         def delete(self, name, version="*"):
@@ -355,7 +358,9 @@ def test_a_manifest_is_withdrawn_whose_object_the_run_before_still_deletes():
         storage = Late()
         deliver(source("aa", ["/a"], 10), storage)
         deliver(source("bb", ["/b"], 20), storage, replace=True)
-        assert "_manifest.json" not in storage.objects
+        assert started
+        assert {"bb-00001-of-00001.csv.gz"} == data(storage) == set(named(storage))
+        assert_proves(storage)
         deliver(source("aa", ["/a"], 10), storage, replace=True)
     assert data(storage) == set(named(storage))
     assert_proves(storage)
@@ -649,6 +654,34 @@ def test_the_only_file_is_not_published_if_its_rows_disagree(content, compressio
     assert {} == storage.uploads
 
 
+@pytest.mark.parametrize("options", [{"verify_row_count": False}, {"file_index": 0}, {}])
+def test_nothing_in_the_place_of_an_export_with_contacts_is_no_file(options):
+    """A proxy answers 200 without a body; the rows need not be compared to notice that."""
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 6)}) as source:
+        deliver(source("6f", ["/a"], 6), storage)
+        before = dict(storage.objects)
+        source.server.files["/a"] = b""
+        for export_id in ("6f", "other"):
+            again = {"compression": "none", "replace": True}
+            with pytest.raises(ExportIncompleteError, match="What came is empty, SendGrid counted 6 contacts"):
+                deliver(source(export_id, ["/a"], 6), storage, **again, **options)
+        assert before == storage.objects
+        empty = MemoryStorage()
+        deliver(source("6f", ["/a"], 0), empty, **options)
+        assert 1 == len(data(empty))
+
+
+def test_the_only_file_is_compared_with_the_count_by_a_mapped_task_too():
+    storage = MemoryStorage()
+    with exports({"/a": csv("a", 6)}) as source:
+        with pytest.raises(ExportIncompleteError, match="its files hold 6 rows, SendGrid counted 7"):
+            deliver(source("6f", ["/a"], 7), storage, file_index=0)
+        assert set() == data(storage)
+        assert 6 == deliver(source("6f", ["/a"], 6), storage, file_index=0).rows
+    assert {"6f-00001-of-00001.csv.gz"} == data(storage)
+
+
 @pytest.mark.parametrize("nth", range(2, 6))
 def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
     """Whichever read fails after the rows were compared, the error names what remains."""
@@ -666,6 +699,62 @@ def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
         deliver(source("6f", ["/a", "/b"], 10), storage)
     for name in data(storage):
         assert storage.uri(name) in str(raised.value)
+
+
+@pytest.mark.parametrize("options", [{"verify_row_count": False}, {}], ids=["not counted", "counted"])
+def test_a_manifest_is_withdrawn_whose_object_a_refused_run_still_deletes(options):
+    """The other run found the files, and wrote its manifest after the refused run had looked for one."""
+    files = {"/a": csv("a", 6), "/b": csv("b", 6)}
+    with exports(files) as source:
+        storage = Paused(lambda *_: None)
+        others = once(
+            "delete", "6f-00001-of-00002.csv.gz", lambda: deliver(source("6f", list(files), 12), storage, **options)
+        )
+        storage.before = others
+        with pytest.raises(ExportIncompleteError, match="its files hold 12 rows, SendGrid counted 10"):
+            deliver(source("6f", list(files), 10), storage)
+    assert "_manifest.json" not in storage.objects
+    assert set() == data(storage)
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+@pytest.mark.parametrize("change", ["made again", "cut"])
+def test_a_count_that_disagrees_costs_no_delivery_of_several_files_with_replace(is_counted, change):
+    """SendGrid makes its gzip again for each download, or a plain file is cut between two rows."""
+    plain = {"/a": csv("a", 6), "/b": csv("b", 6)}
+    storage = MemoryStorage()
+    with exports({path: gzip.compress(text, mtime=1) for path, text in plain.items()}) as source:
+        deliver(source("6f", list(plain), 12), storage, verify_row_count=is_counted)
+        before = dict(storage.objects)
+        made_again = {path: gzip.compress(text, mtime=2) for path, text in plain.items()}
+        source.server.files = made_again if change == "made again" else {**plain, "/b": csv("b", 5)}
+        with pytest.raises(ExportIncompleteError, match=r"SendGrid counted 13 contacts\. This task stored nothing"):
+            deliver(source("6f", list(plain), 13), storage, replace=True)
+        assert before.items() <= storage.objects.items()
+        source.server.files = made_again
+        deliver(source("6f", list(plain), 12), storage, replace=True)
+    assert_proves(storage)
+    assert data(storage) == set(named(storage))
+
+
+def test_files_are_replaced_only_by_the_rows_that_were_counted():
+    """All rows agreed, then a plain file is cut between two rows when it is fetched to be stored."""
+    files, cut = {"/a": csv("a", 6), "/b": csv("b", 6)}, csv("b", 5)
+    storage, requests = MemoryStorage(), []
+
+    def bend(status, headers):
+        requests.append(headers)
+        if len(requests) == 3:  # both were counted, and the first is stored now
+            source.server.files["/b"] = cut
+        return status, headers
+
+    with exports({path: gzip.compress(text, mtime=1) for path, text in files.items()}) as source:
+        deliver(source("6f", list(files), 12), storage, verify_row_count=False)
+    before = dict(storage.objects)
+    is_refused = pytest.raises(ExportIncompleteError, match="It holds 6 records, and held 7 a moment ago")
+    with exports(dict(files), bend=bend) as source, is_refused:
+        deliver(source("6f", list(files), 12), storage, replace=True, max_concurrency=1)
+    assert before["6f-00002-of-00002.csv.gz"] is storage.objects["6f-00002-of-00002.csv.gz"]
 
 
 def test_another_exports_manifest_does_not_keep_files_whose_rows_disagree():
@@ -1046,6 +1135,38 @@ def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):
         deliver(source("6f", ["/a", "/b"], 250_005), storage)
     assert_proves(storage)
     assert 1 == caplog.text.count("no longer needed remain")
+
+
+def test_an_object_on_hold_does_not_keep_others_that_are_replaced():
+    class Holding(MemoryStorage):
+        def delete(self, name, version="*"):
+            if name == "old-00001-of-00003.csv.gz":
+                raise DestinationRefusedError(f"delete of {name}: the object is on hold.")
+            super().delete(name, version)
+
+    storage = Holding()
+    with exports({f"/{letter}": csv(letter, 5) for letter in "abc"}) as source:
+        deliver(source("old", ["/a", "/b", "/c"], 15), storage)
+        deliver(source("6f", ["/a"], 5), storage, replace=True)
+    assert {"old-00001-of-00003.csv.gz", *named(storage)} == data(storage)
+
+
+def test_a_look_that_hangs_at_the_end_does_not_keep_a_stopped_task():
+    """Objects are looked at in threads once more when the manifest is written."""
+    stop, is_released = StopSignal(), threading.Event()
+
+    class Hanging(MemoryStorage):
+        def head(self, name):
+            if "_manifest.json" in self.objects and name.startswith("6f"):
+                stop.set()
+                is_released.wait(DEADLINE_SECONDS)
+            return super().head(name)
+
+    began = time.monotonic()
+    with exports({"/a": csv("a", 5)}, stop) as source, pytest.raises(StoppedError):
+        deliver(source("6f", ["/a"], 5), Hanging(), stop=stop)
+    is_released.set()
+    assert time.monotonic() - began < DEADLINE_SECONDS / 2
 
 
 def test_a_delivery_fails_until_what_it_replaces_is_deleted():

@@ -126,7 +126,7 @@ class Storage(Protocol):
     def versions(self, beginning: str = "") -> Mapping[str, str] | None:
         """The versions of all objects whose names begin like this, without a slash after that; see `is_version`.
 
-        None if the credentials may not list objects.
+        A version is empty if the listing does not show it. None if the credentials may not list objects.
         """
 
     def abort_uploads(self, names: Collection[str]) -> int:
@@ -144,8 +144,8 @@ class Storage(Protocol):
 
 
 def is_version(listed: str | None, version: str) -> bool:
-    """Whether a listing shows this version; what S3 lists ends before the upload's id."""
-    return listed is not None and f"{version} ".startswith(f"{listed} ")
+    """Whether a listing shows this version; what S3 lists ends before the upload's id, and may be empty."""
+    return bool(listed) and f"{version} ".startswith(f"{listed} ")
 
 
 def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:

@@ -220,7 +220,9 @@ class S3Storage:
                 name = str(entry.get("Key", "")).removeprefix(self._prefix)
                 is_below = str(entry.get("Key", "")).startswith(self._prefix + beginning)
                 if name and is_below and "/" not in name.removeprefix(beginning):
-                    found[name] = self._version(entry, "list_objects_v2", name)
+                    # Some servers list no ETags: then each object is looked at.
+                    is_whole = entry.get("ETag") and entry.get("LastModified")
+                    found[name] = self._version(entry, "list_objects_v2", name) if is_whole else ""
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not _is_not_allowed(error):
                 raise
@@ -239,6 +241,10 @@ class S3Storage:
         try:
             self.call_over("delete_object", name, version)
         except DestinationChangedError as error:
+            stored = self.head(name)
+            if stored is not None and version in (ANY_VERSION, stored.version):
+                # S3 says so too while another request for the object is underway.
+                raise DestinationError(f"{self.uri(name)} is not deleted: {error}") from error
             log.info("Not deleted: %s", error)
         except DestinationError as error:
             if error.code not in NOT_THERE:
@@ -584,11 +590,16 @@ class S3Storage:
                 markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
                 after = {marker: answer[field] for marker, field in markers.items() if answer.get(field)}
                 if not answer.get("IsTruncated") or not after or after == following:
-                    return found
+                    break
                 following = after
         except (DestinationError, DestinationRefusedError) as error:
             self._log_once("uploads", logging.INFO, "Unfinished uploads cannot be listed: %s", error)
             return None
+        if len(keys) > 1 and _is_minio(answer):
+            # It lists the uploads of one whole name only.
+            for name in names:
+                found |= self._uploads([name]) or {}
+        return found
 
     def _abort_unanswered(self, name: str, known: set[str] | None) -> None:
         """End the uploads that were begun since `known` was listed, though the response with their id was lost."""
@@ -778,6 +789,11 @@ def _code_and_message(error: Any) -> tuple[str | None, str]:
     """S3's code and message, of a ClientError; no code if S3 did not answer."""
     details = _response_of(error).get("Error", {})
     return details.get("Code"), str(details.get("Message"))
+
+
+def _is_minio(answer: Mapping[str, Any]) -> bool:
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return "minio" in str(headers.get("server", "")).lower()
 
 
 def _error(

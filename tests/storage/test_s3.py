@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo
+from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
 from tests.destinations import s3_client
 from tests.s3_client import with_own_client
@@ -259,6 +259,27 @@ def test_uploads_left_open_are_ended_for_that_key_alone(s3, storage):
     assert 0 == storage.abort_uploads(["a.csv"])
 
 
+def test_uploads_of_several_objects_are_ended_where_only_whole_names_are_listed(s3, storage):
+    """MinIO takes the prefix for the name of an object."""
+    asked: list[str] = []
+
+    def note(params, **_):
+        asked.append(params.get("Prefix", ""))
+
+    def answer_as_minio(parsed, **_):
+        parsed["Uploads"] = [each for each in parsed.get("Uploads", []) if each["Key"] == asked[-1]]
+        parsed["ResponseMetadata"]["HTTPHeaders"]["server"] = "MinIO"
+
+    for key in ("in/a1.csv", "in/a2.csv", "in/a3.csv"):
+        s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
+    s3.client.meta.events.register("provide-client-params.s3.ListMultipartUploads", note)
+    s3.client.meta.events.register("after-call.s3.ListMultipartUploads", answer_as_minio)
+    assert 2 == storage.abort_uploads(["a1.csv", "a2.csv"])
+    assert ["in/a", "in/a1.csv", "in/a2.csv"] == asked
+    s3.client.meta.events.unregister("after-call.s3.ListMultipartUploads", answer_as_minio)
+    assert ["in/a3.csv"] == [upload["Key"] for upload in s3.open_uploads()]
+
+
 def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
     """Between the listing and the abort, its owner may have ended it."""
     s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
@@ -462,6 +483,29 @@ def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3,
             S3Storage(s3_client(proxy.url), s3.bucket, "in/").put("a.csv", CONTENT, INFO, None)
         assert 1 == proxy.lost == [method for method, _ in proxy.requests].count("PUT")
     assert (b"theirs" if is_theirs else CONTENT) == s3.read("in/a.csv")
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "409"])
+def test_a_delete_that_meets_another_request_is_no_success_while_the_object_is_there(s3, storage, code):
+    version = storage.put("a.csv", CONTENT, INFO)
+    refuse(s3, "DeleteObject", code, "A conflicting operation is in progress")
+    with pytest.raises(DestinationError, match=r"is not deleted: delete_object of .* S3 answered"):
+        storage.delete("a.csv", version)
+    storage.delete("a.csv", "another version")
+    assert CONTENT == s3.read("in/a.csv")
+
+
+@pytest.mark.parametrize("field", ["ETag", "LastModified"])
+def test_a_listing_without_versions_still_names_the_objects(s3, storage, field):
+    def leave_out(parsed, **_):
+        for entry in parsed["Contents"]:
+            del entry[field]
+
+    version = storage.put("a.csv", CONTENT, INFO)
+    s3.client.meta.events.register("after-call.s3.ListObjectsV2", leave_out)
+    listed = storage.versions()
+    assert {"a.csv": ""} == listed
+    assert not is_version(listed["a.csv"], version)
 
 
 @pytest.mark.parametrize("operation", ["HeadObject", "PutObject"])
