@@ -41,6 +41,16 @@ def test_every_command_is_one_of_the_makefile():
     assert targets >= {each.split()[1] for each in commands}
 
 
+def test_classifiers_name_the_python_versions_that_must_pass():
+    classifiers = re.findall(
+        r'"Programming Language :: Python :: (3\.\d+)"', (REPOSITORY / "pyproject.toml").read_text()
+    )
+    optional = re.findall(r"matrix\.python == '(3\.\d+)'", JOBS["test"].get("continue-on-error", ""))
+    others = {row["python"] for row in JOBS["test-airflow"]["strategy"]["matrix"]["include"]}
+
+    assert set(classifiers) == (set(JOBS["test"]["strategy"]["matrix"]["python"]) | others) - set(optional)
+
+
 def test_one_job_stands_for_all():
     assert JOBS.keys() - {"all"} == set(JOBS["all"]["needs"])
 
