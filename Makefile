@@ -25,10 +25,10 @@ help: ## print this list
 
 # Tests run even where a check failed, so that one run tells all; either fails the target.
 # anyio's pytest plugin, of the version that Airflow pins, warns as it is loaded; nothing here uses it.
-test: $(ENVIRONMENT) ## all checks and the quick tests
+test: $(ENVIRONMENT) ## all checks and the quick tests, with coverage
 	@failed=0; \
 	$(MAKE) --no-print-directory --keep-going lint || { failed=1; echo "CHECKS FAILED (above); the tests follow"; }; \
-	$(BIN)/python -m pytest -p no:anyio || failed=1; \
+	$(BIN)/python -m pytest -p no:anyio --cov --no-cov-on-fail || failed=1; \
 	exit $$failed
 
 lint: style types contracts ## style, types and import contracts

@@ -104,3 +104,11 @@ def test_the_pre_commit_configuration_is_valid():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
     assert 0 == done.returncode, done.stdout + done.stderr
+
+
+def test_make_test_measures_branches_with_a_floor():
+    project = (REPOSITORY / "pyproject.toml").read_text()
+
+    assert re.search(r"(?m)^test:.*\n(?:\t.*\n)*\t.*pytest .*--cov\b", MAKEFILE)
+    assert re.search(r"(?m)^branch = true$", project)
+    assert re.search(r"(?m)^fail_under = \d+$", project)
