@@ -18,17 +18,17 @@ BENCH_ENVIRONMENT := .lab/bench/airflow-$(AIRFLOW).made
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint style types contracts test-airflow test-matrix e2e e2e-matrix kills e2e-celery test-clouds test-ceph screenshots demo ui bench bench-targets scale waiting faults soak fuzz model docs dist clean
+.PHONY: help test lint style types contracts hooks test-airflow test-matrix e2e e2e-matrix kills e2e-celery test-clouds test-ceph screenshots demo ui bench bench-targets scale waiting faults soak fuzz model docs dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Tests run even where a check failed, so that one run tells all; either fails the target.
 # anyio's pytest plugin, of the version that Airflow pins, warns as it is loaded; nothing here uses it.
-test: $(ENVIRONMENT) ## all checks and the quick tests
+test: $(ENVIRONMENT) ## all checks and the quick tests, with coverage
 	@failed=0; \
 	$(MAKE) --no-print-directory --keep-going lint || { failed=1; echo "CHECKS FAILED (above); the tests follow"; }; \
-	$(BIN)/python -m pytest -p no:anyio || failed=1; \
+	$(BIN)/python -m pytest -p no:anyio --cov --no-cov-on-fail || failed=1; \
 	exit $$failed
 
 lint: style types contracts ## style, types and import contracts
@@ -36,12 +36,16 @@ lint: style types contracts ## style, types and import contracts
 style: $(ENVIRONMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(ENVIRONMENT)
 	$(BIN)/mypy
 
 contracts: $(ENVIRONMENT)
 	$(BIN)/lint-imports
+
+hooks: $(ENVIRONMENT) ## the checks of .pre-commit-config.yaml on every file
+	@$(BIN)/pre-commit run --all-files
 
 test-airflow: ## the tests on another Airflow: VERSION=2.10.3; PYTEST="-k hook" for less
 	@$(PYTHON) -m lab.suite test $(VERSION) --pytest="$(PYTEST)"

@@ -1,8 +1,8 @@
-"""Contacts to S3 as JSON lines, then a table of Athena and Glue over them.
+"""Export contacts to S3 as JSON lines, then create a table of Athena and Glue over them.
 
-As JSON, for Athena's CSV readers take a line break inside a value for the end of a row. Needs the connections
-`sendgrid_default` and `aws_default`, a data base `sendgrid` in the Glue catalog, and the name of a bucket in the
-environment variable SENDGRID_EXPORT_BUCKET.
+JSON, because Athena's CSV readers end a row at a line break inside a value. Needs the connections `sendgrid_default`
+and `aws_default`, a database `sendgrid` in the Glue catalog, and the name of a bucket in the environment variable
+SENDGRID_EXPORT_BUCKET.
 """
 
 from __future__ import annotations

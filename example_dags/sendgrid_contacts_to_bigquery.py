@@ -1,8 +1,8 @@
-"""Contacts to Google Cloud Storage, then into BigQuery, by the files that the delivery names.
+"""Export contacts to Google Cloud Storage, then load the files that the transfer returns into BigQuery.
 
 Needs the connections `sendgrid_default`, `google_cloud_default` and `bigquery_default` (of type `gcpbigquery`),
 `pip install airflow-provider-sendgrid[google]`, the name of a bucket in the environment variable
-SENDGRID_EXPORT_BUCKET, and a data set `sendgrid`.
+SENDGRID_EXPORT_BUCKET, and a dataset `sendgrid`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Contacts into a folder, then into a DuckDB database: no cloud needed.
+"""Export contacts to a folder, then load them into a DuckDB database. No cloud is needed.
 
 Needs the connection `sendgrid_default`, the package duckdb, and the environment variables SENDGRID_EXPORT_FOLDER (an
-absolute path that all workers see) and SENDGRID_DUCKDB (the database's file).
+absolute path that all workers share) and SENDGRID_DUCKDB (the database file).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ with DAG(
 
     @task
     def load(uris: list[str]) -> int:
-        """All files into one table that takes the place of the one before; how many contacts it has."""
+        """Replace the table by the contents of all files; return the number of contacts."""
         import duckdb
 
         files = [uri.removeprefix("file://") for uri in uris]

@@ -1,8 +1,8 @@
-"""Every night: start an export of all contacts, wait for it without a worker, bring its files to any storage.
+"""Export all contacts to any storage every night.
 
-Needs the connection `sendgrid_default` (the API key as password), that of the storage, and where to in the environment
-variable SENDGRID_EXPORT_PATH: file:///folder, gs://conn_id@bucket/folder, abfs://conn_id@container/folder or
-s3://conn_id@bucket/folder.
+Needs the connection `sendgrid_default` (the API key as password), that of the storage, and the destination in the
+environment variable SENDGRID_EXPORT_PATH: file:///folder, gs://conn_id@bucket/folder,
+abfs://conn_id@container/folder or s3://conn_id@bucket/folder.
 """
 
 from __future__ import annotations

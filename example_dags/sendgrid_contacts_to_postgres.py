@@ -1,7 +1,7 @@
-"""Contacts into a folder, then into a table of PostgreSQL, in one transaction.
+"""Export contacts to a folder, then load them into a table of PostgreSQL in one transaction.
 
 Needs the connections `sendgrid_default` and `postgres_default`, Airflow's postgres provider, and the environment
-variable SENDGRID_EXPORT_FOLDER (an absolute path that all workers see).
+variable SENDGRID_EXPORT_FOLDER (an absolute path that all workers share).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDER = os.environ.get("SENDGRID_EXPORT_FOLDER", "/var/lib/sendgrid")
 
 
 def copy(cursor: Any, sql: str, source: IO[bytes]) -> None:
-    """As the installed driver wants it."""
+    """Copy with psycopg 2 or 3, whichever is installed."""
     if hasattr(cursor, "copy_expert"):  # psycopg 2
         cursor.copy_expert(sql, source)
         return
@@ -56,9 +56,9 @@ with DAG(
 
     @task
     def load(uris: list[str]) -> int:
-        """All files into one table that takes the place of the one before; how many contacts it has.
+        """Replace the table by the contents of all files; return the number of contacts.
 
-        The columns are those that the first file's header names: they differ by account, and over time.
+        The columns are those in the header of the first file: they differ by account and change over time.
         """
         import csv
         from contextlib import closing

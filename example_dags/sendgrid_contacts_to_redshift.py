@@ -1,4 +1,4 @@
-"""Contacts to S3, then into Redshift, which reads the delivery's manifest itself.
+"""Export contacts to S3, then load them into Redshift, which reads the manifest itself.
 
 Needs the connections `sendgrid_default`, `aws_default` and `redshift_default`, the name of a bucket in the environment
 variable SENDGRID_EXPORT_BUCKET, and a table `contacts` with the columns of the files.

@@ -1,7 +1,8 @@
-"""Every night: start an export of all contacts, wait for it without a worker, bring its files to S3.
+"""Export all contacts to S3 every night, and update an asset.
 
-Needs the connections `sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in
-the environment variable SENDGRID_EXPORT_BUCKET.
+Needs the connections `sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in the
+environment variable SENDGRID_EXPORT_BUCKET. DAGs with the asset as schedule run when the
+files are stored.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import os
 from datetime import datetime, timedelta
 
 try:
-    from airflow.sdk import DAG
+    from airflow.sdk import DAG, Asset
 except ImportError:  # Airflow 2
     from airflow import DAG
+    from airflow.datasets import Dataset as Asset
 
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
+
+BUCKET = os.environ.get("SENDGRID_EXPORT_BUCKET", "lake")
 
 with DAG(
     dag_id="sendgrid_contacts_to_s3",
@@ -37,7 +41,8 @@ with DAG(
     store = SendGridToS3Operator(
         task_id="store",
         export_id=start.output,
-        s3_bucket=os.environ.get("SENDGRID_EXPORT_BUCKET", "lake"),
+        s3_bucket=BUCKET,
         s3_key_prefix="sendgrid/contacts/run={{ ts_nodash }}/",
+        outlets=[Asset(f"s3://{BUCKET}/sendgrid/contacts")],
     )
     wait >> store

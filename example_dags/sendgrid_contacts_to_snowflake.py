@@ -1,4 +1,4 @@
-"""Contacts to S3, then into Snowflake, by the files that the delivery names.
+"""Export contacts to S3, then load the files that the transfer returns into Snowflake.
 
 Needs the connections `sendgrid_default`, `aws_default` and `snowflake_default`, Airflow's snowflake provider, the name
 of a bucket in the environment variable SENDGRID_EXPORT_BUCKET, a stage `lake` on that bucket, and a table `contacts`.

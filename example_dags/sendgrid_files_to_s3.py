@@ -1,4 +1,4 @@
-"""One export spread over many workers: each of its files is a mapped task, the last task writes the manifest.
+"""Spread one export over many workers: one mapped task per file, and a last task that writes the manifest.
 
 For accounts whose export has many files (`max_file_size` splits it, in MB). Needs the connections `sendgrid_default`
 (the API key as password) and `aws_default`, and the name of a bucket in the environment variable
@@ -40,7 +40,7 @@ with DAG(
 
     @task
     def file_indexes(summary: dict[str, Any]) -> list[int]:
-        """One task for each file of the export."""
+        """One index per file of the export."""
         return list(range(summary["file_count"]))
 
     destination = {
@@ -48,10 +48,10 @@ with DAG(
         "s3_bucket": os.environ.get("SENDGRID_EXPORT_BUCKET", "lake"),
         "s3_key_prefix": "sendgrid/files/run={{ ts_nodash }}/",
     }
-    # Where SendGrid names no files, there is nothing to map: this task and the next are skipped, and the run is green.
+    # If the export has no files, there is nothing to map: this task and the next are skipped, and the run succeeds.
     store_files = SendGridToS3Operator.partial(task_id="store_file", **destination).expand(
         file_index=file_indexes(wait.output)
     )
-    # Finds the files stored, compares their rows with SendGrid's count, and writes the manifest.
+    # Finds the stored files, compares their rows with SendGrid's count, and writes the manifest.
     write_manifest = SendGridToS3Operator(task_id="write_manifest", **destination)
     store_files >> write_manifest

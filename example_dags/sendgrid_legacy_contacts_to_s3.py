@@ -1,7 +1,7 @@
-"""The same for an account on Legacy Marketing Campaigns: family="legacy", all else alike.
+"""Export all contacts of an account on Legacy Marketing Campaigns: `family="legacy"` on each task.
 
-Needs the connections `sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in
-the environment variable SENDGRID_EXPORT_BUCKET.
+Needs the connections `sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in the
+environment variable SENDGRID_EXPORT_BUCKET.
 """
 
 from __future__ import annotations

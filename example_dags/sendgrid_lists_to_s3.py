@@ -1,6 +1,6 @@
-"""One export per contact list: a mapped group of tasks for each list that the account has tonight.
+"""Export each contact list separately: a mapped task group per list that exists when the DAG runs.
 
-Each export has a prefix and a manifest of its own, and one that fails holds up no other. Needs the connections
+Each export has its own prefix and manifest; a list that fails does not affect the others. Needs the connections
 `sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in the environment variable
 SENDGRID_EXPORT_BUCKET.
 """
@@ -35,12 +35,12 @@ with DAG(
 
     @task
     def find_lists() -> list[list[str]]:
-        """One `list_ids` for each list that has contacts."""
+        """The `list_ids` of one export per list that has contacts."""
         return [[item["id"]] for item in SendGridHook().get_lists() if item["contact_count"]]
 
     @task
     def destination(export_id: str) -> str:
-        """A prefix of its own for each export."""
+        """A separate prefix per export."""
         return f"s3://{BUCKET}/sendgrid/lists/export={export_id}/"
 
     @task_group

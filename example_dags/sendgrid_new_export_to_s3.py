@@ -1,22 +1,21 @@
-"""### Every export that anybody begins in SendGrid, into S3, as soon as it is ready.
+"""### Store each export in S3 as soon as it is ready, no matter who started it.
 
-No schedule and no polling task: a trigger watches SendGrid, and each export that becomes ready starts this DAG. Say, a
-marketer exports a list in SendGrid's own pages; minutes later it is in the lake.
+No schedule and no polling task: a trigger watches SendGrid, and each export that becomes ready starts this DAG. For
+example, a marketer exports a list in SendGrid's web pages; minutes later it is in S3.
 
-Needs Airflow 3; on Airflow 2, which starts no DAG from a trigger, this file holds no DAG. Besides, what
-`sendgrid_contacts_to_s3` needs: the connections `sendgrid_default` and `aws_default`, and the bucket's name in the
-environment variable `SENDGRID_EXPORT_BUCKET`.
+Needs Airflow 3; on Airflow 2 this file defines no DAG. It also needs the connections `sendgrid_default` and
+`aws_default`, and the name of a bucket in the environment variable `SENDGRID_EXPORT_BUCKET`.
 
-Do your own tasks export lists, too? From Airflow 3.3 on, give their `SendGridExportContactsOperator` the asset below as
-an inlet, `inlets=[Asset.ref(name="sendgrid_new_export")]`, and their exports do not start this DAG. (By a reference: a
-file that declares the asset without its watcher takes the watcher away.) Or narrow the trigger by `export_type`,
+If your own tasks export lists, too: from Airflow 3.3, give their `SendGridExportContactsOperator` the asset below as an
+inlet, `inlets=[Asset.ref(name="sendgrid_new_export")]`, and their exports do not start this DAG. Use a reference: a
+file that declares the asset without its watcher removes the watcher. Or restrict the trigger by `export_type`,
 `list_id` or `segment_id`.
 """
 
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 try:
@@ -42,13 +41,13 @@ else:
         doc_md=__doc__,
         schedule=[new_export],
         start_date=datetime(2026, 1, 1),
-        default_args={"retries": 2},
+        default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
         tags=["sendgrid", "s3", "example"],
     ):
 
         @task
         def what_became_ready(triggering_asset_events: Any = None) -> list[dict[str, str]]:
-            """Where each export goes; several that are ready at once may start one run."""
+            """Arguments of one transfer per export. Exports that are ready at once may start one run."""
             events = triggering_asset_events[new_export] if triggering_asset_events else []
             export_ids = [event.extra["payload"]["id"] for event in events]
             return [
@@ -57,5 +56,5 @@ else:
             ]
 
         SendGridToS3Operator.partial(
-            task_id="store", s3_bucket=os.environ.get("SENDGRID_EXPORT_BUCKET", "change-me")
+            task_id="store", s3_bucket=os.environ.get("SENDGRID_EXPORT_BUCKET", "lake")
         ).expand_kwargs(what_became_ready())

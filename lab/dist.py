@@ -27,6 +27,7 @@ from lab.environment import REPOSITORY, say, uv_environment
 
 DIST = REPOSITORY / "dist"
 PACKAGE = "airflow_provider_sendgrid"
+PLACEHOLDER = "OWNER"
 IN_EVERY_SDIST = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "mkdocs.yml", f"{PACKAGE}/py.typed")
 ASK_FOR_THE_PROVIDER = """
 import json
@@ -52,6 +53,7 @@ def main() -> None:
         check_wheel(wheel, version)
         check_sdist(sdist)
         check_tag(tag, version)
+        check_publisher(wheel, tag)
         twine_check(wheel, sdist)
         check_installation(wheel, Path(folder) / "empty", version)
     say(f"airflow-provider-sendgrid {version} is fit to be released")
@@ -126,6 +128,17 @@ def check_tag(tag: str | None, version: str) -> None:
     changelog = (REPOSITORY / "CHANGELOG.md").read_text()
     if tag is not None and f"## [{version}]" not in changelog:
         sys.exit(f"CHANGELOG.md has no section of version {version}")
+
+
+def check_publisher(wheel: Path, tag: str | None) -> None:
+    """Authors and URLs in the wheel's metadata are real."""
+    archive = zipfile.ZipFile(wheel)
+    [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    header = archive.read(metadata).decode().partition("\n\n")[0]
+    unfilled = [line for line in header.splitlines() if PLACEHOLDER in line]
+    if unfilled:
+        message = f"Replace {PLACEHOLDER} in pyproject.toml before the first release: {unfilled}"
+        sys.exit(message) if tag else say(message)
 
 
 def twine_check(*files: Path) -> None:

@@ -1,13 +1,17 @@
-"""What `make docs` adds to mkdocs: default values as a user would write them.
+"""What `make docs` adds to mkdocs: the repository's address, the version, and default values as a user writes them.
 
-The parameters' tables show the expressions that stand in the code, and these name constants that nobody knows.
+The address is that of `[project.urls]` in pyproject.toml. The tables of parameters show the expressions in the code,
+which name internal constants; the pages show their values.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.file_delivery import DeliveryOptions
 
@@ -20,6 +24,15 @@ _VALUES: dict[str, Callable[[re.Match[str]], object]] = {
 _CODE = re.compile(r"<code>((?:[^<]|<(?!/?code>))*)</code>")
 # A name, with its whole path in the title; its last two parts tell enough.
 _NAME = re.compile(r'<span title="(?:[^"]*\.)?(\w+\.\w+)">[^<]*</span>')
+
+
+def on_config(config: Any) -> Any:
+    """Called by mkdocs when it has read mkdocs.yml."""
+    pyproject = Path(config.config_file_path).with_name("pyproject.toml").read_text()
+    config.repo_url = re.findall(r'(?m)^Repository = "(.+?)"', pyproject)[0]
+    config.repo_name = "/".join(config.repo_url.split("/")[-2:])
+    config.extra["version"] = __version__
+    return config
 
 
 def on_post_page(output: str, **_: object) -> str:

@@ -52,6 +52,8 @@ from airflow_provider_sendgrid.storage import multipart
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo
 from tests.support.memory_storage import MemoryStorage
 
+pytestmark = pytest.mark.no_cover  # measuring takes twice the time; other tests cover the same lines
+
 HISTORIES = int(os.environ.get("MODEL_HISTORIES", "100"))
 PART_BYTES = 256
 SECONDS_OF_AN_ACCESS = 5.0  # signed URLs age: they are requested again after some accesses

@@ -60,6 +60,20 @@ def test_it_parses_without_any_connection(name, airflow_version):
     assert "sendgrid_default" in dag.doc_md or "sendgrid_contacts_to_s3" in dag.doc_md
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_task_is_retried(name, airflow_version):
+    """A copied example survives an outage."""
+    for dag in airflow_version.load_dags(FOLDER / f"{name}.py").values():
+        assert [] == [task.task_id for task in dag.tasks if not task.retries]
+
+
+def test_a_transfer_updates_an_asset(airflow_version):
+    """Shown in Airflow's pages."""
+    [dag] = airflow_version.load_dags(FOLDER / "sendgrid_contacts_to_s3.py").values()
+
+    assert ["s3://lake/sendgrid/contacts"] == [outlet.uri for outlet in dag.get_task("store").outlets]
+
+
 @pytest.mark.parametrize(
     ("name", "prefix"),
     [

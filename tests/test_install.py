@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "airflow_provider_sendgrid"
 CONSTRAINTS = {path.stem: path for path in sorted((REPOSITORY.parent / "shared" / "constraints").glob("*.txt"))}
 LOWEST = "lowest"
+NEXT_PYTHON = "3.14"
+NEWEST = max(CONSTRAINTS, key=lambda version: [*map(int, version.split("."))], default="none")
 UV = Path(sys.executable).with_name("uv")
 PIN = re.compile(r"(?m)^([\w.-]+)(?:\[[^]]*\])?==(\S+)")
 OUR_DEPENDENCIES = {"apache-airflow", "apache-airflow-providers-amazon", "asgiref", "httpx", "isal", "requests"}
@@ -38,7 +40,7 @@ def run_uv(*arguments):
 def wheel(tmp_path_factory):
     """Built from a copy, so that the repository stays as it is."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     shutil.copytree(REPOSITORY / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
     run_uv("build", "--quiet", "--wheel", "--out-dir", str(folder), str(source))
@@ -65,14 +67,16 @@ def resolutions(wheel, requirements, tmp_path_factory):
         told = run_uv("pip", "compile", "--quiet", "--no-header", "--no-annotate", str(asked), *arguments)
         return dict(PIN.findall(told))
 
-    def under(version, path):
-        python = python_version_for(version)
+    def under(version, path, python=None):
+        python = python or python_version_for(version)
         arguments = ("--constraints", str(path), "--python-version", python)
         return resolve(version, [f"apache-airflow=={version}"], *arguments)
 
     with ThreadPoolExecutor() as pool:
         asked = {version: pool.submit(under, version, path) for version, path in CONSTRAINTS.items()}
         lowest = ("--resolution", "lowest-direct", "--python-version", "3.11")
+        if CONSTRAINTS:
+            asked[NEXT_PYTHON] = pool.submit(under, NEWEST, CONSTRAINTS[NEWEST], NEXT_PYTHON)
         asked[LOWEST] = pool.submit(resolve, LOWEST, requirements, *lowest)
     return asked
 
@@ -87,6 +91,17 @@ def test_it_resolves_under_the_constraints_of(resolutions, version):
 
     assert version == taken["apache-airflow"]
     assert set(taken) >= OUR_DEPENDENCIES
+    assert {} == {name: taken[name] for name in OUR_DEPENDENCIES & set(pinned) if taken[name] != pinned[name]}
+
+
+@pytest.mark.skipif(not CONSTRAINTS, reason="no constraint files lie beside the repository (../shared/constraints)")
+def test_it_resolves_for_the_next_python(resolutions):
+    """CI tries that Python without requiring it; the newest Airflow's constraints allow it."""
+    pinned = dict(PIN.findall(CONSTRAINTS[NEWEST].read_text()))
+
+    taken = resolutions[NEXT_PYTHON].result()
+
+    assert NEWEST == taken["apache-airflow"]
     assert {} == {name: taken[name] for name in OUR_DEPENDENCIES & set(pinned) if taken[name] != pinned[name]}
 
 

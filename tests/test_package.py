@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def wheel(tmp_path_factory):
     if command is None:
         pytest.skip("neither hatchling nor uv is installed: no wheel can be built")
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     for name in ("airflow_provider_sendgrid", "example_dags", "tests", "lab"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,3 +73,17 @@ def test_the_wheel_names_its_entry_point_license_and_python(wheel):
     assert "License-Expression: Apache-2.0\n" in told
     assert "Requires-Python: >=3.10\n" in told
     assert "[apache_airflow_provider]" in wheel.read(entries).decode()
+
+
+def test_links_on_the_package_index_are_absolute(wheel):
+    """They begin with the address in pyproject.toml; pictures are the files themselves."""
+    [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    told = wheel.read(metadata).decode()
+    [repository] = re.findall(r"(?m)^Project-URL: Repository, (\S+)$", told)
+
+    links = re.findall(r"\]\(([^)\s]+)\)", told.partition("\n\n")[2])
+
+    assert f"{repository}/blob/main/docs/quickstart.md" in links
+    assert f"{repository}/raw/main/docs/images/graph-airflow-3.png" in links
+    assert f"{repository}/actions/workflows/ci.yml/badge.svg" in links
+    assert [] == [link for link in links if not link.startswith("https://")]

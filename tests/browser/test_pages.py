@@ -135,7 +135,7 @@ def test_the_log_tells_the_progress_and_the_outcome(run, page, name):
     else:
         page.keyboard.press("w")  # likewise
     page.wait_for_timeout(1_500)
-    expect(page.get_by_text("s left.").first).to_be_visible()
+    expect(page.get_by_text("s left").first).to_be_visible()
     keep(page, name("log"))
 
 
@@ -148,3 +148,16 @@ def test_the_links_lead_to_the_exports_and_the_objects(run, page, name):
         assert found.get_attribute("href").startswith(address)
     page.wait_for_timeout(1_000)
     keep(page, name("links"))
+
+
+def test_the_asset_lists_what_was_delivered(run, page):
+    """As an event, whose source is the run."""
+    if run.is_airflow_2:
+        pytest.skip("Airflow 2 shows datasets in a graph")
+    page.goto(f"{run.airflow.place.url}/assets")
+    page.get_by_role("link", name="s3://lake/sendgrid/contacts").first.click()
+    expect(page.get_by_role("heading", name="1 Asset Event")).to_be_visible()
+    expect(page.get_by_role("link", name=DAG_ID).last).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(3_000)
+    keep(page, "asset-airflow-3")

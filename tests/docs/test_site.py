@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from airflow_provider_sendgrid import __version__
 from tests.docs.blocks import REPOSITORY
 
 pytestmark = pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="mkdocs is not installed here")
@@ -77,3 +78,12 @@ def test_defaults_are_values(site):
 
     assert [] == [name for name, told in pages.items() if re.search(r"<code>[^/]*(_DEFAULTS|MARKETING)", told)]
     assert "8388608" in pages["deliver.html"]
+
+
+def test_every_page_shows_repository_version_and_logo(site):
+    """The address is that of pyproject.toml."""
+    [address] = re.findall(r'(?m)^Repository = "(.+)"', (REPOSITORY / "pyproject.toml").read_text())
+    pages = {page.name: page.read_text() for page in site.rglob("*.html") if page.name != "404.html"}
+
+    for shown in (address, f">{__version__}<", "images/logo.svg"):
+        assert [] == [name for name, told in pages.items() if shown not in told], shown

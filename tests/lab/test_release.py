@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab.dist import check_tag, check_wheel, same_twice, version_of_the_source
+from lab.dist import PLACEHOLDER, check_publisher, check_tag, check_wheel, same_twice, version_of_the_source
 
 REPOSITORY = Path(__file__).parents[2]
 WORKFLOW = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "release.yml").read_text())
@@ -84,6 +84,24 @@ def test_a_wheel_that_lacks_a_file_or_has_one_too_many_is_not_released(tmp_path)
 
     with pytest.raises(SystemExit, match=r"missing: .*py\.typed.* too many: \['tests/test_secret\.py'\]"):
         check_wheel(wheel, version_of_the_source())
+
+
+@pytest.mark.parametrize("url", [f"https://example.com/{PLACEHOLDER}/provider", "https://example.com/someone/provider"])
+def test_a_release_needs_authors_and_urls(tmp_path, url, capsys):
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(
+            "a-1.0.dist-info/METADATA", f"Name: a\nProject-URL: Repository, {url}\n\n{PLACEHOLDER} in the README"
+        )
+
+    check_publisher(wheel, tag=None)
+
+    assert (PLACEHOLDER in capsys.readouterr().out) == (PLACEHOLDER in url)
+    if PLACEHOLDER in url:
+        with pytest.raises(SystemExit, match="Project-URL"):
+            check_publisher(wheel, tag="v1.0")
+    else:
+        check_publisher(wheel, tag="v1.0")
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
