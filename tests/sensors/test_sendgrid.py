@@ -222,7 +222,7 @@ def test_a_poking_sensors_timeout_does_not_tell_a_wrong_time(sendgrid_emulator, 
     slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
 
     with pytest.raises(AirflowSensorTimeout) as caught:
-        wait_in("poke", export_id=sendgrid_emulator.start_export([slow]), timeout=0.05).run()
+        wait_in("poke", export_id=sendgrid_emulator.start_export([slow]), timeout=1).run()
 
     assert sendgrid_emulator.count("GET", STATUS) > 1
     assert "after 0 s" not in str(caught.value)
