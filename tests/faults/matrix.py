@@ -59,6 +59,12 @@ class Cell:
         return f"{self.row.name} at {self.door}"
 
     @property
+    def outcomes(self) -> frozenset[str]:
+        """What may come of it: a server that sends too much may close the connection that the next try is sent on."""
+        closes = self.row.said == "a length too small" and self.outcome == _SERVER
+        return frozenset({self.outcome, *([_UNAVAILABLE] if closes else [])})
+
+    @property
     def is_quick(self) -> bool:
         """Whether it is part of the quick tests: some of every kind."""
         if self.door in CONDITIONS:
