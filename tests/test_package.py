@@ -78,10 +78,10 @@ def test_the_wheel_names_its_entry_point_license_and_python(wheel):
 def test_links_on_the_package_index_are_absolute(wheel):
     """They begin with the address in pyproject.toml; pictures are the files themselves."""
     [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
-    told = wheel.read(metadata).decode()
-    [repository] = re.findall(r"(?m)^Project-URL: Repository, (\S+)$", told)
+    text = wheel.read(metadata).decode()
+    [repository] = re.findall(r"(?m)^Project-URL: Repository, (\S+)$", text)
 
-    links = re.findall(r"\]\(([^)\s]+)\)", told.partition("\n\n")[2])
+    links = re.findall(r"\]\(([^)\s]+)\)", text.partition("\n\n")[2])
 
     assert f"{repository}/blob/main/docs/quickstart.md" in links
     assert f"{repository}/raw/main/docs/images/graph-airflow-3.png" in links

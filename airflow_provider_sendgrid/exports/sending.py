@@ -242,7 +242,7 @@ class _HeadLines:
     def readline(self, limit: int) -> bytes:
         line: bytes = self._stream.readline(limit)
         is_cut = not line.endswith(b"\n") and len(line) < limit
-        # A connection that ends before the first byte has an error of its own.
+        # A connection that ends before the first byte is another error.
         if is_cut and not (self._is_first and not line):
             raise IncompleteRead(line)
         self._is_first = False

@@ -86,4 +86,4 @@ def test_every_page_shows_repository_version_and_logo(site):
     pages = {page.name: page.read_text() for page in site.rglob("*.html") if page.name != "404.html"}
 
     for shown in (address, f">{__version__}<", "images/logo.svg"):
-        assert [] == [name for name, told in pages.items() if shown not in told], shown
+        assert [] == [name for name, text in pages.items() if shown not in text], shown

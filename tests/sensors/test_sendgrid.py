@@ -495,9 +495,9 @@ def test_retry_after_of_the_first_poll_holds_in_the_triggerer_too(sendgrid_emula
     assert time.time() + 200 < caught.value.trigger.serialize()[1]["not_before"] <= time.time() + 300
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(3600, 3600), (-600, -600), (20, 0)])
+@pytest.mark.parametrize(("seconds", "passed_on"), [(3600, 3600), (-600, -600), (20, 0)])
 def test_the_triggerer_is_told_how_far_the_workers_clock_is_ahead(
-    ticking_emulator, airflow_version, monkeypatch, seconds, told
+    ticking_emulator, airflow_version, monkeypatch, seconds, passed_on
 ):
     at_sendgrid = datetime.fromtimestamp(time.time() - seconds, timezone.utc)
     monkeypatch.setattr(protocol, "time_at_sendgrid", lambda _: at_sendgrid)
@@ -506,7 +506,7 @@ def test_the_triggerer_is_told_how_far_the_workers_clock_is_ahead(
     with pytest.raises(airflow_version.exceptions().TaskDeferred) as caught:
         sensor.execute({})
 
-    assert abs(caught.value.trigger.clock_ahead - told) <= 10 * bool(told)
+    assert abs(caught.value.trigger.clock_ahead - passed_on) <= 10 * bool(passed_on)
 
 
 def test_the_last_poke_comes_at_the_deadline_whatever_retry_after_says(sendgrid_emulator):
