@@ -33,17 +33,21 @@ def storage_behind(s3, **bent):
         yield proxy, S3Storage(client_of(proxy.url, login="test"), s3.bucket, "in/")
 
 
-def store(storage, *, in_parts):
-    if not in_parts:
-        storage.put("a.csv", CONTENT, INFO, None)
-        return
-    upload = storage.begin("a.csv", INFO, None)
+def store_parts(storage, info, over=None):
+    upload = storage.begin("a.csv", info, over)
     try:
         for number, part in enumerate((CONTENT, b"the end"), 1):
             upload.write_part(number, bytearray(part), crc32(part))
         upload.complete()
     finally:
         upload.abort()
+
+
+def store(storage, *, in_parts):
+    if in_parts:
+        store_parts(storage, INFO)
+    else:
+        storage.put("a.csv", CONTENT, INFO, None)
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
@@ -133,16 +137,6 @@ def storage_behind_gateway(s3, **arguments):
 
 
 OURS = ObjectInfo("text/csv", {UPLOAD_KEY: "ours"})
-
-
-def store_parts(storage, info, over=None):
-    upload = storage.begin("a.csv", info, over)
-    try:
-        for number, part in enumerate((CONTENT, b"the end"), 1):
-            upload.write_part(number, bytearray(part), crc32(part))
-        upload.complete()
-    finally:
-        upload.abort()
 
 
 def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
