@@ -43,6 +43,7 @@ def test_three_exports_begun_outside_start_three_runs_and_a_restart_starts_none(
             begun.append(emulator.start_export([emulator.list_id(name)]))
             wait_for_runs(airflow, len(begun))
 
+        look(emulator)  # what has fired is remembered two seconds later, before the next look
         airflow.parts["triggerer"].stop()
         airflow.parts["triggerer"].start()
         look(emulator, 3)
