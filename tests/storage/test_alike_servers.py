@@ -9,9 +9,9 @@ from airflow_provider_sendgrid.storage.azure import AzureStorage
 from airflow_provider_sendgrid.storage.errors import ATTEMPTS
 from airflow_provider_sendgrid.storage.gcs import GcsStorage
 from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, crc32
-from lab.gcs import gcs_client
-from tests.destinations import no_sleep
+from dev.services.gcs import gcs_client
 from tests.support.alike_server import ANSWERS, alike_server
+from tests.support.destinations import no_sleep
 
 INFO = ObjectInfo("text/csv", {"made-by": "us"})
 ERRORS = (DestinationChangedError, DestinationError, DestinationRefusedError)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, part_size
 from airflow_provider_sendgrid.storage.s3 import S3Storage
-from tests.s3_client import with_own_client
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.s3_client import with_own_client
 
 PART = 5 * MIB
 INFO = ObjectInfo("text/csv", {"export": "6f"})
