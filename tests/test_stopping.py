@@ -21,7 +21,7 @@ from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownloa
 from airflow_provider_sendgrid.files.parallel import fetch_parts
 from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo
+from airflow_provider_sendgrid.storage.base import ObjectInfo
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
 from tests.support.memory_storage import MemoryStorage

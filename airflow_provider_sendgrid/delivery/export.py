@@ -61,7 +61,8 @@ from airflow_provider_sendgrid.files.download import FileChangedError, FileDownl
 from airflow_provider_sendgrid.files.rows import RecordCount
 from airflow_provider_sendgrid.files.source import SignedUrls, require_distinct_paths
 from airflow_provider_sendgrid.stopping import StopSignal
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, PartBuffers, Storage, StoredInfo
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, Storage, StoredInfo
+from airflow_provider_sendgrid.storage.buffers import PartBuffers
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
 from airflow_provider_sendgrid.threads import DaemonExecutor
 

@@ -35,16 +35,9 @@ from airflow_provider_sendgrid.files.download import FileDownload, RangeReader
 from airflow_provider_sendgrid.files.parallel import fetch_parts
 from airflow_provider_sendgrid.files.rows import RecordCount, RecordCounter, record_counter
 from airflow_provider_sendgrid.stopping import StopSignal
-from airflow_provider_sendgrid.storage.multipart import (
-    MIB,
-    UPLOAD_KEY,
-    ObjectInfo,
-    PartBuffers,
-    PartWriter,
-    Storage,
-    StoredContent,
-    StoredInfo,
-)
+from airflow_provider_sendgrid.storage.base import MIB, UPLOAD_KEY, ObjectInfo, Storage, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.buffers import PartBuffers
+from airflow_provider_sendgrid.storage.multipart import PartWriter
 from airflow_provider_sendgrid.threads import DaemonExecutor
 
 log = logging.getLogger(__name__)

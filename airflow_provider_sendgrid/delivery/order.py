@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from airflow_provider_sendgrid.delivery.manifest import KnownManifest, to_json
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, Storage
+from airflow_provider_sendgrid.storage.base import ObjectInfo, Storage
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationError,
     DestinationRefusedError,
 )
-from airflow_provider_sendgrid.storage.multipart import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo, is_version
+from airflow_provider_sendgrid.storage.base import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo, is_version
 
 log = logging.getLogger(__name__)
 

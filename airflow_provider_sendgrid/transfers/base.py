@@ -19,7 +19,7 @@ from airflow_provider_sendgrid.exports.export import ExportFamily, parse_export_
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StopSignal
-from airflow_provider_sendgrid.storage.multipart import Storage
+from airflow_provider_sendgrid.storage.base import Storage
 from airflow_provider_sendgrid.storage.s3_arguments import UNRENDERED
 
 DEFAULTS = DeliveryOptions()

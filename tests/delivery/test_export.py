@@ -36,7 +36,7 @@ from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.files.rows import record_counter
 from airflow_provider_sendgrid.files.source import SignedUrls
-from airflow_provider_sendgrid.storage.multipart import MIB
+from airflow_provider_sendgrid.storage.base import MIB
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from tests.support.file_server import FileServer
 from tests.support.s3_client import with_own_client

@@ -48,8 +48,8 @@ from airflow_provider_sendgrid.files import parallel as fetch_module
 from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.files.source import SignedUrls, file_path
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage import multipart
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo
+from airflow_provider_sendgrid.storage import base
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo
 from tests.support.memory_storage import MemoryStorage
 
 pytestmark = pytest.mark.no_cover  # measuring takes twice the time; other tests cover the same lines
@@ -834,7 +834,7 @@ PROFILE = settings(
 
 @pytest.fixture(autouse=True)
 def _model(monkeypatch):
-    monkeypatch.setattr(multipart, "MIN_PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(base, "MIN_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(fetch_module, "ThreadPoolExecutor", CallsAtOnce)
     for module in (delivery_module, file_module):
         monkeypatch.setattr(module, "DaemonExecutor", CallsAtOnce)

@@ -28,7 +28,7 @@ from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
 from tests.support.file_server import FileServer
 from tests.support.memory_storage import MemoryStorage
 
@@ -1111,7 +1111,7 @@ def test_a_delivery_that_is_stopped_ends_within_seconds_and_leaves_no_upload():
 
 
 def test_a_thread_that_waits_for_memory_is_stopped():
-    from airflow_provider_sendgrid.storage.multipart import PartBuffers
+    from airflow_provider_sendgrid.storage.buffers import PartBuffers
 
     stop = StopSignal()
     buffers = PartBuffers(10, stop)

@@ -20,7 +20,7 @@ from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
 from tests.support.file_server import FileServer

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
 from dev.services.azurite import azurite
 from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.ceph import IS_WANTED as IS_CEPH

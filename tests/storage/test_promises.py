@@ -32,7 +32,8 @@ from airflow_provider_sendgrid.exceptions import (
     ExportIncompleteError,
 )
 from airflow_provider_sendgrid.files.source import SignedUrls
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
 from dev.services.azurite import azurite
 from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.ceph import IS_WANTED as IS_CEPH

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sendgrid.storage.azure import AzureStorage
+from airflow_provider_sendgrid.storage.base import ObjectInfo, Storage
 from airflow_provider_sendgrid.storage.gcs import GcsStorage
 from airflow_provider_sendgrid.storage.local import LocalStorage
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, Storage
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from dev.services.gcs import gcs_client
 from tests.support.memory_storage import MemoryStorage
