@@ -18,15 +18,12 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from airflow_provider_sendgrid.delivery.file import (
-    RECEIPTS,
     WHO_ENDS_UPLOADS,
     Context,
-    DeliveryOptions,
     FilePlace,
     StoredFile,
     abort_quietly,
     find_stored,
-    receipt_name,
     rows_difference,
     rows_message,
     store_file,
@@ -38,6 +35,7 @@ from airflow_provider_sendgrid.delivery.manifest import (
     KnownManifest,
     manifest_content,
 )
+from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.delivery.order import order_name, pinned_order, unique_paths
 from airflow_provider_sendgrid.delivery.progress import FileProgress, Progress
 from airflow_provider_sendgrid.delivery.publication import (
@@ -47,6 +45,7 @@ from airflow_provider_sendgrid.delivery.publication import (
     Publication,
     delete_all,
 )
+from airflow_provider_sendgrid.delivery.receipts import RECEIPTS, receipt_name
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
     DestinationError,

@@ -9,95 +9,49 @@ Knows one file and one storage. Knows nothing of the other files, nor when the e
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
 import logging
 import re
 import secrets
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_sendgrid.compression import GZIP_MAGIC, Gunzip, Gzip, is_gzip
-from airflow_provider_sendgrid.delivery.manifest import FileFacts, to_json
+from airflow_provider_sendgrid.compression import Gunzip, Gzip
+from airflow_provider_sendgrid.delivery.first_bytes import (
+    MOST_LINES_OF_A_MESSAGE,
+    PIECE_BYTES,
+    FilePlan,
+    ending_of,
+    file_type_of_path,
+)
+from airflow_provider_sendgrid.delivery.manifest import FileFacts
+from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.delivery.progress import FileProgress, speed
 from airflow_provider_sendgrid.delivery.publication import EXPORT_ID_KEY, Publication, is_of
+from airflow_provider_sendgrid.delivery.receipts import read_receipt, receipt_name, write_receipt
+from airflow_provider_sendgrid.delivery.verification import Verification
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
     DestinationRefusedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.files.download import FileDownload, RangeReader
 from airflow_provider_sendgrid.files.parallel import fetch_parts
-from airflow_provider_sendgrid.files.rows import RecordCount, RecordCounter, record_counter
+from airflow_provider_sendgrid.files.rows import RecordCount
 from airflow_provider_sendgrid.stopping import StopSignal
-from airflow_provider_sendgrid.storage.base import MIB, UPLOAD_KEY, ObjectInfo, Storage, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.base import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo
 from airflow_provider_sendgrid.storage.buffers import PartBuffers
 from airflow_provider_sendgrid.storage.multipart import PartWriter
-from airflow_provider_sendgrid.threads import DaemonExecutor
 
 log = logging.getLogger(__name__)
 
 FILE_KEY = "sendgrid-file"
-RECEIPTS = "_receipts/"
 _PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives as metadata in any storage
-_KNOWN_UPLOADS = 8  # in one receipt
-_PIECE_BYTES = 256 * 1024
-_PIECES_AHEAD = 2  # of gunzip's before the counting
 WHO_ENDS_UPLOADS = (
     "The next try of the task ends it, or a lifecycle rule of the bucket that aborts incomplete multipart uploads."
 )
-_CONTENT_TYPES = {
-    ".csv": "text/csv; charset=utf-8",
-    ".json": "application/x-ndjson",
-    ".csv.gz": "application/gzip",
-    ".json.gz": "application/gzip",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryOptions:
-    """How an export is delivered.
-
-    Attributes:
-        compression: ``gzip`` stores gzip whatever came, ``none`` stores plain.
-        part_bytes: size of a part on its way, 5 MiB or more.
-        max_concurrency: parts fetched at once, while one more is sent; memory is about as many times `part_bytes`.
-            Also how many connections one large file, and how many small files, may use at once.
-        verify_row_count: count the rows and compare them with SendGrid's count; gzip is verified in any case.
-        write_manifest: write the manifest when all is done.
-        replace: replace what an earlier manifest at this prefix names, and what none names.
-    """
-
-    compression: str = "gzip"
-    part_bytes: int = 8 * MIB
-    max_concurrency: int = 8
-    verify_row_count: bool = True
-    write_manifest: bool = True
-    replace: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be right.
-
-        Raises:
-            ValueError: says which and what it should be.
-            TypeError: likewise.
-        """
-        for name in ("verify_row_count", "write_manifest", "replace"):
-            require_bool(name, getattr(self, name))
-        for name, number in (("part_size", self.part_bytes), ("max_concurrency", self.max_concurrency)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} must be a whole number, not {number!r}.")
-        if self.compression not in ("gzip", "none"):
-            raise ValueError(f"compression must be 'gzip' or 'none', not {self.compression!r}.")
-        if not 5 * MIB <= self.part_bytes <= 1024 * MIB:
-            raise ValueError(f"part_size must be from 5 MiB to 1 GiB, in bytes, not {self.part_bytes!r}.")
-        if not 1 <= self.max_concurrency <= 64:
-            raise ValueError(f"max_concurrency must be from 1 to 64, not {self.max_concurrency!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +107,8 @@ class FilePlace:
 
     def names(self, options: DeliveryOptions) -> list[str]:
         """The names that its object may have, the likelier first: only its first bytes tell what type it is."""
-        types = ("json", "csv") if _type_of_path(self.path) == "json" else ("csv", "json")
-        return [self.stem + _ending(file_type, options.compression == "gzip") for file_type in types]
+        types = ("json", "csv") if file_type_of_path(self.path) == "json" else ("csv", "json")
+        return [self.stem + ending_of(file_type, options.compression == "gzip") for file_type in types]
 
     @property
     def key(self) -> str:
@@ -249,12 +203,12 @@ def store_file(
     """
     storage, options = context.storage, context.options
     with _named(place.title):
-        plan = _Plan.of(
+        plan = FilePlan.of(
             reader,
             place.path,
             options,
             "" if context.contact_count else download.content_type,
-            needs_header=place.is_only and (context.contact_count or 0) <= _MOST_LINES,
+            needs_header=place.is_only and (context.contact_count or 0) <= MOST_LINES_OF_A_MESSAGE,
         )
         if place.is_only and not plan.head and context.expected_count:
             raise ExportIncompleteError(f"What came is empty, SendGrid counted {context.expected_count} contacts.")
@@ -262,7 +216,7 @@ def store_file(
         before = _without_what_is_to_be_deleted(context, name, objects.get(name))
         upload = secrets.token_hex(8)
         metadata = {EXPORT_ID_KEY: context.export_id, FILE_KEY: place.key, UPLOAD_KEY: upload}
-        with closing(_Verification(plan, options)) as verification:
+        with closing(Verification(plan, options)) as verification:
             writer = PartWriter(
                 storage,
                 name,
@@ -283,7 +237,7 @@ def store_file(
                 facts = _facts(writer, count, upload, place.path)
                 if before is not None and (same := _same(context, place, name, before, facts)) is not None:
                     writer.abort()
-                    _write_receipt(storage, name, same)
+                    write_receipt(storage, name, same)
                     return StoredFile(name, same, before.version, has_receipt=True)
                 if before is not None:
                     if _must_be_counted_first(context, place, name, before, facts):
@@ -291,7 +245,7 @@ def store_file(
                         return StoredFile(name, facts, before.version, is_only_counted=True)
                     context.publication.raise_unless_replaceable(name, before)
                 if has_receipt := not writer.is_small:
-                    _write_receipt(storage, name, facts)
+                    write_receipt(storage, name, facts)
                 version = writer.complete(facts.to_metadata()) or _version(storage, name, upload)
     stored = StoredFile(name, facts, version, has_receipt, is_new=True)
     context.stored_here[name] = stored
@@ -345,7 +299,7 @@ def _facts_of(context: Context, name: str, info: StoredInfo) -> Iterator[tuple[F
     if (known := context.publication.facts(name, info)) is not None:
         # A delivery that was cut short after its manifest may have left the receipt.
         yield known, context.storage.head(receipt_name(name)) is not None
-    for facts in _read_receipt(context.storage.read(receipt_name(name))).values():
+    for facts in read_receipt(context.storage.read(receipt_name(name))).values():
         if is_of(facts, info):
             yield facts, True
 
@@ -377,203 +331,12 @@ def _version(storage: Storage, name: str, upload: str) -> str:
     return info.version
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What becomes of one file, decided by its first bytes.
-
-    Attributes:
-        head: its first bytes as they came.
-        file_type: ``csv`` or ``json``.
-        came_gzip: whether it came as gzip.
-        wants_gzip: whether it is stored as gzip.
-    """
-
-    head: bytes
-    file_type: str
-    came_gzip: bool
-    wants_gzip: bool
-
-    @classmethod
-    def of(
-        cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str, *, needs_header: bool
-    ) -> _Plan:
-        """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
-
-        The first line must not be a message of something in between. The content type, which may be wrong, is a hint
-        where no count proves the rows. The header of an only CSV file must have a column of SendGrid's unless SendGrid
-        counted more rows than a message has.
-
-        Raises:
-            ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
-                are of another type than the file's name says.
-        """
-        head, plain, is_line_whole = _read_head(reader, until=b"\n")
-        first = plain[:1]
-        if first == b"<":
-            raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
-        if binary := _binary(plain):
-            raise ExportIncompleteError(f"What came is no text, but {binary} in the place of the file.")
-        named_type = _type_of_path(path)
-        file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
-        if named_type not in ("", file_type):
-            what = "a JSON object" if file_type == "json" else "something else than JSON objects"
-            raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
-        if is_line_whole and plain:
-            named_by_sender = "" if is_gzip(head) else content_type
-            line = plain.partition(b"\n")[0].rstrip()
-            is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, named_by_sender)
-            if is_foreign or (needs_header and file_type == "csv" and not _may_be_header(line)):
-                raise ExportIncompleteError(
-                    "What came is a message in the place of the file: its first line is none of contacts."
-                )
-        return cls(head, file_type, is_gzip(head), options.compression == "gzip")
-
-    @property
-    def passes_through(self) -> bool:
-        return self.came_gzip == self.wants_gzip
-
-    def at_most_bytes(self, length: int) -> int | None:
-        """How large the object can be; gzip adds a little to what it cannot compress."""
-        if self.passes_through:
-            return length
-        return None if self.came_gzip else length + length // 50 + 1024
-
-    @property
-    def ending(self) -> str:
-        return _ending(self.file_type, self.wants_gzip)
-
-    @property
-    def content_type(self) -> str:
-        return _CONTENT_TYPES[self.ending]
-
-
-def _type_of_path(path: str) -> str:
-    """``csv`` or ``json`` if the file's name says so; else empty."""
-    name = path.rpartition("/")[2].lower()
-    named = [file_type for file_type in ("csv", "json") if f".{file_type}" in name]
-    return named[0] if len(named) == 1 else ""
-
-
-def _ending(file_type: str, is_compressed: bool) -> str:
-    return f".{file_type}.gz" if is_compressed else f".{file_type}"
-
-
-def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
-    """The first bytes as they came; their plain text from its first character on; whether it holds `until` or is all.
-
-    Blanks and a byte order mark at the start are left out; the text is empty if the file has only these.
-
-    Raises:
-        ExportIncompleteError: the file is long, and begins with nothing else.
-    """
-    buffer = memoryview(bytearray(_PIECE_BYTES))
-    filled, plain = 0, b""
-    while filled < len(buffer) and not (plain and until in plain):
-        count = reader.readinto(buffer[filled:])
-        if not count:
-            return bytes(buffer[:filled]), plain, until in plain or len(plain) < _PIECE_BYTES
-        filled += count
-        plain = _plain_start(buffer[:filled])
-    if not plain:
-        raise ExportIncompleteError("What came is nothing but blanks in the place of the file.")
-    return bytes(buffer[:filled]), plain, until in plain
-
-
-def _plain_start(head: memoryview) -> bytes:
-    """Empty if it has not come yet."""
-    if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
-        return b""
-    if not is_gzip(head):
-        return _without_start(bytes(head))
-    plain = b""
-    for piece in Gunzip().feed(head):  # a line may go on in the next member
-        plain += piece
-        if len(plain) >= _PIECE_BYTES or b"\n" in _without_start(plain):
-            break
-    return _without_start(plain)
-
-
-def _without_start(plain: bytes) -> bytes:
-    """Without blanks and a byte order mark at the start."""
-    if codecs.BOM_UTF8.startswith(plain):
-        return b""
-    return plain.removeprefix(codecs.BOM_UTF8).lstrip()
-
-
-# Formats that begin like text, or that people know by name.
-_BINARY_FORMATS = {
-    "gzip within gzip": re.compile(rb"\x1f\x8b"),
-    "a ZIP archive": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
-    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
-    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
-    "xz": re.compile(rb"\xfd7zXZ\x00"),
-    "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
-    "a PDF": re.compile(rb"%PDF-"),
-    "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
-    "no UTF-8": re.compile(rb"[\xfe\xff]"),
-}
-_QUOTED_VALUES = re.compile(rb'(?:^|[,\r\n])(?:"[^"]*"?)+')
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-def _binary(plain: bytes) -> str:
-    """What a file is if it is no text, by its first bytes; empty if it may be text.
-
-    Text has no control characters in its first line, and no NUL, except within quotes: values may contain anything.
-    """
-    for name, pattern in _BINARY_FORMATS.items():
-        if pattern.match(plain):
-            return f"binary data ({name})"
-    unquoted = _QUOTED_VALUES.sub(b"", plain)
-    is_binary = b"\0" in unquoted or _CONTROL.search(unquoted.partition(b"\n")[0])
-    return "binary data" if is_binary else ""
-
-
-# What is in every export: columns of CSV in capitals, keys of JSON in lower case.
-_COLUMNS = {b"EMAIL", b"CONTACT_ID"}
-_KEYS_OF_A_CONTACT = {"email", "contact_id"}
-_KEYS_OF_AN_ERROR = {"error", "errors", "message", "detail", "code", "fault"}
-# An object with no others is one, too; RFC 9457 requires none of its keys.
-_KEYS_BESIDE_AN_ERROR = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
-_TYPES_OF_MESSAGES = ("text/html", "xml", "json")
-# SendGrid's own columns are 18; a message has no more commas than a sentence, and no more lines than a page.
-_FEWEST_COLUMNS, _MOST_LINES = 3, 100
-
-
-def _may_be_header(line: bytes) -> bool:
-    """Whether a first line has a column of SendGrid's, or goes on in the next: a name may have a line break."""
-    # A word of a sentence follows a blank.
-    return bool(_COLUMNS & {field.strip(b'"').upper() for field in line.split(b",")}) or line.count(b'"') % 2 == 1
-
-
-def _is_foreign_csv(line: bytes, content_type: str) -> bool:
-    """Whether a first line is clearly neither a header nor a row; a file after the first may have no header."""
-    if _may_be_header(line):
-        return False
-    if line[:1] in b"[{" or content_type.endswith(_TYPES_OF_MESSAGES):
-        return True
-    fields = line.split(b",")
-    return len(fields) < _FEWEST_COLUMNS and not any(b"@" in field and len(field.split()) == 1 for field in fields)
-
-
-def _is_foreign_json(line: bytes) -> bool:
-    """Whether a first line is clearly not a contact: no object, or an error."""
-    try:
-        record = json.loads(line.decode(errors="replace"), strict=False)
-    except (ValueError, RecursionError):
-        return True
-    if not isinstance(record, dict):
-        return True
-    keys = {key.lower() for key in record}
-    return not keys & _KEYS_OF_A_CONTACT and (bool(keys & _KEYS_OF_AN_ERROR) or keys <= _KEYS_BESIDE_AN_ERROR)
-
-
 def _move(
-    plan: _Plan,
+    plan: FilePlan,
     download: FileDownload,
     reader: RangeReader,
     writer: PartWriter,
-    verification: _Verification,
+    verification: Verification,
     max_connections: int,
 ) -> None:
     """Move every byte of the file; through gunzip or gzip over one connection, for there the CPU is the bound."""
@@ -589,12 +352,12 @@ def _move(
 
 def _pieces(head: bytes, reader: RangeReader) -> Iterator[memoryview]:
     yield memoryview(head)
-    buffer = memoryview(bytearray(_PIECE_BYTES))
+    buffer = memoryview(bytearray(PIECE_BYTES))
     while count := reader.readinto(buffer):
         yield buffer[:count]
 
 
-def _recoded(plan: _Plan, pieces: Iterator[memoryview], verification: _Verification) -> Iterator[bytes]:
+def _recoded(plan: FilePlan, pieces: Iterator[memoryview], verification: Verification) -> Iterator[bytes]:
     """The bytes to store."""
     if plan.came_gzip:
         gunzip = Gunzip()
@@ -607,70 +370,6 @@ def _recoded(plan: _Plan, pieces: Iterator[memoryview], verification: _Verificat
         verification.count(piece)
         yield from gzip.feed(piece)
     yield gzip.close()
-
-
-class _Verification:
-    """Gunzips a file to its end, and counts its rows: of the parts as they are stored, while the next ones arrive.
-
-    One thread gunzips, another counts what came of it (measured with two cores: 1.4 times as fast as one thread for
-    both). Where plain text is stored as gzip, rows are counted before that. Gzip is verified even if rows are not
-    counted.
-    """
-
-    def __init__(self, plan: _Plan, options: DeliveryOptions) -> None:
-        self._counter = record_counter(plan.file_type) if options.verify_row_count else None
-        self._gunzip = Gunzip() if plan.passes_through and plan.came_gzip else None
-        self._counts_stored = plan.came_gzip or not plan.wants_gzip
-        self._gunzips = DaemonExecutor(1, "sendgrid-gunzip")
-        self._counts = DaemonExecutor(1, "sendgrid-count")
-        self._uncounted: deque[Future[None]] = deque()
-
-    def close(self) -> None:
-        """End the threads."""
-        for each in (self._gunzips, self._counts):
-            each.shutdown(wait=False, cancel_futures=True)
-
-    def tap(self, part: memoryview) -> Future[None] | None:
-        """Verify a part as it is stored; the future is done when its bytes may be used again."""
-        if self._gunzip is not None:
-            return self._gunzips.submit(self._gunzip_and_count, self._gunzip, part)
-        if self._counter is None or not self._counts_stored:
-            return None
-        return self._counts.submit(self._count_pieces, self._counter, part)
-
-    def count(self, plain: memoryview) -> None:
-        """Count plain bytes that are stored as gzip."""
-        if self._counter is not None:
-            self._counter.feed(plain)
-
-    def finish(self) -> RecordCount | None:
-        """What was counted, once every part was; None if rows are not counted.
-
-        Raises:
-            ExportIncompleteError: the end is missing, or these are no contacts.
-        """
-        if self._gunzip is not None:
-            self._gunzip.close()
-        if self._counter is None:
-            return None
-        while self._uncounted:
-            self._uncounted.popleft().result()
-        count = self._counter.finish()
-        if count.damage:
-            raise ExportIncompleteError(count.damage)
-        return count
-
-    def _count_pieces(self, counter: RecordCounter, part: memoryview) -> None:
-        for start in range(0, len(part), _PIECE_BYTES):
-            counter.feed(part[start : start + _PIECE_BYTES])
-
-    def _gunzip_and_count(self, gunzip: Gunzip, part: memoryview) -> None:
-        for plain in gunzip.feed(part):
-            if self._counter is None:
-                continue
-            self._uncounted.append(self._counts.submit(self._counter.feed, plain))
-            if len(self._uncounted) > _PIECES_AHEAD:
-                self._uncounted.popleft().result()
 
 
 def rows_difference(rows: int, contact_count: int | None) -> str:
@@ -755,46 +454,3 @@ def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts,
         speed(download.length / max(seconds, 1e-3)),
         download.connections,
     )
-
-
-def receipt_name(name: str) -> str:
-    """The name of the receipt of an object."""
-    return f"{RECEIPTS}{name}.json"
-
-
-def _write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
-    """Add facts to a receipt, beside those of other uploads: which of them publishes the object is not known yet."""
-    for _ in range(_KNOWN_UPLOADS):
-        stored = storage.read(receipt_name(name))
-        known = {upload: each.to_json() for upload, each in _read_receipt(stored).items() if upload != facts.upload}
-        uploads = [*known.items(), (facts.upload, facts.to_json())][-_KNOWN_UPLOADS:]
-        content = to_json({"uploads": dict(uploads), "digest": _digest(dict(uploads))})
-        try:
-            over = stored.version if stored else None
-            storage.put(receipt_name(name), content, ObjectInfo("application/json", {}), over)
-        except DestinationChangedError:
-            continue
-        return
-    raise DestinationChangedError(f"Other runs keep changing {storage.uri(receipt_name(name))}. Run the task again.")
-
-
-def _digest(uploads: object) -> str:
-    """What shows that a receipt was damaged: what it says of a file becomes the manifest's SHA-256."""
-    return hashlib.sha256(json.dumps(uploads, sort_keys=True).encode()).hexdigest()
-
-
-def _read_receipt(stored: StoredContent | None) -> dict[str, FileFacts]:
-    """Facts by the ids of uploads; those of earlier versions have the id ''. None if the receipt is damaged."""
-    try:
-        receipt = json.loads(stored.content) if stored else None
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(receipt, dict) or ("uploads" in receipt and receipt.get("digest") != _digest(receipt["uploads"])):
-        return {}
-    uploads = receipt.get("uploads") if "uploads" in receipt else {"": receipt}
-    found = {
-        str(upload): FileFacts.from_metadata(facts)
-        for upload, facts in (uploads.items() if isinstance(uploads, dict) else ())
-        if isinstance(facts, dict)
-    }
-    return {upload: facts for upload, facts in found.items() if facts is not None and facts.upload == upload}

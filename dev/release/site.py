@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sendgrid import __version__
-from airflow_provider_sendgrid.delivery.file import DeliveryOptions
+from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.exports.export import ExportFamily
 
 _VALUES: dict[str, Callable[[re.Match[str]], object]] = {

@@ -262,7 +262,7 @@ def test_rows_are_counted_in_small_pieces_however_large_the_parts(sendgrid, s3, 
     export_id = sendgrid.export(LARGE, file_type=file_type)
     counter, fed = record_counter(file_type), []
     monkeypatch.setattr(counter, "feed", lambda plain, feed=counter.feed: (fed.append(len(plain)), feed(plain))[1])
-    monkeypatch.setattr("airflow_provider_sendgrid.delivery.file.record_counter", lambda _: counter)
+    monkeypatch.setattr("airflow_provider_sendgrid.delivery.verification.record_counter", lambda _: counter)
     compression = "gzip" if encoding == "x-gzip" else "none"
     assert LARGE == deliver(sendgrid, s3, export_id, compression=compression).rows
     assert max(fed) <= 1024 * 1024

@@ -33,6 +33,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from airflow_provider_sendgrid.delivery import export as delivery_module
 from airflow_provider_sendgrid.delivery import file as file_module
+from airflow_provider_sendgrid.delivery import verification
 from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.delivery.manifest import MANIFEST_NAME
 from airflow_provider_sendgrid.delivery.order import unique_paths
@@ -836,7 +837,7 @@ PROFILE = settings(
 def _model(monkeypatch):
     monkeypatch.setattr(base, "MIN_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(fetch_module, "ThreadPoolExecutor", CallsAtOnce)
-    for module in (delivery_module, file_module):
+    for module in (delivery_module, verification):
         monkeypatch.setattr(module, "DaemonExecutor", CallsAtOnce)
     monkeypatch.setattr(StopSignal, "call", call_at_once)
     monkeypatch.setattr(StopSignal, "wait", lambda signal, _: signal.raise_if_set())
@@ -892,7 +893,7 @@ def only_what_the_manifest_names_is_replaced(monkeypatch):
 
 
 def receipts_are_not_read(monkeypatch):
-    monkeypatch.setattr(file_module, "_read_receipt", lambda _: {})
+    monkeypatch.setattr(file_module, "read_receipt", lambda _: {})
 
 
 def uploads_are_not_aborted(monkeypatch):
@@ -904,9 +905,9 @@ def gzip_is_not_verified(monkeypatch):
         with suppress(ExportIncompleteError):
             original(*arguments)
 
-    original = file_module._Verification._gunzip_and_count
-    monkeypatch.setattr(file_module._Verification, "_gunzip_and_count", count)
-    monkeypatch.setattr(file_module.Gunzip, "close", lambda _: None)
+    original = verification.Verification._gunzip_and_count
+    monkeypatch.setattr(verification.Verification, "_gunzip_and_count", count)
+    monkeypatch.setattr(verification.Gunzip, "close", lambda _: None)
 
 
 BROKEN = {
