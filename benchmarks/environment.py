@@ -1,4 +1,4 @@
-"""Makes the environment of the benchmarks: this package with an Airflow and its peers, as `lab.environment` does.
+"""Makes the environment of the benchmarks: this package with an Airflow and its peers, as `dev.environment` does.
 
 The aws command gets one of its own beside it, for its pins contradict Airflow's; without it that peer is missing.
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.environment import Wish, create_venv, make, say
+from dev.environment import Wish, create_venv, make, say
 
 AWS_FOLDER = "bench-aws"
 

@@ -26,9 +26,9 @@ import psutil
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.emulator.recording import RecordedRequest
-from lab.environment import REPOSITORY
-from lab.real_airflow import RealAirflow
-from lab.waiting import wait_until
+from dev.airflow.instance import RealAirflow
+from dev.environment import REPOSITORY
+from dev.waiting import wait_until
 from tests.e2e.on_airflow import airflow_with, connection_to
 
 DAG_ID = "wait_at_scale"

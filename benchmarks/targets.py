@@ -22,9 +22,9 @@ from statistics import median
 
 from benchmarks.content import block
 from benchmarks.servers import REPOSITORY, _server
-from lab.azurite import azurite
-from lab.azurite import connection as azure_connection
-from lab.gcs import CONNECTION as GCS_CONNECTION
+from dev.services.azurite import azurite
+from dev.services.azurite import connection as azure_connection
+from dev.services.gcs import CONNECTION as GCS_CONNECTION
 
 MIB = 1024 * 1024
 BLOCK_BYTES = 16 * MIB

@@ -27,8 +27,8 @@ from airflow_provider_sendgrid.emulator import Emulator
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily
-from airflow_provider_sendgrid.exports.shared_watch import shared_watch
-from airflow_provider_sendgrid.exports.watch import PollSchedule
+from airflow_provider_sendgrid.exports.polling import PollSchedule
+from airflow_provider_sendgrid.exports.shared_poller import shared_watch
 
 HOUR = 3600.0
 

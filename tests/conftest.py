@@ -143,7 +143,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the provider's waits between tries take no time: each is a parameter, here with another default."""
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
-    from airflow_provider_sendgrid.exports.download import FileDownload
+    from airflow_provider_sendgrid.files.download import FileDownload
 
     async def asleep(_seconds: float) -> None:
         return None
@@ -160,7 +160,7 @@ def take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sensors and triggers may poll as often as a test's interval says."""
-    from airflow_provider_sendgrid.exports.watch import PollSchedule
+    from airflow_provider_sendgrid.exports.polling import PollSchedule
 
     assert "floor_seconds" in PollSchedule.__init__.__kwdefaults__
     monkeypatch.setitem(PollSchedule.__init__.__kwdefaults__, "floor_seconds", 0.0)

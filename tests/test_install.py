@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.environment import uv_environment
-from lab.pythons import python_version_for
+from dev.environment import uv_environment
+from dev.pythons import python_version_for
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "airflow_provider_sendgrid"

@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_sendgrid import metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout
 from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.exports.watch import Outcome
+from airflow_provider_sendgrid.exports.polling import Outcome
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor

@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
-    for name in ("airflow_provider_sendgrid", "example_dags", "tests", "lab"):
+    for name in ("airflow_provider_sendgrid", "example_dags", "tests", "dev"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     folder = tmp_path_factory.mktemp("wheel")
     done = subprocess.run([*command, str(folder)], cwd=source, capture_output=True, text=True, check=False)
@@ -43,7 +43,7 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_package_alone(wheel):
-    """Nothing of tests, examples or lab lands in site-packages."""
+    """Nothing of tests, examples or dev lands in site-packages."""
     tops = {name.split("/")[0] for name in wheel.namelist()}
 
     [metadata] = {top for top in tops if top.endswith(".dist-info")}

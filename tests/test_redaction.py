@@ -10,11 +10,11 @@ from base64 import b64encode
 import pytest
 
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.sessions import new_async_client, new_download_session
+from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.redaction import redact, redact_logs_of_libraries
-from tests.exports.test_download import redirecting
-from tests.file_server import FileServer
+from tests.files.test_download import redirecting
+from tests.support.file_server import FileServer
 from tests.support.network import closed_port
 
 QUERY = "?X-Goog-Thing=5ecret&upload_id=5ecret&page_token=5ecret"

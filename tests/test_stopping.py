@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
-from airflow_provider_sendgrid.exports.fetch import fetch_parts
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
+from airflow_provider_sendgrid.files.parallel import fetch_parts
+from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo
+from airflow_provider_sendgrid.storage.base import ObjectInfo
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
 from tests.support.memory_storage import MemoryStorage

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from airflow_provider_sendgrid.compression import Gunzip
 from airflow_provider_sendgrid.exceptions import (
     ExportIncompleteError,
     SendGridAuthError,
@@ -27,7 +28,6 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridUnavailableError,
 )
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.gunzip import Gunzip
 from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
 from airflow_provider_sendgrid.exports.sending import Sending, Trace, is_foreseen, recorded_in
 from airflow_provider_sendgrid.exports.sessions import (

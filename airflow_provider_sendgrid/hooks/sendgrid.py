@@ -13,12 +13,11 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_sendgrid import metrics
 from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook, mask_secret
-from airflow_provider_sendgrid.delivery import Source
+from airflow_provider_sendgrid.delivery.export import Source
 from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.arguments import parse_conn_id
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import (
     FAMILIES,
     ContactExport,
@@ -27,10 +26,11 @@ from airflow_provider_sendgrid.exports.export import (
     parse_export_id,
     parse_family,
 )
-from airflow_provider_sendgrid.exports.names import ids_of_names, ids_of_segments
+from airflow_provider_sendgrid.exports.name_lookup import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 from airflow_provider_sendgrid.stopping import StopSignal
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import requests
 
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
-    from airflow_provider_sendgrid.exports.shared_watch import SharedWatch
+    from airflow_provider_sendgrid.exports.shared_poller import SharedWatch
 
 
 class _NotPassed(tuple[str | int, ...]):
@@ -195,7 +195,7 @@ class SendGridHook(BaseHook):
     async def watch(self) -> AsyncIterator[SharedWatch]:
         """One poll for all who wait for exports of this connection and family on this event loop."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-        from airflow_provider_sendgrid.exports.shared_watch import shared_watch
+        from airflow_provider_sendgrid.exports.shared_poller import shared_watch
 
         connection = await self.aload_connection()
         # Renewed certificates count for the waits that begin then.
@@ -215,7 +215,7 @@ class SendGridHook(BaseHook):
 
     @contextmanager
     def source(self, export_id: str, stop: StopSignal | None = None) -> Iterator[Source]:
-        """Where the files of an export come from, for `airflow_provider_sendgrid.delivery`.
+        """Where the files of an export come from, for `airflow_provider_sendgrid.delivery.export`.
 
         Args:
             export_id: of the export.

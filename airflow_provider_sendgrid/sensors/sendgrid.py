@@ -32,7 +32,7 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id, parse_family
-from airflow_provider_sendgrid.exports.watch import (
+from airflow_provider_sendgrid.exports.polling import (
     LONGEST_PAUSE_SECONDS,
     POLL_PATIENCE,
     WITHOUT_FILES_SECONDS,

@@ -25,6 +25,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     SendGridError,
 )
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.errors import (
     CHANGED,
     NO_ANSWER,
@@ -35,7 +36,6 @@ from airflow_provider_sendgrid.storage.errors import (
     Meaning,
     Requests,
 )
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     SendGridError,
 )
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.errors import (
     ATTEMPTS,
     NO_ANSWER,
@@ -36,8 +37,7 @@ from airflow_provider_sendgrid.storage.errors import (
     Requests,
     pause_seconds,
 )
-from airflow_provider_sendgrid.storage.in_order import InOrderUpload
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.sequential import InOrderUpload
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.in_order import InOrderUpload
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.sequential import InOrderUpload
 
 log = logging.getLogger(__name__)
 

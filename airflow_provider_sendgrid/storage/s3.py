@@ -27,14 +27,8 @@ from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.storage.multipart import (
-    ANY_VERSION,
-    UPLOAD_KEY,
-    ObjectInfo,
-    StoredContent,
-    StoredInfo,
-    crc32,
-)
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, UPLOAD_KEY, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3_arguments import ExtraArguments, folder_prefix, split_s3_uri
 from airflow_provider_sendgrid.storage.s3_errors import (
     CONDITION_REFUSED,

@@ -11,14 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from airflow_provider_sendgrid.stopping import StopSignal
-from airflow_provider_sendgrid.storage.multipart import (
-    ANY_VERSION,
-    ObjectInfo,
-    Storage,
-    StoredContent,
-    StoredInfo,
-    Upload,
-)
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, Storage, StoredContent, StoredInfo, Upload
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_sendgrid._compat import XComArg, mapped_arguments
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
+from airflow_provider_sendgrid.storage.base import Storage
 from airflow_provider_sendgrid.storage.local import LocalStorage
-from airflow_provider_sendgrid.storage.multipart import Storage
-from airflow_provider_sendgrid.storage.object_storage import Location, Provider
-from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator, parse_text
+from airflow_provider_sendgrid.storage.location import Location, Provider
+from airflow_provider_sendgrid.transfers.base import DEFAULTS, DeliveringOperator, parse_text
 
 if TYPE_CHECKING:
     from airflow_provider_sendgrid._compat import ObjectStoragePath

@@ -11,7 +11,7 @@ from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 from airflow_provider_sendgrid.storage.s3_arguments import folder_prefix, secret_texts, split_s3_uri
-from airflow_provider_sendgrid.transfers._delivering import DEFAULTS, DeliveringOperator, parse_text
+from airflow_provider_sendgrid.transfers.base import DEFAULTS, DeliveringOperator, parse_text
 
 _NAME_IT_ONCE = (
     "Name the bucket once: in s3_bucket beside a plain s3_key_prefix, or in an s3_key_prefix such as "

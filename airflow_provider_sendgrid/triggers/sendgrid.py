@@ -27,8 +27,8 @@ from airflow_provider_sendgrid.exports.export import (
     parse_family,
     typed_ids,
 )
-from airflow_provider_sendgrid.exports.seen import SeenExports
-from airflow_provider_sendgrid.exports.watch import Outcome, PollSchedule, Sighting, require_seconds
+from airflow_provider_sendgrid.exports.new_exports import SeenExports
+from airflow_provider_sendgrid.exports.polling import Outcome, PollSchedule, Sighting, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
 if TYPE_CHECKING:

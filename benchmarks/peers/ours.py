@@ -3,12 +3,12 @@
 import json
 import logging
 
-from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 from benchmarks.job import BUCKET, job, measure
 

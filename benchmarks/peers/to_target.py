@@ -9,12 +9,12 @@ import sys
 
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_sendgrid.delivery import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.download import FileDownload
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.exports.urls import SignedUrls
+from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.source import SignedUrls
 from airflow_provider_sendgrid.transfers.sendgrid_to_object_storage import SendGridToObjectStorageOperator
 from benchmarks.job import measure, peak_bytes
 

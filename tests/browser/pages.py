@@ -9,8 +9,8 @@ from typing import Any
 
 from playwright.sync_api import expect, sync_playwright
 
-from lab.airflow_settings import ADMIN
-from lab.environment import REPOSITORY
+from dev.airflow.settings import ADMIN
+from dev.environment import REPOSITORY
 
 IMAGES = REPOSITORY / "docs" / "images"
 CHROMIUM = Path("/usr/bin/chromium")

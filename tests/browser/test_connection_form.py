@@ -9,10 +9,10 @@ import pytest
 from playwright.sync_api import expect
 
 from airflow_provider_sendgrid.emulator import Emulator
-from lab.processes import end_on_sigterm
-from lab.real_airflow import RealAirflow
-from lab.stage import EXAMPLE_DAGS
-from lab.waiting import wait_until
+from dev.airflow.instance import RealAirflow
+from dev.demo.stage import EXAMPLE_DAGS
+from dev.services.processes import end_on_sigterm
+from dev.waiting import wait_until
 from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 
 CONNECTION_ID = "sendgrid_default"

@@ -17,11 +17,11 @@ import pytest
 from playwright.sync_api import expect
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from lab.processes import end_on_sigterm
-from lab.real_airflow import RealAirflow
-from lab.s3 import amazon_s3
-from lab.stage import EXAMPLE_DAGS, NO_SCHEDULES, lab_folder
-from lab.waiting import wait_until
+from dev.airflow.instance import RealAirflow
+from dev.demo.stage import EXAMPLE_DAGS, NO_SCHEDULES, lab_folder
+from dev.services.processes import end_on_sigterm
+from dev.services.s3 import amazon_s3
+from dev.waiting import wait_until
 from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 
 DAG_ID = "sendgrid_contacts_to_s3"

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from lab.delivery import Delivery
-from lab.postgres import postgres
-from lab.processes import Process, end_on_sigterm
-from lab.real_airflow import RealAirflow
-from lab.redis import redis_server
-from lab.s3 import S3, s3_server
-from lab.stage import lab_folder
-from lab.waiting import wait_until
+from dev.airflow.instance import RealAirflow
+from dev.demo.delivery import Delivery
+from dev.demo.stage import lab_folder
+from dev.services.postgres import postgres
+from dev.services.processes import Process, end_on_sigterm
+from dev.services.redis import redis_server
+from dev.services.s3 import S3, s3_server
+from dev.waiting import wait_until
 
 DAG_ID = "spread_export"
 FILES = 8

@@ -259,7 +259,7 @@ def test_what_a_page_names_is_there(page):
         assert words in TARGETS, f"make {words}"
     for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
         assert re.search(rf"(?m)^(?: *(?:async )?def )?{name}\b", (REPOSITORY / file).read_text()), f"{file}::{name}"
-    for file in re.findall(r"`((?:tests|docs|lab|example_dags|benchmarks|\.github)/[\w./-]*)`", text):
+    for file in re.findall(r"`((?:tests|docs|dev|example_dags|benchmarks|\.github)/[\w./-]*)`", text):
         assert (REPOSITORY / file).exists(), file
     if "/" not in page:
         for target in re.findall(r"\]\(([^)#:]+)\)", text):

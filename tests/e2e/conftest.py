@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator
-from lab.airflow_api import TaskInstance
-from lab.postgres import postgres
-from lab.processes import end_on_sigterm
-from lab.real_airflow import RealAirflow, airflow_version
-from lab.s3 import S3, s3_server
-from lab.stage import LAB_FOLDER
+from dev.airflow.api import TaskInstance
+from dev.airflow.instance import RealAirflow, airflow_version
+from dev.demo.stage import LAB_FOLDER
+from dev.services.postgres import postgres
+from dev.services.processes import end_on_sigterm
+from dev.services.s3 import S3, s3_server
 
 DAGS_FOLDER = Path(__file__).parent / "dags"
 SETTINGS = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sendgrid.emulator import Emulator
-from lab.postgres import postgres
-from lab.real_airflow import RealAirflow, airflow_version
-from lab.s3 import S3, s3_server
-from lab.stage import lab_folder
+from dev.airflow.instance import RealAirflow, airflow_version
+from dev.demo.stage import lab_folder
+from dev.services.postgres import postgres
+from dev.services.s3 import S3, s3_server
 
 PYTHON = Path(sys.executable)
 EXPORTS = "/v3/marketing/contacts/exports"

@@ -19,14 +19,14 @@ import psutil
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
-from lab.faketime import shifted_clock
-from lab.ports import LOCALHOST
-from lab.postgres import postgres
-from lab.processes import Process, end_on_sigterm
-from lab.real_airflow import RealAirflow
-from lab.redis import redis_server
-from lab.stage import lab_folder
-from lab.waiting import wait_until
+from dev.airflow.faketime import shifted_clock
+from dev.airflow.instance import RealAirflow
+from dev.demo.stage import lab_folder
+from dev.services.ports import LOCALHOST
+from dev.services.postgres import postgres
+from dev.services.processes import Process, end_on_sigterm
+from dev.services.redis import redis_server
+from dev.waiting import wait_until
 from tests.e2e.on_airflow import EXPORTS, PYTHON, version
 from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
 

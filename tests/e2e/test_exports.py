@@ -9,9 +9,9 @@ from datetime import timedelta
 
 import pytest
 
-from lab.airflow_api import TaskInstance
-from lab.delivery import Delivery
-from lab.waiting import wait_until
+from dev.airflow.api import TaskInstance
+from dev.demo.delivery import Delivery
+from dev.waiting import wait_until
 
 DAG_ID = "exports_to_s3"
 EXPORTS = 12

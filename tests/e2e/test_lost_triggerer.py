@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lab.waiting import wait_until
+from dev.waiting import wait_until
 
 DAG_ID = "waits"
 EXPORTS = 12

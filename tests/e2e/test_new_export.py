@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from lab.waiting import wait_until
+from dev.waiting import wait_until
 from tests.e2e.on_airflow import EXPORTS, airflow_with, connection_to, runs_of, version
 
 DAG_ID = "sendgrid_new_export_to_s3"

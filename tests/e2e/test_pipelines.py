@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from lab.postgres import postgres
+from dev.services.postgres import postgres
 
 FOLDER = Path(__file__).parents[2] / "example_dags"
 pytestmark = pytest.mark.usefixtures("airflow_database", "no_waiting")

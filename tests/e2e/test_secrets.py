@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings, backend
-from lab.s3 import PASSWORD
+from dev.services.s3 import PASSWORD
 from tests.e2e.on_airflow import airflow_with, connection_to
 
 DAG_ID = "secrets"

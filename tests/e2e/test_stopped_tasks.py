@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from lab.airflow_api import run_path
-from lab.waiting import wait_until
+from dev.airflow.api import run_path
+from dev.waiting import wait_until
 from tests.e2e.on_airflow import airflow_with, connection_to, version
 from tests.support.throttling_proxy import throttling_proxy
 

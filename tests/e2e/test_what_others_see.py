@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from lab.airflow_api import run_path
-from lab.processes import end_on_sigterm
-from lab.s3 import S3, amazon_s3
-from lab.waiting import wait_until
+from dev.airflow.api import run_path
+from dev.services.processes import end_on_sigterm
+from dev.services.s3 import S3, amazon_s3
+from dev.waiting import wait_until
 from tests.e2e.conftest import Clock
 from tests.e2e.on_airflow import airflow_with, connection_to, version
 

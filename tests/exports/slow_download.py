@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.short_lived_urls import fetch_over_short_lived_urls
+from tests.support.short_lived_urls import fetch_over_short_lived_urls
 
 
 def test_a_file_of_300_mb_cut_every_5_mb_arrives_whole():

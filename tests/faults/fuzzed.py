@@ -23,15 +23,15 @@ def _instrumented() -> Any:
 def import_instrumented() -> SimpleNamespace:
     """Everything that reads foreign bytes."""
     with _instrumented():
+        from airflow_provider_sendgrid.compression import Gunzip
+        from airflow_provider_sendgrid.delivery.manifest import KnownManifest
         from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridError, redact
         from airflow_provider_sendgrid.exports import protocol
-        from airflow_provider_sendgrid.exports.download import TryAgain, _extent
         from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, ExportSelection
-        from airflow_provider_sendgrid.exports.gunzip import Gunzip
+        from airflow_provider_sendgrid.exports.polling import judge
         from airflow_provider_sendgrid.exports.protocol import Reply
-        from airflow_provider_sendgrid.exports.rows import record_counter
-        from airflow_provider_sendgrid.exports.watch import judge
-        from airflow_provider_sendgrid.manifest import KnownManifest
+        from airflow_provider_sendgrid.files.download import TryAgain, _extent
+        from airflow_provider_sendgrid.files.rows import record_counter
 
     found = {name: value for name, value in locals().items() if not name.startswith("_")}
     return SimpleNamespace(**found, extent=_extent, now=datetime(2026, 1, 2, tzinfo=timezone.utc))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_sendgrid.exports.gunzip import Gunzip
-from airflow_provider_sendgrid.exports.rows import record_counter
+from airflow_provider_sendgrid.compression import Gunzip
+from airflow_provider_sendgrid.files.rows import record_counter
 from tests.faults.fuzz import SEEDS, TARGETS
 
 ROWS = [["EMAIL", "NAME"], ["a@b.c", 'says "hi"'], ["b@b.c", "two\nlines, a comma"], ["", "\r\n"], ["é@b.c", '""']]

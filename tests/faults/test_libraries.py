@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_sendgrid.exports import gunzip
+from airflow_provider_sendgrid import compression as gunzip
 from airflow_provider_sendgrid.storage import multipart
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
 

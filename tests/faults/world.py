@@ -19,7 +19,7 @@ from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.exceptions import SendGridError
 from airflow_provider_sendgrid.exports import client as client_module
-from airflow_provider_sendgrid.exports.download import DownloadLimits, FileDownload
+from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator

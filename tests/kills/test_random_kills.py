@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from lab.delivery import Delivery
+from dev.demo.delivery import Delivery
 from tests.e2e.on_airflow import airflow_with, connection_to, version
 
 pytestmark = pytest.mark.skipif(

@@ -6,12 +6,13 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.azure import AzureStorage
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo
 from airflow_provider_sendgrid.storage.errors import ATTEMPTS
 from airflow_provider_sendgrid.storage.gcs import GcsStorage
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, crc32
-from lab.gcs import gcs_client
-from tests.destinations import no_sleep
+from airflow_provider_sendgrid.storage.multipart import crc32
+from dev.services.gcs import gcs_client
 from tests.support.alike_server import ANSWERS, alike_server
+from tests.support.destinations import no_sleep
 
 INFO = ObjectInfo("text/csv", {"made-by": "us"})
 ERRORS = (DestinationChangedError, DestinationError, DestinationRefusedError)

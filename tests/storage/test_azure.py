@@ -13,8 +13,9 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.azure import AzureStorage
-from airflow_provider_sendgrid.storage.multipart import ObjectInfo, crc32
-from tests.destinations import no_sleep
+from airflow_provider_sendgrid.storage.base import ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
+from tests.support.destinations import no_sleep
 
 INFO = ObjectInfo("text/csv", {"sha256": "of what was sent"})
 SENT, CAME = b"the-mark,1", b"the-marK,1"

@@ -11,16 +11,17 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_sendgrid.delivery import DeliveryOptions, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.exceptions import DestinationError
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
-from lab.azurite import azurite
-from lab.gcs import fake_gcs_server, gcs_server
-from tests.destinations import Destination
-from tests.sendgrid_source import SendGrid
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
+from dev.services.azurite import azurite
+from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.destinations import Destination
 from tests.support.flipping_proxy import FlippingProxy
+from tests.support.sendgrid_source import SendGrid
 
 INFO = ObjectInfo("text/csv", {"made-by": "us"})
 MARK = b"the-mark"

@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationRefusedError
 from airflow_provider_sendgrid.storage.errors import UNREADABLE_ANSWER, Failure, Requests
-from tests.destinations import no_sleep
+from tests.support.destinations import no_sleep
 
 
 def failing_with(error):

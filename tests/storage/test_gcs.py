@@ -14,10 +14,10 @@ import google_crc32c
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredContent
 from airflow_provider_sendgrid.storage.gcs import GcsUpload
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredContent
-from lab.gcs import fake_gcs_server, gcs_server
-from tests.destinations import Destination
+from dev.services.gcs import fake_gcs_server, gcs_server
+from tests.support.destinations import Destination
 from tests.support.losing_proxy import LosingProxy
 
 NOT_QUICK = pytest.mark.skipif(not os.environ.get("TEST_CLOUDS"), reason="make test-clouds runs it")

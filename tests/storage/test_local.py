@@ -16,8 +16,8 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
 )
 from airflow_provider_sendgrid.stopping import StoppedError
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo
 from airflow_provider_sendgrid.storage.local import LocalStorage
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo
 
 INFO = ObjectInfo("text/csv", {"sendgrid-export-id": "6f"})
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
-from lab.azurite import azurite
-from lab.gcs import fake_gcs_server, gcs_server
-from tests.destinations import Destination
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
+from dev.services.azurite import azurite
+from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.destinations import Destination
 from tests.support.losing_proxy import LosingProxy
 
 INFO = ObjectInfo("text/csv", {"made-by": "us"})

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, PartBuffers, PartWriter, part_size
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo, part_size
+from airflow_provider_sendgrid.storage.buffers import PartBuffers
+from airflow_provider_sendgrid.storage.multipart import PartWriter
 from airflow_provider_sendgrid.storage.s3 import S3Storage
-from tests.s3_client import with_own_client
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.s3_client import with_own_client
 
 PART = 5 * MIB
 INFO = ObjectInfo("text/csv", {"export": "6f"})

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
-from airflow_provider_sendgrid.storage.multipart import MIB, UPLOAD_KEY, ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.base import MIB, UPLOAD_KEY, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.losing_proxy import LosingProxy

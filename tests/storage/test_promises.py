@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_sendgrid.delivery import Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import Delivery, DeliveryOptions, Source, deliver_export
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -31,13 +31,14 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.exports.urls import SignedUrls
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, crc32
-from lab.azurite import azurite
-from lab.gcs import fake_gcs_server, gcs_server
-from tests.destinations import Destination
-from tests.sendgrid_source import SendGrid
+from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
+from dev.services.azurite import azurite
+from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.destinations import Destination
+from tests.support.sendgrid_source import SendGrid
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 30.0
@@ -230,7 +231,7 @@ def test_a_worker_killed_in_the_second_file_leaves_nothing_of_it_under_its_name(
         "options": OPTIONS | {"compression": "none"},
     }
     second = sendgrid.emulator.export_files(export_id)[1].name
-    command = [sys.executable, "-m", "tests.deliver_somewhere", json.dumps(given)]
+    command = [sys.executable, "-m", "tests.support.deliver_somewhere", json.dumps(given)]
     with subprocess.Popen(command, cwd=REPOSITORY) as worker:
         try:
             path = f"/sg-contact-exports/8315072/{second}"

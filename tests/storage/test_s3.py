@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
-from tests.destinations import s3_client
-from tests.s3_client import with_own_client
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
+from tests.support.destinations import s3_client
 from tests.support.flipping_proxy import FlippingProxy
 from tests.support.losing_proxy import LosingProxy
+from tests.support.s3_client import with_own_client
 from tests.support.seaweedfs import client_of
 
 INFO = ObjectInfo("text/csv", {"sendgrid-export-id": "6f"})

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-from airflow_provider_sendgrid.storage.multipart import MIB, ObjectInfo, crc32
+from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
+from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
 from tests.faults.storage_proxy import StorageFault, StorageProxy

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.ports import LOCALHOST, accepts_connections, free_port
-from lab.processes import Process
-from lab.waiting import wait_until
+from dev.services.ports import LOCALHOST, accepts_connections, free_port
+from dev.services.processes import Process
+from dev.waiting import wait_until
 from tests.support.seaweedfs import LOGIN, PASSWORD
 
 IS_WANTED = bool(os.environ.get("TEST_CEPH"))

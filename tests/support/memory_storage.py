@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
-from airflow_provider_sendgrid.storage.multipart import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 
 _UPLOADS, _VERSIONS = itertools.count(1), itertools.count(1)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from lab.ports import LOCALHOST, accepts_connections, free_port
-from lab.processes import Process
-from lab.waiting import wait_until
+from dev.services.ports import LOCALHOST, accepts_connections, free_port
+from dev.services.processes import Process
+from dev.waiting import wait_until
 
 LOGIN = "made-up-login"
 PASSWORD = "made-up-password"

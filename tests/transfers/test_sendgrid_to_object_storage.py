@@ -14,9 +14,9 @@ import pytest
 
 from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.transfers.sendgrid_to_object_storage import SendGridToObjectStorageOperator
-from lab.azurite import azurite, connection
-from lab.gcs import CONNECTION, gcs_server
-from tests.destinations import Destination
+from dev.services.azurite import azurite, connection
+from dev.services.gcs import CONNECTION, gcs_server
+from tests.support.destinations import Destination
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

@@ -15,7 +15,7 @@ from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowNotFoun
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridServerError
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.exports.watch import Outcome, Sighting
+from airflow_provider_sendgrid.exports.polling import Outcome, Sighting
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 

@@ -1,0 +1,218 @@
+"""What becomes of one file, decided by its first bytes; what is none of contacts is refused."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from dataclasses import dataclass
+
+from airflow_provider_sendgrid.compression import GZIP_MAGIC, Gunzip, is_gzip
+from airflow_provider_sendgrid.delivery.options import DeliveryOptions
+from airflow_provider_sendgrid.exceptions import (
+    ExportIncompleteError,
+)
+from airflow_provider_sendgrid.files.download import RangeReader
+
+PIECE_BYTES = 256 * 1024
+_CONTENT_TYPES = {
+    ".csv": "text/csv; charset=utf-8",
+    ".json": "application/x-ndjson",
+    ".csv.gz": "application/gzip",
+    ".json.gz": "application/gzip",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """What becomes of one file, decided by its first bytes.
+
+    Attributes:
+        head: its first bytes as they came.
+        file_type: ``csv`` or ``json``.
+        came_gzip: whether it came as gzip.
+        wants_gzip: whether it is stored as gzip.
+    """
+
+    head: bytes
+    file_type: str
+    came_gzip: bool
+    wants_gzip: bool
+
+    @classmethod
+    def of(
+        cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str, *, needs_header: bool
+    ) -> FilePlan:
+        """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
+
+        The first line must not be a message of something in between. The content type, which may be wrong, is a hint
+        where no count proves the rows. The header of an only CSV file must have a column of SendGrid's unless SendGrid
+        counted more rows than a message has.
+
+        Raises:
+            ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
+                are of another type than the file's name says.
+        """
+        head, plain, is_line_whole = _read_head(reader, until=b"\n")
+        first = plain[:1]
+        if first == b"<":
+            raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
+        if binary := _binary(plain):
+            raise ExportIncompleteError(f"What came is no text, but {binary} in the place of the file.")
+        named_type = file_type_of_path(path)
+        file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
+        if named_type not in ("", file_type):
+            what = "a JSON object" if file_type == "json" else "something else than JSON objects"
+            raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
+        if is_line_whole and plain:
+            named_by_sender = "" if is_gzip(head) else content_type
+            line = plain.partition(b"\n")[0].rstrip()
+            is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, named_by_sender)
+            if is_foreign or (needs_header and file_type == "csv" and not _may_be_header(line)):
+                raise ExportIncompleteError(
+                    "What came is a message in the place of the file: its first line is none of contacts."
+                )
+        return cls(head, file_type, is_gzip(head), options.compression == "gzip")
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether it is stored as it came."""
+        return self.came_gzip == self.wants_gzip
+
+    def at_most_bytes(self, length: int) -> int | None:
+        """How large the object can be; gzip adds a little to what it cannot compress."""
+        if self.passes_through:
+            return length
+        return None if self.came_gzip else length + length // 50 + 1024
+
+    @property
+    def ending(self) -> str:
+        """Of the object's name."""
+        return ending_of(self.file_type, self.wants_gzip)
+
+    @property
+    def content_type(self) -> str:
+        """Of the object."""
+        return _CONTENT_TYPES[self.ending]
+
+
+def file_type_of_path(path: str) -> str:
+    """``csv`` or ``json`` if the file's name says so; else empty."""
+    name = path.rpartition("/")[2].lower()
+    named = [file_type for file_type in ("csv", "json") if f".{file_type}" in name]
+    return named[0] if len(named) == 1 else ""
+
+
+def ending_of(file_type: str, is_compressed: bool) -> str:
+    """The ending of an object's name, such as ``.csv.gz``."""
+    return f".{file_type}.gz" if is_compressed else f".{file_type}"
+
+
+def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
+    """The first bytes as they came; their plain text from its first character on; whether it holds `until` or is all.
+
+    Blanks and a byte order mark at the start are left out; the text is empty if the file has only these.
+
+    Raises:
+        ExportIncompleteError: the file is long, and begins with nothing else.
+    """
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    filled, plain = 0, b""
+    while filled < len(buffer) and not (plain and until in plain):
+        count = reader.readinto(buffer[filled:])
+        if not count:
+            return bytes(buffer[:filled]), plain, until in plain or len(plain) < PIECE_BYTES
+        filled += count
+        plain = _plain_start(buffer[:filled])
+    if not plain:
+        raise ExportIncompleteError("What came is nothing but blanks in the place of the file.")
+    return bytes(buffer[:filled]), plain, until in plain
+
+
+def _plain_start(head: memoryview) -> bytes:
+    """Empty if it has not come yet."""
+    if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
+        return b""
+    if not is_gzip(head):
+        return _without_start(bytes(head))
+    plain = b""
+    for piece in Gunzip().feed(head):  # a line may go on in the next member
+        plain += piece
+        if len(plain) >= PIECE_BYTES or b"\n" in _without_start(plain):
+            break
+    return _without_start(plain)
+
+
+def _without_start(plain: bytes) -> bytes:
+    """Without blanks and a byte order mark at the start."""
+    if codecs.BOM_UTF8.startswith(plain):
+        return b""
+    return plain.removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+# Formats that begin like text, or that people know by name.
+_BINARY_FORMATS = {
+    "gzip within gzip": re.compile(rb"\x1f\x8b"),
+    "a ZIP archive": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+    "a PDF": re.compile(rb"%PDF-"),
+    "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
+    "no UTF-8": re.compile(rb"[\xfe\xff]"),
+}
+_QUOTED_VALUES = re.compile(rb'(?:^|[,\r\n])(?:"[^"]*"?)+')
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _binary(plain: bytes) -> str:
+    """What a file is if it is no text, by its first bytes; empty if it may be text.
+
+    Text has no control characters in its first line, and no NUL, except within quotes: values may contain anything.
+    """
+    for name, pattern in _BINARY_FORMATS.items():
+        if pattern.match(plain):
+            return f"binary data ({name})"
+    unquoted = _QUOTED_VALUES.sub(b"", plain)
+    is_binary = b"\0" in unquoted or _CONTROL.search(unquoted.partition(b"\n")[0])
+    return "binary data" if is_binary else ""
+
+
+# What is in every export: columns of CSV in capitals, keys of JSON in lower case.
+_COLUMNS = {b"EMAIL", b"CONTACT_ID"}
+_KEYS_OF_A_CONTACT = {"email", "contact_id"}
+_KEYS_OF_AN_ERROR = {"error", "errors", "message", "detail", "code", "fault"}
+# An object with no others is one, too; RFC 9457 requires none of its keys.
+_KEYS_BESIDE_AN_ERROR = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
+_TYPES_OF_MESSAGES = ("text/html", "xml", "json")
+# SendGrid's own columns are 18; a message has no more commas than a sentence, and no more lines than a page.
+_FEWEST_COLUMNS, MOST_LINES_OF_A_MESSAGE = 3, 100
+
+
+def _may_be_header(line: bytes) -> bool:
+    """Whether a first line has a column of SendGrid's, or goes on in the next: a name may have a line break."""
+    # A word of a sentence follows a blank.
+    return bool(_COLUMNS & {field.strip(b'"').upper() for field in line.split(b",")}) or line.count(b'"') % 2 == 1
+
+
+def _is_foreign_csv(line: bytes, content_type: str) -> bool:
+    """Whether a first line is clearly neither a header nor a row; a file after the first may have no header."""
+    if _may_be_header(line):
+        return False
+    if line[:1] in b"[{" or content_type.endswith(_TYPES_OF_MESSAGES):
+        return True
+    fields = line.split(b",")
+    return len(fields) < _FEWEST_COLUMNS and not any(b"@" in field and len(field.split()) == 1 for field in fields)
+
+
+def _is_foreign_json(line: bytes) -> bool:
+    """Whether a first line is clearly not a contact: no object, or an error."""
+    try:
+        record = json.loads(line.decode(errors="replace"), strict=False)
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(record, dict):
+        return True
+    keys = {key.lower() for key in record}
+    return not keys & _KEYS_OF_A_CONTACT and (bool(keys & _KEYS_OF_AN_ERROR) or keys <= _KEYS_BESIDE_AN_ERROR)

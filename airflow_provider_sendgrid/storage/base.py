@@ -1,0 +1,150 @@
+"""The protocols of a storage and of an upload, what is known of objects, and the limits of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+MIB = 1024 * 1024
+
+# S3's limits, which the other clouds' contain: parts of 5 MiB to 5 GiB, the last may be smaller, 10,000 of them.
+MIN_PART_BYTES = 5 * MIB
+MAX_PART_BYTES = 5 * 1024 * MIB
+MAX_PARTS = 10_000
+# Of an object of unknown size: so many parts of one size, then twice the size after each so many.
+_EQUAL_PARTS, _PARTS_PER_SIZE = 6_000, 360
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What an object carries beside its bytes.
+
+    Attributes:
+        content_type: its media type.
+        metadata: short texts of ours, with names in lower case.
+    """
+
+    content_type: str
+    metadata: Mapping[str, str]
+
+
+# The key of the metadata that names the upload which stored an object: it differs each time.
+UPLOAD_KEY: Final = "sendgrid-upload"
+# In the place of an object's version: whichever is there, or none.
+ANY_VERSION: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInfo:
+    """What is known of a stored object.
+
+    Attributes:
+        size: in bytes.
+        metadata: see `ObjectInfo`.
+        version: changes whenever the object is stored again; the storage's own token, such as an ETag or a generation.
+    """
+
+    size: int
+    metadata: Mapping[str, str]
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContent:
+    """A small object.
+
+    Attributes:
+        content: all of its bytes.
+        version: see `StoredInfo`.
+    """
+
+    content: bytes
+    version: str
+
+
+class Upload(Protocol):
+    """An object on its way: invisible until `complete`, gone without a trace after `abort`."""
+
+    def write_part(self, number: int, part: bytearray, crc32: int) -> None:
+        """Store part `number` (from 1); called by several threads at once, begun in the order of the numbers."""
+
+    def complete(self) -> None:
+        """Publish the object: all parts were written.
+
+        Raises:
+            DestinationChangedError: the object's version is not the one passed to `Storage.begin`.
+        """
+
+    def abort(self) -> None:
+        """Leave nothing behind; safe after a failure of any kind, and while other threads still write parts."""
+
+
+class Storage(Protocol):
+    """A place for objects, named below one prefix.
+
+    `over` is the version that an object is stored over: None if there must be none, `ANY_VERSION` if it does not
+    matter. Storages without conditional writes look again right before they write.
+    """
+
+    def uri(self, name: str) -> str:
+        """The full address of an object."""
+
+    def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
+        """Store a small object at once; return its version.
+
+        Raises:
+            DestinationChangedError: the object's version is not `over`.
+        """
+
+    def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> Upload:
+        """Start to store an object in parts; `over` is compared when it is published."""
+
+    def read(self, name: str) -> StoredContent | None:
+        """A small object, None if there is none."""
+
+    def head(self, name: str) -> StoredInfo | None:
+        """What is known of an object without reading it, None if there is none."""
+
+    def versions(self, beginning: str = "") -> Mapping[str, str] | None:
+        """The versions of all objects whose names begin like this, without a slash after that; see `is_version`.
+
+        A version is empty if the listing does not show it. None if the credentials may not list objects.
+        """
+
+    def abort_uploads(self, names: Collection[str]) -> int:
+        """End all other uploads of objects, such as a killed worker leaves open; return how many there were.
+
+        Without the permission to list or to end uploads it does nothing, and logs so once.
+        """
+
+    def delete(self, name: str, version: str = ANY_VERSION) -> None:
+        """Delete an object if it still has this version; nothing happens if it has another, or is not there.
+
+        Raises:
+            DestinationRefusedError: the credentials may not delete it.
+        """
+
+
+def is_version(listed: str | None, version: str) -> bool:
+    """Whether a listing shows this version; what S3 lists ends before the upload's id, and may be empty."""
+    return bool(listed) and f"{version} ".startswith(f"{listed} ")
+
+
+def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:
+    """How large part `number` (from 1) is, in bytes.
+
+    Some storages, such as Cloudflare R2, want all parts but the last of one size. All are, if it is known how large
+    the object can be. Else the first 6,000 are (30 GiB of 5 MiB each); then the size doubles with every 360 parts, so
+    that any object fits 10,000 parts: the largest has 5 TiB.
+
+    Args:
+        number: of the part.
+        part_bytes: the size that is wanted; larger only where 10,000 parts would not suffice.
+        at_most_bytes: no object is larger; None if that is not known.
+    """
+    wanted = max(part_bytes, MIN_PART_BYTES)
+    if at_most_bytes is not None:
+        return min(max(wanted, -(-at_most_bytes // MAX_PARTS)), MAX_PART_BYTES)
+    doublings = 0 if number <= _EQUAL_PARTS else (number - _EQUAL_PARTS - 1) // _PARTS_PER_SIZE + 1
+    return min(wanted << doublings, MAX_PART_BYTES)

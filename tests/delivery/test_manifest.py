@@ -1,0 +1,138 @@
+"""The proof of a delivery: what was stored, counted and hashed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_sendgrid.delivery.manifest import DeliveredFile, FileFacts, KnownManifest, manifest_content
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(st.sampled_from(["entries", "url", "sendgrid_export", "id", "x"]), values, max_size=3)
+    ),
+    max_leaves=8,
+)
+FACTS = {"6f-00001-of-00002.csv.gz": FileFacts(100, "1" * 64, 3, "ab")}
+REPLACED = {"s3://lake/in/5e-00001-of-00001.csv.gz": "v1"}
+SUMMARY = {"id": "6f", "status": "ready", "contact_count": 3, "file_count": 2}
+
+
+def file(number: int, rows: int | None) -> DeliveredFile:
+    name = f"6f-0000{number}-of-00002.csv.gz"
+    return DeliveredFile(name, f"s3://lake/in/{name}", 100 * number, rows, f"{number}" * 64)
+
+
+def test_a_manifest_has_the_form_that_redshift_reads():
+    """https://docs.aws.amazon.com/redshift/latest/dg/loading-data-files-using-manifest.html, and ours beside it."""
+    assert {
+        "entries": [
+            {
+                "url": "s3://lake/in/6f-00001-of-00002.csv.gz",
+                "mandatory": True,
+                "meta": {"content_length": 100, "record_count": 2, "sha256": "1" * 64},
+            },
+            {
+                "url": "s3://lake/in/6f-00002-of-00002.csv.gz",
+                "mandatory": True,
+                "meta": {"content_length": 200, "record_count": 1, "sha256": "2" * 64},
+            },
+        ],
+        "meta": {"content_length": 300, "record_count": 3},
+        "author": {"name": "airflow-provider-sendgrid"},
+        "sendgrid_export": SUMMARY,
+        "facts": {
+            "6f-00001-of-00002.csv.gz": {
+                "size": "100",
+                "sha256": "1" * 64,
+                "records": "3",
+                "first-record-sha256": "ab",
+            }
+        },
+        "replaces": list(REPLACED),
+        "replaced_versions": REPLACED,
+    } == json.loads(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
+
+
+def test_no_total_is_claimed_where_a_file_was_not_counted():
+    manifest = json.loads(manifest_content([file(1, 2), file(2, None)], SUMMARY, {}))
+    assert {"content_length": 300} == manifest["meta"]
+    assert [True, False] == ["record_count" in entry["meta"] for entry in manifest["entries"]]
+
+
+def test_an_export_without_files_has_a_manifest_without_entries():
+    manifest = json.loads(manifest_content([], SUMMARY, {}))
+    assert ([], {"content_length": 0, "record_count": 0}) == (manifest["entries"], manifest["meta"])
+
+
+def test_a_manifest_is_known_again():
+    known = KnownManifest.from_content(manifest_content([file(1, 2), file(2, 1)], SUMMARY, FACTS, REPLACED))
+    assert KnownManifest("6f", (file(1, 2).uri, file(2, 1).uri), FACTS, REPLACED, rows=3) == known
+
+
+def test_a_manifest_of_an_earlier_version_is_known_too():
+    """It had neither facts nor what it replaced."""
+    earlier = json.loads(manifest_content([file(1, 2)], SUMMARY, FACTS, REPLACED))
+    del earlier["facts"], earlier["replaces"]
+    assert KnownManifest("6f", (file(1, 2).uri,), rows=2) == KnownManifest.from_content(json.dumps(earlier).encode())
+
+
+@given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_whatever_stands_there_is_read_without_an_error(content):
+    """It may be anything: another tool's manifest, half a file, an image."""
+    known = KnownManifest.from_content(content)
+    assert isinstance(known.export_id, str)
+    assert all(isinstance(uri, str) for uri in known.uris)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"7",
+        b"{",
+        b"[" * 100_000,
+        b'{"sendgrid_export": {"id": 7}}',
+        b'{"entries": 1}',
+    ],
+)
+def test_what_is_no_manifest_of_ours_has_no_owner(content):
+    assert KnownManifest("", ()) == KnownManifest.from_content(content)
+
+
+@given(
+    st.builds(
+        FileFacts,
+        st.integers(0, 2**50),
+        st.text("0123456789abcdef", min_size=64, max_size=64),
+        st.none() | st.integers(0, 2**40),
+        st.just(""),
+    )
+)
+def test_facts_survive_an_objects_metadata(facts):
+    """Which holds nothing but short texts."""
+    metadata = facts.to_metadata()
+    assert all(isinstance(value, str) and value.isascii() for value in metadata.values())
+    assert facts == FileFacts.from_metadata(metadata)
+
+
+def test_the_first_record_is_known_again():
+    """It tells whether a later file repeats the header."""
+    facts = FileFacts(1, "ab", 3, "cd")
+    assert facts == FileFacts.from_metadata(facts.to_metadata())
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"size": "1"}, {"sha256": "ab"}, {"size": "x", "sha256": "ab"}, {"size": "1", "sha256": "ab", "records": "x"}],
+)
+def test_facts_that_are_not_whole_are_none(metadata):
+    assert None is FileFacts.from_metadata(metadata)

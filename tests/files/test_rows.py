@@ -1,0 +1,254 @@
+"""Contacts are counted as the csv module reads them, in pieces cut anywhere."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tracemalloc
+from codecs import BOM_UTF8
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_sendgrid.files.rows import (
+    ENDS_IN_OBJECT,
+    ENDS_IN_QUOTES,
+    TOO_LONG,
+    CsvCounter,
+    JsonCounter,
+    RecordCount,
+    record_counter,
+)
+
+MIB = 1024 * 1024
+HEADER = ["EMAIL", "FIRST_NAME", "CONTACT_ID"]
+# What confuses those who take a line for a row, and then anything.
+VALUES = st.text(st.sampled_from('",\n\r a\\\tä') | st.characters(exclude_categories=["Cs"]), max_size=12)
+ROWS = st.lists(st.lists(VALUES, min_size=3, max_size=3), max_size=8)
+BORDERS = st.lists(st.integers(0, 500))
+
+
+def csv_bytes(rows, *, quoted=lambda _: True, line_end="\n"):
+    """A CSV file; by SendGrid's habit (`quoted=bool`) empty values are not quoted, all others are."""
+    cells = ([f'"{each.replace(chr(34), chr(34) * 2)}"' if quoted(each) else each for each in row] for row in rows)
+    return "".join(",".join(row) + line_end for row in cells).encode()
+
+
+def read_by_csv(content):
+    return list(csv.reader(io.StringIO(content.decode(), newline="")))
+
+
+def cut(data, borders):
+    ends = sorted({border % (len(data) + 1) for border in borders} | {len(data)})
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def count(counter, pieces):
+    for piece in pieces:
+        counter.feed(piece)
+    return counter.finish()
+
+
+def header_of(content):
+    """The digest of a file's first record."""
+    return count(CsvCounter(), [content]).first_record_sha256
+
+
+# --- CSV
+
+
+@given(ROWS, BORDERS, st.sampled_from(["\n", "\r\n"]), st.sampled_from([bool, lambda _: True]), st.booleans())
+def test_records_are_those_that_the_csv_module_reads(rows, borders, line_end, quoted, is_open):
+    """With quotes, line breaks and commas in values; with and without a line break at the end."""
+    content = csv_bytes([HEADER, *rows], quoted=quoted, line_end=line_end)
+    content = content.removesuffix(line_end.encode()) if is_open else content
+    counted = count(CsvCounter(), cut(content, borders))
+    assert counted.records == len(read_by_csv(content)) == len(rows) + 1
+    assert counted.rows(header_of(csv_bytes([HEADER]))) == len(rows)
+
+
+def test_every_border_of_a_file_counts_alike():
+    content = csv_bytes([HEADER, ['a\n\n"b"', "", '""'], ['"', "\n", ",\r\n"], ["", "", ""]])
+    for border in range(len(content) + 1):
+        counted = count(CsvCounter(), [content[:border], content[border:]])
+        digest = hashlib.sha256(b'"EMAIL","FIRST_NAME","CONTACT_ID"').hexdigest()
+        assert counted == RecordCount(4, digest, has_header=True)
+
+
+@given(BORDERS)
+def test_a_header_with_a_line_break_in_it_is_one_record(borders):
+    """Custom fields have the names that people give them."""
+    content = csv_bytes([["EMAIL", 'my "own"\nfield'], ["a", "b"]])
+    counted = count(CsvCounter(), cut(content, borders))
+    assert counted.first_record_sha256 == hashlib.sha256(b'"EMAIL","my ""own""\nfield"').hexdigest()
+    assert counted.records == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [
+        (b"", 0),
+        (b"\n", 0),
+        (b"\r\n\r\n", 0),
+        (BOM_UTF8, 0),
+        (BOM_UTF8 + b"\r\n", 0),
+        (BOM_UTF8[:2], 1),
+        (b'"EMAIL"', 1),
+        (b'"EMAIL"\n', 1),
+        (b'"EMAIL"\n"a', 2),
+        (b'"EMAIL"\n"a\n', 2),
+        (b'"EMAIL"\n""\n\n', 2),
+    ],
+)
+def test_files_of_next_to_nothing_are_counted(content, records):
+    """A value without its closing quote is a record still open."""
+    assert count(CsvCounter(), [content]).records == records
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"), [(b"", 0), (b'"EMAIL"', 0), (b'"EMAIL"\n', 0), (b'"EMAIL"\r\n', 0), (b'"EMAIL"\n""\n', 1)]
+)
+def test_an_empty_export_has_no_rows(content, rows):
+    assert count(CsvCounter(), [content]).rows(header_of(b'"EMAIL"\n')) == rows
+
+
+def test_a_file_that_repeats_the_header_has_one_row_less_than_records():
+    """Whether SendGrid's later files do is not known."""
+    header = header_of(csv_bytes([HEADER]))
+    repeating = count(CsvCounter(), [csv_bytes([HEADER, ["a", "b", "c"], ["d", "e", "f"]])])
+    continuing = count(CsvCounter(), [csv_bytes([["a", "b", "c"], ["d", "e", "f"]])])
+    assert (repeating.rows(header), continuing.rows(header)) == (2, 2)
+
+
+@given(ROWS, BORDERS, st.sampled_from(["\n", "\r\n"]), st.integers(0, 3), st.booleans(), st.booleans())
+def test_a_mark_and_blank_lines_around_the_records_change_nothing(rows, borders, line_end, blank, before, has_mark):
+    """Neither the count nor the digest of the header, however the file is cut into pieces."""
+    content = csv_bytes([HEADER, *rows], line_end=line_end)
+    blanks = line_end.encode() * blank
+    odd = BOM_UTF8 * has_mark + (blanks if before else b"") + content + blanks
+    assert count(CsvCounter(), cut(odd, borders)) == count(CsvCounter(), [content])
+
+
+def test_blank_lines_at_the_end_are_none_wherever_the_pieces_end():
+    content = BOM_UTF8 + b'\n"EMAIL"\n"a\n\n"\n""\r\n\r\n\n'
+    digest = hashlib.sha256(b'"EMAIL"').hexdigest()
+    for border in range(len(content) + 1):
+        assert count(CsvCounter(), [content[:border], content[border:]]) == RecordCount(3, digest, has_header=True)
+    pieces = [content[i : i + 1] for i in range(len(content))]
+    assert count(CsvCounter(), pieces) == RecordCount(3, digest, has_header=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "has_header"),
+    [
+        (b'"EMAIL","CITY"\n"a@b.c",\n', True),
+        (b"email\r\na@b.c\r\n", True),
+        (b"EMAIL", True),
+        (b'"EMAIL_2","CITY"\n', False),
+        (b'"a@b.c","EMAIL"\n', False),
+        (b',"EMAIL"\n', False),
+        (b"", False),
+    ],
+)
+def test_a_header_is_known_by_its_first_column(content, has_header):
+    """A contact's other values may be any word, such as the channel that it prefers."""
+    assert has_header is count(CsvCounter(), [content]).has_header
+
+
+def test_a_blank_line_between_records_counts_as_the_csv_module_reads_it():
+    content = b'"EMAIL"\n\n"a"\n'
+    assert count(CsvCounter(), [content]).records == len(read_by_csv(content))
+
+
+@pytest.mark.parametrize("content", [b'"EMAIL"\n"a', b'"EMAIL"\n"a\n\n', b'"'])
+def test_a_csv_file_that_ends_within_quotes_is_cut(content):
+    counted = count(CsvCounter(), [content])
+    assert counted.damage == ENDS_IN_QUOTES
+
+
+def test_without_a_header_nothing_is_taken_off():
+    assert RecordCount(3).rows("") == 3
+    assert RecordCount(3, "digest").rows("") == 3
+
+
+@pytest.mark.parametrize("size", [1024 * 1024 - 1, 1024 * 1024, 1024 * 1024 + 1, 3 * 1024 * 1024])
+@pytest.mark.parametrize("step", [64 * 1024, 1024 * 1024, 8 * 1024 * 1024])
+def test_a_first_record_of_any_size_is_counted_alike_however_cut(size, step):
+    """It is kept up to 1 MiB, and then given up: memory must not grow with it, and no header is so long."""
+    content = b'"' + b"x" * (size - 3) + b'"\n"a"\n'
+    counted = count(CsvCounter(), [content[start : start + step] for start in range(0, len(content), step)])
+    assert counted.records == 2
+    assert bool(counted.first_record_sha256) is (size <= 1024 * 1024)
+    assert counted.damage == ("" if size <= 1024 * 1024 else TOO_LONG)
+
+
+def test_empty_pieces_change_nothing():
+    counter = CsvCounter()
+    for piece in (b"", b'"EMAIL"', b"", b"\n", b""):
+        counter.feed(piece)
+    assert counter.finish().records == 1
+
+
+# --- JSON
+
+
+@given(
+    st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=8),
+    BORDERS,
+    st.sampled_from(["\n", "\r\n", "\n\n", "\n \n"]),
+    st.booleans(),
+)
+def test_objects_are_those_that_json_reads(contacts, borders, line_end, is_open):
+    """One in each line; blank lines are none."""
+    content = line_end.join(map(json.dumps, contacts)) + ("" if is_open else line_end)
+    counted = count(JsonCounter(), cut(content.encode(), borders))
+    assert counted == RecordCount(len(contacts))
+    assert counted.rows("") == counted.rows(header_of(b'"EMAIL"\n')) == len(contacts)
+
+
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [(b"", 0), (b"\n", 0), (b" \r\n\n", 0), (b"{}", 1), (b"{}\n{", 2), (BOM_UTF8 + b"{}\n", 1), (BOM_UTF8, 0)],
+)
+def test_json_files_of_next_to_nothing_are_counted(content, records):
+    assert count(JsonCounter(), [content]).records == records
+
+
+def test_a_json_file_cut_anywhere_within_its_last_record_is_noticed():
+    content = BOM_UTF8 + '{"a": "ä"}\r\n\n{"b": {"c": ["}", 1]}}'.encode()
+    last = content.index(b'{"b"')
+    for end in range(len(content) + 1):
+        counted = count(JsonCounter(), [content[: end // 2], content[end // 2 : end]])
+        is_whole = end in (0, 3) or end in range(content.index(b"}") + 1, last + 1) or end == len(content)
+        assert (counted.damage == "") is is_whole, content[:end]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b'{"a": 1}\n\xff', b'{"a": 1}\nnull\n', b"[" * 100_000, b'{"a"}\n\n'])
+def test_a_last_line_that_is_no_object_is_no_whole_json_file(content):
+    assert count(JsonCounter(), [content]).damage == ENDS_IN_OBJECT
+
+
+def test_a_json_record_without_end_takes_bounded_memory():
+    counter, piece = JsonCounter(), b'{"a": "' + b"x" * MIB
+    tracemalloc.start()
+    for _ in range(100):
+        counter.feed(piece)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 60 * MIB
+    assert counter.finish() == RecordCount(1, damage=ENDS_IN_OBJECT)
+
+
+@pytest.mark.parametrize(("file_type", "kind"), [("csv", CsvCounter), ("json", JsonCounter)])
+def test_each_file_type_has_its_counter(file_type, kind):
+    assert type(record_counter(file_type)) is kind
+
+
+def test_a_first_record_of_many_line_feeds_costs_no_more_than_its_bytes():
+    """Each of them is looked at once: with all before it each time, half a million would take minutes."""
+    counter = record_counter("csv")
+    counter.feed(b'"' + b"\n" * 500_000 + b'",x\ny\n')
+    assert counter.finish().records == 2

@@ -1,0 +1,111 @@
+"""Exports of the emulator as the delivery sees them: time moved by hand, waits written down and never waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_sendgrid.delivery.export import Source
+from airflow_provider_sendgrid.emulator import Emulator
+from airflow_provider_sendgrid.exports import protocol
+from airflow_provider_sendgrid.exports.client import SendGridClient
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.sessions import new_download_session
+from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload, RangeReader
+from airflow_provider_sendgrid.files.source import SignedUrls, file_path
+
+LIMITS = DownloadLimits(jitter=lambda: 1.0)
+
+
+@dataclass
+class HandClock:
+    """Seconds since the epoch; starts now, for exports expire by the calendar, and moves by hand alone."""
+
+    now: float = field(default_factory=time.time)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def connection_to(emulator: Emulator) -> SendGridConnection:
+    return SendGridConnection.from_fields(name="test", password=emulator.api_key, host=emulator.url)
+
+
+@dataclass
+class SendGrid:
+    """An emulator, its clock, and downloads from it whose waits are kept in `waits`."""
+
+    emulator: Emulator
+    clock: Callable[[], float] = time.time
+    limits: DownloadLimits = LIMITS
+    timeout_seconds: float = 10.0
+    waits: list[float] = field(default_factory=list)
+
+    def export(self, contacts: int, **options: Any) -> str:
+        """Start an export of so many contacts; it is ready."""
+        export_id = self.emulator.start_export([self.emulator.add_list("A list", contacts=contacts)], **options)
+        self.emulator.export_files(export_id)
+        return export_id
+
+    def stored(self, export_id: str, index: int = 0) -> bytes:
+        """A file's bytes as they lie in SendGrid's storage."""
+        return self.emulator.export_files(export_id)[index].stored.path.read_bytes()
+
+    def urls(self, export_id: str) -> tuple[str, ...]:
+        """The signed URLs of its files."""
+        with self.source(export_id) as source:
+            return source.urls.export().urls
+
+    def fetched_bytes(self) -> int:
+        """What went out of the file storage."""
+        return sum(request.bytes_sent for request in self.emulator.requests(listener="files"))
+
+    def ranges(self) -> list[str | None]:
+        """The ranges that were asked for, in order."""
+        return [request.headers.get("range") for request in self.emulator.requests(listener="files")]
+
+    @contextmanager
+    def source(self, export_id: str, **changes: Any) -> Iterator[Source]:
+        """Where its files come from; `changes` are arguments of `FileDownload`."""
+        connection = connection_to(self.emulator)
+        with SendGridClient(connection, sleep=self.waits.append) as client, new_download_session(connection) as session:
+            urls = SignedUrls(
+                lambda: client.converse(protocol.get_export(ExportFamily.MARKETING, export_id)),
+                allow_http=True,
+                clock=self.clock,
+                sleep=self.waits.append,
+            )
+            options = {
+                "checked": urls.checked,
+                "timeout_seconds": self.timeout_seconds,
+                "limits": self.limits,
+                "sleep": self.waits.append,
+                "clock": self.clock,
+                "has_expired": urls.has_expired,
+            } | changes
+            yield Source(
+                urls,
+                lambda path, name: FileDownload(
+                    lambda refused: urls.url(path, refused=refused), session, name=name, **options
+                ),
+            )
+
+    @contextmanager
+    def download(self, export_id: str, index: int = 0, **changes: Any) -> Iterator[FileDownload]:
+        """One file of it."""
+        with self.source(export_id, **changes) as source:
+            path = file_path(source.urls.export().urls[index])
+            yield source.open_file(path, f"SendGrid export {export_id} file {index + 1} of 1")
+
+    @contextmanager
+    def reader(self, export_id: str) -> Iterator[RangeReader]:
+        """A reader of its first file."""
+        with self.download(export_id) as download, download.open() as reader:
+            yield reader
