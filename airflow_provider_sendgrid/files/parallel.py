@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from airflow_provider_sendgrid.files.download import FileDownload, RangeReader
+from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 
 BUSY = 0.7
 
@@ -81,7 +82,7 @@ def fetch_parts(
                         if underway:
                             break
                         reader.close()
-                        reader, stream_end = download.range(position, download.length), position
+                        reader, stream_end = RangeReader(download, position, download.length), position
                     if (part := take(not underway)) is None:
                         break
                     room = part.room
@@ -107,7 +108,7 @@ def fetch_parts(
 
 
 def _fill_range(room: memoryview, download: FileDownload, position: int) -> None:
-    with download.range(position, position + len(room)) as reader:
+    with RangeReader(download, position, position + len(room)) as reader:
         reader.fill(room)
 
 

@@ -11,6 +11,7 @@ import pytest
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 from airflow_provider_sendgrid.files.parallel import Clocks, fetch_parts
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.stopping import StoppedError
 from tests.support.sendgrid_source import SendGrid
 
@@ -84,7 +85,7 @@ def sendgrid():
 def test_parts_come_in_order_and_make_up_the_file(sendgrid):
     """One connection at first; with an idle CPU soon as many as allowed."""
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
         content = b""
         for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.1).clocks()):
@@ -97,7 +98,7 @@ def test_parts_come_in_order_and_make_up_the_file(sendgrid):
 def test_what_was_read_already_is_not_read_again(sendgrid):
     """The first bytes tell what a file is; the parts go on behind them, on the same connection."""
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         head = bytearray(1_234)
         reader.fill(memoryview(head))
         shop = Shop(download.length, taken_bytes=len(head))
@@ -121,7 +122,7 @@ def test_parts_that_arrive_out_of_order_wait_for_their_turn():
         sendgrid = SendGrid(emulator)
         export_id = sendgrid.export(CONTACTS)
         content = b""
-        with sendgrid.download(export_id) as download, download.open() as reader:
+        with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
             shop = Shop(download.length)
             for part in fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks()):
                 content += part.room
@@ -136,7 +137,7 @@ def test_connections_are_added_only_while_the_cpu_is_idle(sendgrid, busy, expect
     """Where the CPU is the bound, more connections cost and bring nothing; one part more than these is underway."""
     export_id = sendgrid.export(CONTACTS)
     underway = []
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
         for part in fetch_parts(download, reader, shop.take, 8, Work(busy).clocks()):
             underway.append(shop.held)
@@ -146,7 +147,7 @@ def test_connections_are_added_only_while_the_cpu_is_idle(sendgrid, busy, expect
 
 def test_never_more_parts_are_taken_than_there_is_memory_for(sendgrid):
     """Whatever the number of connections that would pay."""
-    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length, limit=3)
         use_all(fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks()))
     assert (3, download.length, 0) == (shop.most_held, shop.taken_bytes, shop.held)
@@ -155,7 +156,7 @@ def test_never_more_parts_are_taken_than_there_is_memory_for(sendgrid):
 def test_a_single_part_at_a_time_will_do(sendgrid):
     export_id = sendgrid.export(CONTACTS)
     content = b""
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length, limit=1)
         for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks()):
             content += part.room
@@ -166,18 +167,18 @@ def test_a_single_part_at_a_time_will_do(sendgrid):
 def test_an_error_in_one_part_stops_all_and_releases_every_part(sendgrid):
     """The parts before it have come; nothing is waited for in vain."""
     sendgrid.emulator.inject(*(Fault("status", listener="files", status=503, nth=number) for number in range(6, 99)))
-    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
-        with pytest.raises(ExportIncompleteError, match="the storage answered 503"):
+        with pytest.raises(ExportIncompleteError, match="the storage responded with 503"):
             use_all(fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks()))
         with pytest.raises(StoppedError):
-            download.open()
+            RangeReader(download).open()
     assert 0 == shop.held
 
 
 def test_whoever_stops_listening_stops_all_and_leaves_no_part(sendgrid):
     """As when the upload of an earlier part failed."""
-    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
         with closing(fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks())) as parts:
             for _ in range(5):
@@ -192,7 +193,7 @@ def test_parts_survive_cuts_and_expired_urls(sendgrid):
     sendgrid.emulator.configure(bytes_per_connection=30_000)
     sendgrid.emulator.inject(Fault("expire", listener="files", nth=7), Fault("expire", listener="files", nth=8))
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
         parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks())]
     assert sendgrid.stored(export_id) == b"".join(parts)
@@ -202,7 +203,7 @@ def test_a_storage_without_ranges_is_read_as_one_stream(sendgrid):
     """Each further connection would have to read everything before its part again."""
     sendgrid.emulator.configure(ranges=False)
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
         parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks())]
     assert sendgrid.stored(export_id) == b"".join(parts)
@@ -213,7 +214,7 @@ def test_a_storage_that_only_claims_ranges_soon_is_one_stream_again(sendgrid):
     """The first answer with everything tells: beside the nine parts underway by then one more goes on to the end."""
     export_id = sendgrid.export(CONTACTS)
     sendgrid.emulator.inject(Fault("no_ranges", listener="files"))
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         shop = Shop(download.length)
         parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks())]
     assert sendgrid.stored(export_id) == b"".join(parts)

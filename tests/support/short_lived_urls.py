@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.source import file_path
 from tests.support.sendgrid_source import HandClock, SendGrid
 
@@ -21,11 +22,11 @@ def fetch_over_short_lived_urls(contacts: int, cut_every_bytes: int) -> None:
         sendgrid = SendGrid(emulator, clock)
         export_id = sendgrid.export(contacts)
         with sendgrid.source(export_id) as source:
-            download = source.open_file(file_path(source.urls.export().urls[0]), "file 1")
+            download = source.download(file_path(source.export().urls[0]), "file 1")
             content = bytearray(emulator.export_files(export_id)[0].stored_bytes)
-            with download.open() as reader:
+            with RangeReader(download).open() as reader:
                 reader.fill(memoryview(content))
-            assert source.urls.renewals >= len(content) // cut_every_bytes // 5
+            assert source.renewals >= len(content) // cut_every_bytes // 5
         assert len(content) > contacts * BYTES_PER_CONTACT
         assert sendgrid.stored(export_id) == content
         assert sendgrid.fetched_bytes() < 1.1 * len(content)
