@@ -119,7 +119,7 @@ class RangeReader:
                 download.stop.raise_if_set()
                 self._count_failure(error)
                 wait = download.limits.wait_seconds(self._failures)
-                log.warning("%s: %s; resuming in %.1f s.", download.title, self._causes[-1], wait)
+                log.warning("%s: %s; retrying in %.1f s.", download.title, self._causes[-1], wait)
                 download.count_resumption()
                 download.sleep(wait)
 

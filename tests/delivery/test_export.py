@@ -456,7 +456,7 @@ def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(sendg
 
     def wait_for_the_last_try(params, **_) -> None:
         if params["Key"] == names(export_id, 5)[1]:
-            assert sendgrid.emulator.wait_for_requests(LIMITS.tries, "GET", third, "files", DEADLINE_SECONDS)
+            assert sendgrid.emulator.wait_for_requests(LIMITS.attempts, "GET", third, "files", DEADLINE_SECONDS)
 
     s3.client.meta.events.register("provide-client-params.s3.PutObject", wait_for_the_last_try)
     with pytest.raises(ExportIncompleteError, match="file 3 of 5"):
