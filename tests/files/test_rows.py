@@ -6,9 +6,12 @@ import csv
 import hashlib
 import io
 import json
+import sys
 import tracemalloc
 from codecs import BOM_UTF8
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +22,10 @@ from airflow_provider_sendgrid.files.rows import (
     TOO_LONG,
     CsvCounter,
     JsonCounter,
+    LineFeeds,
+    NumpyLineFeeds,
     RecordCount,
+    fastest_line_feeds,
     record_counter,
 )
 
@@ -252,3 +258,52 @@ def test_a_first_record_of_many_line_feeds_costs_no_more_than_its_bytes():
     counter = record_counter("csv")
     counter.feed(b'"' + b"\n" * 500_000 + b'",x\ny\n')
     assert counter.finish().records == 2
+
+
+# --- line feeds outside quotes
+
+NUMPY_1 = SimpleNamespace(**{name: each for name, each in vars(np).items() if name != "bitwise_count"})
+WAYS = pytest.mark.parametrize(
+    "way",
+    [LineFeeds, lambda: NumpyLineFeeds(np), lambda: NumpyLineFeeds(NUMPY_1)],
+    ids=["plain", "numpy", "numpy 1"],
+)
+# Bytes that matter at the borders of words of 64 bits and of pieces of 128 KiB.
+TEXTS = st.lists(
+    st.sampled_from([b'"', b"\n", b'""', b"a", b"\0", b"\x80\xff", b"x" * 61, b"x" * 64, b'"\n' * 33]), max_size=40
+).map(b"".join)
+
+
+def count_slowly(content):
+    count, in_quotes = 0, False
+    for character in content:
+        in_quotes ^= character == ord('"')
+        count += character == ord("\n") and not in_quotes
+    return count, in_quotes
+
+
+def counted_by(lines, *pieces):
+    for piece in pieces:
+        lines.feed(piece)
+    return lines.count, lines.in_quotes
+
+
+@WAYS
+@given(content=TEXTS, borders=st.lists(st.integers(0, 2_000), max_size=6))
+def test_line_feeds_outside_quotes_are_counted_in_any_pieces(way, content, borders):
+    pieces = cut(content, borders)
+    assert count_slowly(content) == counted_by(way(), *pieces) == counted_by(way(), *map(memoryview, pieces))
+
+
+@WAYS
+@pytest.mark.parametrize("size", [128 * 1024 + more for more in (-65, -64, -1, 0, 1, 63, 64, 65)])
+def test_pieces_larger_than_those_counted_at_once(way, size):
+    """With quotes left open over the border, and closed again."""
+    content = (b'"a\n' + b"x" * (size - 6) + b'\n"\n') * 3 + b'"\n'
+    assert count_slowly(content) == counted_by(way(), content)
+
+
+def test_numpy_is_used_where_it_is_installed(monkeypatch):
+    assert type(fastest_line_feeds()) is NumpyLineFeeds
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert type(fastest_line_feeds()) is LineFeeds
