@@ -169,7 +169,7 @@ def test_what_follows_a_file_is_not_overlooked(rubbish):
 
 @pytest.mark.parametrize("rubbish", [b"x", b"\n", b"\0\0x", b"<html>", FILE[2:]])
 def test_what_follows_a_file_is_called_so_even_if_it_is_one_byte(rubbish):
-    with pytest.raises(ExportIncompleteError, match="something else follows"):
+    with pytest.raises(ExportIncompleteError, match="other data follows"):
         decompressed([FILE, rubbish[:1], rubbish[1:]])
 
 

@@ -1,10 +1,10 @@
-"""The parts of one file, in order; over several connections where the link, not the CPU, is the bound.
+"""The parts of one file, in order, over several connections if the link limits the speed.
 
-One connection is enough on a fast link, where the CPU is the bound. A single stream from S3 brings some 50 to 90 MB/s
-and leaves the CPU idle: then more connections are opened, after each part as many as would keep one core at work, as
-long as the process uses less than `BUSY` of it. A storage without ranges is read as one stream.
+One connection is enough where the CPU is the limit. A single stream from S3 delivers 50 to 90 MB/s and leaves the CPU
+idle: then connections are added, after each part as many as would keep one core busy, while the process uses less than
+`BUSY` of it. If the storage serves no ranges, the file is read as one stream.
 
-Knows ranges and the size of buffers. What a buffer is for, and when it may be used again, is its owner's business.
+Buffers belong to the caller, who also decides when they are used again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ BUSY = 0.7
 
 
 class Part(Protocol):
-    """A buffer to be filled."""
+    """A buffer to fill."""
 
     @property
     def room(self) -> memoryview:
-        """Where the bytes go."""
+        """The bytes to fill."""
 
     def release(self) -> None:
-        """Give it up."""
+        """Return the buffer to its owner."""
 
 
 P = TypeVar("P", bound=Part)
@@ -38,7 +38,7 @@ P = TypeVar("P", bound=Part)
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """How to tell whether the CPU is the bound.
+    """What shows whether the CPU is the limit.
 
     Attributes:
         wall: seconds.
@@ -56,46 +56,46 @@ def fetch_parts(
     max_connections: int,
     clocks: Clocks | None = None,
 ) -> Generator[P, None, None]:
-    """The rest of a file as filled parts, in order; whoever gets a part sees to its release.
+    """The rest of a file as filled parts, in order; the caller releases each.
 
     Args:
         download: the file.
-        reader: of the whole file; what was read from it already is not read again.
-        take: answers the next part to fill, none larger than what is left of the file; ``take(False)`` answers None
-            rather than to wait for a free one.
+        reader: of the whole file; the parts begin at its position.
+        take: returns the next part to fill, not larger than what is left of the file; ``take(False)`` returns None
+            instead of waiting for a free buffer.
         max_connections: at once.
-        clocks: to tell whether the CPU is the bound.
+        clocks: show whether the CPU is the limit.
     """
     pace = _Pace(max_connections, clocks or Clocks())
     position = stream_end = reader.position
-    underway: deque[tuple[P, Future[None]]] = deque()
+    pending: deque[tuple[P, Future[None]]] = deque()
     with (
         ThreadPoolExecutor(1, thread_name_prefix="sendgrid-stream") as stream,
         ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as ranges,
     ):
         try:
-            while position < download.length or underway:
-                connections = pace.connections_to(download)
-                # One more than there are connections: it arrives while the reader of these parts works on another.
-                while position < download.length and len(underway) <= connections:
+            while position < download.length or pending:
+                connections = pace.connections if download.has_ranges else 1
+                # One part more than connections: it arrives while the caller works on another.
+                while position < download.length and len(pending) <= connections:
                     if connections == 1 and position != stream_end:
-                        if underway:
+                        if pending:
                             break
                         reader.close()
                         reader, stream_end = RangeReader(download, position, download.length), position
-                    if (part := take(not underway)) is None:
+                    if (part := take(not pending)) is None:
                         break
-                    room = part.room
+                    buffer = part.room
                     if connections == 1:
-                        filled = stream.submit(reader.fill, room)
-                        stream_end += len(room)
+                        filled = stream.submit(reader.fill, buffer)
+                        stream_end += len(buffer)
                     else:
-                        filled = ranges.submit(_fill_range, room, download, position)
-                    underway.append((part, filled))
-                    position += len(room)
-                download.stop.result(underway[0][1])
+                        filled = ranges.submit(_fill_range, download, position, buffer)
+                    pending.append((part, filled))
+                    position += len(buffer)
+                download.stop.result(pending[0][1])
                 pace.part_arrived()
-                yield underway.popleft()[0]
+                yield pending.popleft()[0]
         except BaseException:
             download.stop.set()
             raise
@@ -103,31 +103,28 @@ def fetch_parts(
             stream.shutdown(cancel_futures=True)
             ranges.shutdown(cancel_futures=True)
             reader.close()
-            for part, _ in underway:
+            for part, _ in pending:
                 part.release()
 
 
-def _fill_range(room: memoryview, download: FileDownload, position: int) -> None:
-    with RangeReader(download, position, position + len(room)) as reader:
-        reader.fill(room)
+def _fill_range(download: FileDownload, position: int, buffer: memoryview) -> None:
+    with RangeReader(download, position, position + len(buffer)) as reader:
+        reader.fill(buffer)
 
 
 class _Pace:
-    """How many connections are worth it by now."""
+    """How many connections to use."""
 
-    def __init__(self, most: int, clocks: Clocks) -> None:
-        self._connections = 1
-        self._most = most
+    def __init__(self, max_connections: int, clocks: Clocks) -> None:
+        self.connections = 1
+        self._max_connections = max_connections
         self._clocks = clocks
         self._since = (clocks.wall(), clocks.cpu())
-
-    def connections_to(self, download: FileDownload) -> int:
-        return self._connections if download.has_ranges else 1
 
     def part_arrived(self) -> None:
         wall, cpu = self._clocks.wall(), self._clocks.cpu()
         seconds, busy_seconds = wall - self._since[0], cpu - self._since[1]
         if busy_seconds < BUSY * seconds:
-            would_keep_busy = int(self._connections * seconds / max(busy_seconds, 1e-9))
-            self._connections = min(max(self._connections * 2, would_keep_busy), self._most)
+            would_keep_busy = int(self.connections * seconds / max(busy_seconds, 1e-9))
+            self.connections = min(max(self.connections * 2, would_keep_busy), self._max_connections)
         self._since = (wall, cpu)
