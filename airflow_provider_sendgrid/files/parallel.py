@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.files.range_reader import RangeReader
@@ -66,50 +66,75 @@ def fetch_parts(
         max_connections: at once.
         clocks: show whether the CPU is the limit.
     """
-    pace = _Pace(max_connections, clocks or Clocks())
-    position = stream_end = reader.position
-    pending: deque[tuple[P, Future[None]]] = deque()
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="sendgrid-stream") as stream,
-        ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as ranges,
-    ):
-        try:
-            while position < download.length or pending:
-                connections = pace.connections if download.has_ranges else 1
-                # One part more than connections: it arrives while the caller works on another.
-                while position < download.length and len(pending) <= connections:
-                    if connections == 1 and position != stream_end:
-                        if pending:
-                            break
-                        reader.close()
-                        reader, stream_end = RangeReader(download, position, download.length), position
-                    if (part := take(not pending)) is None:
-                        break
-                    buffer = part.room
-                    if connections == 1:
-                        filled = stream.submit(reader.fill, buffer)
-                        stream_end += len(buffer)
-                    else:
-                        filled = ranges.submit(_fill_range, download, position, buffer)
-                    pending.append((part, filled))
-                    position += len(buffer)
-                download.stop.result(pending[0][1])
-                pace.part_arrived()
-                yield pending.popleft()[0]
-        except BaseException:
-            download.stop.set()
-            raise
-        finally:
-            stream.shutdown(cancel_futures=True)
-            ranges.shutdown(cancel_futures=True)
-            reader.close()
-            for part, _ in pending:
-                part.release()
+    parts = _Parts(download, reader, take, _Pace(max_connections, clocks or Clocks()))
+    try:
+        while (part := parts.next()) is not None:
+            yield part
+    except BaseException:
+        download.stop.set()
+        raise
+    finally:
+        parts.close()
 
 
-def _fill_range(download: FileDownload, position: int, buffer: memoryview) -> None:
-    with RangeReader(download, position, position + len(buffer)) as reader:
-        reader.fill(buffer)
+class _Parts(Generic[P]):
+    """Parts that are being filled, in order: from one stream, or each from a connection of its own."""
+
+    def __init__(
+        self, download: FileDownload, reader: RangeReader, take: Callable[[bool], P | None], pace: _Pace
+    ) -> None:
+        self._download = download
+        self._reader = reader
+        self._take = take
+        self._pace = pace
+        self._position = self._stream_end = reader.position
+        self._pending: deque[tuple[P, Future[None]]] = deque()
+        self._stream = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-stream")
+        self._ranges = ThreadPoolExecutor(pace.max_connections, thread_name_prefix="sendgrid-fetch")
+
+    def next(self) -> P | None:
+        """The next part, once it is filled; None at the end of the file."""
+        connections = self._pace.connections if self._download.has_ranges else 1
+        # One part more than connections: it arrives while the caller works on another.
+        while self._position < self._download.length and len(self._pending) <= connections:
+            if not self._begin_part(is_stream=connections == 1):
+                break
+        if not self._pending:
+            return None
+        self._download.stop.result(self._pending[0][1])
+        self._pace.part_arrived()
+        return self._pending.popleft()[0]
+
+    def close(self) -> None:
+        """End the threads and the stream, and release the parts."""
+        self._stream.shutdown(cancel_futures=True)
+        self._ranges.shutdown(cancel_futures=True)
+        self._reader.close()
+        for part, _ in self._pending:
+            part.release()
+
+    def _begin_part(self, *, is_stream: bool) -> bool:
+        """Begin to fill one more part; False if that has to wait for the parts before it."""
+        if is_stream and self._position != self._stream_end:
+            if self._pending:
+                return False
+            self._reader.close()
+            self._reader = RangeReader(self._download, self._position, self._download.length)
+            self._stream_end = self._position
+        if (part := self._take(not self._pending)) is None:
+            return False
+        buffer, start = part.room, self._position
+        self._position += len(buffer)
+        if is_stream:
+            self._stream_end = self._position
+            self._pending.append((part, self._stream.submit(self._reader.fill, buffer)))
+        else:
+            self._pending.append((part, self._ranges.submit(self._fill_range, start, buffer)))
+        return True
+
+    def _fill_range(self, start: int, buffer: memoryview) -> None:
+        with RangeReader(self._download, start, start + len(buffer)) as reader:
+            reader.fill(buffer)
 
 
 class _Pace:
@@ -117,7 +142,7 @@ class _Pace:
 
     def __init__(self, max_connections: int, clocks: Clocks) -> None:
         self.connections = 1
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._clocks = clocks
         self._since = (clocks.wall(), clocks.cpu())
 
@@ -126,5 +151,5 @@ class _Pace:
         seconds, busy_seconds = wall - self._since[0], cpu - self._since[1]
         if busy_seconds < BUSY * seconds:
             would_keep_busy = int(self.connections * seconds / max(busy_seconds, 1e-9))
-            self.connections = min(max(self.connections * 2, would_keep_busy), self._max_connections)
+            self.connections = min(max(self.connections * 2, would_keep_busy), self.max_connections)
         self._since = (wall, cpu)
