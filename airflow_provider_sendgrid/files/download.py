@@ -142,9 +142,6 @@ class FileDownload:
             RetryableError: another attempt may succeed.
             FileChangedError: the file changed, or it cannot be known whether it did.
         """
-        import requests
-        from urllib3.exceptions import HTTPError
-
         if start > 0 and self.length >= 0 and self._last_modified is None and self.etag is None:
             raise FileChangedError(
                 f"{self.title}: the connection broke, and the storage sends neither ETag nor Last-Modified: the "
@@ -156,20 +153,7 @@ class FileDownload:
         url = self.stop.call(partial(self._source.url, self.path, refused=refused_url), name="sendgrid-url")
         with self._lock:
             self.connections += 1
-        sending, is_done = Sending(), False
-        try:
-            response, error_body = self.stop.call(
-                partial(self._send, url, headers, sending),
-                _TIMEOUTS_PER_RESPONSE * self._source.timeout_seconds,
-                name="sendgrid-connect",
-                late=lambda late: late[0].close(),
-            )
-            is_done = True
-        except (requests.RequestException, HTTPException, HTTPError, OSError, ValueError) as error:
-            raise RetryableError(f"no connection ({type(error).__name__})") from None
-        finally:
-            if not is_done:
-                sending.interrupt()
+        response, error_body = self._connect(url, headers)
         try:
             self._check_status(response.status_code, url, error_body)
             first = self._pin_or_compare(response, start, end)
@@ -188,6 +172,26 @@ class FileDownload:
         """Count that the download was resumed."""
         with self._lock:
             self.resumptions += 1
+
+    def _connect(self, url: str, headers: dict[str, str]) -> tuple[requests.Response, bytes]:
+        """What `_send` returns, unless it takes too long or the download is stopped: then no request is sent later."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        sending = Sending()
+        try:
+            return self.stop.call(
+                partial(self._send, url, headers, sending),
+                _TIMEOUTS_PER_RESPONSE * self._source.timeout_seconds,
+                name="sendgrid-connect",
+                late=lambda late: late[0].close(),
+            )
+        except (requests.RequestException, HTTPException, HTTPError, OSError, ValueError) as error:
+            sending.interrupt()
+            raise RetryableError(f"no connection ({type(error).__name__})") from None
+        except BaseException:
+            sending.interrupt()
+            raise
 
     def _send(self, url: str, headers: dict[str, str], sending: Sending) -> tuple[requests.Response, bytes]:
         """The response after redirects, and the start of its body if it is an error; no other body is read."""
