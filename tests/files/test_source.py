@@ -1,4 +1,4 @@
-"""Signed URLs are fresh, encrypted, and renewed once for all who were refused."""
+"""Signed URLs are recent, encrypted, and renewed once for all downloads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
 
 class SendGrid:
-    """Signs the URLs of so many files anew with each answer."""
+    """Signs the URLs of its files again for each response."""
 
     def __init__(self, files=2, scheme="https"):
         self.files = files
@@ -55,12 +55,12 @@ def sendgrid():
     return SendGrid()
 
 
-def test_nothing_is_asked_before_a_url_is_needed(sendgrid):
+def test_nothing_is_requested_before_a_url_is_needed(sendgrid):
     sendgrid.export_files()
     assert sendgrid.answers == 0
 
 
-def test_one_answer_serves_all_files_that_are_begun_with_it(sendgrid):
+def test_one_response_serves_all_files(sendgrid):
     files = sendgrid.export_files()
     assert files.export().id == "6f0a2c5e"
     assert files.url("/0") == "https://files.example/0?X-Amz-Signature=1"
@@ -69,8 +69,8 @@ def test_one_answer_serves_all_files_that_are_begun_with_it(sendgrid):
 
 
 @pytest.mark.parametrize(("age", "answers"), [(0.0, 1), (30.0, 1), (30.1, 2), (300.0, 2)])
-def test_an_aged_url_begins_no_file(sendgrid, age, answers):
-    """It lives about 300 s, and a file may take long."""
+def test_an_old_url_is_not_used(sendgrid, age, answers):
+    """It is valid for about 300 s, and a file may take long."""
     files = sendgrid.export_files()
     files.url("/0")
     sendgrid.now += age
@@ -87,7 +87,7 @@ def test_a_refused_url_is_renewed(sendgrid):
     assert files.renewals == 1
 
 
-def test_a_url_that_was_renewed_for_another_is_not_renewed_again(sendgrid):
+def test_a_renewal_serves_all_files(sendgrid):
     files = sendgrid.export_files()
     refused = files.url("/0"), files.url("/1")
     renewed = [files.url(f"/{index}", refused=refused[index]) for index in (0, 1)]
@@ -95,7 +95,7 @@ def test_a_url_that_was_renewed_for_another_is_not_renewed_again(sendgrid):
     assert (files.renewals, sendgrid.answers) == (1, 2)
 
 
-def test_many_threads_that_are_refused_at_once_renew_once(sendgrid):
+def test_threads_that_are_refused_together_renew_once(sendgrid):
     """Each renewal is a request, and ten of them are SendGrid's limit."""
     files = sendgrid.export_files()
     refused, threads = files.url("/0"), 8
@@ -111,7 +111,7 @@ def test_many_threads_that_are_refused_at_once_renew_once(sendgrid):
     assert (files.renewals, sendgrid.answers) == (1, 2)
 
 
-def test_a_file_that_is_gone_is_named_by_its_path(sendgrid):
+def test_a_missing_file_is_named_by_its_path(sendgrid):
     files = sendgrid.export_files()
     refused = files.url("/1")
     sendgrid.files = 1
@@ -131,7 +131,7 @@ AS_TEXT = [getattr(stray, "status_code", None) or f"{stray.status}-{len(stray.ur
 
 
 @pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
-def test_a_stray_response_to_a_renewal_is_not_believed(sendgrid, stray):
+def test_a_single_wrong_response_to_a_renewal_is_ignored(sendgrid, stray):
     files = sendgrid.export_files()
     refused = files.url("/1")
     sendgrid.stray = [stray] * 3
@@ -140,7 +140,7 @@ def test_a_stray_response_to_a_renewal_is_not_believed(sendgrid, stray):
 
 
 @pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
-def test_a_stray_response_after_urls_aged_is_not_believed(sendgrid, stray):
+def test_a_single_wrong_response_for_old_urls_is_ignored(sendgrid, stray):
     files = sendgrid.export_files()
     files.export()
     sendgrid.now, sendgrid.stray = 31.0, [stray]
@@ -148,8 +148,8 @@ def test_a_stray_response_after_urls_aged_is_not_believed(sendgrid, stray):
 
 
 @pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
-def test_the_first_response_is_believed_at_once(sendgrid, stray):
-    """Nothing shows that it is a stray one; the caller says what is wrong."""
+def test_the_first_response_is_not_checked(sendgrid, stray):
+    """Nothing shows that it is wrong; the caller reports it."""
     sendgrid.stray = [stray]
     with pytest.raises(SendGridError):
         sendgrid.export_files().url("/1")
@@ -157,7 +157,7 @@ def test_the_first_response_is_believed_at_once(sendgrid, stray):
 
 
 @pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
-def test_a_response_that_stays_wrong_is_believed(sendgrid, stray):
+def test_a_response_that_stays_wrong_counts(sendgrid, stray):
     files = sendgrid.export_files()
     refused = files.url("/1")
     sendgrid.stray = [stray] * 20
@@ -166,14 +166,14 @@ def test_a_response_that_stays_wrong_is_believed(sendgrid, stray):
     assert 1 + 4 == sendgrid.answers
 
 
-def test_files_that_are_still_named_are_fetched_though_others_are_missing(sendgrid):
+def test_listed_files_are_available_if_others_are_missing(sendgrid):
     files = sendgrid.export_files()
     refused = files.url("/0")
     sendgrid.files = 1
     assert files.url("/0", refused=refused) == "https://files.example/0?X-Amz-Signature=5"
 
 
-def test_an_export_that_has_expired_is_not_asked_for_again(sendgrid):
+def test_an_expired_export_is_not_requested_again(sendgrid):
     expired = ContactExport("6f", "ready", urls=("https://f/0?s=1",), expires_at=NOW, as_of=NOW)
     sendgrid.stray = [expired, ContactExport("6f", "ready", urls=(), expires_at=NOW, as_of=NOW)]
     files = sendgrid.export_files()
@@ -182,7 +182,7 @@ def test_an_export_that_has_expired_is_not_asked_for_again(sendgrid):
     assert 2 == sendgrid.answers
 
 
-def test_a_stop_ends_the_pause_before_a_stray_response_is_checked(sendgrid):
+def test_a_stop_ends_the_wait_before_another_request(sendgrid):
     stop = StopSignal()
     files = sendgrid.export_files(stop=stop, sleep=lambda _: stop.set())
     refused = files.url("/1")
@@ -192,8 +192,8 @@ def test_a_stop_ends_the_pause_before_a_stray_response_is_checked(sendgrid):
     assert 2 == sendgrid.answers
 
 
-def test_a_file_is_found_by_its_path_whatever_the_order():
-    """Nothing promises an order, or that a file is named once."""
+def test_a_file_is_found_by_its_path_in_any_order():
+    """SendGrid documents neither an order nor that a file is listed once."""
     orders = iter([("/a", "/b"), ("/b", "/a"), ("/b", "/b", "/a"), ("/c", "/b", "/a", "/a")])
 
     def get_export():
@@ -204,7 +204,7 @@ def test_a_file_is_found_by_its_path_whatever_the_order():
         assert files.url("/a") == "https://files.example/a?s=1"
 
 
-def test_of_a_file_named_twice_the_url_that_was_not_refused_is_taken():
+def test_of_two_urls_the_one_that_was_not_refused_is_used():
     one, other = (f"https://files.example/a?X-Amz-Signature={n}" for n in (1, 2))
     files = ExportFiles(lambda: ContactExport("6f", "ready", urls=(one, other)), session=None)
     assert files.url("/a") == one
@@ -217,8 +217,8 @@ NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 @pytest.mark.parametrize(
     ("expires_in", "waited", "has_expired"), [(60, 59, False), (60, 60, True), (-1, 0, True), (None, 1e6, False)]
 )
-def test_an_export_expires_by_the_clock_of_sendgrid(expires_in, waited, has_expired):
-    """A worker's clock may be years off; what passed since the response is added."""
+def test_an_export_expires_by_sendgrids_clock(expires_in, waited, has_expired):
+    """A worker's clock may be wrong by years; only the time since the response is measured with it."""
     expires_at = NOW + timedelta(seconds=expires_in) if expires_in is not None else None
     now = [0.0]
     export = ContactExport("6f", "ready", urls=(), expires_at=expires_at, as_of=NOW)
@@ -230,14 +230,14 @@ def test_an_export_expires_by_the_clock_of_sendgrid(expires_in, waited, has_expi
 
 
 @pytest.mark.parametrize(("seconds", "error"), [(60, ExportIncompleteError), (-60, ExportExpiredError)])
-def test_a_file_that_is_gone_has_expired_only_with_its_export(seconds, error):
+def test_a_missing_file_has_expired_only_with_its_export(seconds, error):
     export = ContactExport("6f", "ready", urls=(), expires_at=NOW + timedelta(seconds=seconds), as_of=NOW)
     with pytest.raises(error, match="export 6f no longer lists the file /a"):
         ExportFiles(lambda: export, session=None).url("/a")
 
 
-def test_threads_that_wait_get_the_error_of_the_one_that_asks():
-    """Were each to ask in its turn, the last would wait for all tries of the others."""
+def test_waiting_threads_get_the_error_of_the_request():
+    """Otherwise the last thread would wait for the attempts of all others."""
     begun, release, questions = threading.Event(), threading.Event(), []
 
     def get_export():
@@ -265,8 +265,8 @@ def test_threads_that_wait_get_the_error_of_the_one_that_asks():
     assert len(questions) <= 8  # a thread that comes later asks again
 
 
-def test_a_thread_that_is_interrupted_while_it_asks_blocks_no_later_one(sendgrid):
-    """A time limit is raised in one thread; the next to need a URL asks itself."""
+def test_an_interrupted_request_blocks_no_later_one(sendgrid):
+    """A time limit is raised in one thread; the next one sends its own request."""
     interruptions = iter([KeyboardInterrupt()])
 
     def get_export():
@@ -280,7 +280,7 @@ def test_a_thread_that_is_interrupted_while_it_asks_blocks_no_later_one(sendgrid
     assert files.export().id == "6f0a2c5e"
 
 
-def test_what_asking_raises_is_passed_on_and_asked_anew_next_time(sendgrid):
+def test_an_error_is_passed_on_and_not_cached(sendgrid):
     answers = iter([SendGridError("it broke")])
 
     def get_export():
@@ -297,19 +297,19 @@ def test_what_asking_raises_is_passed_on_and_asked_anew_next_time(sendgrid):
 @pytest.mark.parametrize(
     "url", ["", "http://files.example/1?s=5ecret", "ftp://f/1", "file:///etc/passwd", "https://[5ecret", "/1"]
 )
-def test_contacts_are_fetched_encrypted_or_not_at_all(sendgrid, url):
-    """What is no URL is refused too, without being told: it may be most of one."""
+def test_only_encrypted_urls_are_accepted(sendgrid, url):
+    """A text that is not a URL is refused and not shown: it may be part of one."""
     with pytest.raises(SendGridServerError, match="nothing was fetched") as caught:
         sendgrid.export_files().require_encrypted(url)
     assert "5ecret" not in str(caught.value)
 
 
-def test_an_unencrypted_url_is_refused_before_it_is_handed_out():
+def test_an_unencrypted_url_is_never_returned():
     with pytest.raises(SendGridServerError, match="not encrypted"):
         SendGrid(scheme="http").export_files().url("/0")
 
 
-def test_an_emulator_on_this_machine_may_serve_plain_http():
+def test_an_emulator_on_this_machine_may_use_http():
     files = SendGrid(scheme="http").export_files(allow_http=True)
     for url in ("http://localhost:9000/1", "http://127.0.0.1/1", "http://[::1]:9000/1", "https://files.example/1"):
         assert files.require_encrypted(url) == url
@@ -318,6 +318,6 @@ def test_an_emulator_on_this_machine_may_serve_plain_http():
 
 
 @pytest.mark.parametrize("host", ["files.example", "localhost.example", "127.0.0.1.example", "10.0.0.1"])
-def test_an_emulator_leads_nobody_to_plain_http_elsewhere(host):
+def test_an_emulator_allows_no_http_elsewhere(host):
     with pytest.raises(SendGridServerError, match=f"not encrypted \\(http://{host}\\); nothing was fetched"):
         SendGrid().export_files(allow_http=True).require_encrypted(f"http://{host}/1?X-Amz-Signature=1")

@@ -1,4 +1,4 @@
-"""Exports of the emulator as the delivery sees them: time moved by hand, waits written down and never waited for."""
+"""Exports of the emulator as a delivery uses them, with a manual clock; waits are recorded and take no time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMITS = DownloadLimits(jitter=lambda: 1.0)
 
 @dataclass
 class HandClock:
-    """Seconds since the epoch; starts now, for exports expire by the calendar, and moves by hand alone."""
+    """Seconds since the epoch; starts now, because exports expire by the calendar, and moves only by `advance`."""
 
     now: float = field(default_factory=time.time)
 
@@ -40,7 +40,7 @@ def connection_to(emulator: Emulator) -> SendGridConnection:
 
 @dataclass
 class SendGrid:
-    """An emulator, its clock, and downloads from it whose waits are kept in `waits`."""
+    """An emulator, its clock, and downloads from it; their waits are in `waits`."""
 
     emulator: Emulator
     clock: Callable[[], float] = time.time
@@ -49,13 +49,13 @@ class SendGrid:
     waits: list[float] = field(default_factory=list)
 
     def export(self, contacts: int, **options: Any) -> str:
-        """Start an export of so many contacts; it is ready."""
+        """Start an export of this many contacts; it is ready."""
         export_id = self.emulator.start_export([self.emulator.add_list("A list", contacts=contacts)], **options)
         self.emulator.export_files(export_id)
         return export_id
 
     def stored(self, export_id: str, index: int = 0) -> bytes:
-        """A file's bytes as they lie in SendGrid's storage."""
+        """A file's bytes as SendGrid stores them."""
         return self.emulator.export_files(export_id)[index].stored.path.read_bytes()
 
     def urls(self, export_id: str) -> tuple[str, ...]:
@@ -64,11 +64,11 @@ class SendGrid:
             return source.export().urls
 
     def fetched_bytes(self) -> int:
-        """What went out of the file storage."""
+        """Bytes that the file storage sent."""
         return sum(request.bytes_sent for request in self.emulator.requests(listener="files"))
 
     def ranges(self) -> list[str | None]:
-        """The ranges that were asked for, in order."""
+        """The requested ranges, in order."""
         return [request.headers.get("range") for request in self.emulator.requests(listener="files")]
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A file that outlives its URLs and its connections, small in the suite and full-size beside it."""
+"""A download that takes longer than its URLs and connections last; small in the suite, larger in `slow_download.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BYTES_PER_CONTACT = 240
 
 
 def fetch_over_short_lived_urls(contacts: int, cut_every_bytes: int) -> None:
-    """Each connection is cut, each request takes half a second by the clock, each URL lives two."""
+    """Each connection breaks, each request takes half a second by the clock, and URLs are valid for two."""
     clock = HandClock()
     settings = Settings(encoding="plain", bytes_per_connection=cut_every_bytes, url_lifetime=2)
 
