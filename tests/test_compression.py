@@ -48,13 +48,13 @@ def decompressed(pieces):
 
 
 @pytest.mark.parametrize(
-    ("first_bytes", "answer"),
+    ("first_bytes", "expected"),
     [(b"", False), (b"\x1f", False), (b"\x1f\x8b", True), (FILE, True), (PLAIN, False), (b"\x8b\x1f", False)],
 )
-def test_gzip_is_detected_by_its_first_two_bytes(first_bytes, answer):
+def test_gzip_is_detected_by_its_first_two_bytes(first_bytes, expected):
     """An empty export may come as plain text; a well-known connector crashes on it."""
-    assert is_gzip(first_bytes) is answer
-    assert is_gzip(memoryview(first_bytes)) is answer
+    assert is_gzip(first_bytes) is expected
+    assert is_gzip(memoryview(first_bytes)) is expected
 
 
 # --- headers

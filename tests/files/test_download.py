@@ -133,9 +133,9 @@ def test_connections_are_reused_after_a_complete_read(session):
 
 def test_a_buffer_larger_than_the_range_is_an_error(sendgrid):
     with sendgrid.download(sendgrid.export(10)) as download, RangeReader(download).open() as reader:
-        room = memoryview(bytearray(download.length + 1))
+        buffer = memoryview(bytearray(download.length + 1))
         with pytest.raises(ValueError, match="more bytes than the range holds"):
-            reader.fill(room)
+            reader.fill(buffer)
 
 
 # --- resumed
@@ -335,8 +335,8 @@ def test_a_file_that_changes_is_not_mixed_with_its_new_version(sendgrid):
 
 
 def test_another_etag_means_another_file(session):
-    answers = iter(['"one"', '"two"'])
-    with FileServer({"/file": CONTENT}, lambda status, headers: (status, headers | {"ETag": next(answers)})) as server:
+    etags = iter(['"one"', '"two"'])
+    with FileServer({"/file": CONTENT}, lambda status, headers: (status, headers | {"ETag": next(etags)})) as server:
         download = download_of(f"{server.url}/file", session)
         RangeReader(download).open().close()
         with RangeReader(download, 0, 10) as reader, pytest.raises(FileChangedError, match="its ETag differs"):
@@ -587,19 +587,19 @@ def test_attempts_are_limited_and_their_causes_listed(sendgrid):
     )
     with sendgrid.reader(export_id) as reader, pytest.raises(ExportIncompleteError) as caught:
         read(reader)
-    told = str(caught.value)
-    assert told.startswith(f"SendGrid export {export_id} file 1 of 1: failed after 6 attempts in a row")
+    message = str(caught.value)
+    assert message.startswith(f"SendGrid export {export_id} file 1 of 1: failed after 6 attempts in a row")
     assert (
         f"the storage responded with 500 InternalError: the emulator was told to fail at 100000 of {len(stored)} bytes"
-        in told
+        in message
     )
-    assert "refused the URL (403 AccessDenied: Request has expired)" in told
-    assert "the connection ended early at 100007 of" in told
-    assert "run the task again" in told
+    assert "refused the URL (403 AccessDenied: Request has expired)" in message
+    assert "the connection ended early at 100007 of" in message
+    assert "run the task again" in message
     # The first attempt made progress: it counts as the first of the six.
     assert [0.5, 1.0, 2.0, 4.0, 8.0] == sendgrid.waits
-    assert "?" not in told
-    assert "X-Amz" not in told
+    assert "?" not in message
+    assert "X-Amz" not in message
 
 
 def test_a_connection_that_is_too_slow_is_replaced(sendgrid, caplog):

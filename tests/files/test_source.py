@@ -28,18 +28,18 @@ class SendGrid:
     def __init__(self, files=2, scheme="https"):
         self.files = files
         self.scheme = scheme
-        self.answers = 0
+        self.responses = 0
         self.now = 0.0
         self.stray = []
 
     def get_export(self):
-        self.answers += 1
+        self.responses += 1
         if self.stray:
             stray = self.stray.pop(0)
             if isinstance(stray, Exception):
                 raise stray
             return stray
-        urls = tuple(f"{self.scheme}://files.example/{n}?X-Amz-Signature={self.answers}" for n in range(self.files))
+        urls = tuple(f"{self.scheme}://files.example/{n}?X-Amz-Signature={self.responses}" for n in range(self.files))
         return ContactExport("6f0a2c5e", "ready", urls=urls)
 
     def export_files(self, **options):
@@ -57,7 +57,7 @@ def sendgrid():
 
 def test_nothing_is_requested_before_a_url_is_needed(sendgrid):
     sendgrid.export_files()
-    assert sendgrid.answers == 0
+    assert sendgrid.responses == 0
 
 
 def test_one_response_serves_all_files(sendgrid):
@@ -65,18 +65,18 @@ def test_one_response_serves_all_files(sendgrid):
     assert files.export().id == "6f0a2c5e"
     assert files.url("/0") == "https://files.example/0?X-Amz-Signature=1"
     assert files.url("/1") == "https://files.example/1?X-Amz-Signature=1"
-    assert sendgrid.answers == 1
+    assert sendgrid.responses == 1
 
 
-@pytest.mark.parametrize(("age", "answers"), [(0.0, 1), (30.0, 1), (30.1, 2), (300.0, 2)])
-def test_an_old_url_is_not_used(sendgrid, age, answers):
+@pytest.mark.parametrize(("age", "responses"), [(0.0, 1), (30.0, 1), (30.1, 2), (300.0, 2)])
+def test_an_old_url_is_not_used(sendgrid, age, responses):
     """It is valid for about 300 s, and a file may take long."""
     files = sendgrid.export_files()
     files.url("/0")
     sendgrid.now += age
-    assert files.url("/1") == f"https://files.example/1?X-Amz-Signature={answers}"
+    assert files.url("/1") == f"https://files.example/1?X-Amz-Signature={responses}"
     files.export()
-    assert sendgrid.answers == answers
+    assert sendgrid.responses == responses
     assert files.renewals == 0
 
 
@@ -92,7 +92,7 @@ def test_a_renewal_serves_all_files(sendgrid):
     refused = files.url("/0"), files.url("/1")
     renewed = [files.url(f"/{index}", refused=refused[index]) for index in (0, 1)]
     assert renewed == [f"https://files.example/{index}?X-Amz-Signature=2" for index in (0, 1)]
-    assert (files.renewals, sendgrid.answers) == (1, 2)
+    assert (files.renewals, sendgrid.responses) == (1, 2)
 
 
 def test_threads_that_are_refused_together_renew_once(sendgrid):
@@ -108,7 +108,7 @@ def test_threads_that_are_refused_together_renew_once(sendgrid):
     with ThreadPoolExecutor(threads) as pool:
         renewed = set(pool.map(renew, range(threads)))
     assert renewed == {"https://files.example/0?X-Amz-Signature=2"}
-    assert (files.renewals, sendgrid.answers) == (1, 2)
+    assert (files.renewals, sendgrid.responses) == (1, 2)
 
 
 def test_a_missing_file_is_named_by_its_path(sendgrid):
@@ -153,7 +153,7 @@ def test_the_first_response_is_not_checked(sendgrid, stray):
     sendgrid.stray = [stray]
     with pytest.raises(SendGridError):
         sendgrid.export_files().url("/1")
-    assert (1, 0.0) == (sendgrid.answers, sendgrid.now)
+    assert (1, 0.0) == (sendgrid.responses, sendgrid.now)
 
 
 @pytest.mark.parametrize("stray", STRAY, ids=AS_TEXT)
@@ -163,7 +163,7 @@ def test_a_response_that_stays_wrong_counts(sendgrid, stray):
     sendgrid.stray = [stray] * 20
     with pytest.raises(SendGridError, match=r"access forbidden|no such export|no longer lists the file /1"):
         files.url("/1", refused=refused)
-    assert 1 + 4 == sendgrid.answers
+    assert 1 + 4 == sendgrid.responses
 
 
 def test_listed_files_are_available_if_others_are_missing(sendgrid):
@@ -179,7 +179,7 @@ def test_an_expired_export_is_not_requested_again(sendgrid):
     files = sendgrid.export_files()
     with pytest.raises(ExportExpiredError):
         files.url("/0", refused=files.url("/0"))
-    assert 2 == sendgrid.answers
+    assert 2 == sendgrid.responses
 
 
 def test_a_stop_ends_the_wait_before_another_request(sendgrid):
@@ -189,7 +189,7 @@ def test_a_stop_ends_the_wait_before_another_request(sendgrid):
     sendgrid.stray = [STRAY[0]] * 3
     with pytest.raises(StoppedError):
         files.url("/1", refused=refused)
-    assert 2 == sendgrid.answers
+    assert 2 == sendgrid.responses
 
 
 def test_a_file_is_found_by_its_path_in_any_order():
@@ -281,10 +281,10 @@ def test_an_interrupted_request_blocks_no_later_one(sendgrid):
 
 
 def test_an_error_is_passed_on_and_not_cached(sendgrid):
-    answers = iter([SendGridError("it broke")])
+    errors = iter([SendGridError("it broke")])
 
     def get_export():
-        for error in answers:
+        for error in errors:
             raise error
         return sendgrid.get_export()
 
