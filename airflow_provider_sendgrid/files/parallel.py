@@ -52,7 +52,7 @@ class Clocks:
 def fetch_parts(
     download: FileDownload,
     reader: RangeReader,
-    take: Callable[[bool], P | None],
+    next_part: Callable[[bool], P | None],
     max_connections: int,
     clocks: Clocks | None = None,
 ) -> Generator[P, None, None]:
@@ -61,12 +61,12 @@ def fetch_parts(
     Args:
         download: the file.
         reader: of the whole file; the parts begin at its position.
-        take: returns the next part to fill, not larger than what is left of the file; ``take(False)`` returns None
+        next_part: returns the next part to fill, not larger than what is left; ``next_part(False)`` returns None
             instead of waiting for a free buffer.
         max_connections: at once.
         clocks: show whether the CPU is the limit.
     """
-    parts = _Parts(download, reader, take, _Pace(max_connections, clocks or Clocks()))
+    parts = _Parts(download, reader, next_part, _Pace(max_connections, clocks or Clocks()))
     try:
         while (part := parts.next()) is not None:
             yield part
@@ -81,11 +81,11 @@ class _Parts(Generic[P]):
     """Parts that are being filled, in order: from one stream, or each from a connection of its own."""
 
     def __init__(
-        self, download: FileDownload, reader: RangeReader, take: Callable[[bool], P | None], pace: _Pace
+        self, download: FileDownload, reader: RangeReader, next_part: Callable[[bool], P | None], pace: _Pace
     ) -> None:
         self._download = download
         self._reader = reader
-        self._take = take
+        self._next_part = next_part
         self._pace = pace
         self._position = self._stream_end = reader.position
         self._pending: deque[tuple[P, Future[None]]] = deque()
@@ -121,7 +121,7 @@ class _Parts(Generic[P]):
             self._reader.close()
             self._reader = RangeReader(self._download, self._position, self._download.length)
             self._stream_end = self._position
-        if (part := self._take(not self._pending)) is None:
+        if (part := self._next_part(not self._pending)) is None:
             return False
         buffer, start = part.room, self._position
         self._position += len(buffer)

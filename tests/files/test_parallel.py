@@ -41,7 +41,7 @@ class Buffers:
     held: int = 0
     most_held: int = 0
 
-    def take(self, wait: bool) -> Part | None:
+    def next_part(self, wait: bool) -> Part | None:
         if self.held == self.limit:
             assert not wait, "no one would release one"
             return None
@@ -88,7 +88,7 @@ def test_parts_arrive_in_order_and_make_up_the_file(sendgrid):
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
         content = b""
-        for part in fetch_parts(download, reader, buffers.take, 8, Work(busy=0.1).clocks()):
+        for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.1).clocks()):
             content += part.room
             part.release()
     assert sendgrid.stored(export_id) == content
@@ -102,7 +102,7 @@ def test_bytes_read_before_are_not_read_again(sendgrid):
         head = bytearray(1_234)
         reader.fill(memoryview(head))
         buffers = Buffers(download.length, taken_bytes=len(head))
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.take, 1)]
+        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 1)]
     assert sendgrid.stored(export_id) == head + b"".join(parts)
     assert 1 == download.connections
 
@@ -124,7 +124,7 @@ def test_parts_that_arrive_early_wait_for_their_turn():
         content = b""
         with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
             buffers = Buffers(download.length)
-            for part in fetch_parts(download, reader, buffers.take, 4, Work(busy=0.0).clocks()):
+            for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks()):
                 content += part.room
         assert sendgrid.stored(export_id) == content
     assert fourth_is_asked_for.is_set()
@@ -139,7 +139,7 @@ def test_connections_are_added_only_while_the_cpu_is_idle(sendgrid, busy, expect
     pending = []
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
-        for part in fetch_parts(download, reader, buffers.take, 8, Work(busy).clocks()):
+        for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy).clocks()):
             pending.append(buffers.held)
             part.release()
     assert expected == pending[: len(expected)]
@@ -149,7 +149,7 @@ def test_no_more_parts_are_taken_than_there_are_buffers(sendgrid):
     """Even if more connections would be useful."""
     with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length, limit=3)
-        use_all(fetch_parts(download, reader, buffers.take, 8, Work(busy=0.0).clocks()))
+        use_all(fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks()))
     assert (3, download.length, 0) == (buffers.most_held, buffers.taken_bytes, buffers.held)
 
 
@@ -158,7 +158,7 @@ def test_one_part_at_a_time_is_enough(sendgrid):
     content = b""
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length, limit=1)
-        for part in fetch_parts(download, reader, buffers.take, 8, Work(busy=0.0).clocks()):
+        for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks()):
             content += part.room
             part.release()
     assert sendgrid.stored(export_id) == content
@@ -170,7 +170,7 @@ def test_an_error_in_one_part_stops_all_and_releases_them(sendgrid):
     with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
         with pytest.raises(ExportIncompleteError, match="the storage responded with 503"):
-            use_all(fetch_parts(download, reader, buffers.take, 4, Work(busy=0.0).clocks()))
+            use_all(fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks()))
         with pytest.raises(StoppedError):
             RangeReader(download).open()
     assert 0 == buffers.held
@@ -180,7 +180,7 @@ def test_closing_the_generator_stops_and_releases_all_parts(sendgrid):
     """As if the upload of an earlier part failed."""
     with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
-        with closing(fetch_parts(download, reader, buffers.take, 4, Work(busy=0.0).clocks())) as parts:
+        with closing(fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks())) as parts:
             for _ in range(5):
                 next(parts).release()
             assert buffers.held > 0
@@ -195,7 +195,9 @@ def test_parts_survive_broken_connections_and_expired_urls(sendgrid):
     export_id = sendgrid.export(CONTACTS)
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.take, 4, Work(busy=0.0).clocks())]
+        parts = [
+            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks())
+        ]
     assert sendgrid.stored(export_id) == b"".join(parts)
 
 
@@ -205,7 +207,9 @@ def test_a_storage_without_ranges_is_read_as_one_stream(sendgrid):
     export_id = sendgrid.export(CONTACTS)
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.take, 8, Work(busy=0.0).clocks())]
+        parts = [
+            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
+        ]
     assert sendgrid.stored(export_id) == b"".join(parts)
     assert (1, download.length) == (download.connections, download.fetched_bytes)
 
@@ -216,6 +220,8 @@ def test_a_storage_that_ignores_ranges_becomes_one_stream(sendgrid):
     sendgrid.emulator.inject(Fault("no_ranges", listener="files"))
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.take, 8, Work(busy=0.0).clocks())]
+        parts = [
+            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
+        ]
     assert sendgrid.stored(export_id) == b"".join(parts)
     assert download.connections <= 1 + 9 + 1
