@@ -1,7 +1,7 @@
-"""Bytes as sent to bytes as meant: gzip is recognised by its bytes, never by a header or a name.
+"""Gzip in both directions, detected by its first bytes, never by a header or a name.
 
-SendGrid's storage calls its bodies ``x-gzip``, ``gzip`` or nothing at all, and an empty export may come as
-plain text; only the first two bytes tell.
+SendGrid's storage sends gzip as ``x-gzip``, as ``gzip`` or without a Content-Encoding, and an empty export may be plain
+text.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 
 GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_WINDOW = 31  # zlib's way to say: with gzip's header and checksum
+_GZIP_WINDOW = 31  # zlib's code for data with gzip's header and trailer
 _FLAGS_AT, _WITH_NAME = 3, 8  # in gzip's header
 _INPUT_BYTES = 256 * 1024
-_OUTPUT_BYTES = 1024 * 1024  # measured: a quarter of that costs the counting beside it a tenth of its speed
+_OUTPUT_BYTES = 1024 * 1024  # measured: with a quarter of that, counting is a tenth slower
 
 
 def _fastest_zlib() -> Any:
-    """The drop-in of isal, several times as fast as the standard library's zlib, which stands in for it."""
+    """The replacement from isal, several times as fast as the standard library, where it is installed."""
     try:
         return import_module("isal.isal_zlib")
     except ImportError:
@@ -33,14 +33,14 @@ _ERRORS: tuple[type[Exception], ...] = (zlib.error, _zlib.error)
 
 
 def is_gzip(first_bytes: bytes | memoryview) -> bool:
-    """Whether a file that begins so is gzip."""
+    """Whether a file that begins with these bytes is gzip."""
     return bytes(first_bytes[:2]) == GZIP_MAGIC
 
 
 class Gunzip:
-    """Decompresses a stream of gzip members, at most 1 MiB at once, however much a gzip bomb would give.
+    """Decompresses a stream of gzip members, at most 1 MiB at once, also of a gzip bomb.
 
-    The checksum and the length in each member's trailer are checked.
+    The checksum and the length in each member's trailer are verified.
     """
 
     def __init__(self) -> None:
@@ -48,22 +48,22 @@ class Gunzip:
         self._pending = b""
 
     def feed(self, data: memoryview) -> Iterator[bytes]:
-        """The plain bytes of `data`, in pieces.
+        """The plain bytes of the next piece.
 
         Raises:
-            ExportIncompleteError: these bytes are not gzip, or a checksum is wrong.
+            ExportIncompleteError: it is not gzip, or a checksum is wrong.
         """
         for start in range(0, len(data), _INPUT_BYTES):
             yield from self._feed_piece(self._pending + bytes(data[start : start + _INPUT_BYTES]))
 
     def close(self) -> None:
-        """Say that this was all.
+        """End the stream.
 
         Raises:
-            ExportIncompleteError: the last member has no end.
+            ExportIncompleteError: the last member is truncated.
         """
         if self._member is not None or self._pending:
-            raise ExportIncompleteError("The file is truncated: its gzip data has no end.")
+            raise ExportIncompleteError("The file is truncated: its gzip data is incomplete.")
 
     def _feed_piece(self, piece: bytes) -> Iterator[bytes]:
         self._pending = b""
@@ -83,32 +83,32 @@ class Gunzip:
                 piece = self._member.unconsumed_tail
 
     def _begin_member(self, piece: bytes) -> bytes:
-        """What is left to decompress; zeros between and after members are padding, as for gzip itself."""
+        """Begin a member; return the bytes to decompress. Zeros between and after members are padding, as in gzip."""
         piece = piece.lstrip(b"\0")
         if not piece:
             return b""
         if not GZIP_MAGIC.startswith(piece[:2]):
-            raise ExportIncompleteError("The file is damaged: something else follows its gzip data.")
+            raise ExportIncompleteError("The file is damaged: other data follows its gzip data.")
         if len(piece) <= _FLAGS_AT:
             self._pending = piece
             return b""
-        # isal misreads other headers that come in pieces, and takes flags that are reserved.
-        fitting = _zlib if piece[_FLAGS_AT] in (0, _WITH_NAME) else zlib
-        self._member = fitting.decompressobj(_GZIP_WINDOW)
+        # isal misreads other headers that arrive in pieces, and accepts reserved flags.
+        module = _zlib if piece[_FLAGS_AT] in (0, _WITH_NAME) else zlib
+        self._member = module.decompressobj(_GZIP_WINDOW)
         return piece
 
 
 class Gzip:
-    """Compresses a stream into one gzip member, with the fastest level: contacts shrink to under a half."""
+    """Compresses a stream into one gzip member, at the fastest level: contacts shrink to less than half."""
 
     def __init__(self) -> None:
         self._member = _zlib.compressobj(1, _zlib.DEFLATED, _GZIP_WINDOW)
 
     def feed(self, data: memoryview) -> Iterator[bytes]:
-        """The compressed bytes of `data`, as far as there are any yet."""
+        """The compressed bytes that are ready."""
         if compressed := self._member.compress(data):
             yield compressed
 
     def close(self) -> bytes:
-        """The last compressed bytes."""
+        """End the stream; return its last compressed bytes."""
         return bytes(self._member.flush())

@@ -143,14 +143,14 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the provider's waits between tries take no time: each is a parameter, here with another default."""
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
-    from airflow_provider_sendgrid.files.download import FileDownload
+    from airflow_provider_sendgrid.files.source import ExportFiles
 
     async def asleep(_seconds: float) -> None:
         return None
 
     for callee, sleep in (
         (SendGridClient.__init__, lambda _seconds: None),
-        (FileDownload.__init__, lambda _seconds: None),
+        (ExportFiles.__init__, lambda _seconds: None),
         (AsyncSendGridClient.__init__, asleep),
     ):
         assert "sleep" in callee.__kwdefaults__

@@ -1,4 +1,4 @@
-"""gzip is recognised by its bytes, checked to its end, and given in bounded pieces."""
+"""Gzip is detected by its bytes, verified to its end, and decompressed in bounded pieces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BYTES = st.binary(max_size=300)
 
 @pytest.fixture(params=["zlib", "isal.isal_zlib"], autouse=True, scope="module")
 def decompressor(request):
-    """Both that may do the work: isal, and the standard library where there is none."""
+    """Both modules: isal, and the standard library where isal is not installed."""
     module = pytest.importorskip(request.param) if "." in request.param else import_module(request.param)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(gunzip, "_zlib", module)
@@ -44,17 +44,17 @@ def decompressed(pieces):
     return b"".join(plain)
 
 
-# --- recognised
+# --- detected
 
 
 @pytest.mark.parametrize(
-    ("first_bytes", "answer"),
+    ("first_bytes", "expected"),
     [(b"", False), (b"\x1f", False), (b"\x1f\x8b", True), (FILE, True), (PLAIN, False), (b"\x8b\x1f", False)],
 )
-def test_gzip_is_known_by_its_first_two_bytes(first_bytes, answer):
+def test_gzip_is_detected_by_its_first_two_bytes(first_bytes, expected):
     """An empty export may come as plain text; a well-known connector crashes on it."""
-    assert is_gzip(first_bytes) is answer
-    assert is_gzip(memoryview(first_bytes)) is answer
+    assert is_gzip(first_bytes) is expected
+    assert is_gzip(memoryview(first_bytes)) is expected
 
 
 # --- headers
@@ -70,14 +70,14 @@ def with_header(flags):
 
 @pytest.mark.parametrize("flags", range(0, 32, 2))
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_a_header_may_have_any_fields_and_come_in_pieces(flags, size):
+def test_a_header_may_have_any_fields_in_any_pieces(flags, size):
     twice = with_header(flags) * 2
     assert PLAIN * 2 == decompressed([twice[start : start + size] for start in range(0, len(twice), size)])
 
 
 @pytest.mark.parametrize("flag", [32, 64, 128])
 def test_a_header_with_reserved_flags_is_damaged(flag):
-    """Other programs would refuse the file."""
+    """Other programs refuse such a file."""
     with pytest.raises(ExportIncompleteError, match="damaged"):
         decompressed([with_header(flag)])
 
@@ -91,20 +91,20 @@ def test_a_file_may_be_cut_at_every_border():
 
 
 @given(st.lists(BYTES, min_size=1, max_size=4), st.lists(st.integers(0, 2000)), st.integers(0, 9), st.integers(0, 5))
-def test_several_members_are_one_file_however_cut_and_padded(plains, borders, level, padding):
-    """Gzip itself writes members after each other, and tapes pad with zeros."""
+def test_members_may_be_cut_and_padded_in_any_way(plains, borders, level, padding):
+    """Gzip files may have several members, and zeros as padding."""
     file = b"".join(gzip.compress(plain, level) + bytes(padding) for plain in plains)
     assert decompressed(cut(file, borders)) == b"".join(plains)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
-def test_a_file_may_come_in_crumbs(step):
+def test_a_file_may_arrive_in_tiny_pieces(step):
     file = FILE + bytes(3) + gzip.compress(b"") + FILE
     assert decompressed(file[start : start + step] for start in range(0, len(file), step)) == PLAIN * 2
 
 
 @pytest.mark.parametrize("file", [gzip.compress(b""), b"", bytes(9)])
-def test_an_empty_file_is_whole(file):
+def test_an_empty_file_is_complete(file):
     assert decompressed([file]) == b""
 
 
@@ -117,8 +117,8 @@ def test_a_header_with_a_name_and_a_comment_is_read(tmp_path):
 
 @pytest.mark.parametrize("near", [-1, 0, 1])
 @pytest.mark.parametrize("level", [0, 1, 9])
-def test_a_file_whose_pieces_come_out_full_is_whole(near, level):
-    """The last bytes of a member must not be held back in a decompressor whose output is just full."""
+def test_a_file_that_fills_the_output_exactly_is_complete(near, level):
+    """The last bytes of a member must not stay in a decompressor whose output is just full."""
     for size in (LARGEST_PIECE, 2 * LARGEST_PIECE):
         for plain in (b"a" * (size + near), random.Random(0).randbytes(size + near)):
             assert decompressed([gzip.compress(plain, level)]) == plain
@@ -127,14 +127,14 @@ def test_a_file_whose_pieces_come_out_full_is_whole(near, level):
 # --- not whole
 
 
-def test_a_truncated_file_is_never_taken_for_a_whole_one():
+def test_a_truncated_file_is_never_complete():
     for end in range(1, len(FILE)):
         with pytest.raises(ExportIncompleteError, match="truncated"):
             decompressed([FILE[:end]])
 
 
 @given(st.integers(0, len(FILE) - 1), st.lists(st.integers(0, len(FILE))))
-def test_a_second_member_that_is_truncated_is_missed(end, borders):
+def test_a_truncated_second_member_is_noticed(end, borders):
     file = FILE + FILE[: max(1, end)]
     with pytest.raises(ExportIncompleteError):
         decompressed(cut(file, borders))
@@ -148,8 +148,8 @@ CHECKED = [at for at in range(len(FILE)) if at not in range(4, 10)]
 @given(st.sampled_from(CHECKED), st.integers(1, 255))
 @example(len(FILE) - 1, 1)
 @example(len(FILE) - 8, 1)
-def test_a_damaged_file_is_never_taken_for_a_whole_one(at, change):
-    """Checksum and length stand in the trailer."""
+def test_a_damaged_file_is_never_complete(at, change):
+    """Checksum and length are in the trailer."""
     damaged = bytearray(FILE)
     damaged[at] ^= change
     try:
@@ -160,7 +160,7 @@ def test_a_damaged_file_is_never_taken_for_a_whole_one(at, change):
 
 
 @pytest.mark.parametrize("rubbish", [b"x", b"<html>", b"\0x", b"\x1fx", b"\x1f", b"\x1f\x8b", PLAIN])
-def test_what_follows_a_file_is_not_overlooked(rubbish):
+def test_data_after_a_file_is_noticed(rubbish):
     with pytest.raises(ExportIncompleteError):
         decompressed([FILE + rubbish])
     with pytest.raises(ExportIncompleteError):
@@ -168,8 +168,8 @@ def test_what_follows_a_file_is_not_overlooked(rubbish):
 
 
 @pytest.mark.parametrize("rubbish", [b"x", b"\n", b"\0\0x", b"<html>", FILE[2:]])
-def test_what_follows_a_file_is_called_so_even_if_it_is_one_byte(rubbish):
-    with pytest.raises(ExportIncompleteError, match="something else follows"):
+def test_a_single_byte_after_a_file_is_noticed(rubbish):
+    with pytest.raises(ExportIncompleteError, match="other data follows"):
         decompressed([FILE, rubbish[:1], rubbish[1:]])
 
 
@@ -180,7 +180,7 @@ def test_a_file_cut_within_its_trailer_is_truncated(end):
 
 
 def test_plain_text_is_damaged_gzip():
-    """Whoever is told that it is plain does not ask for its decompression."""
+    """Callers detect plain text and do not decompress it."""
     with pytest.raises(ExportIncompleteError, match="damaged"):
         decompressed([PLAIN])
 
@@ -189,8 +189,8 @@ def test_plain_text_is_damaged_gzip():
 
 
 @pytest.mark.parametrize("pieces", [1, 5])
-def test_a_bomb_goes_off_in_small_pieces(pieces):
-    """64 MiB of zeros in 64 KiB: memory must not grow with what a file claims to hold."""
+def test_a_gzip_bomb_is_decompressed_in_small_pieces(pieces):
+    """64 MiB of zeros in 64 KiB: memory must not grow with the content."""
     size = 64 * 1024 * 1024
     bomb = gzip.compress(bytes(size), 9)
     stream, given_bytes = Gunzip(), 0
@@ -202,8 +202,8 @@ def test_a_bomb_goes_off_in_small_pieces(pieces):
     assert given_bytes == size
 
 
-def test_plain_bytes_are_given_as_soon_as_they_are_known():
-    """Not at the end: the one who counts rows is not to hold a file."""
+def test_plain_bytes_are_returned_as_early_as_possible():
+    """Rows are counted without keeping the file."""
     noise = random.Random(0).randbytes(LARGEST_PIECE)
     member = gzip.compress(noise)
     first = b"".join(Gunzip().feed(memoryview(member[: len(member) // 2])))
@@ -221,7 +221,7 @@ def compressed(pieces):
 
 
 @given(st.lists(BYTES, max_size=6))
-def test_what_is_compressed_is_what_gzip_reads(pieces):
+def test_gzip_reads_what_was_compressed(pieces):
     plain = b"".join(pieces)
     file = compressed(pieces)
     assert is_gzip(file)
@@ -230,5 +230,5 @@ def test_what_is_compressed_is_what_gzip_reads(pieces):
     assert zlib.decompressobj(31).decompress(file) == plain
 
 
-def test_contacts_shrink_to_under_a_half():
+def test_contacts_shrink_to_less_than_half():
     assert len(compressed([PLAIN] * 100)) < len(PLAIN) * 100 / 2

@@ -10,8 +10,10 @@ from base64 import b64encode
 import pytest
 
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_async_client, new_download_session
-from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.range_reader import RangeReader
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.redaction import redact, redact_logs_of_libraries
 from tests.files.test_download import redirecting
 from tests.support.file_server import FileServer
@@ -51,8 +53,9 @@ def logged_by(caplog, *names: str) -> None:
 def test_requests_for_a_file_and_its_redirects_are_logged_without_queries(server, caplog):
     server.bend = redirecting(f"/file{QUERY}")
     with new_download_session(SendGridConnection("SG.key")) as session:
-        url = f"{server.url}/file{QUERY}"
-        with FileDownload(lambda _: url, session, name="file", checked=str).open() as reader:
+        export = ContactExport("6f", "ready", urls=(f"{server.url}/file{QUERY}",))
+        source = ExportFiles(lambda: export, session, allow_http=True)
+        with RangeReader(source.download("/file", "file")) as reader:
             reader.fill(memoryview(bytearray(7)))
     logged_by(caplog, "urllib3.connectionpool")
 

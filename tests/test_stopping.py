@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
@@ -19,7 +19,8 @@ from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
 from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.files.parallel import fetch_parts
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.range_reader import RangeReader
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.base import ObjectInfo
 from airflow_provider_sendgrid.storage.s3 import S3Storage
@@ -90,15 +91,9 @@ def ends_when_stopped(work: Callable[[], object], stop: StopSignal, under_way: t
 
 def download_from(server: Server, session, stop: StopSignal, **changes) -> FileDownload:
     options = {"limits": DownloadLimits(first_wait_seconds=LONG_SECONDS, longest_wait_seconds=LONG_SECONDS)} | changes
-    return FileDownload(
-        lambda _: f"{server.url}/file",
-        session,
-        name="file",
-        checked=str,
-        timeout_seconds=LONG_SECONDS,
-        stop=stop,
-        **options,
-    )
+    export = ContactExport("6f", "ready", urls=(f"{server.url}/file",))
+    source = ExportFiles(lambda: export, session, allow_http=True, timeout_seconds=LONG_SECONDS, stop=stop, **options)
+    return source.download("/file", "file")
 
 
 # --- the signal
@@ -187,7 +182,7 @@ def test_a_read_that_waits_for_bytes_ends_when_stopped(server_certificate):
         new_download_session(connection_to(server)) as session,
     ):
         stop = StopSignal()
-        reader = download_from(server, session, stop).open()
+        reader = RangeReader(download_from(server, session, stop)).open()
         reader.fill(memoryview(bytearray(500)))
         with closing(reader):
             begun = threading.Event()
@@ -211,8 +206,8 @@ def test_a_range_that_waits_for_bytes_ends_when_stopped(server_certificate, leng
     ):
         stop, begun = StopSignal(), threading.Event()
         download = download_from(server, session, stop)
-        download.open().close()
-        with download.range(0, 1_000) as reader:
+        RangeReader(download).open().close()
+        with RangeReader(download, 0, 1_000) as reader:
             reader.fill(memoryview(bytearray(500)))
             ends_when_stopped(lambda: (begun.set(), reader.fill(memoryview(bytearray(500)))), stop, begun)
 
@@ -223,7 +218,7 @@ def test_a_response_that_does_not_come_ends_when_stopped(server_certificate):
         new_download_session(connection_to(server)) as session,
     ):
         stop = StopSignal()
-        ends_when_stopped(download_from(server, session, stop).open, stop, server.asked)
+        ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.asked)
 
 
 def test_an_error_body_that_does_not_come_ends_when_stopped():
@@ -232,14 +227,14 @@ def test_an_error_body_that_does_not_come_ends_when_stopped():
         new_download_session(connection_to(server)) as session,
     ):
         stop = StopSignal()
-        ends_when_stopped(download_from(server, session, stop).open, stop, server.asked)
+        ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.asked)
 
 
 def test_a_connection_that_is_not_made_ends_when_stopped(certificate):
     """The server accepts it, and says nothing in TLS."""
     with Server("hang", certificate).running() as server, new_download_session(connection_to(server)) as session:
         stop = StopSignal()
-        ends_when_stopped(download_from(server, session, stop).open, stop, server.accepted)
+        ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.accepted)
         assert_threads_end("sendgrid-connect")
 
 
@@ -256,21 +251,21 @@ def test_a_pause_between_tries_ends_when_stopped():
         new_download_session(connection_to(server)) as session,
     ):
         stop = StopSignal()
-        ends_when_stopped(download_from(server, session, stop).open, stop, server.asked)
+        ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.asked)
 
 
 def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
     """A sibling's failure stops the file; SendGrid may take its time for the others."""
     stop, begun, release = StopSignal(), threading.Event(), threading.Event()
 
-    def url(_refused: str | None) -> str:
+    def get_export() -> ContactExport:
         begun.set()
         release.wait(DEADLINE_SECONDS)
-        return ""
+        return ContactExport("6f", "ready")
 
     with new_download_session(SendGridConnection("SG.key")) as session:
-        download = FileDownload(url, session, name="file", checked=str, stop=stop)
-        ends_when_stopped(download.open, download.stop, begun)
+        download = ExportFiles(get_export, session, stop=stop).download("/file", "file")
+        ends_when_stopped(RangeReader(download).open, download.stop, begun)
     release.set()
     assert not stop.is_set
 
@@ -299,7 +294,7 @@ def test_parts_that_are_under_way_end_when_stopped(server_certificate):
     ):
         stop = StopSignal()
         download = download_from(server, session, stop)
-        parts = fetch_parts(download, download.open(), take, 4)
+        parts = fetch_parts(download, RangeReader(download).open(), take, 4)
         next(parts).release()
         ends_when_stopped(lambda: next(parts), stop, server.asked)
     assert len(released) == len(taken)
@@ -351,11 +346,11 @@ def test_threads_that_wait_for_the_same_urls_end_all_at_once():
         stop.wait(LONG_SECONDS)
         raise AssertionError
 
-    urls, outcomes = SignedUrls(ask, stop=stop), []
+    source, outcomes = ExportFiles(ask, session=None, stop=stop), []
 
     def run() -> None:
         try:
-            urls.url("/0")
+            source.url("/0")
         except StoppedError as error:
             outcomes.append(error)
 
@@ -412,5 +407,5 @@ def test_a_delivery_stops_while_the_storage_keeps_it_waiting():
             threading.Event().wait(LONG_SECONDS)
 
     export = ContactExport("6f", "ready", urls=("https://files.example/a?X=1",), contact_count=1)
-    source = Source(SignedUrls(lambda: export, stop=stop), FileDownload)
+    source = ExportFiles(lambda: export, session=None, stop=stop)
     ends_when_stopped(lambda: deliver_export(source, Silent(), DeliveryOptions(), None, stop), stop, asked)

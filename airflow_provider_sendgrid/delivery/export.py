@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -56,16 +56,17 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
 from airflow_provider_sendgrid.exports.polling import Outcome, look_at
-from airflow_provider_sendgrid.files.download import FileChangedError, FileDownload, RangeReader
+from airflow_provider_sendgrid.files.download import FileChangedError, FileDownload
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.rows import RecordCount
-from airflow_provider_sendgrid.files.source import SignedUrls, require_distinct_paths
+from airflow_provider_sendgrid.files.source import ExportFiles, require_distinct_paths
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, Storage, StoredInfo
 from airflow_provider_sendgrid.storage.buffers import PartBuffers
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
 from airflow_provider_sendgrid.threads import DaemonExecutor
 
-__all__ = ["ArgumentError", "Delivery", "DeliveryOptions", "Source", "deliver_export"]
+__all__ = ["ArgumentError", "Delivery", "DeliveryOptions", "deliver_export"]
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +83,6 @@ _LOOK_AGAIN_AT_END_SECONDS = 0.05
 
 class ArgumentError(ValueError):
     """An argument that does not fit this export; no further try helps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where an export's files come from.
-
-    Attributes:
-        urls: the signed URLs of its files, and the export itself.
-        open_file: prepares the download of a file: ``open_file(path, name)``, by the path of its URL.
-    """
-
-    urls: SignedUrls
-    open_file: Callable[[str, str], FileDownload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +125,7 @@ class Delivery:
 
 
 def deliver_export(
-    source: Source,
+    source: ExportFiles,
     storage: Storage,
     options: DeliveryOptions,
     file_index: int | None = None,
@@ -165,9 +153,9 @@ def deliver_export(
         SendGridError: SendGrid could not be asked.
     """
     stop = stop or StopSignal()
-    export = _ready_export(source.urls.export())
+    export = _ready_export(source.export())
     for url in export.urls:
-        source.urls.checked(url)
+        source.require_encrypted(url)
     run = _Run(source, storage, options, export, file_index, stop)
     try:
         return run.deliver()
@@ -221,7 +209,7 @@ class _Run:
 
     def __init__(
         self,
-        source: Source,
+        source: ExportFiles,
         storage: Storage,
         options: DeliveryOptions,
         export: ContactExport,
@@ -238,7 +226,6 @@ class _Run:
         self._has_all = len(self._indexes) == len(self._export.urls)  # so that rows can be compared
         self._stop = stop
         self.progress = Progress(export.id, len(self._export.urls))
-        self.downloads: list[FileDownload] = []
         self._opened: list[_File] = []
         self._stored_here: dict[str, StoredFile] = {}
         self._distrusted: dict[str, str] = {}
@@ -589,9 +576,9 @@ class _Run:
             new_files=tuple(file for file in delivered if file.name in self._stored_here),
             export=self._export,
             manifest_uri=manifest_uri,
-            fetched_bytes=sum(download.fetched_bytes for download in self.downloads),
+            fetched_bytes=sum(download.fetched_bytes for download in self.source.downloads),
             seconds=self.progress.seconds,
-            connections=sum(download.connections for download in self.downloads),
+            connections=sum(download.connections for download in self.source.downloads),
         )
 
 
@@ -665,12 +652,11 @@ class _File:
         if self._objects:
             # What is there may be replaced only by this manifest.
             self._context.publication.raise_if_changed()
-        download = self._run.source.open_file(self._place.path, self._place.title)
-        self._run.downloads.append(download)
+        download = self._run.source.download(self._place.path, self._place.title)
         self._download = download
         self._progress = self._run.progress.file(self.index, lambda: download.received_bytes)
         try:
-            self._reader = download.open()
+            self._reader = RangeReader(download).open()
         except BaseException:
             self.close()
             raise

@@ -37,8 +37,9 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.files.download import FileDownload, RangeReader
+from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.files.parallel import fetch_parts
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.rows import RecordCount
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.base import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo

@@ -12,7 +12,7 @@ from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.exceptions import (
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.files.download import RangeReader
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 
 PIECE_BYTES = 256 * 1024
 _CONTENT_TYPES = {

@@ -1,10 +1,10 @@
-"""The parts of one file, in order; over several connections where the link, not the CPU, is the bound.
+"""The parts of one file, in order, over several connections if the link limits the speed.
 
-One connection is enough on a fast link, where the CPU is the bound. A single stream from S3 brings some 50 to 90 MB/s
-and leaves the CPU idle: then more connections are opened, after each part as many as would keep one core at work, as
-long as the process uses less than `BUSY` of it. A storage without ranges is read as one stream.
+One connection is enough where the CPU is the limit. A single stream from S3 delivers 50 to 90 MB/s and leaves the CPU
+idle: then connections are added, after each part as many as would keep one core busy, while the process uses less than
+`BUSY` of it. If the storage serves no ranges, the file is read as one stream.
 
-Knows ranges and the size of buffers. What a buffer is for, and when it may be used again, is its owner's business.
+Buffers belong to the caller, who also decides when they are used again.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from airflow_provider_sendgrid.files.download import FileDownload, RangeReader
+from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 
 BUSY = 0.7
 
 
 class Part(Protocol):
-    """A buffer to be filled."""
+    """A buffer to fill."""
 
     @property
     def room(self) -> memoryview:
-        """Where the bytes go."""
+        """The bytes to fill."""
 
     def release(self) -> None:
-        """Give it up."""
+        """Return the buffer to its owner."""
 
 
 P = TypeVar("P", bound=Part)
@@ -37,7 +38,7 @@ P = TypeVar("P", bound=Part)
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """How to tell whether the CPU is the bound.
+    """What shows whether the CPU is the limit.
 
     Attributes:
         wall: seconds.
@@ -51,82 +52,104 @@ class Clocks:
 def fetch_parts(
     download: FileDownload,
     reader: RangeReader,
-    take: Callable[[bool], P | None],
+    next_part: Callable[[bool], P | None],
     max_connections: int,
     clocks: Clocks | None = None,
 ) -> Generator[P, None, None]:
-    """The rest of a file as filled parts, in order; whoever gets a part sees to its release.
+    """The rest of a file as filled parts, in order; the caller releases each.
 
     Args:
         download: the file.
-        reader: of the whole file; what was read from it already is not read again.
-        take: answers the next part to fill, none larger than what is left of the file; ``take(False)`` answers None
-            rather than to wait for a free one.
+        reader: of the whole file; the parts begin at its position.
+        next_part: returns the next part to fill, not larger than what is left; ``next_part(False)`` returns None
+            instead of waiting for a free buffer.
         max_connections: at once.
-        clocks: to tell whether the CPU is the bound.
+        clocks: show whether the CPU is the limit.
     """
-    pace = _Pace(max_connections, clocks or Clocks())
-    position = stream_end = reader.position
-    underway: deque[tuple[P, Future[None]]] = deque()
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="sendgrid-stream") as stream,
-        ThreadPoolExecutor(max_connections, thread_name_prefix="sendgrid-fetch") as ranges,
-    ):
-        try:
-            while position < download.length or underway:
-                connections = pace.connections_to(download)
-                # One more than there are connections: it arrives while the reader of these parts works on another.
-                while position < download.length and len(underway) <= connections:
-                    if connections == 1 and position != stream_end:
-                        if underway:
-                            break
-                        reader.close()
-                        reader, stream_end = download.range(position, download.length), position
-                    if (part := take(not underway)) is None:
-                        break
-                    room = part.room
-                    if connections == 1:
-                        filled = stream.submit(reader.fill, room)
-                        stream_end += len(room)
-                    else:
-                        filled = ranges.submit(_fill_range, room, download, position)
-                    underway.append((part, filled))
-                    position += len(room)
-                download.stop.result(underway[0][1])
-                pace.part_arrived()
-                yield underway.popleft()[0]
-        except BaseException:
-            download.stop.set()
-            raise
-        finally:
-            stream.shutdown(cancel_futures=True)
-            ranges.shutdown(cancel_futures=True)
-            reader.close()
-            for part, _ in underway:
-                part.release()
+    parts = _Parts(download, reader, next_part, _Pace(max_connections, clocks or Clocks()))
+    try:
+        while (part := parts.next()) is not None:
+            yield part
+    except BaseException:
+        download.stop.set()
+        raise
+    finally:
+        parts.close()
 
 
-def _fill_range(room: memoryview, download: FileDownload, position: int) -> None:
-    with download.range(position, position + len(room)) as reader:
-        reader.fill(room)
+class _Parts(Generic[P]):
+    """Parts that are being filled, in order: from one stream, or each from a connection of its own."""
+
+    def __init__(
+        self, download: FileDownload, reader: RangeReader, next_part: Callable[[bool], P | None], pace: _Pace
+    ) -> None:
+        self._download = download
+        self._reader = reader
+        self._next_part = next_part
+        self._pace = pace
+        self._position = self._stream_end = reader.position
+        self._pending: deque[tuple[P, Future[None]]] = deque()
+        self._stream = ThreadPoolExecutor(1, thread_name_prefix="sendgrid-stream")
+        self._ranges = ThreadPoolExecutor(pace.max_connections, thread_name_prefix="sendgrid-fetch")
+
+    def next(self) -> P | None:
+        """The next part, once it is filled; None at the end of the file."""
+        connections = self._pace.connections if self._download.has_ranges else 1
+        # One part more than connections: it arrives while the caller works on another.
+        while self._position < self._download.length and len(self._pending) <= connections:
+            if not self._begin_part(is_stream=connections == 1):
+                break
+        if not self._pending:
+            return None
+        self._download.stop.result(self._pending[0][1])
+        self._pace.part_arrived()
+        return self._pending.popleft()[0]
+
+    def close(self) -> None:
+        """End the threads and the stream, and release the parts."""
+        self._stream.shutdown(cancel_futures=True)
+        self._ranges.shutdown(cancel_futures=True)
+        self._reader.close()
+        for part, _ in self._pending:
+            part.release()
+
+    def _begin_part(self, *, is_stream: bool) -> bool:
+        """Begin to fill one more part; False if that has to wait for the parts before it."""
+        if is_stream and self._position != self._stream_end:
+            if self._pending:
+                return False
+            self._reader.close()
+            self._reader = RangeReader(self._download, self._position, self._download.length)
+            self._stream_end = self._position
+        if (part := self._next_part(not self._pending)) is None:
+            return False
+        buffer, start = part.room, self._position
+        self._position += len(buffer)
+        if is_stream:
+            self._stream_end = self._position
+            self._pending.append((part, self._stream.submit(self._reader.fill, buffer)))
+        else:
+            self._pending.append((part, self._ranges.submit(self._fill_range, start, buffer)))
+        return True
+
+    def _fill_range(self, start: int, buffer: memoryview) -> None:
+        with RangeReader(self._download, start, start + len(buffer)) as reader:
+            reader.fill(buffer)
 
 
 class _Pace:
-    """How many connections are worth it by now."""
+    """How many connections to use."""
 
-    def __init__(self, most: int, clocks: Clocks) -> None:
-        self._connections = 1
-        self._most = most
+    def __init__(self, max_connections: int, clocks: Clocks) -> None:
+        self.connections = 1
+        self.max_connections = max_connections
         self._clocks = clocks
         self._since = (clocks.wall(), clocks.cpu())
-
-    def connections_to(self, download: FileDownload) -> int:
-        return self._connections if download.has_ranges else 1
 
     def part_arrived(self) -> None:
         wall, cpu = self._clocks.wall(), self._clocks.cpu()
         seconds, busy_seconds = wall - self._since[0], cpu - self._since[1]
         if busy_seconds < BUSY * seconds:
-            would_keep_busy = int(self._connections * seconds / max(busy_seconds, 1e-9))
-            self._connections = min(max(self._connections * 2, would_keep_busy), self._most)
+            would_keep_busy = int(self.connections * seconds / max(busy_seconds, 1e-9))
+            self.connections = min(max(self.connections * 2, would_keep_busy), self.max_connections)
         self._since = (wall, cpu)

@@ -1,9 +1,9 @@
-"""Counts the contacts that pass by, in pieces cut anywhere.
+"""Counts the records of a file while it passes by, in pieces cut anywhere.
 
-A CSV row is not a line: values hold line breaks, so a line feed ends a record only outside quotes. A JSON
-export has one object per line. A byte order mark and blank lines at the start or the end belong to no record. Of all
-values only a digest of the first record of a CSV file is kept, and whether it is SendGrid's header: any file may have
-it, whatever the order of the files.
+A CSV record is not a line: values contain line breaks, so a line feed ends a record only outside quotes. A JSON file
+has one object per line. A byte order mark and blank lines at the start or the end belong to no record. The only thing
+kept of the values is a digest of a CSV file's first record, and whether that is SendGrid's header: any file of an
+export may have it, in any order.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from airflow_provider_sendgrid.files.line_feeds import LineFeeds, line_feeds
+from importlib import import_module
+from typing import Any
 
 _MAX_FIRST_RECORD_BYTES = 1024 * 1024
 _MAX_RECORD_BYTES = 16 * 1024 * 1024
+_PIECE_BYTES = 128 * 1024  # fits into a core's cache, with everything computed from it
 _LINE_BREAKS = b"\r\n"
+_QUOTE, _LINE_FEED = b'"\n'
+_ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'"\n'))
 # No contact's first field, the e-mail address, is this word.
 _FIRST_COLUMN = re.compile(rb'(?:"EMAIL"|EMAIL)(?:,|[\r\n]|$)', re.IGNORECASE)
 
 ENDS_IN_QUOTES = "The file is truncated: it ends within a quoted value."
-ENDS_IN_OBJECT = "The file is truncated: its last line is not a whole JSON object."
+ENDS_IN_OBJECT = "The file is truncated: its last line is not a complete JSON object."
 TOO_LONG = "The file is not CSV of contacts: its first record is longer than 1 MiB."
 
 
@@ -51,80 +54,72 @@ class RecordCount:
         return self.records - (self.has_header or is_header)
 
 
-class RecordCounter(Protocol):
-    """Counts the records of one file that is fed to it in pieces."""
-
-    def feed(self, plain: bytes | memoryview) -> None:
-        """Count the next piece."""
-
-    def finish(self) -> RecordCount:
-        """What was counted."""
-
-
 def record_counter(file_type: str) -> RecordCounter:
     """A counter for a file of type ``csv`` or ``json``."""
     return CsvCounter() if file_type == "csv" else JsonCounter()
 
 
-class _Start:
-    """Leaves out a UTF-8 byte order mark at the start of a file, and line breaks before its first record."""
+class RecordCounter(ABC):
+    """Counts the records of one file, without a byte order mark, and without line breaks before the first record."""
 
     def __init__(self) -> None:
-        self._held = b""  # the beginning of a byte order mark, perhaps
+        self._held = b""  # may be the start of a byte order mark
         self._may_have_mark = self._is_before_record = True
-
-    def feed(self, plain: bytes | memoryview) -> bytes | memoryview:
-        """What is left of the next piece."""
-        if not self._is_before_record:
-            return plain
-        piece, self._held = self._held + bytes(plain), b""
-        if self._may_have_mark and len(piece) < len(BOM_UTF8) and BOM_UTF8.startswith(piece):
-            self._held = piece
-            return b""
-        if self._may_have_mark:
-            piece, self._may_have_mark = piece.removeprefix(BOM_UTF8), False
-        piece = piece.lstrip(b"\r\n")
-        self._is_before_record = not piece
-        return piece
-
-    def finish(self) -> bytes:
-        """What is left at the end."""
-        return self._held
-
-
-class CsvCounter:
-    """Counts CSV records: line feeds outside quotes, and a last record without one; blank lines at the end are none."""
-
-    def __init__(self, lines: LineFeeds | None = None) -> None:
-        self._lines = lines or line_feeds()
-        self._start = _Start()
-        self._is_empty = True
-        self._line_feeds_at_end = 0  # in the line breaks that follow the last other byte
-        self._first_record: bytes | None = b""
 
     def feed(self, plain: bytes | memoryview) -> None:
         """Count the next piece."""
-        self._feed(self._start.feed(plain))
+        if not self._is_before_record:
+            self._count(plain)
+            return
+        piece, self._held = self._held + bytes(plain), b""
+        if self._may_have_mark and len(piece) < len(BOM_UTF8) and BOM_UTF8.startswith(piece):
+            self._held = piece
+            return
+        if self._may_have_mark:
+            piece, self._may_have_mark = piece.removeprefix(BOM_UTF8), False
+        piece = piece.lstrip(_LINE_BREAKS)
+        self._is_before_record = not piece
+        self._count(piece)
 
     def finish(self) -> RecordCount:
-        """What was counted."""
-        self._feed(self._start.finish())
-        first = self._first_record
-        digest = hashlib.sha256(first.rstrip(b"\r\n")).hexdigest() if first else ""
-        has_header = first is not None and _FIRST_COLUMN.match(first) is not None
-        if self._lines.in_quotes:
-            return RecordCount(self._lines.count + 1, digest, ENDS_IN_QUOTES, has_header)
-        records = self._lines.count - self._line_feeds_at_end + (not self._is_empty)
-        return RecordCount(records, digest, TOO_LONG if first is None else "", has_header)
+        """The result, at the end of the file."""
+        self._count(self._held)
+        return self._result()
 
-    def _feed(self, plain: bytes | memoryview) -> None:
+    @abstractmethod
+    def _count(self, plain: bytes | memoryview) -> None: ...
+
+    @abstractmethod
+    def _result(self) -> RecordCount: ...
+
+
+class CsvCounter(RecordCounter):
+    """Counts line feeds outside quotes, and a last record without one, but no blank lines at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line_feeds = fastest_line_feeds()
+        self._is_empty = True
+        self._line_feeds_at_end = 0  # after the last byte that is not a line break
+        self._first_record: bytes | None = b""
+
+    def _count(self, plain: bytes | memoryview) -> None:
         if not plain:
             return
         self._is_empty = False
-        if self._lines.count == 0 and self._first_record is not None:
+        if self._line_feeds.count == 0 and self._first_record is not None:
             self._keep_first_record(plain)
-        self._lines.feed(plain)
+        self._line_feeds.feed(plain)
         self._count_at_end(plain)
+
+    def _result(self) -> RecordCount:
+        first = self._first_record
+        digest = hashlib.sha256(first.rstrip(_LINE_BREAKS)).hexdigest() if first else ""
+        has_header = first is not None and _FIRST_COLUMN.match(first) is not None
+        if self._line_feeds.in_quotes:
+            return RecordCount(self._line_feeds.count + 1, digest, ENDS_IN_QUOTES, has_header)
+        records = self._line_feeds.count - self._line_feeds_at_end + (not self._is_empty)
+        return RecordCount(records, digest, TOO_LONG if first is None else "", has_header)
 
     def _count_at_end(self, plain: bytes | memoryview) -> None:
         if plain[-1] not in _LINE_BREAKS:
@@ -135,7 +130,7 @@ class CsvCounter:
         self._line_feeds_at_end = piece.count(b"\n", end) + (0 if end else self._line_feeds_at_end)
 
     def _keep_first_record(self, plain: bytes | memoryview) -> None:
-        """Collect bytes up to the first line feed outside quotes; give up on a record without end."""
+        """Keep bytes up to the first line feed outside quotes; None once they are too many."""
         known = (self._first_record or b"") + bytes(plain[: _MAX_FIRST_RECORD_BYTES + 1])
         end = known.find(b"\n")
         quotes = known.count(b'"', 0, max(0, end))
@@ -147,34 +142,28 @@ class CsvCounter:
         self._first_record = known if len(known) <= _MAX_FIRST_RECORD_BYTES else None
 
 
-class JsonCounter:
-    """Counts JSON objects, one per line; blank lines are none. The last one is parsed: a file may be cut within it."""
+class JsonCounter(RecordCounter):
+    """Counts lines that are not blank. The last one is parsed, because the file may have been cut within it."""
 
     def __init__(self) -> None:
-        self._start = _Start()
+        super().__init__()
         self._records = 0
         self._last: bytes | bytearray = b""
-        self._open = bytearray()  # the line that has no end yet
+        self._line = bytearray()  # the current line, so far
 
-    def feed(self, plain: bytes | memoryview) -> None:
-        """Count the next piece."""
-        self._feed(self._start.feed(plain))
-
-    def finish(self) -> RecordCount:
-        """What was counted."""
-        self._feed(self._start.finish())
-        self._end_lines([self._open])
-        is_whole = not self._records or _is_object(self._last)
-        return RecordCount(self._records, damage="" if is_whole else ENDS_IN_OBJECT)
-
-    def _feed(self, plain: bytes | memoryview) -> None:
+    def _count(self, plain: bytes | memoryview) -> None:
         first, *others = bytes(plain).split(b"\n")
-        # What is longer is no record of SendGrid's; that it was cut off here will be noticed when it is parsed.
-        self._open += first[: max(0, _MAX_RECORD_BYTES + 1 - len(self._open))]
+        # Longer lines are not SendGrid's records; cut off here, they are not valid JSON.
+        self._line += first[: max(0, _MAX_RECORD_BYTES + 1 - len(self._line))]
         if others:
             *lines, last = others
-            self._end_lines([self._open, *lines])
-            self._open = bytearray(last)
+            self._end_lines([self._line, *lines])
+            self._line = bytearray(last)
+
+    def _result(self) -> RecordCount:
+        self._end_lines([self._line])
+        is_complete = not self._records or _is_object(self._last)
+        return RecordCount(self._records, damage="" if is_complete else ENDS_IN_OBJECT)
 
     def _end_lines(self, lines: Sequence[bytes | bytearray]) -> None:
         records = [line for line in lines if line and not line.isspace()]
@@ -187,3 +176,85 @@ def _is_object(line: bytes | bytearray) -> bool:
         return len(line) <= _MAX_RECORD_BYTES and isinstance(json.loads(line, strict=False), dict)
     except (ValueError, RecursionError):
         return False
+
+
+# Line feeds outside quotes, in two ways that differ only in speed. Measured on contacts, in MB per CPU second: numpy
+# 1,900, the standard library 380.
+
+
+def fastest_line_feeds() -> LineFeeds:
+    """With numpy where it is installed."""
+    try:
+        return NumpyLineFeeds(import_module("numpy"))
+    except ImportError:
+        return LineFeeds()
+
+
+class LineFeeds:
+    """Counts line feeds outside quotes in a stream, with the standard library.
+
+    Attributes:
+        count: so far.
+        in_quotes: whether the next byte is within quotes.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.in_quotes = False
+
+    def feed(self, plain: bytes | memoryview) -> None:
+        """Count in the next piece."""
+        view = memoryview(plain)
+        for start in range(0, len(view), _PIECE_BYTES):
+            self._count(view[start : start + _PIECE_BYTES])
+
+    def _count(self, piece: memoryview) -> None:
+        # Two adjacent quotes open and close, or close and open, with nothing in between. Without them only the quotes
+        # of values with line breaks are left: in most pieces none.
+        structure = bytes(piece).translate(None, _ALL_BUT_STRUCTURE).replace(b'""', b"")
+        parts = structure.split(b'"')
+        self.count += sum(map(len, parts[self.in_quotes :: 2]))
+        self.in_quotes ^= len(parts) % 2 == 0
+
+
+class NumpyLineFeeds(LineFeeds):
+    """The same with numpy. 64 bytes become one word with a bit for each byte."""
+
+    def __init__(self, numpy: Any) -> None:
+        super().__init__()
+        self._numpy = numpy
+        self._matches = numpy.zeros(_PIECE_BYTES, numpy.bool_)
+        self._words = numpy.zeros(_PIECE_BYTES // 64, numpy.uint64)
+
+    def _count(self, piece: memoryview) -> None:
+        characters = self._numpy.frombuffer(piece, self._numpy.uint8)
+        unquoted = self._unquoted(self._bits(characters, _QUOTE))
+        line_feeds = self._bits(characters, _LINE_FEED)
+        self._numpy.bitwise_and(line_feeds, unquoted, out=line_feeds)
+        self.count += self._ones(line_feeds)
+
+    def _bits(self, characters: Any, wanted: int) -> Any:
+        """Bits: whether a character is the wanted one; the last word is padded with zeros."""
+        matches = self._matches[: -(-len(characters) // 64) * 64]
+        matches[len(characters) :] = False
+        self._numpy.equal(characters, wanted, out=matches[: len(characters)])
+        return self._numpy.packbits(matches, bitorder="little").view("<u8")
+
+    def _unquoted(self, quotes: Any) -> Any:
+        """Bits: whether the number of quotes in the stream, up to and including each character, is even."""
+        numpy, words = self._numpy, self._words[: len(quotes)]
+        for bits in (1, 2, 4, 8, 16, 32):
+            numpy.left_shift(quotes, bits, out=words)
+            numpy.bitwise_xor(quotes, words, out=quotes)
+        numpy.right_shift(quotes, 63, out=words)
+        ends = numpy.bitwise_xor.accumulate(words)
+        words[0] = not self.in_quotes
+        numpy.bitwise_xor(ends[:-1], words[0], out=words[1:])
+        self.in_quotes ^= bool(ends[-1])
+        numpy.negative(words, out=words)  # 1 becomes 64 ones
+        return numpy.bitwise_xor(quotes, words, out=quotes)
+
+    def _ones(self, words: Any) -> int:
+        if hasattr(self._numpy, "bitwise_count"):
+            return int(self._numpy.bitwise_count(words).sum())
+        return int(self._numpy.count_nonzero(self._numpy.unpackbits(words.view(self._numpy.uint8))))

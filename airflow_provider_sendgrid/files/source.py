@@ -1,7 +1,7 @@
-"""The signed URLs of an export's files: fresh, encrypted, renewed once for all who were refused.
+"""The files of one export: signed URLs, renewed when they age or are refused, and downloads.
 
-A file is identified by the path of its URL, never by its place in the list. A signed URL is a credential to personal
-data and lives about 300 s: only the download gets it.
+A file is identified by the path of its URL, never by its position in the list. A signed URL is a credential for
+personal data and is valid for about 300 s; only downloads get it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from airflow_provider_sendgrid.exceptions import (
@@ -25,153 +26,175 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
 from airflow_provider_sendgrid.exports.protocol import Patience
+from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
+
+if TYPE_CHECKING:
+    import requests
 
 log = logging.getLogger(__name__)
 
-# For a response that does not fit the one before: single ones have been seen to be wrong.
+DOWNLOAD_LIMITS = DownloadLimits()
+# For a response that contradicts an earlier one: SendGrid has sent single wrong responses.
 RENEWAL_PATIENCE = Patience(tries=4, longest_wait_seconds=10.0)
-_STRAY_REFUSALS = (SendGridPermissionError, SendGridNotFoundError)
-# Parameters of signed URLs of S3, CloudFront, Google Cloud Storage and Azure.
-_OF_A_SIGNATURE = re.compile(
+_DOUBTFUL_REFUSALS = (SendGridPermissionError, SendGridNotFoundError)
+# Query parameters of signatures: S3, CloudFront, Google Cloud Storage, Azure.
+_SIGNATURE_PARAMETERS = re.compile(
     r"x-(?:amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|hash-algorithm"
     r"|sig|se|st|sp|sv|sr|spr|sip|ske|skoid|sks|skt|sktid|skv",
     re.IGNORECASE,
 )
 
 
-class SignedUrls:
-    """One export's URLs, requested again when they have aged or were refused; safe to share among threads.
+class ExportFiles:
+    """The files of one export; safe to share among threads.
 
-    One thread asks SendGrid, and the others wait for its result. Once a response has named the files, a response that
-    lacks one of them, or a refusal (403, 404), is not believed at once: SendGrid is asked again a few times.
+    When URLs have to be renewed, one thread requests the export and the others wait for its result. Once a response has
+    listed the files, a response that lacks one of them, or a refusal (403, 404), is checked by further requests.
 
     Args:
-        get_export: asks SendGrid for the export's status; each answer signs the URLs again.
-        allow_http: whether plain HTTP from this machine will do: only if the API itself is emulated on it.
-        clock: seconds, from any moment on.
-        max_age_seconds: URLs older than this are not used to begin a file.
-        stop: ends all waits.
-        sleep: how to wait, in seconds; by default until then, or until `stop` is set.
-        patience: how often SendGrid is asked when a response lacks files.
+        get_export: requests the export's status from SendGrid; each response has newly signed URLs.
+        session: for downloads; it must not send the API key.
+        allow_http: allow unencrypted URLs of this machine; only for an emulator.
+        timeout_seconds: of a download: for a connection, and for the next bytes.
+        limits: when a download retries and gives up.
+        max_age_seconds: older URLs are renewed before they are used.
+        patience: for responses that contradict an earlier one.
+        clock: seconds since any moment.
+        sleep: waits for seconds; by default until `stop` is set at the latest.
+        stop: ends all waits and downloads.
 
     Attributes:
-        renewals: how often URLs had to be renewed because one was refused.
+        downloads: all that were begun.
+        renewals: how often URLs were renewed because one was refused.
     """
 
     def __init__(
         self,
         get_export: Callable[[], ContactExport],
+        session: requests.Session,
         *,
         allow_http: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        timeout_seconds: float = 30.0,
+        limits: DownloadLimits = DOWNLOAD_LIMITS,
         max_age_seconds: float = 30.0,
-        stop: StopSignal | None = None,
-        sleep: Callable[[float], object] | None = None,
         patience: Patience = RENEWAL_PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
+        self.session = session
+        self.timeout_seconds = timeout_seconds
+        self.limits = limits
+        self.clock = clock
+        self.sleep = sleep
+        self.stop = stop or StopSignal()
+        self.downloads: list[FileDownload] = []
         self.renewals = 0
         self._get_export = get_export
         self._allow_http = allow_http
-        self._clock = clock
         self._max_age_seconds = max_age_seconds
-        self._stop = stop or StopSignal()
-        self._sleep = sleep or self._stop.wait
         self._patience = patience
-        self._lock = threading.Lock()  # held for moments only, never while SendGrid is asked
-        self._asking: Future[ContactExport] | None = None
+        self._lock = threading.Lock()  # never held during a request
+        self._request: Future[ContactExport] | None = None
         self._export: ContactExport | None = None
-        self._paths = frozenset[str]()  # of all files
-        self._asked_at = 0.0
+        self._paths = frozenset[str]()  # of all files that SendGrid has listed
+        self._received_at = 0.0
+
+    def download(self, path: str, title: str) -> FileDownload:
+        """A download of the file whose URL has this path; `title` names it in messages."""
+        download = FileDownload(self, path, title)
+        self.downloads.append(download)
+        return download
 
     def export(self) -> ContactExport:
-        """The export as SendGrid describes it, requested again if the last response has aged.
+        """The export, requested again if the last response is too old.
 
         Raises:
             StoppedError: the task was stopped.
         """
-        return self._current(refused=None)
+        return self._current_export(refused=None)
 
     def url(self, path: str, *, refused: str | None = None) -> str:
-        """A URL for the file whose URL has this path, other than the one that was `refused`.
+        """A signed URL with this path, other than the one that was `refused`.
 
         Raises:
-            ExportExpiredError: the export names no such file any more, and has expired.
-            ExportIncompleteError: it names no such file any more, or two of this path.
-            SendGridServerError: the URL is not https.
+            ExportExpiredError: the export lists no such file any more, and has expired.
+            ExportIncompleteError: it lists no such file any more, or two different ones.
+            SendGridServerError: the URL is not encrypted.
             StoppedError: the task was stopped.
         """
-        export = self._current(refused=refused)
-        offered = [url for url in export.urls if file_path(url) == path]
-        if offered:
-            require_distinct_paths(export.id, offered)
-            return self.checked(next((url for url in offered if url != refused), offered[0]))
-        text = f"SendGrid export {export.id} no longer names the file {path}; it names {len(export.urls)} files."
+        export = self._current_export(refused=refused)
+        urls = [url for url in export.urls if file_path(url) == path]
+        if urls:
+            require_distinct_paths(export.id, urls)
+            return self.require_encrypted(next((url for url in urls if url != refused), urls[0]))
+        text = f"SendGrid export {export.id} no longer lists the file {path}; it lists {len(export.urls)} files."
         if self.has_expired():
             raise ExportExpiredError(f"{text} It expired at {export.expires_at}. Start another export.")
         raise ExportIncompleteError(f"{text} Run the task again.")
 
     def has_expired(self) -> bool:
-        """Whether the export's `expires_at` has passed, by SendGrid's clock; False as long as nothing was asked."""
+        """Whether the export has expired, by SendGrid's clock; False before the first response."""
         with self._lock:
-            export, age_seconds = self._export, self._clock() - self._asked_at
+            export, age_seconds = self._export, self.clock() - self._received_at
         if export is None:
             return False
         now = export.as_of + timedelta(seconds=age_seconds) if export.as_of else datetime.now(timezone.utc)
         return export.is_expired_at(now)
 
-    def checked(self, url: str) -> str:
-        """`url`, if contacts may be fetched from it.
+    def require_encrypted(self, url: str) -> str:
+        """`url` itself, if contacts may be fetched from it.
 
         Raises:
-            SendGridServerError: it is not https, or no URL at all.
+            SendGridServerError: it is not https, or not a URL.
         """
         origin = _origin(url)
         scheme, _, host = origin.partition("://")
         if scheme == "https" or (scheme == "http" and self._allow_http and is_loopback(host)):
             return url
         raise SendGridServerError(
-            f"A file of the export is offered by {origin or 'what is no URL'}, not encrypted; nothing was fetched. "
-            "Check the connection's host, and what stands in between."
+            f"The URL of a file of the export is not encrypted ({origin or 'not a URL'}); nothing was fetched. Check "
+            "the connection's host, and proxies on the way."
         )
 
-    def _current(self, refused: str | None) -> ContactExport:
-        """The last response, if it has not aged and does not name the URL that was refused; else the next one."""
+    def _current_export(self, refused: str | None) -> ContactExport:
+        """The last response, if it is recent and does not contain the refused URL; else a new one."""
         with self._lock:
             export = self._export
             is_refused = export is not None and refused in export.urls
-            if export and not is_refused and self._clock() - self._asked_at <= self._max_age_seconds:
+            if export and not is_refused and self.clock() - self._received_at <= self._max_age_seconds:
                 return export
-            others = self._asking
-            asking = self._asking = others or Future()
-        return self._stop.result(others) if others else self._ask(asking, is_renewal=is_refused)
+            others_request = self._request
+            request = self._request = others_request or Future()
+        return self.stop.result(others_request) if others_request else self._fulfil(request, is_renewal=is_refused)
 
-    def _ask(self, asking: Future[ContactExport], *, is_renewal: bool) -> ContactExport:
+    def _fulfil(self, request: Future[ContactExport], *, is_renewal: bool) -> ContactExport:
         try:
-            export = self._ask_again_if_stray()
+            export = self._request_until_plausible()
         except BaseException as error:
             with self._lock:
-                self._asking = None
-            # A time limit or an interrupt is this thread's own.
-            asking.set_exception(error if isinstance(error, Exception) else StoppedError(type(error).__name__))
+                self._request = None
+            # A time limit or an interrupt concerns this thread only.
+            request.set_exception(error if isinstance(error, Exception) else StoppedError(type(error).__name__))
             raise
         with self._lock:
-            self._export, self._asked_at, self._asking = export, self._clock(), None
+            self._export, self._received_at, self._request = export, self.clock(), None
             self._paths |= frozenset(export.paths)
             self.renewals += is_renewal
-        asking.set_result(export)
+        request.set_result(export)
         return export
 
-    def _ask_again_if_stray(self) -> ContactExport:
-        """SendGrid's response; the last one, if several in a row lack files that an earlier one named."""
-        tried = 0
+    def _request_until_plausible(self) -> ContactExport:
+        """A response with all files that were listed before; else the last of several responses in a row."""
+        sleep, tried = self.sleep or self.stop.wait, 0
         while True:
-            self._stop.raise_if_set()
+            self.stop.raise_if_set()
             tried += 1
             is_last = tried >= self._patience.tries or not self._paths or self.has_expired()
             try:
                 export = self._get_export()
-            except _STRAY_REFUSALS as error:
+            except _DOUBTFUL_REFUSALS as error:
                 if is_last:
                     raise
                 cause = str(error)
@@ -181,25 +204,25 @@ class SignedUrls:
                     return export
                 cause = (
                     f"SendGrid export {export.id}: its status is {export.status!r}, without {len(missing)} of the "
-                    f"{len(self._paths)} files that SendGrid named before."
+                    f"{len(self._paths)} files that SendGrid listed before."
                 )
             wait = self._patience.wait_seconds(tried)
-            log.warning("%s Asking again in %.1f s.", cause, wait)
-            self._sleep(wait)
+            log.warning("%s Requesting it again in %.1f s.", cause, wait)
+            sleep(wait)
 
 
 def require_distinct_paths(export_id: str, urls: Sequence[str]) -> None:
-    """Raise unless each URL is one, and URLs with the same path are of the same file.
+    """Raise if paths do not identify files.
 
     Raises:
-        ExportIncompleteError: a URL cannot be read, or two have one path but different hosts or queries.
+        ExportIncompleteError: a URL cannot be parsed, or two have the same path but different hosts or queries.
     """
     known = dict[str, tuple[str, ...]]()
     for number, url in enumerate(urls, 1):
         identity = _identity(url)
         if identity is None:
             raise ExportIncompleteError(
-                f"SendGrid export {export_id}: the URL of file {number} of {len(urls)} cannot be read; nothing was "
+                f"SendGrid export {export_id}: the URL of file {number} of {len(urls)} cannot be parsed; nothing was "
                 "fetched. Run the task again; if that does not help, start another export."
             )
         path, *_ = identity
@@ -212,7 +235,7 @@ def require_distinct_paths(export_id: str, urls: Sequence[str]) -> None:
 
 
 def _identity(url: str) -> tuple[str, ...] | None:
-    """Path, host and query of a URL, without what its signature consists of; None if it cannot be read."""
+    """Path, host and query of a URL without its signature; None if it cannot be parsed."""
     try:
         parts = urlsplit(url)
         url.encode()
@@ -220,19 +243,19 @@ def _identity(url: str) -> tuple[str, ...] | None:
         query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=1000)
     except ValueError:
         return None
-    left = sorted(f"{name}={value}" for name, value in query if not _OF_A_SIGNATURE.fullmatch(name))
-    return parts.path, host if port is None else f"{host}:{port}", *left
+    unsigned = sorted(f"{name}={value}" for name, value in query if not _SIGNATURE_PARAMETERS.fullmatch(name))
+    return parts.path, host if port is None else f"{host}:{port}", *unsigned
 
 
 def _shown(identity: tuple[str, ...]) -> str:
-    """The host, path and names of the query's parameters; their values may be secrets."""
+    """Host, path and the names of query parameters: the values may be secrets."""
     path, host, *query = identity
     names = ", ".join(sorted({each.partition("=")[0] for each in query}))
     return f"{host}{path}" + (f" (query: {names})" if names else "")
 
 
 def _origin(url: str) -> str:
-    """Scheme and host of `url`, which may be shown; empty where it has none."""
+    """Scheme and host, which are no secrets; empty if there are none."""
     try:
         parts = urlsplit(url)
     except ValueError:

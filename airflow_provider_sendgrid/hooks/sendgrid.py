@@ -13,7 +13,6 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_sendgrid import metrics
 from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook, mask_secret
-from airflow_provider_sendgrid.delivery.export import Source
 from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.arguments import parse_conn_id
@@ -29,8 +28,7 @@ from airflow_provider_sendgrid.exports.export import (
 from airflow_provider_sendgrid.exports.name_lookup import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
-from airflow_provider_sendgrid.files.download import FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 from airflow_provider_sendgrid.stopping import StopSignal
@@ -214,8 +212,8 @@ class SendGridHook(BaseHook):
         return await sync_to_async(lambda: self.connection)()
 
     @contextmanager
-    def source(self, export_id: str, stop: StopSignal | None = None) -> Iterator[Source]:
-        """Where the files of an export come from, for `airflow_provider_sendgrid.delivery.export`.
+    def source(self, export_id: str, stop: StopSignal | None = None) -> Iterator[ExportFiles]:
+        """The files of an export, for `airflow_provider_sendgrid.delivery.export`.
 
         Args:
             export_id: of the export.
@@ -224,33 +222,21 @@ class SendGridHook(BaseHook):
         from airflow_provider_sendgrid.exports.sessions import new_download_session
 
         export_id = parse_export_id(export_id)
-        connection, downloads = self.connection, list[FileDownload]()
+        connection = self.connection
         tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
-        self.stop = stop = stop or self.stop
+        self.stop = stop or self.stop
         with self.client() as client, new_download_session(connection) as session:
-            urls = SignedUrls(
+            files = ExportFiles(
                 lambda: client.converse(protocol.get_export(self._family, export_id)),
+                session,
                 allow_http=connection.is_local,
-                stop=stop,
+                timeout_seconds=connection.timeout_seconds,
+                stop=self.stop,
             )
-
-            def open_file(path: str, name: str) -> FileDownload:
-                download = FileDownload(
-                    lambda refused: urls.url(path, refused=refused),
-                    session,
-                    name=name,
-                    checked=urls.checked,
-                    timeout_seconds=connection.timeout_seconds,
-                    has_expired=urls.has_expired,
-                    stop=stop,
-                )
-                downloads.append(download)
-                return download
-
             try:
-                yield Source(urls, open_file)
+                yield files
             finally:
-                metrics.fetched(self._family, downloads, urls.renewals)
+                metrics.fetched(self._family, files.downloads, files.renewals)
 
     def start_export(
         self,

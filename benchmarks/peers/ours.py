@@ -3,12 +3,11 @@
 import json
 import logging
 
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.files.download import FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
 from benchmarks.job import BUCKET, job, measure
 
@@ -17,13 +16,9 @@ logging.basicConfig(level=logging.INFO)
 imports_only = job.options.pop("imports_only", False)
 options = DeliveryOptions(verify_row_count=job.rows is not None, **job.options)
 export = ContactExport(id="benchmark", status="ready", urls=tuple(job.urls), contact_count=job.rows)
-urls = SignedUrls(lambda: export, allow_http=job.authority is None)
 session = new_download_session(SendGridConnection("SG.made.up", verify=job.authority or True))
+source = ExportFiles(lambda: export, session, allow_http=job.authority is None)
 client = job.s3_client(lambda config: client_config(config, 2 * options.max_concurrency))
-
-
-def open_file(path: str, name: str) -> FileDownload:
-    return FileDownload(lambda refused: urls.url(path, refused=refused), session, name=name, checked=urls.checked)
 
 
 def deliver() -> None:
@@ -31,7 +26,7 @@ def deliver() -> None:
         session.get(job.urls[0], stream=True).close()
         client.list_multipart_uploads(Bucket=BUCKET)
         return
-    delivery = deliver_export(Source(urls, open_file), S3Storage(client, BUCKET, "ours/"), options)
+    delivery = deliver_export(source, S3Storage(client, BUCKET, "ours/"), options)
     print(json.dumps({"rows": delivery.rows}))
 
 

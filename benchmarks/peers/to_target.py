@@ -9,12 +9,11 @@ import sys
 
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.files.download import FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.transfers.sendgrid_to_object_storage import SendGridToObjectStorageOperator
 from benchmarks.job import measure, peak_bytes
 
@@ -23,11 +22,7 @@ session = new_download_session(SendGridConnection("SG.made.up"))
 
 
 def deliver() -> None:
-    deliver_export(Source(urls, open_file), storage, options)
-
-
-def open_file(path: str, name: str) -> FileDownload:
-    return FileDownload(lambda refused: urls.url(path, refused=refused), session, name=name, checked=urls.checked)
+    deliver_export(source, storage, options)
 
 
 def copy() -> None:
@@ -41,7 +36,7 @@ if given["how"] == "airflow":
     transfer = copy
 else:
     export = ContactExport(id="benchmark", status="ready", urls=(given["url"],))
-    urls = SignedUrls(lambda: export, allow_http=True)
+    source = ExportFiles(lambda: export, session, allow_http=True)
     storage = SendGridToObjectStorageOperator(task_id="store", export_id="benchmark", path=given["path"])._storage()
     storage.head("nothing")
     options = DeliveryOptions(verify_row_count=given["how"] == "counting", replace=True)

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_sendgrid.delivery.export import Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import (
     DestinationConflictError,
@@ -33,9 +33,8 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.files.rows import record_counter
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.storage.base import MIB
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from tests.support.file_server import FileServer
@@ -127,13 +126,7 @@ def source_with(content: bytes, count: int | None, path: str = "/file.csv.gzip",
     """An export of one file that holds whatever a test likes."""
     with FileServer({path: content}) as server, new_download_session(SendGridConnection("SG.key")) as session:
         export = ContactExport(export_id, "ready", urls=(server.url + path,), contact_count=count)
-        urls = SignedUrls(lambda: export, allow_http=True)
-        yield Source(
-            urls,
-            lambda path, name: FileDownload(
-                lambda refused: urls.url(path, refused=refused), session, name=name, checked=urls.checked
-            ),
-        )
+        yield ExportFiles(lambda: export, session, allow_http=True)
 
 
 # --- whole
@@ -220,7 +213,7 @@ def test_an_empty_export_is_a_success_with_no_rows(sendgrid, s3, encoding, compr
 def test_an_export_of_no_contacts_may_have_no_file(s3):
     """Then the manifest alone says so."""
     export = ContactExport("6f", "ready", contact_count=0)
-    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("there is no file"))
+    source = ExportFiles(lambda: export, session=None)
     assert () == deliver_export(source, storage_of(s3), DeliveryOptions()).files
     assert [] == manifest(s3)["entries"]
 
@@ -295,11 +288,9 @@ def test_a_count_that_disagrees_leaves_nothing(large, s3):
     """Neither objects, nor receipts, nor uploads, nor the order of the files."""
     sendgrid, export_id = large
     with sendgrid.source(export_id) as source:
-        short = SignedUrls(lambda: replace(source.urls.export(), contact_count=7), allow_http=True)
+        short = ExportFiles(lambda: replace(source.export(), contact_count=7), source.session, allow_http=True)
         with pytest.raises(ExportIncompleteError, match=r"hold 125000 rows, SendGrid counted 7 contacts"):
-            deliver_export(
-                Source(short, source.open_file), storage_of(s3), DeliveryOptions(**OPTIONS, compression="none")
-            )
+            deliver_export(short, storage_of(s3), DeliveryOptions(**OPTIONS, compression="none"))
     assert ([], []) == (s3.stored_keys(), s3.open_uploads())
 
 
@@ -311,11 +302,9 @@ def test_a_count_that_disagrees_costs_no_earlier_delivery(sendgrid, s3, contacts
     deliver(sendgrid, s3, export_id, compression="none", verify_row_count=False)
     before = {key: s3.read(key) for key in objects(s3)}
     with sendgrid.source(export_id) as source:
-        short = SignedUrls(lambda: replace(source.urls.export(), contact_count=7), allow_http=True)
+        short = ExportFiles(lambda: replace(source.export(), contact_count=7), source.session, allow_http=True)
         with pytest.raises(ExportIncompleteError, match=r"SendGrid counted 7 contacts"):
-            deliver_export(
-                Source(short, source.open_file), storage_of(s3), DeliveryOptions(**OPTIONS, compression="none")
-            )
+            deliver_export(short, storage_of(s3), DeliveryOptions(**OPTIONS, compression="none"))
     assert before == {key: s3.read(key) for key in objects(s3)}
 
 
@@ -395,7 +384,7 @@ def test_a_file_cut_for_good_leaves_no_upload(large, s3):
         Fault("cut", path="*-00001.*", nth=1, at=PART + 1_000),
         *(Fault("refuse", path="*-00001.*", nth=number) for number in range(2, 30)),
     )
-    with pytest.raises(ExportIncompleteError, match=r"file 1 of 5: 6 tries in a row brought nothing"):
+    with pytest.raises(ExportIncompleteError, match=r"file 1 of 5: failed after 6 attempts in a row"):
         deliver(sendgrid, s3, export_id, 0, compression="none")
     assert_nothing_stored(s3)
 
@@ -467,7 +456,7 @@ def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(sendg
 
     def wait_for_the_last_try(params, **_) -> None:
         if params["Key"] == names(export_id, 5)[1]:
-            assert sendgrid.emulator.wait_for_requests(LIMITS.tries, "GET", third, "files", DEADLINE_SECONDS)
+            assert sendgrid.emulator.wait_for_requests(LIMITS.attempts, "GET", third, "files", DEADLINE_SECONDS)
 
     s3.client.meta.events.register("provide-client-params.s3.PutObject", wait_for_the_last_try)
     with pytest.raises(ExportIncompleteError, match="file 3 of 5"):
@@ -806,7 +795,7 @@ def test_the_same_export_in_another_form_takes_the_place_of_its_own(sendgrid, s3
 def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
     """At once, however long it is, before anything is asked of the storage."""
     export = ContactExport(export_id, "ready", urls=("https://files/1",))
-    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
+    source = ExportFiles(lambda: export, session=None)
     with pytest.raises(ValueError, match="cannot be part of an object's name"):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
@@ -827,7 +816,7 @@ def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
     ids=["failure", "pending", "unknown", "without files", "expired"],
 )
 def test_what_is_not_ready_is_not_delivered(export, error, told):
-    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
+    source = ExportFiles(lambda: export, session=None)
     with pytest.raises(error, match=told):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
@@ -845,7 +834,7 @@ def test_an_export_expired_by_sendgrids_clock_is_not_delivered():
     export = ContactExport(
         "6f", "ready", urls=("https://f/1",), expires_at=now + timedelta(hours=1), as_of=now + timedelta(hours=2)
     )
-    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
+    source = ExportFiles(lambda: export, session=None)
     with pytest.raises(ExportExpiredError):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
@@ -854,7 +843,7 @@ def test_an_export_about_to_expire_is_not_begun():
     """Half of it would be gone before it is here."""
     soon = datetime.now(timezone.utc) + timedelta(seconds=30)
     export = ContactExport("6f", "ready", urls=("https://f/1",), expires_at=soon)
-    source = Source(SignedUrls(lambda: export), lambda *_: pytest.fail("nothing may be fetched"))
+    source = ExportFiles(lambda: export, session=None)
     with pytest.raises(ExportExpiredError, match="too soon"):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridServerError
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.files.download import FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from tests.support.file_server import FileServer
 from tests.support.memory_storage import MemoryStorage
 
@@ -59,16 +58,9 @@ def source_of(content: bytes, count: int | None = None, path: str = "/file.csv",
         yield source_with(session, [server.url + path], count)
 
 
-def source_with(session, urls, count=None) -> Source:
+def source_with(session, urls, count=None) -> ExportFiles:
     export = ContactExport("6f", "ready", urls=tuple(urls), contact_count=count)
-    signed = SignedUrls(lambda: export, allow_http=True)
-
-    def open_file(path, name):
-        return FileDownload(
-            lambda refused: signed.url(path, refused=refused), session, name=name, checked=signed.checked
-        )
-
-    return Source(signed, open_file)
+    return ExportFiles(lambda: export, session, allow_http=True)
 
 
 def assert_refused(content, expected=ExportIncompleteError, *, verify=True, **options) -> None:

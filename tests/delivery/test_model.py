@@ -34,7 +34,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse
 from airflow_provider_sendgrid.delivery import export as delivery_module
 from airflow_provider_sendgrid.delivery import file as file_module
 from airflow_provider_sendgrid.delivery import verification
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.delivery.manifest import MANIFEST_NAME
 from airflow_provider_sendgrid.delivery.order import unique_paths
 from airflow_provider_sendgrid.delivery.publication import Publication
@@ -46,8 +46,8 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.files import parallel as fetch_module
-from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls, file_path
+from airflow_provider_sendgrid.files.download import DownloadLimits
+from airflow_provider_sendgrid.files.source import ExportFiles, file_path
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage import base
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo
@@ -58,7 +58,7 @@ pytestmark = pytest.mark.no_cover  # measuring takes twice the time; other tests
 HISTORIES = int(os.environ.get("MODEL_HISTORIES", "100"))
 PART_BYTES = 256
 SECONDS_OF_AN_ACCESS = 5.0  # signed URLs age: they are requested again after some accesses
-LIMITS = DownloadLimits(tries=3, progress_bytes=64, jitter=lambda: 1.0)
+LIMITS = DownloadLimits(attempts=3, progress_bytes=64, jitter=lambda: 1.0)
 OUR_OBJECT = re.compile(r"[A-Za-z0-9_.-]+-\d{5,}-of-\d{5,}\.(csv|json)(\.gz)?")
 FOREIGN = {"notes.txt": b"not ours", "folder/one-00001-of-00001.csv.gz": b"not ours"}
 
@@ -377,24 +377,12 @@ class Try:
         def clock():
             return self.machine.now
 
-        urls = SignedUrls(self.get_export, clock=clock, stop=self.stop)
-        session = Session(self)
-
-        def open_file(path, name):
-            return FileDownload(
-                lambda refused: urls.url(path, refused=refused),
-                session,
-                name=name,
-                checked=urls.checked,
-                limits=LIMITS,
-                sleep=lambda _: None,
-                clock=clock,
-                stop=self.stop,
-            )
-
+        source = ExportFiles(
+            self.get_export, Session(self), limits=LIMITS, clock=clock, sleep=lambda _: None, stop=self.stop
+        )
         storage = Destination(self, self.machine.memory, self.machine.abilities)
         extra = {"stop": self.stop} if TAKES_STOP else {}
-        return deliver_export(Source(urls, open_file), storage, self.spec.options, self.spec.file_index, **extra)
+        return deliver_export(source, storage, self.spec.options, self.spec.file_index, **extra)
 
 
 TAKES_STOP = "stop" in inspect.signature(deliver_export).parameters

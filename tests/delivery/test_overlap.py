@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_sendgrid.compression import GZIP_MAGIC
-from airflow_provider_sendgrid.delivery.export import ArgumentError, Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import ArgumentError, Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exceptions import (
     HOPELESS_ERRORS,
     DestinationConflictError,
@@ -25,8 +25,8 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.download import DownloadLimits
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
 from tests.support.file_server import FileServer
@@ -54,28 +54,17 @@ def exports(files: dict[str, bytes], stop: StopSignal | None = None, bend=None):
         new_download_session(SendGridConnection("SG.key")) as session,
     ):
 
-        def source(export_id: str, paths: list[str], count: int | None) -> Source:
+        def source(export_id: str, paths: list[str], count: int | None) -> ExportFiles:
             export = ContactExport(
                 export_id, "ready", urls=tuple(f"{server.url}{path}?X=1" for path in paths), contact_count=count
             )
-            urls = SignedUrls(lambda: export, allow_http=True, stop=stop)
-            return Source(
-                urls,
-                lambda path, name: FileDownload(
-                    lambda refused: urls.url(path, refused=refused),
-                    session,
-                    name=name,
-                    checked=urls.checked,
-                    limits=LIMITS,
-                    stop=stop,
-                ),
-            )
+            return ExportFiles(lambda: export, session, allow_http=True, limits=LIMITS, stop=stop)
 
         source.server = server
         yield source
 
 
-def deliver(source: Source, storage, file_index=None, stop=None, **options) -> Delivery:
+def deliver(source: ExportFiles, storage, file_index=None, stop=None, **options) -> Delivery:
     given = {"part_bytes": PART, "max_concurrency": 3} | options
     return deliver_export(source, storage, DeliveryOptions(**given), file_index, stop)
 
@@ -788,9 +777,9 @@ def test_a_url_that_cannot_be_read_is_named_before_the_first_byte(url):
     storage = MemoryStorage()
     with exports({"/a": csv("a", 10)}) as source:
         given = source("6f", ["/a"], 10)
-        export = replace(given.urls.export(), urls=(given.urls.export().urls[0], url))
-        with pytest.raises(ExportIncompleteError, match="the URL of file 2 of 2 cannot be read"):
-            deliver(Source(SignedUrls(lambda: export, allow_http=True), given.open_file), storage)
+        export = replace(given.export(), urls=(given.export().urls[0], url))
+        with pytest.raises(ExportIncompleteError, match="the URL of file 2 of 2 cannot be parsed"):
+            deliver(ExportFiles(lambda: export, given.session, allow_http=True), storage)
     assert {} == storage.objects
 
 
@@ -809,15 +798,15 @@ def test_a_url_that_cannot_be_read_is_named_before_the_first_byte(url):
 )
 def test_urls_of_one_path_are_one_file_only_if_they_differ_in_the_signature_alone(one, other, are_same):
     export = ContactExport("6f", "ready", urls=(one, other), contact_count=10)
-    urls = SignedUrls(lambda: export)
+    source = ExportFiles(lambda: export, session=None)
     if are_same:
-        assert one == urls.url("/x")
+        assert one == source.url("/x")
         return
     with pytest.raises(ExportIncompleteError, match="two different URLs have the same path") as raised:
-        urls.url("/x")
+        source.url("/x")
     assert "=1" not in str(raised.value)
     with pytest.raises(ExportIncompleteError, match="two different URLs have the same path"):
-        deliver(Source(urls, lambda *_: None), MemoryStorage())
+        deliver(source, MemoryStorage())
 
 
 # --- verified

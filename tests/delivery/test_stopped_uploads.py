@@ -13,12 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
-from airflow_provider_sendgrid.files.download import FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
 from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload
@@ -64,16 +63,11 @@ def delivery_of(s3, proxy, stop):
         ThreadPoolExecutor(1) as threads,
     ):
         export = ContactExport("6f", "ready", urls=(f"{server.url}/file.csv",), contact_count=FILE.count(b"\n") - 1)
-        urls = SignedUrls(lambda: export, allow_http=True)
-
-        def open_file(path, name):
-            url = lambda refused: urls.url(path, refused=refused)  # noqa: E731
-            return FileDownload(url, session, name=name, checked=urls.checked, stop=stop)
-
+        source = ExportFiles(lambda: export, session, allow_http=True, stop=stop)
         storage = S3Storage(client_of(proxy.url, login="test"), s3.bucket, "in/", stop=stop)
         options = DeliveryOptions(part_bytes=PART, compression="none", max_concurrency=2)
         try:
-            yield threads.submit(deliver_export, Source(urls, open_file), storage, options, None, stop)
+            yield threads.submit(deliver_export, source, storage, options, None, stop)
         finally:
             stop.set()
             proxy.release.set()

@@ -271,7 +271,7 @@ PROVOKED = {
     "not one id": Trouble.several_ids,
     "is a mapping": Trouble.whole_summary,
     "SendGrid counted": Trouble.count_disagrees,
-    "brought nothing": Trouble.no_file,
+    "attempts in a row": Trouble.no_file,
     "is 'pending' after": Trouble.stuck_while_deferred,
     "when last seen": Trouble.stuck_while_poking,
     "already exists and is": Trouble.conflict,

@@ -174,8 +174,8 @@ def fuzz_content_range(data: bytes) -> None:
     headers = {"Content-Range": texts[0], "Content-Length": texts[1]}
     response = SimpleNamespace(headers=headers, status_code=206 if len(data) % 3 else 200)
     try:
-        first, end, total = _ours.extent(response, "a file")
-    except (_ours.TryAgain, _ours.ExportIncompleteError):
+        first, end, total = _ours.parse_content_range(response, "a file")
+    except (_ours.RetryableError, _ours.ExportIncompleteError):
         return
     assert first >= 0
     assert total >= 0

@@ -30,8 +30,8 @@ def import_instrumented() -> SimpleNamespace:
         from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, ExportSelection
         from airflow_provider_sendgrid.exports.polling import judge
         from airflow_provider_sendgrid.exports.protocol import Reply
-        from airflow_provider_sendgrid.files.download import TryAgain, _extent
+        from airflow_provider_sendgrid.files.download import RetryableError, parse_content_range
         from airflow_provider_sendgrid.files.rows import record_counter
 
     found = {name: value for name, value in locals().items() if not name.startswith("_")}
-    return SimpleNamespace(**found, extent=_extent, now=datetime(2026, 1, 2, tzinfo=timezone.utc))
+    return SimpleNamespace(**found, now=datetime(2026, 1, 2, tzinfo=timezone.utc))

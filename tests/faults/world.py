@@ -19,7 +19,8 @@ from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.exceptions import SendGridError
 from airflow_provider_sendgrid.exports import client as client_module
-from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
+from airflow_provider_sendgrid.files.download import DownloadLimits
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
@@ -139,7 +140,7 @@ class World:
 def without_waits(monkeypatch: pytest.MonkeyPatch, stall_seconds: float = 0.5) -> None:
     """What the fixture `no_waiting` leaves: boto3's waits, stalls, and the time of a whole answer."""
     limits = DownloadLimits(stall_seconds=stall_seconds)
-    monkeypatch.setitem(FileDownload.__init__.__kwdefaults__, "limits", limits)
+    monkeypatch.setitem(ExportFiles.__init__.__kwdefaults__, "limits", limits)
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _seconds: None))
     monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 1)
 

@@ -1,4 +1,4 @@
-"""The parts of one file, in order, over as many connections as pay."""
+"""The parts of one file, in order, over as many connections as are useful."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import pytest
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 from airflow_provider_sendgrid.files.parallel import Clocks, fetch_parts
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.stopping import StoppedError
 from tests.support.sendgrid_source import SendGrid
 
 PART_BYTES = 50_000
-CONTACTS = 8_000  # some 2 MB of plain text, 39 parts
+CONTACTS = 8_000  # about 2 MB of plain text, 39 parts
 DEADLINE_SECONDS = 20.0
 
 
 @dataclass
-class Room:
-    """A part, and the shop that it returns to."""
+class Part:
+    """A part, and its owner."""
 
-    shop: Shop
+    owner: Buffers
     room: memoryview
 
     def release(self) -> None:
-        self.shop.held -= 1
+        self.owner.held -= 1
 
 
 @dataclass
-class Shop:
-    """Hands out parts of a file of `length` bytes, no more than `limit` at once."""
+class Buffers:
+    """Parts of a file of `length` bytes, at most `limit` at once."""
 
     length: int
     limit: int = 100
@@ -40,20 +41,20 @@ class Shop:
     held: int = 0
     most_held: int = 0
 
-    def take(self, wait: bool) -> Room | None:
+    def next_part(self, wait: bool) -> Part | None:
         if self.held == self.limit:
-            assert not wait, "nobody is there to give one back"
+            assert not wait, "no one would release one"
             return None
         size = min(PART_BYTES, self.length - self.taken_bytes)
         self.taken_bytes += size
         self.held += 1
         self.most_held = max(self.most_held, self.held)
-        return Room(self, memoryview(bytearray(size)))
+        return Part(self, memoryview(bytearray(size)))
 
 
 @dataclass
 class Work:
-    """Clocks by which each part takes a second, of which the CPU works `busy`."""
+    """Clocks that show a second for each part; the CPU is busy for the share `busy` of it."""
 
     busy: float
     now: float = 0.0
@@ -81,33 +82,33 @@ def sendgrid():
         yield SendGrid(emulator)
 
 
-def test_parts_come_in_order_and_make_up_the_file(sendgrid):
-    """One connection at first; with an idle CPU soon as many as allowed."""
+def test_parts_arrive_in_order_and_make_up_the_file(sendgrid):
+    """One connection at first; while the CPU is idle, soon as many as allowed."""
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        shop = Shop(download.length)
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
         content = b""
-        for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.1).clocks()):
+        for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.1).clocks()):
             content += part.room
             part.release()
     assert sendgrid.stored(export_id) == content
-    assert (9, 0) == (shop.most_held, shop.held)
+    assert (9, 0) == (buffers.most_held, buffers.held)
 
 
-def test_what_was_read_already_is_not_read_again(sendgrid):
-    """The first bytes tell what a file is; the parts go on behind them, on the same connection."""
+def test_bytes_read_before_are_not_read_again(sendgrid):
+    """The first bytes show the file's type; the parts follow on the same connection."""
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         head = bytearray(1_234)
         reader.fill(memoryview(head))
-        shop = Shop(download.length, taken_bytes=len(head))
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 1)]
+        buffers = Buffers(download.length, taken_bytes=len(head))
+        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 1)]
     assert sendgrid.stored(export_id) == head + b"".join(parts)
     assert 1 == download.connections
 
 
-def test_parts_that_arrive_out_of_order_wait_for_their_turn():
-    """The third part, the first with a request of its own, is answered only when the fourth has been asked for."""
+def test_parts_that_arrive_early_wait_for_their_turn():
+    """The third part, the first with its own request, arrives only after the fourth was requested."""
     fourth_is_asked_for = threading.Event()
 
     def hold_back(request) -> None:
@@ -121,9 +122,9 @@ def test_parts_that_arrive_out_of_order_wait_for_their_turn():
         sendgrid = SendGrid(emulator)
         export_id = sendgrid.export(CONTACTS)
         content = b""
-        with sendgrid.download(export_id) as download, download.open() as reader:
-            shop = Shop(download.length)
-            for part in fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks()):
+        with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+            buffers = Buffers(download.length)
+            for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks()):
                 content += part.room
         assert sendgrid.stored(export_id) == content
     assert fourth_is_asked_for.is_set()
@@ -133,68 +134,70 @@ def test_parts_that_arrive_out_of_order_wait_for_their_turn():
     ("busy", "expected"), [(0.0, [2, 9, 9]), (0.2, [2, 6, 9]), (0.69, [2, 3, 5, 9]), (0.71, [2] * 4)]
 )
 def test_connections_are_added_only_while_the_cpu_is_idle(sendgrid, busy, expected):
-    """Where the CPU is the bound, more connections cost and bring nothing; one part more than these is underway."""
+    """If the CPU is the limit, more connections only cost. One part more than connections is pending."""
     export_id = sendgrid.export(CONTACTS)
-    underway = []
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        shop = Shop(download.length)
-        for part in fetch_parts(download, reader, shop.take, 8, Work(busy).clocks()):
-            underway.append(shop.held)
+    pending = []
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
+        for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy).clocks()):
+            pending.append(buffers.held)
             part.release()
-    assert expected == underway[: len(expected)]
+    assert expected == pending[: len(expected)]
 
 
-def test_never_more_parts_are_taken_than_there_is_memory_for(sendgrid):
-    """Whatever the number of connections that would pay."""
-    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
-        shop = Shop(download.length, limit=3)
-        use_all(fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks()))
-    assert (3, download.length, 0) == (shop.most_held, shop.taken_bytes, shop.held)
+def test_no_more_parts_are_taken_than_there_are_buffers(sendgrid):
+    """Even if more connections would be useful."""
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length, limit=3)
+        use_all(fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks()))
+    assert (3, download.length, 0) == (buffers.most_held, buffers.taken_bytes, buffers.held)
 
 
-def test_a_single_part_at_a_time_will_do(sendgrid):
+def test_one_part_at_a_time_is_enough(sendgrid):
     export_id = sendgrid.export(CONTACTS)
     content = b""
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        shop = Shop(download.length, limit=1)
-        for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks()):
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length, limit=1)
+        for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks()):
             content += part.room
             part.release()
     assert sendgrid.stored(export_id) == content
 
 
-def test_an_error_in_one_part_stops_all_and_releases_every_part(sendgrid):
-    """The parts before it have come; nothing is waited for in vain."""
+def test_an_error_in_one_part_stops_all_and_releases_them(sendgrid):
+    """The parts before it have arrived."""
     sendgrid.emulator.inject(*(Fault("status", listener="files", status=503, nth=number) for number in range(6, 99)))
-    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
-        shop = Shop(download.length)
-        with pytest.raises(ExportIncompleteError, match="the storage answered 503"):
-            use_all(fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks()))
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
+        with pytest.raises(ExportIncompleteError, match="the storage responded with 503"):
+            use_all(fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks()))
         with pytest.raises(StoppedError):
-            download.open()
-    assert 0 == shop.held
+            RangeReader(download).open()
+    assert 0 == buffers.held
 
 
-def test_whoever_stops_listening_stops_all_and_leaves_no_part(sendgrid):
-    """As when the upload of an earlier part failed."""
-    with sendgrid.download(sendgrid.export(CONTACTS)) as download, download.open() as reader:
-        shop = Shop(download.length)
-        with closing(fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks())) as parts:
+def test_closing_the_generator_stops_and_releases_all_parts(sendgrid):
+    """As if the upload of an earlier part failed."""
+    with sendgrid.download(sendgrid.export(CONTACTS)) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
+        with closing(fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks())) as parts:
             for _ in range(5):
                 next(parts).release()
-            assert shop.held > 0
-    assert 0 == shop.held
-    assert shop.taken_bytes < download.length
+            assert buffers.held > 0
+    assert 0 == buffers.held
+    assert buffers.taken_bytes < download.length
 
 
-def test_parts_survive_cuts_and_expired_urls(sendgrid):
-    """Each part is resumed on its own."""
+def test_parts_survive_broken_connections_and_expired_urls(sendgrid):
+    """Each part is resumed separately."""
     sendgrid.emulator.configure(bytes_per_connection=30_000)
     sendgrid.emulator.inject(Fault("expire", listener="files", nth=7), Fault("expire", listener="files", nth=8))
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        shop = Shop(download.length)
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 4, Work(busy=0.0).clocks())]
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
+        parts = [
+            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks())
+        ]
     assert sendgrid.stored(export_id) == b"".join(parts)
 
 
@@ -202,19 +205,23 @@ def test_a_storage_without_ranges_is_read_as_one_stream(sendgrid):
     """Each further connection would have to read everything before its part again."""
     sendgrid.emulator.configure(ranges=False)
     export_id = sendgrid.export(CONTACTS)
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        shop = Shop(download.length)
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks())]
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
+        parts = [
+            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
+        ]
     assert sendgrid.stored(export_id) == b"".join(parts)
     assert (1, download.length) == (download.connections, download.fetched_bytes)
 
 
-def test_a_storage_that_only_claims_ranges_soon_is_one_stream_again(sendgrid):
-    """The first answer with everything tells: beside the nine parts underway by then one more goes on to the end."""
+def test_a_storage_that_ignores_ranges_becomes_one_stream(sendgrid):
+    """The first response with the whole file shows it: after nine pending parts, one connection reads the rest."""
     export_id = sendgrid.export(CONTACTS)
     sendgrid.emulator.inject(Fault("no_ranges", listener="files"))
-    with sendgrid.download(export_id) as download, download.open() as reader:
-        shop = Shop(download.length)
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, shop.take, 8, Work(busy=0.0).clocks())]
+    with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
+        buffers = Buffers(download.length)
+        parts = [
+            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
+        ]
     assert sendgrid.stored(export_id) == b"".join(parts)
     assert download.connections <= 1 + 9 + 1

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_sendgrid.delivery.export import Delivery, DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import Delivery, DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
@@ -31,7 +31,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo
 from airflow_provider_sendgrid.storage.multipart import crc32
 from dev.services.azurite import azurite
@@ -211,9 +211,9 @@ def test_a_count_that_disagrees_leaves_nothing(place, large):
     """Neither objects, nor receipts, nor a manifest."""
     sendgrid, export_id = large
     with sendgrid.source(export_id) as source:
-        short = SignedUrls(lambda: replace(source.urls.export(), contact_count=7), allow_http=True)
+        short = ExportFiles(lambda: replace(source.export(), contact_count=7), source.session, allow_http=True)
         with pytest.raises(ExportIncompleteError, match="SendGrid counted 7 contacts"):
-            deliver_export(Source(short, source.open_file), place.storage(), DeliveryOptions(**OPTIONS))
+            deliver_export(short, place.storage(), DeliveryOptions(**OPTIONS))
     assert ([], []) == (place.stored_keys(), place.unfinished())
 
 

@@ -20,7 +20,7 @@ def main(arguments: str) -> None:
     client = boto3.client("s3", endpoint_url=given["s3_url"], region_name="us-east-1", **keys)
     sendgrid = SendGrid(SimpleNamespace(url=given["url"], api_key=given["api_key"]), timeout_seconds=120.0)
     with sendgrid.source(given["export_id"]) as source:
-        source.urls.export()
+        source.export()
         client.head_bucket(Bucket=given["bucket"])
         idle_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         storage = S3Storage(client, given["bucket"], "in/")

@@ -17,7 +17,7 @@ def main(arguments: str) -> None:
     storage = Destination(**given["destination"]).storage()
     sendgrid = SendGrid(SimpleNamespace(url=given["url"], api_key=given["api_key"]), timeout_seconds=120.0)
     with sendgrid.source(given["export_id"]) as source:
-        source.urls.export()
+        source.export()
         storage.head("warm-up")
         idle_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         delivery = deliver_export(source, storage, DeliveryOptions(**given["options"]))
