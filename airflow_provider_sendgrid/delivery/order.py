@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 
 from airflow_provider_sendgrid.delivery.manifest import KnownManifest, to_json
+from airflow_provider_sendgrid.delivery.object_names import order_name
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.storage.base import ObjectInfo, Storage
@@ -20,16 +21,6 @@ from airflow_provider_sendgrid.storage.base import ObjectInfo, Storage
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
-
-
-def order_name(export_id: str) -> str:
-    """The name of the object that holds the order of an export's files."""
-    return f"_receipts/{export_id}.json"
-
-
-def unique_paths(export: ContactExport) -> list[str]:
-    """The paths of an export's URLs, each once, in SendGrid's order."""
-    return list(export.paths)
 
 
 def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownManifest | None) -> list[str]:
@@ -43,7 +34,7 @@ def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownMan
     Raises:
         DestinationChangedError: other runs keep storing other orders.
     """
-    paths = unique_paths(export)
+    paths = list(export.paths)
     if len(paths) < 2:
         return paths
     if own_manifest is not None and set(own_manifest.paths) == set(paths):
