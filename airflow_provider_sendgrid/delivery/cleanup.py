@@ -16,15 +16,10 @@ _MAX_REFUSALS = 10
 
 
 def delete_all(storage: Storage, versions: Mapping[str, str], *, must_succeed: bool = False) -> bool:
-    """Delete objects; if the storage refuses or fails, log it once and return False.
-
-    Args:
-        storage: where they are.
-        versions: versions to delete, by name.
-        must_succeed: raise if the storage fails for another reason than a missing permission.
+    """Delete objects, by name, at these versions; if the storage refuses or fails, log it once and return False.
 
     Raises:
-        DestinationError: see `must_succeed`.
+        DestinationError: the storage failed and `must_succeed` is set; a missing permission is never raised.
     """
     refused = 0
     for name, version in versions.items():
@@ -52,12 +47,7 @@ def delete_all(storage: Storage, versions: Mapping[str, str], *, must_succeed: b
 def clean_up_after_others(storage: Storage, export_id: str, deleted: Collection[str]) -> None:
     """Delete what killed runs of other exports left beside their objects, see `publication`.
 
-    Nothing depends on it, so errors are only logged.
-
-    Args:
-        storage: where to look.
-        export_id: the export that was delivered.
-        deleted: names of the objects that it replaced.
+    Nothing depends on it, so errors are only logged. `deleted` are the names of the objects that were replaced.
     """
     try:
         listed = storage.versions(RECEIPTS) or {}

@@ -149,7 +149,7 @@ class _ExportDelivery:
         file_index: int | None,
         stop: StopSignal,
     ) -> None:
-        self.source = source
+        self._source = source
         self._storage = StoppableStorage(storage, stop)
         self._options = options
         by_path = {file_path(url): url for url in reversed(export.urls)}
@@ -238,7 +238,7 @@ class _ExportDelivery:
                 lookup=self._lookup(index, publication, order),
                 contact_count=self._export.contact_count,
                 compares_rows=self._has_all_files and self._options.verify_row_count,
-                open_file=self.source.open_file,
+                open_file=self._source.open_file,
                 storage=self._storage,
                 options=self._options,
                 publication=publication,

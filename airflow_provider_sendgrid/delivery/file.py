@@ -16,11 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_sendgrid.compression import Gunzip, Gzip
-from airflow_provider_sendgrid.delivery.first_bytes import (
-    MOST_LINES_OF_A_MESSAGE,
-    PIECE_BYTES,
-    FilePlan,
-)
+from airflow_provider_sendgrid.delivery.first_bytes import MOST_LINES_OF_A_MESSAGE, PIECE_BYTES, FilePlan
 from airflow_provider_sendgrid.delivery.lookup import FileLookup
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.delivery.progress import Progress, speed
@@ -55,13 +51,7 @@ class FileTransfer:
         contact_count: SendGrid's count of the rows of all files; None if there is none.
         compares_rows: whether the rows of all files are compared with that.
         open_file: prepares the download of a file, by the path of its URL and a title for messages.
-        storage: where it is stored.
-        options: how.
-        publication: the manifest at the prefix.
-        uploads: opens the upload.
-        progress: counts its bytes.
-        state: what this delivery has stored and learned so far.
-        listed: names of the objects at the prefix, if they were listed: no other names are looked up at first.
+        listed: see `FileLookup.find`; used for the first look only.
     """
 
     lookup: FileLookup
@@ -180,14 +170,14 @@ class FileTransfer:
             raise RuntimeError("a file must be opened before it is stored")
         with _error_with_title(self.lookup.title):
             plan = self._plan(download, reader)
-            name, upload = self.lookup.stem + plan.ending, secrets.token_hex(8)
+            name, upload = self.lookup.stem + plan.extension, secrets.token_hex(8)
             before = self._info_before(name)
             with (
                 closing(Verification(plan, self.options)) as verification,
                 self.uploads.open(
                     name,
                     ObjectInfo(plan.content_type, self.lookup.metadata(upload)),
-                    max_bytes=plan.at_most_bytes(download.length),
+                    max_bytes=plan.max_bytes(download.length),
                     over=before.version if before else None,
                     tap=verification.tap,
                 ) as writer,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_sendgrid.delivery.first_bytes import ending_of, file_type_of_path
+from airflow_provider_sendgrid.delivery.first_bytes import extension_of, file_type_of_path
 from airflow_provider_sendgrid.delivery.object_names import file_stem, receipt_name
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.delivery.publication import EXPORT_ID_KEY, Publication
@@ -24,14 +24,10 @@ class FileLookup:
     """The objects of one file.
 
     Attributes:
-        export_id: ID of the export.
-        order: the paths of the URLs of all its files, in the order that all its tasks number them by.
+        order: the paths of the URLs of all files of the export, see `pinned_order`.
         index: which of them this is, from 0.
-        storage: where it is stored.
-        options: its compression, and whether its rows must be known.
-        publication: the manifest at the prefix.
-        distrusted: versions of objects that do not count as stored, by name.
-        objects: what `find` saw under the names that the file may have, whatever it is.
+        distrusted: see `DeliveryState`.
+        objects: what `find` saw under the names that the file may have, whether or not it counts.
     """
 
     export_id: str
@@ -108,7 +104,7 @@ class FileLookup:
     def _names(self) -> list[str]:
         """The names that its object may have, the likelier first: the first bytes of the file decide."""
         types = ("json", "csv") if file_type_of_path(self.path) == "json" else ("csv", "json")
-        return [self.stem + ending_of(file_type, self.options.compression == "gzip") for file_type in types]
+        return [self.stem + extension_of(file_type, self.options.compression == "gzip") for file_type in types]
 
     @property
     def _key(self) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -18,33 +17,15 @@ _MIB, _GIB = 1024**2, 1024**3
 
 
 class Receiver(Protocol):
-    """The download of one file.
-
-    Attributes:
-        length: of the file as it is sent, in bytes; negative while it is not known.
-        received_bytes: bytes received so far.
-    """
+    """A download: bytes received so far, and length of the file as it is sent, negative while it is not known."""
 
     length: int
     received_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class FileProgress:
-    """A file that is being downloaded.
-
-    Attributes:
-        download: its download.
-        started_at: when it began, by the clock of `Progress`.
-    """
-
+class _File(NamedTuple):
     download: Receiver
     started_at: float
-
-    @property
-    def received_bytes(self) -> int:
-        """Bytes received so far, at most the file's length: bytes that were received twice count once."""
-        return min(self.download.received_bytes, max(self.download.length, 0))
 
 
 class Progress:
@@ -70,7 +51,7 @@ class Progress:
         self._every_seconds = every_seconds
         self._clock = clock
         self._started_at = self._reported_at = clock()
-        self._files: dict[int, FileProgress] = {}
+        self._files: dict[int, _File] = {}
 
     @property
     def seconds(self) -> float:
@@ -79,7 +60,7 @@ class Progress:
 
     def begin(self, index: int, download: Receiver) -> None:
         """Report file `index` (from 0) from now on."""
-        self._files[index] = FileProgress(download, self._clock())
+        self._files[index] = _File(download, self._clock())
 
     def end(self, index: int) -> None:
         """Report file `index` no longer."""
@@ -105,12 +86,14 @@ class Progress:
         return f"{name} of {self._file_count}"
 
 
-def _figures(files: list[FileProgress], now: float) -> str:
+def _figures(files: list[_File], now: float) -> str:
     """How much was received, how fast, and the time left."""
-    lengths = [file.download.length for file in files if file.download.length >= 0]
-    if not lengths:
+    downloads = [file.download for file in files if file.download.length >= 0]
+    if not downloads:
         return "Waiting for the first bytes"
-    received, length = sum(file.received_bytes for file in files), sum(lengths)
+    length = sum(download.length for download in downloads)
+    # Bytes that were received twice count once.
+    received = sum(min(download.received_bytes, download.length) for download in downloads)
     rate = received / max(*(now - file.started_at for file in files), 1e-3)
     percent = 100 * received // length if length else 100
     if received == length:

@@ -74,9 +74,9 @@ class FileQueue:
     def _store_all(self) -> list[StoredFile]:
         stored = dict[int, StoredFile]()
         failed = self._store_small(self._transfers[:1], stored) or self._store_small(self._transfers[1:], stored)
-        begun = [each for each in self._transfers if (failed is None or each.index < failed[0]) and each.is_open]
-        for transfer in begun:
-            stored[transfer.index] = self._store(transfer)
+        for transfer in self._transfers:
+            if (failed is None or transfer.index < failed[0]) and transfer.is_open:
+                stored[transfer.index] = self._store(transfer)
         if failed is not None:
             raise failed[1]
         for transfer in self._transfers:
@@ -87,7 +87,7 @@ class FileQueue:
     def _store_small(
         self, transfers: Sequence[FileTransfer], stored: dict[int, StoredFile]
     ) -> tuple[int, ExportIncompleteError] | None:
-        """Store files side by side until one is large; return the first that failed, by index.
+        """Store files side by side until one is large; return the index and the error of the first that failed.
 
         Afterwards, large files that were begun are open; those that were not begun are neither open nor stored.
         """

@@ -38,15 +38,7 @@ def rows_message(export_id: str, difference: str, what_is_stored: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RowCheck:
-    """Compares the rows of all files with SendGrid's count.
-
-    Attributes:
-        export: the export, as SendGrid describes it.
-        storage: where the files are stored.
-        options: whether rows are compared, and whether objects that a manifest names may be replaced.
-        publication: the manifest at the prefix.
-        state: what this delivery has stored so far.
-    """
+    """Compares the rows of all files of one round with SendGrid's count."""
 
     export: ContactExport
     storage: Storage

@@ -27,13 +27,7 @@ _WHO_ENDS_UPLOADS = (
 
 
 class Uploads:
-    """Opens uploads, and aborts those that are not completed; call `close` at the end.
-
-    Args:
-        storage: where the objects are stored.
-        options: size of a part, and how many are uploaded at once.
-        stop: ends everything.
-    """
+    """Opens uploads, and aborts those that are not completed; call `close` at the end."""
 
     def __init__(self, storage: Storage, options: DeliveryOptions, stop: StopSignal) -> None:
         self._storage = storage
@@ -54,14 +48,7 @@ class Uploads:
         over: str | None,
         tap: Callable[[memoryview], Future[None] | None],
     ) -> Iterator[PartWriter]:
-        """Write an object; if the block raises, the upload is aborted.
-
-        Args:
-            name: name of the object.
-            info: its content type and metadata.
-            max_bytes: the object is not larger; None if that is not known.
-            over: the version to replace, see `Storage`.
-            tap: receives each part, see `PartWriter`.
+        """Write an object, see `PartWriter`; if the block raises, the upload is aborted.
 
         Raises:
             DestinationChangedError: another run ended the upload.
