@@ -43,7 +43,7 @@ class FilePlan:
     ) -> FilePlan:
         """Read as many bytes as needed to decide; if a file has only whitespace, its path decides.
 
-        The first line must not be the message of a proxy or a storage. The content type may be wrong: it is only a hint.
+        The first line must not be the message of a proxy or a storage. The content type is only a hint.
 
         Args:
             reader: of the whole file, nothing of it read yet.
