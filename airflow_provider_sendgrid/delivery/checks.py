@@ -35,7 +35,7 @@ def require_deliverable(export: ContactExport) -> ContactExport:
         raise error
     if export.is_expired_at(now + _MIN_TIME_LEFT):
         raise ExportExpiredError(
-            f"SendGrid export {export.id} expires at {export.expires_at}, too soon to bring its files over; "
+            f"SendGrid export {export.id} expires at {export.expires_at}, too soon to deliver its files; "
             "nothing was downloaded. Start another export."
         )
     if result.outcome is not Outcome.READY:

@@ -62,7 +62,7 @@ def clean_up_after_others(storage: Storage, export_id: str, deleted: Collection[
         delete_all(storage, {name: listed[name] for name in [*orphaned, *(orders & listed.keys())]})
         siblings = _siblings(export_id, {*deleted, *orphaned.values()})
         if siblings and (aborted := storage.abort_uploads(siblings)):
-            log.info("%s uploads that runs of other exports left open were ended.", aborted)
+            log.info("Aborted %s uploads that runs of other exports left open.", aborted)
     except (DestinationError, DestinationRefusedError) as error:
         log.warning("What runs of other exports left may remain at %s: %s", storage.uri(""), error)
 

@@ -173,8 +173,10 @@ class _ExportDelivery:
             except DestinationChangedError as error:
                 if round_number == _MAX_ROUNDS:
                     raise
-                log.warning("%s The delivery looks again.", error)
-        raise DestinationChangedError(f"SendGrid export {self._export.id}: its rows never agreed. Run the task again.")
+                log.warning("%s Trying again.", error)
+        raise DestinationChangedError(
+            f"SendGrid export {self._export.id}: its files kept changing. Run the task again."
+        )
 
     def abort(self) -> None:
         """Stop all threads, and abort the uploads that are left."""
@@ -254,7 +256,7 @@ class _ExportDelivery:
         publication.withdraw_if_false(new)
         # Uploads of files that others stored may be those of another run that is active.
         if new and (aborted := self._storage.abort_uploads([file.name for file in new])):
-            log.info("%s uploads that other tries of this export left open were ended.", aborted)
+            log.info("Aborted %s uploads that other tries of this export left open.", aborted)
         return files
 
     def _lookup(self, index: int, publication: Publication, order: Sequence[str]) -> FileLookup:

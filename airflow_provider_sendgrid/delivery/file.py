@@ -148,13 +148,13 @@ class FileTransfer:
             except FileChangedError as error:
                 if attempt == _MAX_ATTEMPTS:
                     raise FileChangedError(
-                        f"{error} So it did before; nothing of it was stored. Run the task again."
+                        f"{error} It changed in {attempt} attempts; nothing of it was stored. Run the task again."
                     ) from None
-                log.warning("%s It is fetched again from its start.", error)
+                log.warning("%s Restarting the download.", error)
             except DestinationChangedError as error:
                 if attempt == _MAX_ATTEMPTS or isinstance(error, ManifestChangedError):
                     raise
-                log.warning("%s The delivery looks again.", error)
+                log.warning("%s Trying again.", error)
             else:
                 return stored
             finally:
@@ -210,7 +210,7 @@ class FileTransfer:
             needs_header=self.lookup.is_only_file and contact_count <= MOST_LINES_OF_A_MESSAGE,
         )
         if self.lookup.is_only_file and not plan.head and self.contact_count:
-            raise ExportIncompleteError(f"What came is empty, SendGrid counted {self.contact_count} contacts.")
+            raise ExportIncompleteError(f"The content is empty, but SendGrid counted {self.contact_count} contacts.")
         return plan
 
     def _info_before(self, name: str) -> StoredInfo | None:
@@ -270,7 +270,7 @@ class FileTransfer:
             return True
         if file.count != counted.count:
             now, then = (each.count.records if each.count else 0 for each in (file, counted))
-            raise ExportIncompleteError(f"It holds {now} records, and held {then} a moment ago.")
+            raise ExportIncompleteError(f"It has {now} records, but had {then} in the download before.")
         return False
 
     def _version_of(self, file: StoredFile) -> str:

@@ -46,7 +46,7 @@ class FilePlan:
         The first line must not be the message of a proxy or a storage. The content type is only a hint.
 
         Args:
-            reader: of the whole file, nothing of it read yet.
+            reader: the opened file, before its first byte.
             path: path of its URL.
             options: the compression that is wanted.
             content_type: what the storage says; empty to ignore it.
@@ -58,21 +58,21 @@ class FilePlan:
         head, plain, is_line_whole = _read_head(reader, until=b"\n")
         first = plain[:1]
         if first == b"<":
-            raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
+            raise ExportIncompleteError("The content is an HTML or XML page instead of the file.")
         if binary := _binary(plain):
-            raise ExportIncompleteError(f"What came is no text, but {binary} in the place of the file.")
+            raise ExportIncompleteError(f"The content is {binary} instead of the file.")
         named_type = file_type_of_path(path)
         file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
         if named_type not in ("", file_type):
-            what = "a JSON object" if file_type == "json" else "something else than JSON objects"
-            raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
+            what = "a JSON object" if file_type == "json" else "something other than JSON objects"
+            raise ExportIncompleteError(f"The content is {what} instead of the {named_type.upper()} file.")
         if is_line_whole and plain:
             named_by_sender = "" if is_gzip(head) else content_type
             line = plain.partition(b"\n")[0].rstrip()
             is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, named_by_sender)
             if is_foreign or (needs_header and file_type == "csv" and not _may_be_header(line)):
                 raise ExportIncompleteError(
-                    "What came is a message in the place of the file: its first line is none of contacts."
+                    "The content is a message instead of the file: its first line is neither a header nor a contact."
                 )
         return cls(head, file_type, is_gzip(head), options.compression == "gzip")
 
@@ -129,7 +129,7 @@ def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
         filled += count
         plain = _plain_start(buffer[:filled])
     if not plain:
-        raise ExportIncompleteError("What came is nothing but blanks in the place of the file.")
+        raise ExportIncompleteError("The content is only whitespace instead of the file.")
     return bytes(buffer[:filled]), plain, until in plain
 
 
@@ -164,7 +164,7 @@ _BINARY_FORMATS = {
     "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
     "a PDF": re.compile(rb"%PDF-"),
     "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
-    "no UTF-8": re.compile(rb"[\xfe\xff]"),
+    "not UTF-8": re.compile(rb"[\xfe\xff]"),
 }
 _QUOTED_VALUES = re.compile(rb'(?:^|[,\r\n])(?:"[^"]*"?)+')
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

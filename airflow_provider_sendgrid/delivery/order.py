@@ -46,7 +46,7 @@ def pinned_order(storage: Storage, export: ContactExport, own_manifest: KnownMan
         if set(pinned) == set(paths):
             return pinned
         if pinned:
-            log.warning("SendGrid export %s: the paths of its files changed; new ones are fetched.", export.id)
+            log.warning("SendGrid export %s: the paths of its files changed; downloading the new ones.", export.id)
         order = _merged(pinned, paths)
         content = to_json({"files": order})
         try:

@@ -67,26 +67,28 @@ class RowCheck:
                 self.state.distrusted = others
                 # A plain file that was cut between two rows looks complete to the try that stores it.
                 log.warning(
-                    "SendGrid export %s: its rows disagree with files that an earlier try stored; these are fetched "
+                    "SendGrid export %s: its rows disagree with files that an earlier try stored; downloading these "
                     "again.",
                     self.export.id,
                 )
                 return
             kept, named = self._rollback(is_complete=not others), self._named(files)
         except SendGridError as error:
-            log.warning("What this task stored is not deleted, for %s may name it: %s", MANIFEST_NAME, error)
+            log.warning("What this task stored is not deleted because %s may name it: %s", MANIFEST_NAME, error)
             kept, named = list(self.state.stored), []
         what = self._what_is_stored(kept)
         if named and not self.options.replace:
             manifest = self.storage.uri(MANIFEST_NAME)
-            what += f" {manifest} names files of it, which were not fetched again; set replace=True for that."
+            what += f" {manifest} names files of it, which were not downloaded again; set replace=True for that."
         raise ExportIncompleteError(rows_message(self.export.id, difference, what))
 
     def _what_is_stored(self, kept: Sequence[str]) -> str:
         if kept:
             uris = ", ".join(map(self.storage.uri, kept[:_MAX_NAMED]))
             more = f" and {len(kept) - _MAX_NAMED} more" if len(kept) > _MAX_NAMED else ""
-            return f"What this task stored remains, for it could not be deleted, or a manifest names it: {uris}{more}."
+            return (
+                f"What this task stored remains because it could not be deleted or a manifest names it: {uris}{more}."
+            )
         return "What this task stored was deleted." if self.state.stored else "This task stored nothing."
 
     def _stored_by_others(self, files: Sequence[StoredFile]) -> dict[str, str]:
