@@ -1,354 +1,316 @@
-"""One file of an export: found stored, or fetched, changed where it must be, counted, and published whole.
+"""One file of an export: found, or downloaded, recompressed if needed, counted, and published complete.
 
-What is stored differs from what came only in its compression. Its first bytes decide what becomes of it. An object is
-published when its length and checksums agree. What is known of it is in its metadata; where these have to be sent
-before the last byte is known, in a receipt below ``_receipts/``, which is stored right before the object is published.
+The stored bytes differ from the downloaded ones only in their compression. The first bytes of a file decide how it is
+stored. An object is published when its length and checksums agree. Its metadata describe it; where metadata must be
+sent before the last byte is known, a receipt does, which is stored right before the object is published.
 
-Knows one file and one storage. Knows nothing of the other files, nor when the export is whole: that is `delivery`.
+Knows one file and one storage. Knows nothing of other files, nor when the export is complete: see `export`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_sendgrid.compression import Gunzip, Gzip
-from airflow_provider_sendgrid.delivery.first_bytes import (
-    MOST_LINES_OF_A_MESSAGE,
-    PIECE_BYTES,
-    FilePlan,
-    ending_of,
-    file_type_of_path,
-)
-from airflow_provider_sendgrid.delivery.manifest import FileFacts
+from airflow_provider_sendgrid.delivery.first_bytes import MOST_LINES_OF_A_MESSAGE, PIECE_BYTES, FilePlan
+from airflow_provider_sendgrid.delivery.lookup import FileLookup
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
-from airflow_provider_sendgrid.delivery.progress import FileProgress, speed
-from airflow_provider_sendgrid.delivery.publication import EXPORT_ID_KEY, Publication, is_of
-from airflow_provider_sendgrid.delivery.receipts import read_receipt, receipt_name, write_receipt
+from airflow_provider_sendgrid.delivery.progress import Progress, speed
+from airflow_provider_sendgrid.delivery.publication import ManifestChangedError, Publication
+from airflow_provider_sendgrid.delivery.receipts import write_receipt
+from airflow_provider_sendgrid.delivery.row_check import rows_difference, rows_message
+from airflow_provider_sendgrid.delivery.stored_file import DeliveryState, StoredFile
+from airflow_provider_sendgrid.delivery.uploads import Uploads
 from airflow_provider_sendgrid.delivery.verification import Verification
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
     DestinationRefusedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.files.download import FileDownload
+from airflow_provider_sendgrid.files.download import FileChangedError, FileDownload, RangeReader
 from airflow_provider_sendgrid.files.parallel import fetch_parts
 from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.rows import RecordCount
-from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.base import UPLOAD_KEY, ObjectInfo, Storage, StoredInfo
-from airflow_provider_sendgrid.storage.buffers import PartBuffers
 from airflow_provider_sendgrid.storage.multipart import PartWriter
 
 log = logging.getLogger(__name__)
 
-FILE_KEY = "sendgrid-file"
-_PLAIN_TEXT = re.compile(r"[!-~]{1,512}")  # ASCII without spaces: it survives as metadata in any storage
-WHO_ENDS_UPLOADS = (
-    "The next try of the task ends it, or a lifecycle rule of the bucket that aborts incomplete multipart uploads."
-)
+_MAX_ATTEMPTS = 3  # if the file or its object changes meanwhile
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What all files of one delivery share.
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
+class FileTransfer:
+    """Transfers one file: call `store_if_small` or `store`, and `close` at the end.
 
     Attributes:
-        export_id: of the export.
-        storage: where the files go.
-        options: how.
-        publication: the manifest that was at the prefix when the delivery began.
-        buffers: memory for parts.
-        uploads: its threads send parts.
-        stop: ends everything.
-        stored_here: files that this delivery stored, by the names of their objects.
-        distrusted: objects that do not count as stored, and their versions: their rows disagree.
-        writers: of the objects that are being stored, for the code that stops the delivery.
-        contact_count: SendGrid's, if the rows of all files will be compared with it.
-        expected_count: SendGrid's, also if the rows are not compared with it.
-        agreed: what is known of files that were fetched to be counted: with them the rows of all files agree.
+        lookup: which file it is, and what is stored of it.
+        contact_count: SendGrid's count of the rows of all files; None if there is none.
+        compares_rows: whether the rows of all files are compared with that.
+        open_file: prepares the download of a file, by the path of its URL and a title for messages.
+        listed: see `FileLookup.find`; used for the first look only.
     """
 
-    export_id: str
+    lookup: FileLookup
+    contact_count: int | None
+    compares_rows: bool
+    open_file: Callable[[str, str], FileDownload]
     storage: Storage
     options: DeliveryOptions
     publication: Publication
-    buffers: PartBuffers
-    uploads: Executor
-    stop: StopSignal
-    stored_here: dict[str, StoredFile]
-    distrusted: Mapping[str, str] = field(default_factory=dict)
-    writers: set[PartWriter] = field(default_factory=set)
-    contact_count: int | None = None
-    expected_count: int | None = None
-    agreed: Mapping[str, FileFacts] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class FilePlace:
-    """One file of an export, and the name of its object.
-
-    Attributes:
-        path: of the file's URL, which identifies it.
-        stem: of the object's name, without its ending.
-        title: the file in words, for messages.
-        is_only: whether the export has no other file.
-    """
-
-    path: str
-    stem: str
-    title: str
-    is_only: bool
-
-    def names(self, options: DeliveryOptions) -> list[str]:
-        """The names that its object may have, the likelier first: only its first bytes tell what type it is."""
-        types = ("json", "csv") if file_type_of_path(self.path) == "json" else ("csv", "json")
-        return [self.stem + ending_of(file_type, options.compression == "gzip") for file_type in types]
+    uploads: Uploads
+    progress: Progress
+    state: DeliveryState
+    listed: Collection[str] | None = None
+    _download: FileDownload | None = field(default=None, init=False)
+    _reader: RangeReader | None = field(default=None, init=False)
 
     @property
-    def key(self) -> str:
-        """The path as an object's metadata can hold it."""
-        if _PLAIN_TEXT.fullmatch(self.path):
-            return self.path
-        return f"sha256:{hashlib.sha256(self.path.encode(errors='surrogatepass')).hexdigest()}"
+    def index(self) -> int:
+        """Which file of the export it is, from 0."""
+        return self.lookup.index
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a download is open."""
+        return self._reader is not None
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file that is whole and published.
+    def store_if_small(self) -> StoredFile | None:
+        """Store the file unless it is stored already; a large one is only opened, and None is returned."""
+        if (stored := self._find_or_open()) is not None:
+            return stored
+        return None if self._is_large else self._store_opened()
 
-    Attributes:
-        name: of its object, below the prefix.
-        facts: what is known of it.
-        version: of the object.
-        has_receipt: whether there is a receipt of it.
-        is_new: whether it was stored just now.
-        is_only_counted: whether an object that a manifest names is in its place still, at this version.
-    """
+    def store(self) -> StoredFile:
+        """Store the file unless it is stored already.
 
-    name: str
-    facts: FileFacts
-    version: str
-    has_receipt: bool = False
-    is_new: bool = False
-    is_only_counted: bool = False
+        Raises:
+            ExportIncompleteError: it could not be downloaded completely, is damaged, or is the only file and its rows
+                disagree with SendGrid's count; nothing of it remains.
+            DestinationChangedError: another run stored it meanwhile.
+        """
+        if not self.is_open and (stored := self._find_or_open()) is not None:
+            return stored
+        return self._store_opened()
 
+    def close(self) -> None:
+        """Close the download."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self.progress.end(self.index)
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What is stored in the place of a file.
+    # Before the download
 
-    Attributes:
-        file: what an earlier try, or another task, stored of it; None if nothing that counts.
-        objects: what is under its names, whatever it is.
-    """
+    @property
+    def _is_large(self) -> bool:
+        return self._download is not None and self._download.length > self.options.part_bytes
 
-    file: StoredFile | None
-    objects: Mapping[str, StoredInfo]
+    def _find_or_open(self) -> StoredFile | None:
+        if (stored := self._find_and_log(self.listed)) is not None:
+            return stored
+        self._open()
+        # The listing may be old by now, and there is much to send.
+        if self._is_large and self.listed is not None and (stored := self._find_and_log()) is not None:
+            self.close()
+            return stored
+        return None
 
+    def _find_and_log(self, listed: Collection[str] | None = None) -> StoredFile | None:
+        if (stored := self.lookup.find(listed)) is not None:
+            log.info("%s is stored already, as %s.", self.lookup.title, stored.name)
+        return stored
 
-def find_stored(context: Context, place: FilePlace, listed: Collection[str] | None = None) -> Look:
-    """Look for what was stored of a file already: it is whole, for only what is whole is published.
+    def _open(self) -> None:
+        if self.lookup.objects:
+            # Only the manifest that was read can permit to replace them.
+            self.publication.raise_if_changed()
+        self._download = self.open_file(self.lookup.path, self.lookup.title)
+        self.state.downloads.append(self._download)
+        self.progress.begin(self.index, self._download)
+        try:
+            self._reader = self._download.open()
+        except BaseException:
+            self.close()
+            raise
 
-    Args:
-        context: what all files share.
-        place: which file it is.
-        listed: names of objects, if they were listed: no others need a look.
-    """
-    objects = dict[str, StoredInfo]()
-    for name in place.names(context.options):
-        if listed is not None and name not in listed:
-            continue
-        info = context.storage.head(name)
-        if info is None:
-            continue
-        objects[name] = info
-        if context.distrusted.get(name) == info.version:
-            continue
-        if context.publication.is_to_be_deleted(name, info) or not _is_place_of(context, place, name, info):
-            continue
-        for facts, has_receipt in _facts_of(context, name, info):
-            if facts.records is not None or not context.options.verify_row_count:
-                return Look(StoredFile(name, replace(facts, path=place.path), info.version, has_receipt), objects)
-    return Look(None, objects)
+    # From the first byte to the published object
 
+    def _store_opened(self) -> StoredFile:
+        """Store the opened file; again from its start if it, or the object, changes meanwhile."""
+        attempt = 1
+        while True:
+            try:
+                stored = self._transfer()
+            except FileChangedError as error:
+                if attempt == _MAX_ATTEMPTS:
+                    raise FileChangedError(
+                        f"{error} It changed in {attempt} attempts; nothing of it was stored. Run the task again."
+                    ) from None
+                log.warning("%s Restarting the download.", error)
+            except DestinationChangedError as error:
+                if attempt == _MAX_ATTEMPTS or isinstance(error, ManifestChangedError):
+                    raise
+                log.warning("%s Trying again.", error)
+            else:
+                return stored
+            finally:
+                self.close()
+            if (found := self._find_and_log()) is not None:
+                return found
+            self._open()
+            attempt += 1
 
-def store_file(
-    context: Context,
-    place: FilePlace,
-    objects: Mapping[str, StoredInfo],
-    download: FileDownload,
-    reader: RangeReader,
-    progress: FileProgress,
-) -> StoredFile:
-    """Move one file, from its first byte on, and publish it.
-
-    Args:
-        context: what all files share.
-        place: which file it is.
-        objects: what `find_stored` saw.
-        download: the file, opened.
-        reader: of the whole file, nothing of it read yet.
-        progress: of this file.
-
-    Raises:
-        ExportIncompleteError: it could not be fetched whole, is damaged, or is the only file and its rows disagree with
-            SendGrid's count; nothing of it is left behind.
-        DestinationChangedError: another run stored it meanwhile.
-    """
-    storage, options = context.storage, context.options
-    with _named(place.title):
-        plan = FilePlan.of(
-            reader,
-            place.path,
-            options,
-            "" if context.contact_count else download.content_type,
-            needs_header=place.is_only and (context.contact_count or 0) <= MOST_LINES_OF_A_MESSAGE,
-        )
-        if place.is_only and not plan.head and context.expected_count:
-            raise ExportIncompleteError(f"What came is empty, SendGrid counted {context.expected_count} contacts.")
-        name = place.stem + plan.ending
-        before = _without_what_is_to_be_deleted(context, name, objects.get(name))
-        upload = secrets.token_hex(8)
-        metadata = {EXPORT_ID_KEY: context.export_id, FILE_KEY: place.key, UPLOAD_KEY: upload}
-        with closing(Verification(plan, options)) as verification:
-            writer = PartWriter(
-                storage,
-                name,
-                ObjectInfo(plan.content_type, metadata),
-                buffers=context.buffers,
-                executor=context.uploads,
-                part_bytes=options.part_bytes,
-                at_most_bytes=plan.at_most_bytes(download.length),
-                over=before.version if before else None,
-                tap=verification.tap,
-            )
-            with _abort_on_error(context, writer):
-                _move(plan, download, reader, writer, verification, options.max_concurrency)
+    def _transfer(self) -> StoredFile:
+        download, reader = self._download, self._reader
+        if download is None or reader is None:
+            raise RuntimeError("a file must be opened before it is stored")
+        with _error_with_title(self.lookup.title):
+            plan = self._plan(download, reader)
+            name, upload = self.lookup.stem + plan.extension, secrets.token_hex(8)
+            before = self._info_before(name)
+            with (
+                closing(Verification(plan, self.options)) as verification,
+                self.uploads.open(
+                    name,
+                    ObjectInfo(plan.content_type, self.lookup.metadata(upload)),
+                    max_bytes=plan.max_bytes(download.length),
+                    over=before.version if before else None,
+                    tap=verification.tap,
+                ) as writer,
+            ):
+                if plan.passes_through:
+                    self._pass_through(plan, download, reader, writer)
+                else:
+                    _recode(plan, reader, writer, verification)
                 writer.finish()
                 count = verification.finish()
-                if place.is_only and count is not None:
-                    _raise_if_rows_differ(context, count)
-                facts = _facts(writer, count, upload, place.path)
-                if before is not None and (same := _same(context, place, name, before, facts)) is not None:
-                    writer.abort()
-                    write_receipt(storage, name, same)
-                    return StoredFile(name, same, before.version, has_receipt=True)
-                if before is not None:
-                    if _must_be_counted_first(context, place, name, before, facts):
-                        writer.abort()
-                        return StoredFile(name, facts, before.version, is_only_counted=True)
-                    context.publication.raise_unless_replaceable(name, before)
-                if has_receipt := not writer.is_small:
-                    write_receipt(storage, name, facts)
-                version = writer.complete(facts.to_metadata()) or _version(storage, name, upload)
-    stored = StoredFile(name, facts, version, has_receipt, is_new=True)
-    context.stored_here[name] = stored
-    if before is not None:
-        context.publication.withdraw_if_false({name: facts})
-    _log_stored(download, place.title, name, facts, progress)
-    return stored
+                self._raise_if_rows_differ(count)
+                file = StoredFile(
+                    name, writer.size, writer.sha256, count, upload, self.lookup.path, uri=self.storage.uri(name)
+                )
+                stored = self._publish(writer, file, before)
+        if stored.is_new:
+            self.state.stored[name] = stored
+            if before is not None:
+                self.publication.withdraw_if_false([stored])
+            self._log_stored(stored, download)
+        return stored
 
+    def _plan(self, download: FileDownload, reader: RangeReader) -> FilePlan:
+        contact_count = (self.compares_rows and self.contact_count) or 0
+        plan = FilePlan.of(
+            reader,
+            self.lookup.path,
+            self.options,
+            "" if contact_count else download.content_type,
+            needs_header=self.lookup.is_only_file and contact_count <= MOST_LINES_OF_A_MESSAGE,
+        )
+        if self.lookup.is_only_file and not plan.head and self.contact_count:
+            raise ExportIncompleteError(f"The content is empty, but SendGrid counted {self.contact_count} contacts.")
+        return plan
 
-def _raise_if_rows_differ(context: Context, count: RecordCount) -> None:
-    """The rows of the only file are all: they are compared before it is published."""
-    if difference := rows_difference(count.rows(count.first_record_sha256), context.contact_count):
-        raise ExportIncompleteError(rows_message(context.export_id, difference, "This task stored nothing."))
+    def _info_before(self, name: str) -> StoredInfo | None:
+        """The object that is replaced; one that another run may delete at any time is deleted first."""
+        info = self.lookup.objects.get(name)
+        if info is None or not self.publication.may_be_deleted(name, info):
+            return info
+        with suppress(DestinationRefusedError):
+            self.storage.delete(name, info.version)
+        return self.storage.head(name)
 
-
-def _must_be_counted_first(context: Context, place: FilePlace, name: str, before: StoredInfo, facts: FileFacts) -> bool:
-    """Whether an object that the manifest names must stay until the rows of all files are known to agree.
-
-    Raises:
-        ExportIncompleteError: they agreed when the file was fetched before, and it holds other rows now.
-    """
-    is_kept = context.options.replace and context.publication.facts(name, before) is not None
-    if context.contact_count is None or place.is_only or not is_kept:
-        return False
-    if (agreed := context.agreed.get(name)) is None:
-        log.info("%s differs from what the manifest names: all rows are compared before it is replaced.", place.title)
-        return True
-    if (agreed.records, agreed.first_record_sha256) != (facts.records, facts.first_record_sha256):
-        raise ExportIncompleteError(f"It holds {facts.records} records, and held {agreed.records} a moment ago.")
-    return False
-
-
-def _is_place_of(context: Context, place: FilePlace, name: str, info: StoredInfo) -> bool:
-    """Whether an object is of this export and file.
-
-    Earlier versions did not name the file: it is known if there is only one, or if the manifest names its path.
-    """
-    if info.metadata.get(EXPORT_ID_KEY) != context.export_id:
-        return False
-    if (key := info.metadata.get(FILE_KEY)) is not None:
-        return key == place.key
-    facts = context.publication.facts(name, info)
-    return place.is_only or (facts is not None and facts.path == place.path)
-
-
-def _facts_of(context: Context, name: str, info: StoredInfo) -> Iterator[tuple[FileFacts, bool]]:
-    """What is known of a stored object, wherever it says so, and whether there is a receipt of it."""
-    facts = FileFacts.from_metadata({**info.metadata, "upload": info.metadata.get(UPLOAD_KEY, "")})
-    if facts is not None and is_of(facts, info):
-        yield facts, False
-    if (known := context.publication.facts(name, info)) is not None:
-        # A delivery that was cut short after its manifest may have left the receipt.
-        yield known, context.storage.head(receipt_name(name)) is not None
-    for facts in read_receipt(context.storage.read(receipt_name(name))).values():
-        if is_of(facts, info):
-            yield facts, True
-
-
-def _same(context: Context, place: FilePlace, name: str, before: StoredInfo, facts: FileFacts) -> FileFacts | None:
-    """These facts, as those of the object that is stored already with the very same bytes; None if there is none."""
-    is_named = context.publication.facts(name, before) is not None
-    if not is_named and not _is_place_of(context, place, name, before):
-        return None
-    for known, _ in _facts_of(context, name, before):
-        if (known.size, known.sha256) == (facts.size, facts.sha256):
-            return replace(facts, upload=known.upload)
-    return None
-
-
-def _without_what_is_to_be_deleted(context: Context, name: str, info: StoredInfo | None) -> StoredInfo | None:
-    """What an own object is stored over: another run may delete its forerunner at any time."""
-    if info is None or not context.publication.is_to_be_deleted(name, info):
-        return info
-    with suppress(DestinationRefusedError):
-        context.storage.delete(name, info.version)
-    return context.storage.head(name)
-
-
-def _version(storage: Storage, name: str, upload: str) -> str:
-    info = storage.head(name)
-    if info is None or info.metadata.get(UPLOAD_KEY) != upload:
-        raise DestinationChangedError(f"{storage.uri(name)} was changed by another run as soon as it was stored.")
-    return info.version
-
-
-def _move(
-    plan: FilePlan,
-    download: FileDownload,
-    reader: RangeReader,
-    writer: PartWriter,
-    verification: Verification,
-    max_connections: int,
-) -> None:
-    """Move every byte of the file; through gunzip or gzip over one connection, for there the CPU is the bound."""
-    if plan.passes_through:
+    def _pass_through(self, plan: FilePlan, download: FileDownload, reader: RangeReader, writer: PartWriter) -> None:
+        """Store the bytes as they come."""
         writer.write(plan.head)
-        with closing(fetch_parts(download, reader, writer.take, max_connections)) as parts:
+        with closing(fetch_parts(download, reader, writer.take, self.options.max_concurrency)) as parts:
             for part in parts:
                 writer.send(part)
+
+    def _raise_if_rows_differ(self, count: RecordCount | None) -> None:
+        """The rows of an only file are all rows: they are compared before it is published."""
+        if count is None or not self.lookup.is_only_file or not self.compares_rows:
+            return
+        if difference := rows_difference(count.rows(count.first_record_sha256), self.contact_count):
+            raise ExportIncompleteError(rows_message(self.lookup.export_id, difference, "This task stored nothing."))
+
+    def _publish(self, writer: PartWriter, file: StoredFile, before: StoredInfo | None) -> StoredFile:
+        """Publish the object, unless the one before it has the same bytes or must stay for now."""
+        if before is not None:
+            if (same := self.lookup.find_same(file, before)) is not None:
+                writer.abort()
+                same = replace(file, upload=same.upload, version=before.version, has_receipt=True)
+                write_receipt(self.storage, same)
+                return same
+            if self._must_be_counted_first(file, before):
+                writer.abort()
+                return replace(file, version=before.version, is_only_counted=True)
+            self.publication.raise_unless_replaceable(file.name, before)
+        if has_receipt := not writer.is_small:
+            write_receipt(self.storage, file)
+        version = writer.complete(file.to_metadata()) or self._version_of(file)
+        return replace(file, version=version, has_receipt=has_receipt, is_new=True)
+
+    def _must_be_counted_first(self, file: StoredFile, before: StoredInfo) -> bool:
+        """Whether an object that the manifest names must stay until the rows of all files are known to agree.
+
+        Raises:
+            ExportIncompleteError: they agreed when the file was downloaded before, and it has other rows now.
+        """
+        is_kept = self.options.replace and self.publication.find(file.name, before) is not None
+        if not self.compares_rows or self.contact_count is None or self.lookup.is_only_file or not is_kept:
+            return False
+        if (counted := self.state.counted.get(file.name)) is None:
+            log.info(
+                "%s differs from what the manifest names: all rows are compared before it is replaced.",
+                self.lookup.title,
+            )
+            return True
+        if file.count != counted.count:
+            now, then = (each.count.records if each.count else 0 for each in (file, counted))
+            raise ExportIncompleteError(f"It has {now} records, but had {then} in the download before.")
+        return False
+
+    def _version_of(self, file: StoredFile) -> str:
+        info = self.storage.head(file.name)
+        if info is None or info.metadata.get(UPLOAD_KEY) != file.upload:
+            raise DestinationChangedError(f"{file.uri} was changed by another run as soon as it was stored.")
+        return info.version
+
+    def _log_stored(self, file: StoredFile, download: FileDownload) -> None:
+        seconds = self.progress.seconds_of(self.index)
+        log.info(
+            "%s: stored as %s, %s bytes from %s, %s records, in %.1f s (%s) over %s connections.",
+            self.lookup.title,
+            file.name,
+            file.size,
+            download.length,
+            "uncounted" if file.count is None else file.count.records,
+            seconds,
+            speed(download.length / max(seconds, 1e-3)),
+            download.connections,
+        )
+
+
+def _recode(plan: FilePlan, reader: RangeReader, writer: PartWriter, verification: Verification) -> None:
+    """Store the bytes through gunzip or gzip, over one connection: the CPU is the bottleneck."""
+    pieces = _pieces(plan.head, reader)
+    if plan.came_gzip:
+        gunzip = Gunzip()
+        for piece in pieces:
+            for plain in gunzip.feed(piece):
+                writer.write(plain)
+        gunzip.close()
         return
-    for chunk in _recoded(plan, _pieces(plan.head, reader), verification):
-        writer.write(chunk)
+    gzip = Gzip()
+    for piece in pieces:
+        verification.count(piece)
+        for chunk in gzip.feed(piece):
+            writer.write(chunk)
+    writer.write(gzip.close())
 
 
 def _pieces(head: bytes, reader: RangeReader) -> Iterator[memoryview]:
@@ -358,100 +320,12 @@ def _pieces(head: bytes, reader: RangeReader) -> Iterator[memoryview]:
         yield buffer[:count]
 
 
-def _recoded(plan: FilePlan, pieces: Iterator[memoryview], verification: Verification) -> Iterator[bytes]:
-    """The bytes to store."""
-    if plan.came_gzip:
-        gunzip = Gunzip()
-        for piece in pieces:
-            yield from gunzip.feed(piece)
-        gunzip.close()
-        return
-    gzip = Gzip()
-    for piece in pieces:
-        verification.count(piece)
-        yield from gzip.feed(piece)
-    yield gzip.close()
-
-
-def rows_difference(rows: int, contact_count: int | None) -> str:
-    """How the rows of all files disagree with SendGrid's count; empty if they do not, or if there is no count."""
-    if contact_count in (None, rows):
-        return ""
-    return f"its files hold {rows} rows, SendGrid counted {contact_count} contacts"
-
-
-def rows_message(export_id: str, difference: str, what_is_stored: str) -> str:
-    """Why the delivery is refused, what is there now, and what to do."""
-    return (
-        f"SendGrid export {export_id}: {difference}. {what_is_stored} Run the task again; if the counts still differ, "
-        "start another export, or set verify_row_count=False to take the files as they are."
-    )
-
-
 @contextmanager
-def _named(title: str) -> Iterator[None]:
-    """Say which file it was that is damaged or has no end."""
+def _error_with_title(title: str) -> Iterator[None]:
+    """Add the title of the file to an error without one."""
     try:
         yield
     except ExportIncompleteError as error:
         if "SendGrid export" in str(error):
             raise
         raise ExportIncompleteError(f"{title}: {error} Nothing of it was stored; run the task again.") from None
-
-
-@contextmanager
-def _abort_on_error(context: Context, writer: PartWriter) -> Iterator[None]:
-    """Abort the upload unless the object was published."""
-    context.writers.add(writer)
-    try:
-        yield
-    except BaseException as error:
-        abort_quietly(writer)
-        if getattr(error, "code", None) == "NoSuchUpload":
-            raise DestinationChangedError(f"{error} Another run has ended this upload.") from error
-        raise
-    finally:
-        context.writers.discard(writer)
-
-
-def abort_quietly(writer: PartWriter, *, at_once: bool = False) -> None:
-    """Abort an upload; an error is logged only, for the one that came first must be raised."""
-    try:
-        if at_once:
-            writer.abort_upload()
-        else:
-            writer.abort()
-    except Exception as error:  # noqa: BLE001 - see above
-        log.error(
-            "The upload of %s could not be aborted (%s). %s",
-            writer.uri,
-            type(error).__name__,
-            WHO_ENDS_UPLOADS,
-        )
-
-
-def _facts(writer: PartWriter, count: RecordCount | None, upload: str, path: str) -> FileFacts:
-    facts = FileFacts(writer.size, writer.sha256, upload=upload, path=path)
-    if count is None:
-        return facts
-    return replace(
-        facts,
-        records=count.records,
-        first_record_sha256=count.first_record_sha256,
-        has_header=count.has_header,
-    )
-
-
-def _log_stored(download: FileDownload, title: str, name: str, facts: FileFacts, progress: FileProgress) -> None:
-    seconds = progress.seconds
-    log.info(
-        "%s: stored as %s, %s bytes from %s, %s records, in %.1f s (%s) over %s connections.",
-        title,
-        name,
-        facts.size,
-        download.length,
-        "uncounted" if facts.records is None else facts.records,
-        seconds,
-        speed(download.length / max(seconds, 1e-3)),
-        download.connections,
-    )

@@ -1,4 +1,4 @@
-"""What becomes of one file, decided by its first bytes; what is none of contacts is refused."""
+"""Decides by the first bytes of a file how it is stored; refuses a file that holds no contacts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 from airflow_provider_sendgrid.compression import GZIP_MAGIC, Gunzip, is_gzip
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
-from airflow_provider_sendgrid.exceptions import (
-    ExportIncompleteError,
-)
-from airflow_provider_sendgrid.files.range_reader import RangeReader
+from airflow_provider_sendgrid.exceptions import ExportIncompleteError
+from airflow_provider_sendgrid.files.download import RangeReader
 
 PIECE_BYTES = 256 * 1024
 _CONTENT_TYPES = {
@@ -25,12 +23,12 @@ _CONTENT_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """What becomes of one file, decided by its first bytes.
+    """How one file is stored.
 
     Attributes:
-        head: its first bytes as they came.
+        head: its first bytes, as downloaded.
         file_type: ``csv`` or ``json``.
-        came_gzip: whether it came as gzip.
+        came_gzip: whether it is downloaded as gzip.
         wants_gzip: whether it is stored as gzip.
     """
 
@@ -43,78 +41,84 @@ class FilePlan:
     def of(
         cls, reader: RangeReader, path: str, options: DeliveryOptions, content_type: str, *, needs_header: bool
     ) -> FilePlan:
-        """Read as much as it takes to decide; of a file without a character other than blanks, the path decides.
+        """Read as many bytes as needed to decide; if a file has only whitespace, its path decides.
 
-        The first line must not be a message of something in between. The content type, which may be wrong, is a hint
-        where no count proves the rows. The header of an only CSV file must have a column of SendGrid's unless SendGrid
-        counted more rows than a message has.
+        The first line must not be the message of a proxy or a storage. The content type is only a hint.
+
+        Args:
+            reader: the opened file, before its first byte.
+            path: path of its URL.
+            options: the compression that is wanted.
+            content_type: what the storage says; empty to ignore it.
+            needs_header: whether a CSV file must begin with a header that has a column of SendGrid's.
 
         Raises:
-            ExportIncompleteError: these are no contacts, but what a proxy or a storage says instead of them, or they
-                are of another type than the file's name says.
+            ExportIncompleteError: the file holds no contacts, or is of another type than its name says.
         """
         head, plain, is_line_whole = _read_head(reader, until=b"\n")
         first = plain[:1]
         if first == b"<":
-            raise ExportIncompleteError("What came is a page of HTML or XML in the place of the file.")
+            raise ExportIncompleteError("The content is an HTML or XML page instead of the file.")
         if binary := _binary(plain):
-            raise ExportIncompleteError(f"What came is no text, but {binary} in the place of the file.")
+            raise ExportIncompleteError(f"The content is {binary} instead of the file.")
         named_type = file_type_of_path(path)
         file_type = {b"": named_type or "csv", b"{": "json"}.get(first, "csv")
         if named_type not in ("", file_type):
-            what = "a JSON object" if file_type == "json" else "something else than JSON objects"
-            raise ExportIncompleteError(f"What came is {what} in the place of the {named_type.upper()} file.")
+            what = "a JSON object" if file_type == "json" else "something other than JSON objects"
+            raise ExportIncompleteError(f"The content is {what} instead of the {named_type.upper()} file.")
         if is_line_whole and plain:
             named_by_sender = "" if is_gzip(head) else content_type
             line = plain.partition(b"\n")[0].rstrip()
             is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, named_by_sender)
             if is_foreign or (needs_header and file_type == "csv" and not _may_be_header(line)):
                 raise ExportIncompleteError(
-                    "What came is a message in the place of the file: its first line is none of contacts."
+                    "The content is a message instead of the file: its first line is neither a header nor a contact."
                 )
         return cls(head, file_type, is_gzip(head), options.compression == "gzip")
 
     @property
     def passes_through(self) -> bool:
-        """Whether it is stored as it came."""
+        """Whether it is stored as it is downloaded."""
         return self.came_gzip == self.wants_gzip
 
-    def at_most_bytes(self, length: int) -> int | None:
-        """How large the object can be; gzip adds a little to what it cannot compress."""
+    def max_bytes(self, length: int) -> int | None:
+        """The maximum size of the object, None if unknown; gzip adds a little to what it cannot compress."""
         if self.passes_through:
             return length
         return None if self.came_gzip else length + length // 50 + 1024
 
     @property
-    def ending(self) -> str:
-        """Of the object's name."""
-        return ending_of(self.file_type, self.wants_gzip)
+    def extension(self) -> str:
+        """The extension of the object's name."""
+        return extension_of(self.file_type, self.wants_gzip)
 
     @property
     def content_type(self) -> str:
-        """Of the object."""
-        return _CONTENT_TYPES[self.ending]
+        """The content type of the object."""
+        return _CONTENT_TYPES[self.extension]
 
 
 def file_type_of_path(path: str) -> str:
-    """``csv`` or ``json`` if the file's name says so; else empty."""
+    """``csv`` or ``json`` if the file's name contains one of them; otherwise empty."""
     name = path.rpartition("/")[2].lower()
     named = [file_type for file_type in ("csv", "json") if f".{file_type}" in name]
     return named[0] if len(named) == 1 else ""
 
 
-def ending_of(file_type: str, is_compressed: bool) -> str:
-    """The ending of an object's name, such as ``.csv.gz``."""
+def extension_of(file_type: str, is_compressed: bool) -> str:
+    """The extension of an object's name, such as ``.csv.gz``."""
     return f".{file_type}.gz" if is_compressed else f".{file_type}"
 
 
 def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
-    """The first bytes as they came; their plain text from its first character on; whether it holds `until` or is all.
+    """Read the beginning of a file.
 
-    Blanks and a byte order mark at the start are left out; the text is empty if the file has only these.
+    Returns:
+        The first bytes as they are downloaded; the same as plain text, without whitespace and a byte order mark at the
+        start; and whether that text contains `until` or is the whole file.
 
     Raises:
-        ExportIncompleteError: the file is long, and begins with nothing else.
+        ExportIncompleteError: the file is long, and begins with whitespace only.
     """
     buffer = memoryview(bytearray(PIECE_BYTES))
     filled, plain = 0, b""
@@ -125,18 +129,18 @@ def _read_head(reader: RangeReader, until: bytes) -> tuple[bytes, bytes, bool]:
         filled += count
         plain = _plain_start(buffer[:filled])
     if not plain:
-        raise ExportIncompleteError("What came is nothing but blanks in the place of the file.")
+        raise ExportIncompleteError("The content is only whitespace instead of the file.")
     return bytes(buffer[:filled]), plain, until in plain
 
 
 def _plain_start(head: memoryview) -> bytes:
-    """Empty if it has not come yet."""
+    """Plain text of the first bytes; empty if more bytes are needed."""
     if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
         return b""
     if not is_gzip(head):
         return _without_start(bytes(head))
     plain = b""
-    for piece in Gunzip().feed(head):  # a line may go on in the next member
+    for piece in Gunzip().feed(head):  # a line may continue in the next gzip member
         plain += piece
         if len(plain) >= PIECE_BYTES or b"\n" in _without_start(plain):
             break
@@ -144,13 +148,13 @@ def _plain_start(head: memoryview) -> bytes:
 
 
 def _without_start(plain: bytes) -> bytes:
-    """Without blanks and a byte order mark at the start."""
+    """Remove whitespace and a byte order mark at the start."""
     if codecs.BOM_UTF8.startswith(plain):
         return b""
     return plain.removeprefix(codecs.BOM_UTF8).lstrip()
 
 
-# Formats that begin like text, or that people know by name.
+# Formats that begin like text, or that are named in the message.
 _BINARY_FORMATS = {
     "gzip within gzip": re.compile(rb"\x1f\x8b"),
     "a ZIP archive": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
@@ -160,14 +164,14 @@ _BINARY_FORMATS = {
     "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
     "a PDF": re.compile(rb"%PDF-"),
     "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
-    "no UTF-8": re.compile(rb"[\xfe\xff]"),
+    "not UTF-8": re.compile(rb"[\xfe\xff]"),
 }
 _QUOTED_VALUES = re.compile(rb'(?:^|[,\r\n])(?:"[^"]*"?)+')
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def _binary(plain: bytes) -> str:
-    """What a file is if it is no text, by its first bytes; empty if it may be text.
+    """The name of a binary format that the file begins with; empty if it may be text.
 
     Text has no control characters in its first line, and no NUL, except within quotes: values may contain anything.
     """
@@ -179,20 +183,20 @@ def _binary(plain: bytes) -> str:
     return "binary data" if is_binary else ""
 
 
-# What is in every export: columns of CSV in capitals, keys of JSON in lower case.
+# In every export: columns of CSV in upper case, keys of JSON in lower case.
 _COLUMNS = {b"EMAIL", b"CONTACT_ID"}
 _KEYS_OF_A_CONTACT = {"email", "contact_id"}
 _KEYS_OF_AN_ERROR = {"error", "errors", "message", "detail", "code", "fault"}
-# An object with no others is one, too; RFC 9457 requires none of its keys.
+# An object with only these keys is an error, too; RFC 9457 requires none of its keys.
 _KEYS_BESIDE_AN_ERROR = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
 _TYPES_OF_MESSAGES = ("text/html", "xml", "json")
-# SendGrid's own columns are 18; a message has no more commas than a sentence, and no more lines than a page.
+# SendGrid has 18 columns of its own; a message has few commas, and no more lines than a page.
 _FEWEST_COLUMNS, MOST_LINES_OF_A_MESSAGE = 3, 100
 
 
 def _may_be_header(line: bytes) -> bool:
-    """Whether a first line has a column of SendGrid's, or goes on in the next: a name may have a line break."""
-    # A word of a sentence follows a blank.
+    """Whether a first line has a column of SendGrid's, or continues in the next line: a name may have a line break."""
+    # In a sentence, these words follow a space.
     return bool(_COLUMNS & {field.strip(b'"').upper() for field in line.split(b",")}) or line.count(b'"') % 2 == 1
 
 

@@ -13,13 +13,14 @@ class DeliveryOptions:
     """How an export is delivered.
 
     Attributes:
-        compression: ``gzip`` stores gzip whatever came, ``none`` stores plain.
-        part_bytes: size of a part on its way, 5 MiB or more.
-        max_concurrency: parts fetched at once, while one more is sent; memory is about as many times `part_bytes`.
-            Also how many connections one large file, and how many small files, may use at once.
+        compression: ``gzip`` or ``none``: how files are stored, whatever SendGrid sends.
+        part_bytes: size of a part, 5 MiB or more.
+        max_concurrency: how many parts are downloaded at once, while one more is uploaded; memory is about this many
+            times `part_bytes`. It also limits the connections of a large file, and how many small files are transferred
+            at once.
         verify_row_count: count the rows and compare them with SendGrid's count; gzip is verified in any case.
-        write_manifest: write the manifest when all is done.
-        replace: replace what an earlier manifest at this prefix names, and what none names.
+        write_manifest: write the manifest at the end.
+        replace: replace what an earlier manifest at this prefix names, and stored files that no manifest names.
     """
 
     compression: str = "gzip"
@@ -30,11 +31,11 @@ class DeliveryOptions:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be right.
+        """Validate the options.
 
         Raises:
-            ValueError: says which and what it should be.
-            TypeError: likewise.
+            ValueError: an option has an invalid value.
+            TypeError: an option has the wrong type.
         """
         for name in ("verify_row_count", "write_manifest", "replace"):
             require_bool(name, getattr(self, name))

@@ -1,7 +1,7 @@
-"""What a person reads in the log while files are fetched.
+"""Progress lines in the log while files are downloaded.
 
-Knows bytes, seconds and words. Bytes count as they are received. There is a line every ten seconds, also if nothing
-comes; it begins with the figures.
+Knows bytes, seconds and words. Bytes count as they are received. A line is logged every ten seconds, even if nothing
+arrives; it begins with the figures.
 """
 
 from __future__ import annotations
@@ -9,20 +9,33 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 log = logging.getLogger(__name__)
 
 _MIB, _GIB = 1024**2, 1024**3
 
 
+class Receiver(Protocol):
+    """A download: bytes received so far, and length of the file as it is sent, negative while it is not known."""
+
+    length: int
+    received_bytes: int
+
+
+class _File(NamedTuple):
+    download: Receiver
+    started_at: float
+
+
 class Progress:
     """The progress of all files of one delivery; safe to share among threads.
 
     Args:
-        export_id: of the export.
-        file_count: how many files it has.
+        export_id: ID of the export.
+        file_count: number of its files.
         every_seconds: time between two lines.
-        clock: seconds, from any moment on.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -38,73 +51,50 @@ class Progress:
         self._every_seconds = every_seconds
         self._clock = clock
         self._started_at = self._reported_at = clock()
-        self._files: dict[int, FileProgress] = {}
+        self._files: dict[int, _File] = {}
 
     @property
     def seconds(self) -> float:
-        """Since the delivery began."""
+        """Time since the delivery began."""
         return self._clock() - self._started_at
 
-    def file(self, index: int, received_bytes: Callable[[], int]) -> FileProgress:
-        """The progress of file `index` (from 0), from now until `FileProgress.end`.
+    def begin(self, index: int, download: Receiver) -> None:
+        """Report file `index` (from 0) from now on."""
+        self._files[index] = _File(download, self._clock())
 
-        Args:
-            index: of the file.
-            received_bytes: how many of its bytes were received so far.
-        """
-        file = self._files[index] = FileProgress(self._clock, received_bytes, lambda: self._files.pop(index, None))
-        return file
+    def end(self, index: int) -> None:
+        """Report file `index` no longer."""
+        self._files.pop(index, None)
+
+    def seconds_of(self, index: int) -> float:
+        """Time since file `index` began."""
+        return self._clock() - self._files[index].started_at
 
     def report(self) -> None:
-        """Log a line if it is time; call this more often than that."""
-        if self._clock() - self._reported_at < self._every_seconds:
+        """Log a line if it is due; call this more often than that."""
+        now = self._clock()
+        if now - self._reported_at < self._every_seconds:
             return
-        self._reported_at = self._clock()
+        self._reported_at = now
         if files := dict(sorted(self._files.copy().items())):
-            log.info(
-                "%s: %s of SendGrid export %s", _figures(list(files.values())), self._names(files), self._export_id
-            )
+            figures = _figures(list(files.values()), now)
+            log.info("%s: %s of SendGrid export %s", figures, self._names(list(files)), self._export_id)
 
-    def _names(self, files: dict[int, FileProgress]) -> str:
-        numbers = [index + 1 for index in files]
-        name = f"file {numbers[0]}" if len(numbers) == 1 else f"files {numbers[0]} to {numbers[-1]}"
+    def _names(self, indexes: list[int]) -> str:
+        first, last = indexes[0] + 1, indexes[-1] + 1
+        name = f"file {first}" if len(indexes) == 1 else f"files {first} to {last}"
         return f"{name} of {self._file_count}"
 
 
-class FileProgress:
-    """How much of one file was received.
-
-    Attributes:
-        length: of the file as it is sent, in bytes; None until that is known.
-    """
-
-    def __init__(
-        self, clock: Callable[[], float], received_bytes: Callable[[], int], end: Callable[[], object]
-    ) -> None:
-        self.length: int | None = None
-        self.end = end
-        self._clock = clock
-        self._received_bytes = received_bytes
-        self._started_at = clock()
-
-    @property
-    def seconds(self) -> float:
-        """Since this file was begun."""
-        return self._clock() - self._started_at
-
-    @property
-    def received_bytes(self) -> int:
-        """Received so far, at most `length`: what was received twice counts once."""
-        return min(self._received_bytes(), self.length or 0)
-
-
-def _figures(files: list[FileProgress]) -> str:
-    """How far these files are, how fast, and how long they still take."""
-    lengths = [file.length for file in files if file.length is not None]
-    if not lengths:
+def _figures(files: list[_File], now: float) -> str:
+    """How much was received, how fast, and the time left."""
+    downloads = [file.download for file in files if file.download.length >= 0]
+    if not downloads:
         return "Waiting for the first bytes"
-    received, length = sum(file.received_bytes for file in files), sum(lengths)
-    rate = received / max(*(file.seconds for file in files), 1e-3)
+    length = sum(download.length for download in downloads)
+    # Bytes that were received twice count once.
+    received = sum(min(download.received_bytes, download.length) for download in downloads)
+    rate = received / max(*(now - file.started_at for file in files), 1e-3)
     percent = 100 * received // length if length else 100
     if received == length:
         return f"{percent} % {_size(received, length)} received, not all of it stored yet"
@@ -113,7 +103,7 @@ def _figures(files: list[FileProgress]) -> str:
 
 
 def speed(bytes_per_second: float) -> str:
-    """In MB/s, with a digit more for slow links; in kB/s where that would show nothing."""
+    """In MB/s, with one more digit for slow links; in kB/s where MB/s would show zero."""
     if 0 < bytes_per_second < 1e5:
         return f"{bytes_per_second / 1e3:.1f} kB/s"
     return f"{bytes_per_second / 1e6:.{0 if bytes_per_second >= 1e7 else 1}f} MB/s"

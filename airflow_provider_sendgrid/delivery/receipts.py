@@ -1,58 +1,56 @@
-"""What is known of a large object while no manifest names it: a small object beside it, below ``_receipts/``."""
+"""Receipts: small objects that describe large ones while no manifest names them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 
-from airflow_provider_sendgrid.delivery.manifest import FileFacts, to_json
-from airflow_provider_sendgrid.exceptions import (
-    DestinationChangedError,
-)
+from airflow_provider_sendgrid.delivery.manifest import to_json
+from airflow_provider_sendgrid.delivery.object_names import receipt_name
+from airflow_provider_sendgrid.delivery.stored_file import StoredFile
+from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.storage.base import ObjectInfo, Storage, StoredContent
 
-RECEIPTS = "_receipts/"
-_KNOWN_UPLOADS = 8  # in one receipt
+_MAX_UPLOADS = 8  # in one receipt
 
 
-def receipt_name(name: str) -> str:
-    """The name of the receipt of an object."""
-    return f"{RECEIPTS}{name}.json"
+def write_receipt(storage: Storage, file: StoredFile) -> None:
+    """Add a file to its receipt, beside other uploads of it: it is not known yet which of them publishes the object.
 
-
-def write_receipt(storage: Storage, name: str, facts: FileFacts) -> None:
-    """Add facts to a receipt, beside those of other uploads: which of them publishes the object is not known yet."""
-    for _ in range(_KNOWN_UPLOADS):
-        stored = storage.read(receipt_name(name))
-        known = {upload: each.to_json() for upload, each in read_receipt(stored).items() if upload != facts.upload}
-        uploads = [*known.items(), (facts.upload, facts.to_json())][-_KNOWN_UPLOADS:]
-        content = to_json({"uploads": dict(uploads), "digest": _digest(dict(uploads))})
+    Raises:
+        DestinationChangedError: other runs keep changing the receipt.
+    """
+    name = receipt_name(file.name)
+    for _ in range(_MAX_UPLOADS):
+        stored = storage.read(name)
+        known = {each.upload: each.to_json() for each in read_receipt(file.name, stored) if each.upload != file.upload}
+        uploads = dict([*known.items(), (file.upload, file.to_json())][-_MAX_UPLOADS:])
+        content = to_json({"uploads": uploads, "digest": _digest(uploads)})
         try:
-            over = stored.version if stored else None
-            storage.put(receipt_name(name), content, ObjectInfo("application/json", {}), over)
+            storage.put(name, content, ObjectInfo("application/json", {}), stored.version if stored else None)
         except DestinationChangedError:
             continue
         return
-    raise DestinationChangedError(f"Other runs keep changing {storage.uri(receipt_name(name))}. Run the task again.")
+    raise DestinationChangedError(f"Other runs keep changing {storage.uri(name)}. Run the task again.")
 
 
-def _digest(uploads: object) -> str:
-    """What shows that a receipt was damaged: what it says of a file becomes the manifest's SHA-256."""
-    return hashlib.sha256(json.dumps(uploads, sort_keys=True).encode()).hexdigest()
-
-
-def read_receipt(stored: StoredContent | None) -> dict[str, FileFacts]:
-    """Facts by the ids of uploads; those of earlier versions have the id ''. None if the receipt is damaged."""
+def read_receipt(name: str, stored: StoredContent | None) -> list[StoredFile]:
+    """Read the receipt of an object, a file for each upload; none if there is no receipt or it is damaged."""
     try:
         receipt = json.loads(stored.content) if stored else None
     except (ValueError, RecursionError):
-        return {}
+        return []
     if not isinstance(receipt, dict) or ("uploads" in receipt and receipt.get("digest") != _digest(receipt["uploads"])):
-        return {}
+        return []
+    # Earlier versions kept a single file.
     uploads = receipt.get("uploads") if "uploads" in receipt else {"": receipt}
-    found = {
-        str(upload): FileFacts.from_metadata(facts)
-        for upload, facts in (uploads.items() if isinstance(uploads, dict) else ())
-        if isinstance(facts, dict)
-    }
-    return {upload: facts for upload, facts in found.items() if facts is not None and facts.upload == upload}
+    return [
+        file
+        for upload, texts in (uploads.items() if isinstance(uploads, dict) else ())
+        if isinstance(texts, dict) and (file := StoredFile.parse(name, texts)) is not None and file.upload == upload
+    ]
+
+
+def _digest(uploads: object) -> str:
+    """Reveals a damaged receipt: its SHA-256 of a file is copied to the manifest."""
+    return hashlib.sha256(json.dumps(uploads, sort_keys=True).encode()).hexdigest()

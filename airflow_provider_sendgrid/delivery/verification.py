@@ -1,4 +1,4 @@
-"""Gunzips a file to its end and counts its rows, while its parts are stored."""
+"""Decompresses a file to its end and counts its rows, while its parts are stored."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from concurrent.futures import Future
 from airflow_provider_sendgrid.compression import Gunzip
 from airflow_provider_sendgrid.delivery.first_bytes import PIECE_BYTES, FilePlan
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
-from airflow_provider_sendgrid.exceptions import (
-    ExportIncompleteError,
-)
+from airflow_provider_sendgrid.exceptions import ExportIncompleteError
 from airflow_provider_sendgrid.files.rows import RecordCount, RecordCounter, record_counter
 from airflow_provider_sendgrid.threads import DaemonExecutor
 
-_PIECES_AHEAD = 2  # of gunzip's before the counting
+_MAX_UNCOUNTED = 2  # decompressed pieces that wait to be counted
 
 
 class Verification:
-    """Gunzips a file to its end, and counts its rows: of the parts as they are stored, while the next ones arrive.
+    """Decompresses each part and counts its rows while the part is stored and the next ones arrive.
 
-    One thread gunzips, another counts what came of it (measured with two cores: 1.4 times as fast as one thread for
-    both). Where plain text is stored as gzip, rows are counted before that. Gzip is verified even if rows are not
+    One thread decompresses, another counts (measured with two cores: 1.4 times as fast as one thread for both). Where
+    plain text is stored as gzip, rows are counted before it is compressed. Gzip is verified even if rows are not
     counted.
     """
 
@@ -39,7 +37,7 @@ class Verification:
             each.shutdown(wait=False, cancel_futures=True)
 
     def tap(self, part: memoryview) -> Future[None] | None:
-        """Verify a part as it is stored; the future is done when its bytes may be used again."""
+        """Verify a part while it is stored; the future is done when the part's memory may be used again."""
         if self._gunzip is not None:
             return self._gunzips.submit(self._gunzip_and_count, self._gunzip, part)
         if self._counter is None or not self._counts_stored:
@@ -52,10 +50,10 @@ class Verification:
             self._counter.feed(plain)
 
     def finish(self) -> RecordCount | None:
-        """What was counted, once every part was; None if rows are not counted.
+        """Return the count, after the last part; None if rows are not counted.
 
         Raises:
-            ExportIncompleteError: the end is missing, or these are no contacts.
+            ExportIncompleteError: the end of the file is missing, or it holds no contacts.
         """
         if self._gunzip is not None:
             self._gunzip.close()
@@ -77,5 +75,5 @@ class Verification:
             if self._counter is None:
                 continue
             self._uncounted.append(self._counts.submit(self._counter.feed, plain))
-            if len(self._uncounted) > _PIECES_AHEAD:
+            if len(self._uncounted) > _MAX_UNCOUNTED:
                 self._uncounted.popleft().result()

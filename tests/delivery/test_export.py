@@ -372,7 +372,7 @@ def test_a_page_in_the_place_of_a_file_is_not_stored(sendgrid, s3, contacts, com
     """Its one line would pass for the header of an empty export, and for anything where rows are not counted."""
     export_id = sendgrid.export(contacts)
     sendgrid.emulator.inject(Fault("html", listener="files"))
-    with pytest.raises(ExportIncompleteError, match="file 1 of 1: What came is a page of HTML or XML"):
+    with pytest.raises(ExportIncompleteError, match="file 1 of 1: The content is an HTML or XML page"):
         deliver(sendgrid, s3, export_id, compression=compression, verify_row_count=verify_row_count)
     assert_nothing_stored(s3)
 
@@ -396,7 +396,7 @@ def test_a_file_that_changes_on_the_way_is_fetched_anew_and_the_log_says_so(send
     delivery = deliver(sendgrid, s3, export_id)
     assert truth(sendgrid, export_id) == [s3.read_plain(file.uri) for file in delivery.files]
     assert "the file changed while it was read" in caplog.text
-    assert "It is fetched again from its start." in caplog.text
+    assert "Restarting the download." in caplog.text
 
 
 def test_a_file_that_never_stops_changing_is_given_up(sendgrid, s3):

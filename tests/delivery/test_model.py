@@ -32,11 +32,13 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from airflow_provider_sendgrid.delivery import export as delivery_module
-from airflow_provider_sendgrid.delivery import file as file_module
+from airflow_provider_sendgrid.delivery import lookup as lookup_module
+from airflow_provider_sendgrid.delivery import queue as queue_module
+from airflow_provider_sendgrid.delivery import uploads as uploads_module
 from airflow_provider_sendgrid.delivery import verification
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
-from airflow_provider_sendgrid.delivery.manifest import MANIFEST_NAME
-from airflow_provider_sendgrid.delivery.order import unique_paths
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.lookup import FileLookup
+from airflow_provider_sendgrid.delivery.object_names import MANIFEST_NAME
 from airflow_provider_sendgrid.delivery.publication import Publication
 from airflow_provider_sendgrid.exceptions import (
     DestinationError,
@@ -825,7 +827,7 @@ PROFILE = settings(
 def _model(monkeypatch):
     monkeypatch.setattr(base, "MIN_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(fetch_module, "ThreadPoolExecutor", CallsAtOnce)
-    for module in (delivery_module, verification):
+    for module in (queue_module, uploads_module, verification):
         monkeypatch.setattr(module, "DaemonExecutor", CallsAtOnce)
     monkeypatch.setattr(StopSignal, "call", call_at_once)
     monkeypatch.setattr(StopSignal, "wait", lambda signal, _: signal.raise_if_set())
@@ -863,8 +865,8 @@ def any_manifest_is_overwritten(monkeypatch):
 
 
 def files_are_known_by_their_position(monkeypatch):
-    monkeypatch.setattr(delivery_module, "pinned_order", lambda _storage, export, _manifest: unique_paths(export))
-    monkeypatch.setattr(file_module, "_is_place_of", lambda *_: True)
+    monkeypatch.setattr(delivery_module, "pinned_order", lambda _storage, export, _manifest: list(export.paths))
+    monkeypatch.setattr(FileLookup, "_is_object_of_file", lambda *_: True)
 
 
 def deletes_do_not_look_at_versions(monkeypatch):
@@ -873,7 +875,7 @@ def deletes_do_not_look_at_versions(monkeypatch):
 
 
 def objects_to_be_deleted_count_as_stored(monkeypatch):
-    monkeypatch.setattr(Publication, "is_to_be_deleted", lambda *_: False)
+    monkeypatch.setattr(Publication, "may_be_deleted", lambda *_: False)
 
 
 def only_what_the_manifest_names_is_replaced(monkeypatch):
@@ -881,11 +883,11 @@ def only_what_the_manifest_names_is_replaced(monkeypatch):
 
 
 def receipts_are_not_read(monkeypatch):
-    monkeypatch.setattr(file_module, "read_receipt", lambda _: {})
+    monkeypatch.setattr(lookup_module, "read_receipt", lambda *_: [])
 
 
 def uploads_are_not_aborted(monkeypatch):
-    monkeypatch.setattr(file_module, "abort_quietly", lambda *_, **__: None)
+    monkeypatch.setattr(uploads_module, "abort_and_log", lambda *_, **__: None)
 
 
 def gzip_is_not_verified(monkeypatch):

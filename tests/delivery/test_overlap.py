@@ -653,7 +653,7 @@ def test_nothing_in_the_place_of_an_export_with_contacts_is_no_file(options):
         source.server.files["/a"] = b""
         for export_id in ("6f", "other"):
             again = {"compression": "none", "replace": True}
-            with pytest.raises(ExportIncompleteError, match="What came is empty, SendGrid counted 6 contacts"):
+            with pytest.raises(ExportIncompleteError, match="The content is empty, but SendGrid counted 6 contacts"):
                 deliver(source(export_id, ["/a"], 6), storage, **again, **options)
         assert before == storage.objects
         empty = MemoryStorage()
@@ -740,7 +740,7 @@ def test_files_are_replaced_only_by_the_rows_that_were_counted():
     with exports({path: gzip.compress(text, mtime=1) for path, text in files.items()}) as source:
         deliver(source("6f", list(files), 12), storage, verify_row_count=False)
     before = dict(storage.objects)
-    is_refused = pytest.raises(ExportIncompleteError, match="It holds 6 records, and held 7 a moment ago")
+    is_refused = pytest.raises(ExportIncompleteError, match="It has 6 records, but had 7 in the download before")
     with exports(dict(files), bend=bend) as source, is_refused:
         deliver(source("6f", list(files), 12), storage, replace=True, max_concurrency=1)
     assert before["6f-00002-of-00002.csv.gz"] is storage.objects["6f-00002-of-00002.csv.gz"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 
@@ -12,18 +13,26 @@ from tests.support.sendgrid_source import HandClock
 MIB, GIB = 1024**2, 1024**3
 
 
+@dataclass
+class Download:
+    length: int
+    received_bytes: int = 0
+
+
 class Fetching:
-    """Files of one export; `received` is what came of each so far."""
+    """The downloads of one export."""
 
     def __init__(self, clock, file_count: int, **options) -> None:
         self.progress = Progress("6f", file_count, clock=clock, **options)
-        self.received: dict[int, int] = {}
+        self.downloads: dict[int, Download] = {}
 
-    def begin(self, index: int, length: int | None):
-        self.received[index] = 0
-        file = self.progress.file(index, lambda: self.received[index])
-        file.length = length
-        return file
+    def begin(self, index: int, length: int) -> None:
+        self.downloads[index] = Download(length)
+        self.progress.begin(index, self.downloads[index])
+
+    def receive(self, index: int, count: int) -> None:
+        """Receive bytes of a file, `count` in all."""
+        self.downloads[index].received_bytes = count
 
 
 @pytest.fixture
@@ -41,7 +50,7 @@ def test_a_line_begins_with_the_figures_and_names_the_export_once(clock, lines):
     fetching = Fetching(clock, 5)
     fetching.begin(1, 2 * GIB)
     clock.advance(20)
-    fetching.received[1] = GIB + GIB // 4
+    fetching.receive(1, GIB + GIB // 4)
     fetching.progress.report()
     assert ["62 % 1.2 of 2.0 GiB, 67 MB/s, about 12 s left: file 2 of 5 of SendGrid export 6f"] == lines()
 
@@ -51,7 +60,8 @@ def test_small_files_are_reported_in_mib_and_together(clock, lines):
     for index in (2, 3, 5):
         fetching.begin(index, 40 * MIB)
     clock.advance(10)
-    fetching.received |= {2: 20 * MIB, 5: 10 * MIB}
+    fetching.receive(2, 20 * MIB)
+    fetching.receive(5, 10 * MIB)
     fetching.progress.report()
     assert ["25 % 30.0 of 120.0 MiB, 3.1 MB/s, about 30 s left: files 3 to 6 of 9 of SendGrid export 6f"] == lines()
 
@@ -78,7 +88,7 @@ def test_what_is_received_but_not_stored_is_not_called_done(clock, lines):
     """The storage may be slower than SendGrid."""
     fetching = Fetching(clock, 1)
     fetching.begin(0, GIB)
-    fetching.received[0] = GIB
+    fetching.receive(0, GIB)
     clock.advance(10)
     fetching.progress.report()
     assert ["100 % 1.0 of 1.0 GiB received, not all of it stored yet: file 1 of 1 of SendGrid export 6f"] == lines()
@@ -86,7 +96,7 @@ def test_what_is_received_but_not_stored_is_not_called_done(clock, lines):
 
 def test_a_file_that_does_not_answer_is_reported(clock, lines):
     fetching = Fetching(clock, 1)
-    fetching.begin(0, None)
+    fetching.begin(0, -1)
     clock.advance(10)
     fetching.progress.report()
     assert ["Waiting for the first bytes: file 1 of 1 of SendGrid export 6f"] == lines()
@@ -102,7 +112,8 @@ def test_a_short_delivery_reports_nothing_on_the_way(clock, lines):
 
 def test_what_ended_is_not_reported(clock, lines):
     fetching = Fetching(clock, 2)
-    fetching.begin(0, GIB).end()
+    fetching.begin(0, GIB)
+    fetching.progress.end(0)
     clock.advance(10)
     fetching.progress.report()
     assert [] == lines()
@@ -113,7 +124,7 @@ def test_no_length_and_no_time_are_too_small_to_be_reported(clock, lines, length
     """Neither divides by zero."""
     fetching = Fetching(clock, 1, every_seconds=0.0)
     fetching.begin(0, length)
-    fetching.received[0] = count
+    fetching.receive(0, count)
     fetching.progress.report()
     [line] = lines()
     assert line.startswith(percent)
@@ -123,10 +134,13 @@ def test_a_rate_is_that_of_the_file_not_of_the_delivery(clock, lines):
     """A file that was begun late is not slow; bytes that came twice do not count twice."""
     fetching = Fetching(clock, 2)
     clock.advance(1_000)
-    file = fetching.begin(1, 100 * MIB)
+    fetching.begin(1, 100 * MIB)
     clock.advance(1)
-    fetching.received[1] = 50 * MIB
+    fetching.receive(1, 50 * MIB)
     fetching.progress.report()
     assert ["50 % 50.0 of 100.0 MiB, 52 MB/s, about 1 s left: file 2 of 2 of SendGrid export 6f"] == lines()
-    fetching.received[1] = 200 * MIB
-    assert (100 * MIB, 1.0, 1_001.0) == (file.received_bytes, file.seconds, fetching.progress.seconds)
+    fetching.receive(1, 200 * MIB)
+    assert (1.0, 1_001.0) == (fetching.progress.seconds_of(1), fetching.progress.seconds)
+    clock.advance(10)
+    fetching.progress.report()
+    assert lines()[-1].startswith("100 % 100.0 of 100.0 MiB received")
