@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
+from traceback import walk_tb
 from typing import Any, cast
 
 from airflow_provider_sendgrid.exceptions import (
@@ -304,11 +305,27 @@ def _describe(error: Exception) -> Failure | None:
     if isinstance(error, GoogleAPICallError):
         status = str(int(error.code)) if error.code else name
         return Failure((*_reasons(error.errors), status), f"{status} {error.message}")
+    if (response := _response_of_unreadable_error(error)) is not None:
+        return Failure((str(response.status_code),), f"{response.status_code} {response.text}")
     if isinstance(error, (InvalidJSONError, TooManyRedirects, *UNREADABLE_ANSWER)) or name in _UNREADABLE:
         return Failure((name,), f"the answer cannot be read ({name}: {error})")
     if isinstance(error, (TransportError, RequestException)):
         return Failure((NO_ANSWER,), f"no answer ({name}: {error})")
     return Failure((name,), f"no credentials ({name}: {error})") if isinstance(error, GoogleAuthError) else None
+
+
+def _response_of_unreadable_error(error: Exception) -> Any:
+    """The error response that Google's client could not parse; None if `error` has another cause.
+
+    The client expects ``{"error": {...}}`` and raises AttributeError for ``{"error": "text"}``, which gateways send.
+    The status is known only to the function that failed, so it is read from the traceback.
+    """
+    from google.api_core.exceptions import from_http_response
+
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code is from_http_response.__code__:
+            return frame.f_locals.get("response")
+    return None
 
 
 # A download whose checksum is wrong, by whichever of Google's packages.

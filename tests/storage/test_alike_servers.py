@@ -109,3 +109,13 @@ def test_only_what_may_pass_is_tried_again(storage_at, answer, attempts, monkeyp
     with alike_server(answer) as url, pytest.raises(ERRORS):
         storage_at(url).put("a.csv", b"1", INFO)
     assert (attempts - 1) == len([each for each in pauses[: ATTEMPTS - 1] if each])
+
+
+@pytest.mark.parametrize(("answer", "attempts"), [("503 page", ATTEMPTS), ("503 text in JSON", ATTEMPTS)])
+def test_a_look_is_retried_however_the_server_words_its_error(storage_at, answer, attempts, monkeypatch):
+    """Google's client raises AttributeError over ``{"error": "text"}``."""
+    pauses = []
+    monkeypatch.setattr("tests.storage.test_alike_servers.no_sleep", pauses.append)
+    with alike_server(answer) as url, pytest.raises(DestinationError, match="503"):
+        storage_at(url).head("a.csv")
+    assert (attempts - 1) == len(pauses)
