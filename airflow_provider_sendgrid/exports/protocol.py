@@ -26,6 +26,7 @@ from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
 
+from airflow_provider_sendgrid.backoff import backoff_seconds
 from airflow_provider_sendgrid.exceptions import (
     SendGridAuthError,
     SendGridBadRequestError,
@@ -111,8 +112,7 @@ class Patience:
 
     def wait_seconds(self, tried: int) -> float:
         """How long to wait after `tried` requests, where SendGrid does not say."""
-        full = min(self.first_wait_seconds * 2.0 ** (tried - 1), self.longest_wait_seconds)
-        return full * (0.5 + self.jitter() / 2)
+        return backoff_seconds(tried, self.first_wait_seconds, self.longest_wait_seconds, self.jitter())
 
 
 DEFAULT_PATIENCE = Patience()

@@ -25,6 +25,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from airflow_provider_sendgrid.backoff import backoff_seconds
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError, SendGridError, redact
 from airflow_provider_sendgrid.exports.sending import Sending, recorded_in
 from airflow_provider_sendgrid.stopping import StopSignal, shut_down
@@ -72,8 +73,7 @@ class DownloadLimits:
 
     def wait_seconds(self, failures: int) -> float:
         """How long to wait after `failures` tries in a row that brought too little."""
-        full = min(self.first_wait_seconds * 2.0 ** (failures - 1), self.longest_wait_seconds)
-        return full * (0.5 + self.jitter() / 2)
+        return backoff_seconds(failures, self.first_wait_seconds, self.longest_wait_seconds, self.jitter())
 
 
 DEFAULT_LIMITS = DownloadLimits()

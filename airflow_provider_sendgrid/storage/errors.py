@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from airflow_provider_sendgrid.backoff import backoff_seconds
 from airflow_provider_sendgrid.exceptions import (
     DestinationChangedError,
     DestinationError,
@@ -169,4 +170,4 @@ def _shortened(text: str) -> str:
 
 def pause_seconds(number: int) -> float:
     """How long to wait after attempt `number` (from 1)."""
-    return min(2.0**number, LONGEST_PAUSE_SECONDS)
+    return backoff_seconds(number, 2.0, LONGEST_PAUSE_SECONDS)
