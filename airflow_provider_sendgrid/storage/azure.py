@@ -28,19 +28,19 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.errors import (
     CHANGED,
-    NO_ANSWER,
-    PASSING,
+    NO_RESPONSE,
     RUN_AGAIN,
-    UNREADABLE_ANSWER,
+    TRANSIENT,
+    UNREADABLE_RESPONSE,
     Failure,
     Meaning,
-    Requests,
+    RetriedCalls,
 )
 
 log = logging.getLogger(__name__)
 
 _TOKEN = "sendgrid-write"  # noqa: S105  metadata, no secret
-# `Requests` repeats what may be repeated, and can be stopped between two attempts; the client cannot.
+# `RetriedCalls` repeats what may be repeated, and can be stopped between two attempts; the client cannot.
 _ONCE = {"retry_total": 0}
 
 _NO_CONTAINER = Meaning(DestinationRefusedError, "Correct the container's name, its permissions or the connection.")
@@ -66,7 +66,7 @@ _ERRORS: Mapping[str, Meaning] = {
     "InvalidBlobType": Meaning(DestinationRefusedError, "A blob of another type has this name: delete it."),
     "AccountIsDisabled": Meaning(DestinationRefusedError, "Enable the storage account."),
     "InvalidMetadata": Meaning(DestinationRefusedError, "The account does not accept the blob's metadata."),
-    "Md5Mismatch": PASSING,
+    "Md5Mismatch": TRANSIENT,
 }
 
 
@@ -90,7 +90,7 @@ class AzureStorage:
         self._container = container
         self._address = address
         self._prefix = prefix
-        self._requests = Requests("Azure", _ERRORS, _describe, sleep)
+        self._calls = RetriedCalls("Azure", _ERRORS, _failure_of, sleep)
         self._is_listing_refused = False
 
     def uri(self, name: str) -> str:
@@ -122,7 +122,7 @@ class AzureStorage:
 
             self._publish("commit", name, info, over, size, send)
 
-        return AzureUpload(self._blob(name), self.uri(name), self._requests, commit)
+        return AzureUpload(self._blob(name), self.uri(name), self._calls, commit)
 
     def read(self, name: str) -> StoredContent | None:
         """A small blob, None if there is none."""
@@ -134,9 +134,9 @@ class AzureStorage:
                 raise _DamagedError
             return StoredContent(content, _etag(stream.properties.etag))
 
-        stored = self._requests.find("read", self.uri(name), send)
+        stored = self._calls.find("read", self.uri(name), send)
         if stored is not None and not stored.version:
-            raise self._requests.unverified("read", self.uri(name), "the answer has no ETag")
+            raise self._calls.unverified("read", self.uri(name), "the answer has no ETag")
         return stored
 
     def head(self, name: str) -> StoredInfo | None:
@@ -159,7 +159,7 @@ class AzureStorage:
             return {blob.name.removeprefix(self._prefix): _etag(blob.etag) for blob in blobs}
 
         try:
-            return {name: version for name, version in self._requests.write("list", self.uri(""), send).items() if name}
+            return {name: version for name, version in self._calls.write("list", self.uri(""), send).items() if name}
         except DestinationRefusedError as error:
             if not self._is_listing_refused:
                 log.warning("The blobs cannot be listed: %s", error)
@@ -173,7 +173,7 @@ class AzureStorage:
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
         """Delete a blob if it has this ETag."""
         with suppress(DestinationChangedError):
-            self._requests.find(
+            self._calls.find(
                 "delete",
                 self.uri(name),
                 lambda: self._blob(name).delete_blob(delete_snapshots="include", **_condition(version), **_ONCE),
@@ -184,9 +184,9 @@ class AzureStorage:
 
     def _look(self, name: str) -> Any:
         """Azure's properties of a blob, with an ETag and a size; None if there is no blob."""
-        properties = self._requests.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
+        properties = self._calls.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
         if properties is not None and (not properties.etag or properties.size is None):
-            raise self._requests.unverified("look", self.uri(name), "the answer has no ETag or no size")
+            raise self._calls.unverified("look", self.uri(name), "the answer has no ETag or no size")
         return properties
 
     def _publish(
@@ -205,9 +205,9 @@ class AzureStorage:
         must carry the token.
         """
         token = secrets.token_hex(8)
-        arguments = {**_described(info, token), **_condition(over), **_ONCE}
+        arguments = {**_arguments_of(info, token), **_condition(over), **_ONCE}
         try:
-            answer = self._requests.write(operation, self.uri(name), lambda: send(arguments))
+            answer = self._calls.write(operation, self.uri(name), lambda: send(arguments))
         except (DestinationChangedError, DestinationError):
             with suppress(SendGridError):
                 return self._confirm(operation, name, token, size, md5)
@@ -224,14 +224,14 @@ class AzureStorage:
         properties = self._look(name)
         if properties is None or properties.size != size:
             what = "the storage accepted the blob, but does not have all of it"
-            raise self._requests.unverified(operation, self.uri(name), what)
+            raise self._calls.unverified(operation, self.uri(name), what)
         if _metadata(properties).get(_TOKEN) != token:
-            raise self._requests.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
+            raise self._calls.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
         etag = _etag(properties.etag)
         if md5 is not None and (_has_other_md5(answer, md5) or _has_other_md5(properties.content_settings, md5)):
             self._discard(name, etag)
             what = "the stored blob has another MD5 than what was sent; the bytes were damaged on their way"
-            raise self._requests.unverified(operation, self.uri(name), what)
+            raise self._calls.unverified(operation, self.uri(name), what)
         return etag
 
     def _discard(self, name: str, etag: str) -> None:
@@ -241,7 +241,7 @@ class AzureStorage:
             try:
                 self.delete(name, etag)
             except DestinationRefusedError:
-                self._requests.write(
+                self._calls.write(
                     "put", self.uri(name), lambda: self._blob(name).upload_blob(b"", overwrite=True, **arguments)
                 )
 
@@ -252,14 +252,14 @@ class AzureUpload:
     Args:
         blob: its client.
         uri: of the blob, for messages.
-        requests: how Azure is asked.
+        calls: to Azure.
         commit: publishes a list of blocks, so many bytes in all.
     """
 
-    def __init__(self, blob: Any, uri: str, requests: Requests, commit: Callable[[list[Any], int], None]) -> None:
+    def __init__(self, blob: Any, uri: str, calls: RetriedCalls, commit: Callable[[list[Any], int], None]) -> None:
         self._blob = blob
         self._uri = uri
-        self._requests = requests
+        self._calls = calls
         self._commit = commit
         # Another run may have staged blocks of the same blob: none of its numbers is mistaken for one of ours.
         self._token = secrets.token_hex(8)
@@ -276,7 +276,7 @@ class AzureUpload:
             if _has_other_md5(self._blob.stage_block(block_id, part, length=len(part), headers=headers, **_ONCE), md5):
                 raise _DamagedError
 
-        self._requests.write("upload", self._uri, send)
+        self._calls.write("upload", self._uri, send)
         with self._lock:
             self._blocks[number] = block_id, len(part)
 
@@ -291,7 +291,7 @@ class AzureUpload:
         """Nothing is to be seen of blocks that are not committed."""
 
 
-def _described(info: ObjectInfo, token: str) -> dict[str, Any]:
+def _arguments_of(info: ObjectInfo, token: str) -> dict[str, Any]:
     from azure.storage.blob import ContentSettings
 
     # Azure's names of metadata are identifiers: they have no hyphens.
@@ -332,8 +332,8 @@ def _etag(value: str | None) -> str:
     return (value or "").strip('"')
 
 
-def _describe(error: Exception) -> Failure | None:
-    """What is known of an exception of Azure's client."""
+def _failure_of(error: Exception) -> Failure | None:
+    """What an exception of Azure's client says; None for any other exception."""
     from azure.core.exceptions import AzureError, HttpResponseError
 
     if isinstance(error, _DamagedError):
@@ -343,7 +343,7 @@ def _describe(error: Exception) -> Failure | None:
         known = str(getattr(code, "value", code)) if code else f"{status} without a code"
         return Failure((known, str(status)), f"{status} ({known}: {error.reason})")
     if isinstance(error, AzureError):
-        return Failure((NO_ANSWER,), f"no answer ({type(error).__name__})")
-    if isinstance(error, UNREADABLE_ANSWER):
+        return Failure((NO_RESPONSE,), f"no answer ({type(error).__name__})")
+    if isinstance(error, UNREADABLE_RESPONSE):
         return Failure((type(error).__name__,), f"the answer cannot be read ({type(error).__name__}: {error})")
     return None

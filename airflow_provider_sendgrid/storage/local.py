@@ -24,6 +24,7 @@ from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.errors import Meaning, find_meaning, storage_error
 from airflow_provider_sendgrid.storage.sequential import InOrderUpload
 
 log = logging.getLogger(__name__)
@@ -32,21 +33,25 @@ _UNFINISHED = ".part"
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
-# What no further attempt helps; everything else may pass.
-_REFUSED = {
-    errno.EACCES: "Correct the folder's permissions or the path.",
-    errno.EPERM: "Correct the folder's permissions or the path.",
-    errno.EROFS: "The file system is read-only: mount it writable, or correct the path.",
-    errno.ENOTDIR: "Something on the path is a file: correct the path.",
-    errno.EISDIR: "A folder has the file's name: correct the path.",
-    errno.ENAMETOOLONG: "Shorten the path.",
-    errno.ELOOP: "The path's symbolic links form a loop: correct them.",
-    errno.EEXIST: "Something else has this name, such as a symbolic link that leads nowhere: delete it.",
+_PERMISSIONS = Meaning(DestinationRefusedError, "Correct the folder's permissions or the path.")
+_ERRORS = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: Meaning(
+        DestinationRefusedError, "The file system is read-only: mount it writable, or correct the path."
+    ),
+    errno.ENOTDIR: Meaning(DestinationRefusedError, "Something on the path is a file: correct the path."),
+    errno.EISDIR: Meaning(DestinationRefusedError, "A folder has the file's name: correct the path."),
+    errno.ENAMETOOLONG: Meaning(DestinationRefusedError, "Shorten the path."),
+    errno.ELOOP: Meaning(DestinationRefusedError, "The path's symbolic links form a loop: correct them."),
+    errno.EEXIST: Meaning(
+        DestinationRefusedError,
+        "Something else has this name, such as a symbolic link that leads nowhere: delete it.",
+    ),
+    errno.ENOSPC: Meaning(DestinationError, "Free some disk space and run the task again."),
+    errno.EDQUOT: Meaning(DestinationError, "Free some disk space or raise the quota, and run the task again."),
 }
-_PASSING = {
-    errno.ENOSPC: "Free some disk space and run the task again.",
-    errno.EDQUOT: "Free some disk space or raise the quota, and run the task again.",
-}
+_OTHER_ERROR = Meaning(DestinationError, "Run the task again; if that does not help, check the disk.")
 
 
 class LocalStorage:
@@ -254,11 +259,8 @@ def _translated(operation: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = f"{operation} of {path}: {error}."
-        if error.errno in _REFUSED:
-            raise DestinationRefusedError(f"{text} {_REFUSED[error.errno]}") from error
-        next_step = _PASSING.get(error.errno or 0, "Run the task again; if that does not help, check the disk.")
-        raise DestinationError(f"{text} {next_step}") from error
+        meaning = find_meaning([error.errno], _ERRORS, default=_OTHER_ERROR)
+        raise storage_error(f"{operation} of {path}: {error}", meaning) from error
 
 
 @contextmanager

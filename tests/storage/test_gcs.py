@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredContent
-from airflow_provider_sendgrid.storage.gcs import GcsUpload
+from airflow_provider_sendgrid.storage.gcs_upload import GcsUpload
 from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.destinations import Destination
 from tests.support.losing_proxy import LosingProxy

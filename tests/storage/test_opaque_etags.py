@@ -15,6 +15,7 @@ from airflow_provider_sendgrid.exceptions import DestinationChangedError, Destin
 from airflow_provider_sendgrid.storage.base import MIB, UPLOAD_KEY, ObjectInfo
 from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.losing_proxy import LosingProxy
 from tests.support.opaque_proxy import OpaqueProxy
@@ -97,8 +98,8 @@ def test_a_server_where_etags_cannot_be_tried_is_believed_as_before(s3, monkeypa
             raise DestinationError("no")
         return send(self, method, name, arguments, is_damaged)
 
-    send = S3Storage.send
-    monkeypatch.setattr(S3Storage, "send", refuse)
+    send = S3Calls.send
+    monkeypatch.setattr(S3Calls, "send", refuse)
     with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged on its way"):
         storage.put("a.csv", CONTENT, INFO, None)
     with storage_behind(s3, encryption="AES256") as (_, storage):

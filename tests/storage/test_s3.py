@@ -15,7 +15,9 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
-from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
+from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config, split_s3_uri
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls
+from airflow_provider_sendgrid.storage.s3_listing import listing_prefix
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.destinations import s3_client
@@ -396,7 +398,7 @@ def test_a_server_that_answers_everything_alike_takes_nothing(answer):
                 storage.put("a.csv", CONTENT, INFO, over)
         with pytest.raises(errors):
             storage.begin("a.csv", INFO)
-        upload = S3Upload(storage, "a.csv", "1", INFO)
+        upload = storage._upload("a.csv", "1", INFO)
         with pytest.raises(errors):
             upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
         with pytest.raises(errors):
@@ -470,10 +472,10 @@ def test_a_delete_is_not_repeated_over_what_another_run_stored(s3, storage):
 
 @pytest.mark.parametrize("is_theirs", [False, True])
 def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3, monkeypatch, is_theirs):
-    members = S3Storage._members
+    members = S3Calls.members
     monkeypatch.setattr(
-        S3Storage,
-        "_members",
+        S3Calls,
+        "members",
         lambda self, method: {key: shape for key, shape in members(self, method).items() if not key.startswith("If")},
     )
     act = (lambda: s3.client.put_object(Bucket=s3.bucket, Key="in/a.csv", Body=b"theirs")) if is_theirs else list
@@ -563,10 +565,10 @@ def test_an_etag_that_the_server_compares_otherwise_is_no_change(s3, storage, ca
 
 def test_a_boto3_that_knows_no_conditions_looks_right_before(s3, storage, monkeypatch):
     """As the oldest one that Airflow 2.10 pins."""
-    members = S3Storage._members
+    members = S3Calls.members
     monkeypatch.setattr(
-        S3Storage,
-        "_members",
+        S3Calls,
+        "members",
         lambda self, method: {name: shape for name, shape in members(self, method).items() if "Match" not in name},
     )
     version = storage.put("a.csv", CONTENT, INFO, None)
@@ -591,7 +593,7 @@ def put(storage, in_parts):
 
 def store(storage, in_parts, upload_id="1"):
     if in_parts:
-        S3Upload(storage, "a.csv", upload_id, INFO).write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+        storage._upload("a.csv", upload_id, INFO).write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
     else:
         storage.put("a.csv", CONTENT, INFO)
 
@@ -704,8 +706,8 @@ def test_ending_an_upload_that_has_ended_is_no_error(s3, storage, code):
 def test_a_directory_bucket_lists_uploads_by_a_folder(s3):
     """Its prefixes must end in a slash."""
     storage = S3Storage(s3.client, "lake--use1-az4--x-s3", "a/in", {})
-    assert {"Prefix": "a/"} == storage._prefix_of("a/in-1.csv")
-    assert {} == storage._prefix_of("1.csv")
+    assert {"Prefix": "a/"} == listing_prefix(storage._calls, "a/in-1.csv")
+    assert {} == listing_prefix(storage._calls, "1.csv")
 
 
 ARNS = (
