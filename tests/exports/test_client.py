@@ -30,6 +30,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import Patience, Request
 from airflow_provider_sendgrid.exports.sessions import new_download_session, new_session
+from tests.support.clock import FakeClock
 
 MARKETING = ExportFamily.MARKETING
 EXPORTS = "/v3/marketing/contacts/exports"
@@ -38,41 +39,26 @@ NOW = 1_767_323_045.0
 
 
 @dataclass
-class Clock:
-    """Seconds since the epoch; they pass while somebody sleeps."""
-
-    now: float = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
 class Speaker:
     """One client after another of one kind, each for a single conversation."""
 
     kind: str
     connection: SendGridConnection
-    clock: Clock = field(default_factory=Clock)
-    slept: list[float] = field(default_factory=list)
+    clock: FakeClock = field(default_factory=lambda: FakeClock(NOW))
 
     def converse(self, *conversations) -> Any:
         """Carry conversations to their end, one after another; return the last one's result."""
         if self.kind == "httpx":
             return asyncio.run(self._aconverse(*conversations))
-        with SendGridClient(self.connection, sleep=self.sleep, clock=self.clock) as client:
+        with SendGridClient(self.connection, sleep=self.clock.sleep, clock=self.clock) as client:
             return [client.converse(each) for each in conversations][-1]
 
     async def _aconverse(self, *conversations) -> Any:
         async def sleep(seconds):
-            self.sleep(seconds)
+            self.clock.sleep(seconds)
 
         async with AsyncSendGridClient(self.connection, sleep=sleep, clock=self.clock) as client:
             return [await client.converse(each) for each in conversations][-1]
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.clock.now += seconds
 
     def ask(self, request=None):
         """One request, and its reply as it is."""
@@ -91,7 +77,7 @@ class Speaker:
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return FakeClock(NOW)
 
 
 @pytest.fixture
@@ -122,7 +108,7 @@ def test_an_export_is_started_and_found_ready(speaker, emulator):
     export_id = speaker.start_export(list_ids=[emulator.list_id("Customers")])
     export = speaker.get_export(export_id)
     assert (export.id, export.status, export.contact_count, len(export.urls)) == (export_id, "ready", 500, 1)
-    assert speaker.slept == []
+    assert speaker.clock.slept == []
 
 
 @pytest.mark.parametrize("spelling", ["snake_case", "camelCase"])
@@ -214,7 +200,7 @@ def test_an_unknown_export_is_asked_for_during_its_grace(speaker, emulator):
     with pytest.raises(SendGridNotFoundError, match="export not found"):
         speaker.get_export("unknown")
     assert emulator.count("GET", EXPORTS) == 3
-    assert speaker.slept == [0.5, 1.0]
+    assert speaker.clock.slept == [0.5, 1.0]
 
 
 # --- hiccups
@@ -243,7 +229,7 @@ def test_a_question_outlives_two_hiccups(speaker, emulator, caplog, fault):
     export_id = emulator.start_export()
     emulator.inject(replace(fault, first=2, path=f"{EXPORTS}/*"))
     assert speaker.get_export(export_id).status == "ready"
-    assert speaker.slept == [0.5, 1.0]
+    assert speaker.clock.slept == [0.5, 1.0]
     assert len([each for each in caplog.messages if "Trying again" in each]) == 2
 
 
@@ -356,14 +342,14 @@ def test_a_limit_is_waited_out_in_both_meanings(speaker, emulator, reset):
     export_id = emulator.start_export()
     emulator.inject(Fault("status", status=429, rate_limit_reset=reset, seconds=18, first=1))
     assert speaker.get_export(export_id).status == "ready"
-    assert speaker.slept == [18.0]
+    assert speaker.clock.slept == [18.0]
 
 
 def test_a_limit_may_say_when_to_come_back(speaker, emulator):
     export_id = emulator.start_export()
     emulator.inject(Fault("status", status=429, retry_after=7, rate_limit_reset="seconds", seconds=18, first=1))
     assert speaker.get_export(export_id).status == "ready"
-    assert speaker.slept == [7.0]
+    assert speaker.clock.slept == [7.0]
 
 
 def test_a_limit_that_lasts_too_long_is_told(speaker, emulator):
@@ -381,7 +367,7 @@ def test_a_limit_that_is_used_up_is_waited_out_before_anybody_is_refused(speaker
     emulator.configure(rate_limit=2, rate_limit_window=60.0, rate_limit_reset=reset)
     speaker.converse(*(protocol.get_scopes(CALM) for _ in range(5)))
     assert [each.status for each in emulator.requests()] == [200] * 5
-    assert speaker.slept == [60.0, 60.0]
+    assert speaker.clock.slept == [60.0, 60.0]
     assert "rate limit leaves no request" in caplog.text
 
 
@@ -414,14 +400,14 @@ def test_a_start_that_never_left_is_tried_again(speaker, nobody):
     with pytest.raises(SendGridUnavailableError) as caught:
         changed(speaker, base_url=nobody).start_export()
     assert caught.value.may_have_been_accepted is False
-    assert speaker.slept == [0.5, 1.0]
+    assert speaker.clock.slept == [0.5, 1.0]
 
 
 def test_a_start_that_was_limited_is_tried_again(speaker, emulator):
     emulator.inject(Fault("status", status=429, retry_after=2, first=1))
     assert speaker.start_export()
     assert emulator.count("POST") == 2
-    assert speaker.slept == [2.0]
+    assert speaker.clock.slept == [2.0]
 
 
 # --- secrets
