@@ -5,8 +5,8 @@ Must not know which requests a fault applies to (that is `faults.py`).
 | kind | what happens | fields |
 |---|---|---|
 | `refuse`, `reset` | the connection is closed or reset, and the request is not carried out | |
-| `hang` | no answer until faults are cleared | |
-| `delay` | carried out, answered late | `seconds` |
+| `hang` | no response until faults are cleared | |
+| `delay` | carried out, but the response is late | `seconds` |
 | `status` | an error (default 500) | `status`, `message`, `retry_after`, `rate_limit_reset`, `seconds` |
 | `html` | an HTML page instead (default 200) | `status` |
 | `body` | `message` is the whole body (default 200) | `status`, `message` |
@@ -14,12 +14,12 @@ Must not know which requests a fault applies to (that is `faults.py`).
 | `endless` | JSON that never ends | |
 | `endless_header` | a header that never ends | |
 | `bomb` | gzip that expands to `at` MiB of spaces (default 1,024) | `at` |
-| `lost` | carried out, then the connection is closed or reset without an answer | `with_reset` |
+| `lost` | carried out, then the connection is closed or reset without a response | `with_reset` |
 | `other_host` | the files' URLs have another origin | `location` |
 | `null_listing` | a listing holds null instead of its entries | |
 | `unfilled` | a ready export has a count of 0 and no URLs yet | |
 | `reorder` | a ready export lists its files in reverse order | |
-| `empty`, `broken_json` | carried out, but none or half of the body is sent, with a matching Content-Length | |
+| `empty`, `broken_json` | carried out, but with none or half of the body and a matching Content-Length | |
 | `cut` | the connection ends after some bytes of the body (default: half) | `at`, `with_reset` |
 | `trickle` | slow | `bytes_per_second` |
 | `wrong_length` | Content-Length is off by `at` (default 1,000) | `at` |

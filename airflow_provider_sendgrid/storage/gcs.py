@@ -72,7 +72,7 @@ class GcsStorage:
         try:
             stored = self._calls.write("put", self.uri(name), send)
         except (DestinationChangedError, DestinationError):
-            # The answer of an earlier attempt may be lost, and the object be stored.
+            # The response to an earlier attempt may be lost although the object is stored.
             with suppress(SendGridError):
                 return self._confirm("put", name, token, checksum, StoredObject())
             raise
@@ -92,7 +92,7 @@ class GcsStorage:
 
         session_url = self._calls.write("begin", self.uri(name), send)
         if not session_url:
-            raise self._calls.unverified("begin", self.uri(name), "the answer names no upload")
+            raise self._calls.unverified("begin", self.uri(name), "the response names no upload")
         return GcsUpload(
             session_url,
             self.uri(name),
@@ -112,7 +112,7 @@ class GcsStorage:
             content = self._calls.find("read", self.uri(name), partial(blob.download_as_bytes, retry=None))
             if content is not None:
                 return StoredContent(bytes(content), stored.generation)
-        raise self._calls.unverified("read", self.uri(name), "the object changes all the time")
+        raise self._calls.unverified("read", self.uri(name), "the object changes at each attempt")
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
@@ -143,7 +143,7 @@ class GcsStorage:
             return None
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """Nothing to end: Google lists no uploads, shows nothing of them, and deletes them within a week."""
+        """Does nothing: Google does not list uploads, and deletes them within a week."""
         return 0
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
@@ -170,11 +170,11 @@ class GcsStorage:
 
         stored = self._calls.find("look", self.uri(name), send)
         if stored is not None and not stored.generation:
-            raise self._calls.unverified("look", self.uri(name), "the answer names no generation")
+            raise self._calls.unverified("look", self.uri(name), "the response names no generation")
         return stored
 
     def _raise_if_changed(self, operation: str, name: str, expected: str | None) -> None:
-        """Look right before a write, for servers that ignore its condition."""
+        """Look at the object right before a write, for servers that ignore conditions."""
         if expected == ANY_VERSION:
             return
         stored = self._look(name)
@@ -182,7 +182,7 @@ class GcsStorage:
             raise self._calls.error(operation, self.uri(name), Failure(("412",), "the object was changed"))
 
     def _confirm(self, operation: str, name: str, token: str, checksum: str, response: StoredObject) -> str:
-        """Make sure that what is stored is what was sent; return its generation.
+        """Check that the stored object is the one that was sent; return its generation.
 
         Raises:
             DestinationChangedError: another run stored the object.
@@ -202,23 +202,23 @@ class GcsStorage:
         return stored.generation
 
     def _raise_without_bucket(self) -> None:
-        """A bucket that is not there is a mistake, not an empty one; without the permission to ask it may be there.
+        """A missing bucket is an error, not an empty one. Without the permission to look, it is taken to exist.
 
         Raises:
-            DestinationRefusedError: there is none.
+            DestinationRefusedError: the bucket does not exist.
         """
         from google.api_core.exceptions import Forbidden
 
-        def is_there() -> bool:
+        def exists() -> bool:
             try:
                 return bool(self._bucket.exists(retry=None))
             except Forbidden:
                 return True
 
-        if not self._calls.find("look", self._address, is_there):
+        if not self._calls.find("look", self._address, exists):
             raise DestinationRefusedError(f"There is no bucket {self._address}; create it, or correct the path.")
 
 
 def _generation(version: str | None) -> int | None:
-    """The condition of a request: 0 if there must be no object, None if it does not matter."""
+    """The condition of a request: 0 if there must be no object, None for any version."""
     return None if version == ANY_VERSION else int(version or 0)

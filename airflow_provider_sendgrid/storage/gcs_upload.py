@@ -25,16 +25,16 @@ _ABORT_TIMEOUT_SECONDS = 5
 
 
 class GcsUpload(InOrderUpload):
-    """A resumable upload: whole units of 256 KiB go at once, what is left over goes with the next ones.
+    """A resumable upload: whole units of 256 KiB are sent at once, the rest with the next ones.
 
-    Something is always left over, for the last request must carry at least one byte.
+    There is always a rest, because the last request must carry at least one byte.
 
     Args:
-        session_url: where the bytes go; a secret.
+        session_url: takes the bytes; a secret.
         uri: of the object, for messages.
         sleep: see `GcsStorage`.
         check: called right before the last request; raises if another run stored the object.
-        confirm: is given the CRC32C of all bytes and what Google says of the object; raises if these differ.
+        confirm: is given the CRC32C of all bytes and the object in Google's response; raises if they differ.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GcsUpload(InOrderUpload):
         self._rest = b""
 
     def complete(self) -> None:
-        """Send the rest, and that this was all."""
+        """Send the rest and end the upload."""
         self._check()
         checksum = self._crc32c
         try:
@@ -75,7 +75,7 @@ class GcsUpload(InOrderUpload):
         self.end()
 
     def abort(self) -> None:
-        """Cancel the upload; if that fails, Google deletes it by itself."""
+        """Cancel the upload; if that fails, Google deletes it within a week."""
         import requests
 
         self.end()
@@ -112,14 +112,14 @@ class GcsUpload(InOrderUpload):
         self._rest = bytes(content[split:])
 
     def _send(self, chunk: _Chunk, total: int | None = None) -> _Response:
-        """Send a chunk until Google has all of it; after a failure it is asked what it has.
+        """Send a chunk until Google has all of it; after a failure, ask how much it has.
 
         Args:
             chunk: what comes next.
-            total: bytes of the object; with it this chunk is the last, and publishes the object.
+            total: size of the object in bytes, with the last chunk, which publishes the object.
 
         Raises:
-            DestinationError: it does not take it, or the table says what else.
+            DestinationError: Google does not accept it; other errors as the table says.
         """
         start, end = self._sent_bytes, self._sent_bytes + len(chunk)
         held, response = start, _Response(None)
@@ -140,7 +140,7 @@ class GcsUpload(InOrderUpload):
         raise self._calls.error("upload", self._uri, Failure(response.codes, response.text))
 
     def _put(self, chunk: _Chunk, start: int, end: int, total: int | None) -> _Response:
-        """Send a chunk, or, if it is empty, ask what is there."""
+        """Send a chunk; an empty one asks how much Google has."""
         import requests
 
         self.raise_if_ended()
@@ -154,7 +154,7 @@ class GcsUpload(InOrderUpload):
                 data=cast("Any", chunk if len(chunk) else b""),
                 headers=headers,
                 timeout=_TIMEOUT_SECONDS,
-                # Google's 308 is no redirect, and the bytes go nowhere else.
+                # Google's 308 is no redirect, and no other host gets the bytes.
                 allow_redirects=False,
             )
         except requests.RequestException as error:
@@ -168,7 +168,7 @@ class GcsUpload(InOrderUpload):
 
 
 class _Chunk:
-    """Bytes in pieces, which a request's body is made of as often as it is needed; none of them is copied."""
+    """The body of a request, in pieces; it can be sent repeatedly, and no byte is copied."""
 
     def __init__(self, *contents: memoryview) -> None:
         self._contents = contents
@@ -192,12 +192,12 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """What Google said to a request of an upload.
+    """Google's response to a request of an upload.
 
     Attributes:
-        status: of HTTP, None if no response came.
-        range: which bytes it holds, ``bytes=0-524287``; empty if it holds none.
-        text: for people.
+        status: of HTTP, None without a response.
+        range: the bytes that Google has, ``bytes=0-524287``; empty if it has none.
+        text: for messages.
         content: its JSON, None if there is none.
     """
 
@@ -217,11 +217,11 @@ class _Response:
 
     @property
     def stored(self) -> StoredObject:
-        """What it says of the object."""
+        """The object that it describes."""
         return StoredObject.from_json(self.content)
 
     def held_bytes(self, known: int) -> int:
-        """How many bytes Google holds; `known` if it does not say."""
+        """How many bytes Google has; `known` if the response does not say."""
         if self.status != _INCOMPLETE:
             return known
         if not self.range:
@@ -230,7 +230,7 @@ class _Response:
         return int(held[1]) + 1 if held else known
 
     def is_end(self, end: int, total: int | None) -> bool:
-        """Whether all bytes up to `end` are there, and the object is published if `total` says that it ends."""
+        """Whether Google has all bytes up to `end` and, if `total` is given, published the object."""
         if total is not None:
             return self.status in (HTTPStatus.OK, HTTPStatus.CREATED)
         return self.status == _INCOMPLETE and self.held_bytes(0) == end
