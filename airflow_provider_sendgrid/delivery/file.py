@@ -342,9 +342,9 @@ def _move(
     """Move every byte of the file; through gunzip or gzip over one connection, for there the CPU is the bound."""
     if plan.passes_through:
         writer.write(plan.head)
-        with closing(fetch_parts(download, reader, writer.take, max_connections)) as parts:
+        with closing(fetch_parts(download, reader, writer.next_part, max_connections)) as parts:
             for part in parts:
-                writer.send(part)
+                writer.submit(part)
         return
     for chunk in _recoded(plan, _pieces(plan.head, reader), verification):
         writer.write(chunk)

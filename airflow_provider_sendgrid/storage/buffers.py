@@ -26,7 +26,7 @@ class PartBuffers:
         self._free: list[bytearray] = []
         self._changed = threading.Condition()
 
-    def take(self, size: int, *, wait: bool = True) -> Part | None:
+    def acquire(self, size: int, *, wait: bool = True) -> Part | None:
         """An empty part of `size` bytes. Without memory for it, wait for some, or return None.
 
         Raises:
@@ -41,7 +41,7 @@ class PartBuffers:
             self._used_bytes += size
             return Part(self, self._recycled(size))
 
-    def give(self, buffer: bytearray) -> None:
+    def release(self, buffer: bytearray) -> None:
         """Return a buffer; called by its part."""
         with self._changed:
             self._used_bytes -= len(buffer)
@@ -100,4 +100,4 @@ class Part:
             self._users -= 1
             is_free = self._users == 0
         if is_free:
-            self._buffers.give(self._buffer)
+            self._buffers.release(self._buffer)

@@ -25,7 +25,8 @@ _CHECK_EVERY_SECONDS = 0.2
 class PartWriter:
     """Writes one object from a stream: bytes, or parts that the caller fills, in order.
 
-    `write` bytes, or `take` parts and `send` them filled; at the end `finish`, then `complete`; or `abort` at any time.
+    `write` bytes, or fill parts from `next_part` and `submit` them; at the end `finish`, then `complete`; or `abort` at
+    any time.
 
     Args:
         storage: where the object goes.
@@ -41,7 +42,7 @@ class PartWriter:
 
     Attributes:
         name: of the object.
-        size: bytes sent so far.
+        size: bytes submitted so far.
         may_be_open: whether the storage may hold an upload that is neither complete nor aborted.
     """
 
@@ -70,12 +71,12 @@ class PartWriter:
         self._over = over
         self._tap = tap
         self._digest = hashlib.sha256()
-        self._taken_parts = self._taken_bytes = 0
+        self._acquired_parts = self._acquired_bytes = 0
         self._open_part: Part | None = None
         self._kept_parts: list[Part] = []
         self._upload: Upload | None = None
         self._is_aborted = False
-        self._sent_parts = 0
+        self._submitted_parts = 0
         self._pending: list[Future[None]] = []
 
     @property
@@ -98,7 +99,7 @@ class PartWriter:
         rest = memoryview(chunk)
         while rest:
             if self._open_part is None:
-                self._open_part = self._take_new(wait=True)
+                self._open_part = self._acquire_part(wait=True)
             part = self._open_part
             if part is None:
                 raise RuntimeError("no part although waited for")
@@ -108,20 +109,20 @@ class PartWriter:
             rest = rest[count:]
             if not part.room:
                 self._open_part = None
-                self._send_filled(part)
+                self._submit_filled(part)
 
-    def take(self, wait: bool = True) -> Part | None:
-        """The next part to fill: what is left of the one that `write` began, or a new one.
+    def next_part(self, wait: bool = True) -> Part | None:
+        """The next part to fill: the rest of the one that `write` started, or a new one.
 
-        None where there is no memory for it and `wait` is off.
+        None if there is no memory for it and `wait` is off.
         """
         part, self._open_part = self._open_part, None
-        return part or self._take_new(wait=wait)
+        return part or self._acquire_part(wait=wait)
 
-    def send(self, part: Part) -> None:
-        """Send a part whose room was filled; in the order in which they were taken."""
+    def submit(self, part: Part) -> None:
+        """Upload a filled part; parts are submitted in the order of `next_part`."""
         part.filled += len(part.room)
-        self._send_filled(part)
+        self._submit_filled(part)
 
     def finish(self) -> None:
         """End the stream: afterwards all parts are uploaded and all taps done, but nothing is published.
@@ -132,7 +133,7 @@ class PartWriter:
         """
         part, self._open_part = self._open_part, None
         if part is not None:
-            self._send_filled(part)
+            self._submit_filled(part)
         if self._upload is not None:
             self._submit_kept()
         for pending in self._pending:
@@ -187,33 +188,33 @@ class PartWriter:
             finally:
                 self.may_be_open = False
 
-    def _take_new(self, *, wait: bool) -> Part | None:
+    def _acquire_part(self, *, wait: bool) -> Part | None:
         self._submit_kept()
         self._raise_failure()
-        size = part_size(self._taken_parts + 1, self._part_bytes, self._at_most_bytes)
+        size = part_size(self._acquired_parts + 1, self._part_bytes, self._at_most_bytes)
         if self._at_most_bytes is not None:
-            size = min(size, max(1, self._at_most_bytes - self._taken_bytes))
-        if (part := self._buffers.take(size, wait=wait)) is not None:
-            self._taken_parts += 1
-            self._taken_bytes += size
+            size = min(size, max(1, self._at_most_bytes - self._acquired_bytes))
+        if (part := self._buffers.acquire(size, wait=wait)) is not None:
+            self._acquired_parts += 1
+            self._acquired_bytes += size
         return part
 
-    def _send_filled(self, part: Part) -> None:
+    def _submit_filled(self, part: Part) -> None:
         """Keep the last part until another follows: an object of one part needs no multipart upload."""
         self._kept_parts.append(part)
         self.size += part.filled
         self._digest_and_tap(part)
-        is_followed = self._taken_parts > self._sent_parts + len(self._kept_parts)
+        is_followed = self._acquired_parts > self._submitted_parts + len(self._kept_parts)
         self._submit_kept(all_but=0 if is_followed else 1)
 
     def _submit_kept(self, all_but: int = 0) -> None:
         """Upload the kept parts; one that cannot be uploaded stays kept, and `abort` releases it."""
         while len(self._kept_parts) > all_but:
             upload = self._upload or self._begin()
-            sent = self._executor.submit(_write_part, upload, self._sent_parts + 1, self._kept_parts[0])
-            self._sent_parts += 1
-            self._pending.append(sent)
-            sent.add_done_callback(self._kept_parts.pop(0).release)
+            written = self._executor.submit(_write_part, upload, self._submitted_parts + 1, self._kept_parts[0])
+            self._submitted_parts += 1
+            self._pending.append(written)
+            written.add_done_callback(self._kept_parts.pop(0).release)
 
     def _begin(self) -> Upload:
         self._buffers.stop.raise_if_set()

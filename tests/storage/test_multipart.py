@@ -132,17 +132,17 @@ def test_parts_of_an_object_of_known_size_are_equal(size, part_bytes, number):
 def test_a_released_buffer_is_used_again():
     """Fresh memory is costly."""
     buffers = PartBuffers(2 * PART)
-    first = buffers.take(PART)
+    first = buffers.acquire(PART)
     memory = first.room.obj
     first.release()
-    assert memory is buffers.take(PART).room.obj
+    assert memory is buffers.acquire(PART).room.obj
 
 
 def test_memory_is_bounded_however_the_sizes_vary():
     """What lies free counts, too: it goes before more is taken."""
     buffers = PartBuffers(100)
     for size in (100, 60, 40, 30, 70, 1, 99):
-        part = buffers.take(size)
+        part = buffers.acquire(size)
         held = size + sum(len(free) for free in buffers._free)
         assert held <= 100
         part.release()
@@ -150,26 +150,26 @@ def test_memory_is_bounded_however_the_sizes_vary():
 
 def test_there_is_no_part_without_room_unless_one_waits():
     buffers = PartBuffers(10)
-    part = buffers.take(6)
-    assert None is buffers.take(6, wait=False)
+    part = buffers.acquire(6)
+    assert None is buffers.acquire(6, wait=False)
     part.release()
-    assert buffers.take(6, wait=False) is not None
+    assert buffers.acquire(6, wait=False) is not None
 
 
 def test_one_part_larger_than_all_memory_is_taken_alone():
     """As when parts have doubled: slower, and never stuck."""
     buffers = PartBuffers(10)
-    part = buffers.take(50, wait=False)
+    part = buffers.acquire(50, wait=False)
     assert part is not None
-    assert None is buffers.take(1, wait=False)
+    assert None is buffers.acquire(1, wait=False)
     part.release()
-    assert buffers.take(1, wait=False) is not None
+    assert buffers.acquire(1, wait=False) is not None
 
 
 def test_whoever_waits_for_a_part_gets_it_when_one_is_released(threads):
     buffers = PartBuffers(10)
-    part = buffers.take(10)
-    waiting = threads.submit(buffers.take, 10)
+    part = buffers.acquire(10)
+    waiting = threads.submit(buffers.acquire, 10)
     part.release()
     assert 10 == len(waiting.result(DEADLINE_SECONDS).room)
 
@@ -177,12 +177,12 @@ def test_whoever_waits_for_a_part_gets_it_when_one_is_released(threads):
 def test_a_part_is_free_when_the_last_of_its_users_is_done():
     """Uploading and counting, in whichever order they end."""
     buffers = PartBuffers(10)
-    part = buffers.take(10)
+    part = buffers.acquire(10)
     part.hold()
     part.release()
-    assert None is buffers.take(10, wait=False)
+    assert None is buffers.acquire(10, wait=False)
     part.release()
-    assert buffers.take(10, wait=False) is not None
+    assert buffers.acquire(10, wait=False) is not None
 
 
 # --- writing
@@ -208,10 +208,10 @@ def test_parts_filled_by_others_go_on_where_bytes_were_written(threads):
     writer.write(CONTENT[:1_000])
     position = 1_000
     while position < len(CONTENT):
-        part = writer.take()
+        part = writer.next_part()
         part.room[:] = CONTENT[position : position + len(part.room)]
         position += len(part.room)
-        writer.send(part)
+        writer.submit(part)
     writer.finish()
     writer.complete({})
     assert {"contacts.csv": CONTENT} == storage.objects
@@ -273,9 +273,9 @@ def test_parts_that_were_taken_at_once_are_all_given_back(threads):
     """The upload of the first cannot begin; the second was not handed over yet and is its taker's to release."""
     storage, buffers = Memory("begin"), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
-    parts = [writer.take(), writer.take()]
+    parts = [writer.next_part(), writer.next_part()]
     with pytest.raises(OSError, match="the disk is full"):
-        writer.send(parts[0])
+        writer.submit(parts[0])
     parts[1].release()
     writer.abort()
     assert 0 == buffers._used_bytes
@@ -358,7 +358,7 @@ def test_an_abort_cancels_the_last_part_first():
     with NeverBegun() as executor:
         writer = writer_to(Memory(), executor)
         writer.write(bytes(3 * PART))
-        writer.take()
+        writer.next_part()
         writer.abort()
     assert [3, 2, 1] == cancelled
 
@@ -413,8 +413,8 @@ def test_a_part_goes_up_as_soon_as_another_was_taken_to_follow(threads):
     """Not only when that one is filled, which may take long."""
     storage, buffers = Memory(), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
-    first, second = writer.take(), writer.take()
-    writer.send(first)
+    first, second = writer.next_part(), writer.next_part()
+    writer.submit(first)
     assert not writer.is_small
     second.release()
     writer.abort()
