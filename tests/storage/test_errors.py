@@ -16,7 +16,7 @@ def failing_with(error):
     return send
 
 
-def test_a_page_in_the_place_of_an_answer_is_shown_in_part():
+def test_an_html_page_as_message_is_shortened():
     """Google's client takes all of it for the message."""
     page = "<html>" + "it's forbidden " * 20_000
     calls = RetriedCalls("A storage", {}, lambda error: Failure(("403",), f"403 {error}"), no_sleep)
@@ -25,7 +25,7 @@ def test_a_page_in_the_place_of_an_answer_is_shown_in_part():
     assert all(len(str(error)) < 1500 for error in (caught.value, caught.value.__cause__))
 
 
-def test_an_answer_that_is_nested_too_deeply_cannot_be_read():
+def test_a_response_that_is_nested_too_deeply_cannot_be_read():
     calls = RetriedCalls(
         "A storage",
         {},

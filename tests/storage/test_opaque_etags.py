@@ -79,7 +79,7 @@ def test_a_damaged_body_is_found_where_etags_are_md5s(s3, in_parts, encryption):
     assert s3.open_uploads() == []
 
 
-def test_what_etags_are_is_tried_once_for_each_kind(s3):
+def test_etags_are_tried_once_for_objects_and_once_for_parts(s3):
     with storage_behind(s3) as (proxy, storage):
         for number in range(3):
             storage.put(f"{number}.csv", b"x", INFO)
@@ -90,7 +90,7 @@ def test_what_etags_are_is_tried_once_for_each_kind(s3):
     assert len(tried) == 2
 
 
-def test_a_server_where_etags_cannot_be_tried_is_believed_as_before(s3, monkeypatch):
+def test_without_a_trial_etags_of_unencrypted_objects_are_md5s(s3, monkeypatch):
     """Without the permission to write elsewhere, a wrong ETag counts as damage, except for encrypted objects."""
 
     def refuse(self, method, name, arguments, is_damaged=lambda _answer: False):
@@ -147,7 +147,7 @@ def store_parts(storage, info, over=None):
         upload.abort()
 
 
-def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
+def test_an_object_counts_if_its_write_returned_another_etag(s3, caplog):
     """It is known by its content, or by its upload; all later writes go by the ETag that it has."""
     caplog.set_level("INFO")
     with storage_behind_gateway(s3) as (_, storage):
@@ -165,7 +165,7 @@ def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
 
 
 @pytest.mark.parametrize("is_small", [True, False])
-def test_another_runs_object_is_not_taken_for_the_own_whatever_the_etags(s3, is_small):
+def test_another_runs_object_is_not_ours_whatever_the_etags(s3, is_small):
     """It was stored right after the own one, with the same size."""
     with storage_behind_gateway(s3) as (proxy, storage):
         looks = []
