@@ -14,7 +14,7 @@ from airflow_provider_sendgrid.exceptions import SendGridServerError
 from airflow_provider_sendgrid.exports.export import UnreadableError
 from airflow_provider_sendgrid.exports.messages import Conversation, Reply, Request, T
 from airflow_provider_sendgrid.exports.response_errors import errors_in, joined
-from airflow_provider_sendgrid.exports.retries import Patience, ask
+from airflow_provider_sendgrid.exports.retries import RetryPolicy, ask
 
 _MAX_PAGES = 1000
 # Quotes and brackets show that something else was rendered as text.
@@ -36,7 +36,7 @@ class Listing:
 
 
 def all_pages(
-    listing: Listing, patience: Patience, read: Callable[[Mapping[str, Any], Reply], T]
+    listing: Listing, retry_policy: RetryPolicy, read: Callable[[Mapping[str, Any], Reply], T]
 ) -> Conversation[list[T]]:
     """Follow ``_metadata.next`` to the end. Its host is ignored, so that the API key cannot be sent elsewhere.
 
@@ -60,7 +60,7 @@ def all_pages(
         asked.add(target)
         if len(asked) > _MAX_PAGES:
             raise SendGridServerError(f"{listing.what}: more than {_MAX_PAGES} pages; this cannot be right.")
-        page, following, least_count = yield from ask(Request("GET", target), listing.what, patience, read_page)
+        page, following, least_count = yield from ask(Request("GET", target), listing.what, retry_policy, read_page)
         found |= page
         if following is None:
             return list(found.values())

@@ -24,18 +24,18 @@ from airflow_provider_sendgrid.exports.listings import Listing, all_pages, items
 from airflow_provider_sendgrid.exports.messages import Conversation, Reply, Request, T
 from airflow_provider_sendgrid.exports.rate_limits import RateLimit, date_of, rate_limit_wait_seconds, time_at_sendgrid
 from airflow_provider_sendgrid.exports.response_errors import LEGACY_EXPORTS, error_from_response, is_refusal
-from airflow_provider_sendgrid.exports.retries import DEFAULT_PATIENCE, START_PATIENCE, Patience, ask
+from airflow_provider_sendgrid.exports.retries import DEFAULT_RETRY_POLICY, START_RETRY_POLICY, RetryPolicy, ask
 
 __all__ = [
-    "DEFAULT_PATIENCE",
+    "DEFAULT_RETRY_POLICY",
     "LEGACY_EXPORTS",
     "SECOND_LOOK_SECONDS",
-    "START_PATIENCE",
+    "START_RETRY_POLICY",
     "Conversation",
-    "Patience",
     "RateLimit",
     "Reply",
     "Request",
+    "RetryPolicy",
     "T",
     "date_of",
     "error_from_response",
@@ -65,7 +65,7 @@ def is_empty(export: ContactExport) -> bool:
 def get_export(
     family: ExportFamily,
     export_id: str,
-    patience: Patience = DEFAULT_PATIENCE,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
     *,
     is_doubtful: Callable[[ContactExport], bool] = is_empty,
 ) -> Conversation[ContactExport]:
@@ -77,7 +77,7 @@ def get_export(
     Args:
         family: of the export.
         export_id: its id.
-        patience: how often and how long to retry.
+        retry_policy: how often and how long to retry.
         is_doubtful: such an export is requested once more after 5 seconds, and the second response counts. By default
             one that is ready with a count of 0 and no URLs: both may be set shortly after the status.
 
@@ -93,16 +93,18 @@ def get_export(
     def read(payload: dict[str, Any], response: Reply) -> ContactExport:
         return ContactExport.from_status(payload, export_id=export_id, as_of=time_at_sendgrid(response))
 
-    export = yield from ask(request, what, patience, read, also_retried=(404,))
+    export = yield from ask(request, what, retry_policy, read, also_retried=(404,))
     if not is_doubtful(export):
         return export
     seen = "ready with a count of 0 and no files" if is_empty(export) else "expired"
     because = f"{what}: {seen}, by one response. Checking once more before that counts."
     again = replace(request, after_seconds=SECOND_LOOK_SECONDS, because=because)
-    return (yield from ask(again, what, patience, read, also_retried=(404,)))
+    return (yield from ask(again, what, retry_policy, read, also_retried=(404,)))
 
 
-def list_exports(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[ContactExport]]:
+def list_exports(
+    family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
+) -> Conversation[list[ContactExport]]:
     """All exports in progress or recently completed; without counts and messages.
 
     Source: "Get All Existing Exports".
@@ -111,48 +113,52 @@ def list_exports(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) ->
     def read(entry: Mapping[str, Any], response: Reply) -> ContactExport:
         return ContactExport.from_entry(entry, as_of=time_at_sendgrid(response))
 
-    return (yield from all_pages(_exports_listing(family), patience, read))
+    return (yield from all_pages(_exports_listing(family), retry_policy, read))
 
 
-def get_lists(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[dict[str, Any]]]:
+def get_lists(
+    family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
+) -> Conversation[list[dict[str, Any]]]:
     """All contact lists, as SendGrid describes them: ``id``, ``name`` and a count."""
     query = "?page_size=1000" if family is ExportFamily.MARKETING else ""
     keys = ("result", "results", "lists")
     listing = Listing(FAMILIES[family].lists_path + query, f"{family.value} lists", keys, counts_all=True)
-    return (yield from all_pages(listing, patience, _as_dict))
+    return (yield from all_pages(listing, retry_policy, _as_dict))
 
 
-def get_segments(family: ExportFamily, patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[dict[str, Any]]]:
+def get_segments(
+    family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
+) -> Conversation[list[dict[str, Any]]]:
     """All segments, as SendGrid describes them: ``id``, ``name`` and a count.
 
     The marketing family's are those of the segments API 2.0; see `get_first_segments` for older ones.
     """
     listing = Listing(FAMILIES[family].segments_path, f"{family.value} segments", _SEGMENT_KEYS)
-    return (yield from all_pages(listing, patience, _as_dict))
+    return (yield from all_pages(listing, retry_policy, _as_dict))
 
 
 def get_first_segments(
-    family: ExportFamily, patience: Patience = DEFAULT_PATIENCE
+    family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Conversation[list[dict[str, Any]]]:
     """All segments of the first segments API; none in a family that has only one API."""
     path = FAMILIES[family].first_segments_path
     if path is None:
         return []
     listing = Listing(path, f"{family.value} segments of the first API", _SEGMENT_KEYS)
-    return (yield from all_pages(listing, patience, _as_dict))
+    return (yield from all_pages(listing, retry_policy, _as_dict))
 
 
-def get_scopes(patience: Patience = DEFAULT_PATIENCE) -> Conversation[list[str]]:
+def get_scopes(retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> Conversation[list[str]]:
     """The scopes of the API key."""
 
     def read(payload: dict[str, Any], _response: Reply) -> list[str]:
         return [str(scope) for scope in items_of(payload, ("scopes",))]
 
-    return (yield from ask(Request("GET", "/v3/scopes"), "scopes of the API key", patience, read))
+    return (yield from ask(Request("GET", "/v3/scopes"), "scopes of the API key", retry_policy, read))
 
 
 def start_export(
-    family: ExportFamily, selection: ExportSelection, patience: Patience = START_PATIENCE
+    family: ExportFamily, selection: ExportSelection, retry_policy: RetryPolicy = START_RETRY_POLICY
 ) -> Conversation[str]:
     """Start an export and return its id.
 
@@ -169,7 +175,7 @@ def start_export(
             raise UnreadableError("it has no usable id")
         return export_id
 
-    return (yield from ask(request, f"start of a {family.value} export", patience, read))
+    return (yield from ask(request, f"start of a {family.value} export", retry_policy, read))
 
 
 def _exports_listing(family: ExportFamily) -> Listing:

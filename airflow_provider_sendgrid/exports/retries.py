@@ -26,7 +26,7 @@ _GRACE_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How often and how long a request is retried.
 
     Attributes:
@@ -50,14 +50,14 @@ class Patience:
         return backoff_seconds(tried, self.first_wait_seconds, self.longest_wait_seconds, self.jitter())
 
 
-DEFAULT_PATIENCE = Patience()
-START_PATIENCE = Patience(slot_seconds=600.0)
+DEFAULT_RETRY_POLICY = RetryPolicy()
+START_RETRY_POLICY = RetryPolicy(slot_seconds=600.0)
 
 
 def ask(
     request: Request,
     what: str,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     read: Callable[[dict[str, Any], Reply], T],
     also_retried: tuple[int, ...] = (),
 ) -> Conversation[T]:
@@ -66,7 +66,7 @@ def ask(
     Args:
         request: what to send.
         what: names the operation in messages.
-        patience: how often, and how long.
+        retry_policy: how often and how long to retry.
         read: makes the result of a JSON object and its response; raises `UnreadableError`, with the reason, if the
             response has another shape. Then the request is retried.
         also_retried: client errors that are retried a few times.
@@ -82,12 +82,12 @@ def ask(
             response = yield request
             return _read(read, response, what, request)
         except SendGridError as error:
-            is_for_slot = isinstance(error, SendGridRateLimitError) and waited_for_slot < patience.slot_seconds
+            is_for_slot = isinstance(error, SendGridRateLimitError) and waited_for_slot < retry_policy.slot_seconds
             if is_for_slot:  # waiting for other tasks does not use up the tries
-                tried = min(tried, patience.tries - 1)
+                tried = min(tried, retry_policy.tries - 1)
             graces += error.status_code in passing
             is_final = error.status_code in passing and graces >= _GRACE_TRIES
-            wait = None if is_final else _wait_before_retry(error, tried, patience, passing)
+            wait = None if is_final else _wait_before_retry(error, tried, retry_policy, passing)
             if wait is None:
                 raise
             waited_for_slot += wait if is_for_slot else 0.0
@@ -104,17 +104,19 @@ def _read(read: Callable[[dict[str, Any], Reply], T], response: Reply, what: str
         ) from None
 
 
-def _wait_before_retry(error: SendGridError, tried: int, patience: Patience, passing: Collection[int]) -> float | None:
+def _wait_before_retry(
+    error: SendGridError, tried: int, retry_policy: RetryPolicy, passing: Collection[int]
+) -> float | None:
     """Seconds to wait before a retry, None if there must be none."""
     status = error.status_code or 0
     is_refused = 400 <= status < 500 and status not in (429, *passing)
-    if is_refused or error.may_have_been_accepted or tried >= patience.tries:
+    if is_refused or error.may_have_been_accepted or tried >= retry_policy.tries:
         return None
-    wait = patience.wait_seconds(tried)
+    wait = retry_policy.wait_seconds(tried)
     asked = error.retry_after_seconds
     if asked is None:
-        return wait if wait < patience.seconds_left() else None
+        return wait if wait < retry_policy.seconds_left() else None
     # Slightly later than asked and not all at once, as other tasks wait for the same time. Never sooner than without
     # the header, whose time may have passed.
-    wait = max(wait, asked + patience.jitter() * min(1.0 + asked / 10, 5.0))
-    return wait if asked <= patience.longest_wait_seconds and wait < patience.seconds_left() else None
+    wait = max(wait, asked + retry_policy.jitter() * min(1.0 + asked / 10, 5.0))
+    return wait if asked <= retry_policy.longest_wait_seconds and wait < retry_policy.seconds_left() else None

@@ -24,13 +24,13 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
-from airflow_provider_sendgrid.exports.protocol import Patience
+from airflow_provider_sendgrid.exports.protocol import RetryPolicy
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
 log = logging.getLogger(__name__)
 
 # For a response that does not fit the one before: single ones have been seen to be wrong.
-RENEWAL_PATIENCE = Patience(tries=4, longest_wait_seconds=10.0)
+RENEWAL_RETRY_POLICY = RetryPolicy(tries=4, longest_wait_seconds=10.0)
 _STRAY_REFUSALS = (SendGridPermissionError, SendGridNotFoundError)
 # Parameters of signed URLs of S3, CloudFront, Google Cloud Storage and Azure.
 _OF_A_SIGNATURE = re.compile(
@@ -53,7 +53,7 @@ class SignedUrls:
         max_age_seconds: URLs older than this are not used to begin a file.
         stop: ends all waits.
         sleep: how to wait, in seconds; by default until then, or until `stop` is set.
-        patience: how often SendGrid is asked when a response lacks files.
+        retry_policy: how often SendGrid is asked when a response lacks files.
 
     Attributes:
         renewals: how often URLs had to be renewed because one was refused.
@@ -68,7 +68,7 @@ class SignedUrls:
         max_age_seconds: float = 30.0,
         stop: StopSignal | None = None,
         sleep: Callable[[float], object] | None = None,
-        patience: Patience = RENEWAL_PATIENCE,
+        retry_policy: RetryPolicy = RENEWAL_RETRY_POLICY,
     ) -> None:
         self.renewals = 0
         self._get_export = get_export
@@ -77,7 +77,7 @@ class SignedUrls:
         self._max_age_seconds = max_age_seconds
         self._stop = stop or StopSignal()
         self._sleep = sleep or self._stop.wait
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._lock = threading.Lock()  # held for moments only, never while SendGrid is asked
         self._asking: Future[ContactExport] | None = None
         self._export: ContactExport | None = None
@@ -168,7 +168,7 @@ class SignedUrls:
         while True:
             self._stop.raise_if_set()
             tried += 1
-            is_last = tried >= self._patience.tries or not self._paths or self.has_expired()
+            is_last = tried >= self._retry_policy.tries or not self._paths or self.has_expired()
             try:
                 export = self._get_export()
             except _STRAY_REFUSALS as error:
@@ -183,7 +183,7 @@ class SignedUrls:
                     f"SendGrid export {export.id}: its status is {export.status!r}, without {len(missing)} of the "
                     f"{len(self._paths)} files that SendGrid named before."
                 )
-            wait = self._patience.wait_seconds(tried)
+            wait = self._retry_policy.wait_seconds(tried)
             log.warning("%s Asking again in %.1f s.", cause, wait)
             self._sleep(wait)
 

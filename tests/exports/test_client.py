@@ -28,13 +28,13 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.protocol import Patience, Request
+from airflow_provider_sendgrid.exports.protocol import Request, RetryPolicy
 from airflow_provider_sendgrid.exports.sessions import new_download_session, new_session
 from tests.support.clock import FakeClock
 
 MARKETING = ExportFamily.MARKETING
 EXPORTS = "/v3/marketing/contacts/exports"
-CALM = Patience(tries=3, jitter=lambda: 0.0)
+CALM = RetryPolicy(tries=3, jitter=lambda: 0.0)
 NOW = 1_767_323_045.0
 
 
@@ -68,11 +68,11 @@ class Speaker:
 
         return self.converse(conversation())
 
-    def get_export(self, export_id="6f0a2c5e", patience=CALM):
-        return self.converse(protocol.get_export(MARKETING, export_id, patience))
+    def get_export(self, export_id="6f0a2c5e", retry_policy=CALM):
+        return self.converse(protocol.get_export(MARKETING, export_id, retry_policy))
 
-    def start_export(self, patience=CALM, **selection):
-        return self.converse(protocol.start_export(MARKETING, ExportSelection(**selection), patience))
+    def start_export(self, retry_policy=CALM, **selection):
+        return self.converse(protocol.start_export(MARKETING, ExportSelection(**selection), retry_policy))
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_an_answer_that_trickles_is_bounded_in_its_whole_time(speaker, emulator,
     monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
     emulator.inject(*(Fault(kind, bytes_per_second=50) for kind in faults))
     with pytest.raises(SendGridUnavailableError, match=r"did not come in time \(TimeoutError, .*0\.5 s in all"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_start_that_trickles_may_have_been_accepted(speaker, emulator, monkeypatch):
@@ -299,7 +299,7 @@ def test_a_start_that_trickles_may_have_been_accepted(speaker, emulator, monkeyp
 def test_a_header_without_end_is_given_up(speaker, emulator):
     emulator.inject(Fault("endless_header"))
     with pytest.raises(SendGridUnavailableError, match="the connection broke"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_packed_answer_is_bounded_by_what_it_unpacks_to(speaker, emulator, monkeypatch):
@@ -307,7 +307,7 @@ def test_a_packed_answer_is_bounded_by_what_it_unpacks_to(speaker, emulator, mon
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 5 * 1024 * 1024)
     emulator.inject(Fault("bomb", at=20))
     with pytest.raises(SendGridServerError, match="the answer is larger than 5242880 bytes"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_packed_answer_is_unpacked(speaker, emulator):
@@ -318,7 +318,7 @@ def test_a_packed_answer_is_unpacked(speaker, emulator):
 def test_an_answer_that_is_not_packed_as_it_says_is_told(speaker, emulator):
     emulator.inject(Fault("bomb", at=2), Fault("corrupt", at=0))
     with pytest.raises(SendGridServerError, match="the answer is not the gzip that it says it is"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_an_answer_of_just_the_bound_is_read(speaker, monkeypatch):

@@ -554,7 +554,7 @@ def test_a_range_whose_length_disagrees_with_its_bounds_is_not_taken(session, co
             read(reader)
 
 
-# --- patience
+# --- retries
 
 
 def test_waits_between_tries_double_up_to_a_limit():
