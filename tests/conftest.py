@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from tests.support.clock import FakeClock, advance_at_status_requests
 
 # No test times anything: a first import, or a busy machine, may take its time.
 hypothesis.settings.register_profile("calm", deadline=None)
@@ -166,38 +167,19 @@ def no_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PollSchedule.__init__.__kwdefaults__, "floor_seconds", 0.0)
 
 
-class TickingClock:
-    """Real time, ten seconds further with each question for an export's status: nobody has to sleep."""
-
-    seconds_per_question = 10.0
-
-    def __init__(self) -> None:
-        self.ahead_seconds = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead_seconds
-
-    def advance(self, seconds: float) -> None:
-        self.ahead_seconds += seconds
-
-    def observe(self, request: Any) -> None:
-        if request.method == "GET" and re.search(r"/exports/[^/]+$", request.path):
-            self.ahead_seconds += self.seconds_per_question
-
-
 @pytest.fixture
-def ticking_clock() -> TickingClock:
+def ticking_clock() -> FakeClock:
     """The clock of `ticking_emulator`."""
-    return TickingClock()
+    return FakeClock(is_running=True)
 
 
 @pytest.fixture
-def ticking_emulator(monkeypatch: pytest.MonkeyPatch, ticking_clock: TickingClock) -> Iterator[Any]:
+def ticking_emulator(monkeypatch: pytest.MonkeyPatch, ticking_clock: FakeClock) -> Iterator[Any]:
     """An emulator whose exports are pending when first asked for, and done when asked for again."""
     from airflow_provider_sendgrid.emulator import Emulator, Settings
 
-    clock = ticking_clock
-    with Emulator(Settings(ready_after=5), clock=clock, observe=clock.observe) as emulator:
+    observe = advance_at_status_requests(ticking_clock)
+    with Emulator(Settings(ready_after=5), clock=ticking_clock, observe=observe) as emulator:
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
         yield emulator
 

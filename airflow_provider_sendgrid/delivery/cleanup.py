@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 
-from airflow_provider_sendgrid.delivery.object_names import RECEIPTS, FileName, order_name, receipt_name
+from airflow_provider_sendgrid.delivery.object_names import RECEIPTS, FileName, receipt_name
 from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import Storage
 
@@ -52,14 +52,11 @@ def clean_up_after_others(storage: Storage, export_id: str, deleted: Collection[
     try:
         listed = storage.versions(RECEIPTS) or {}
         receipts = _receipts_of_others(export_id, listed)
-        ids = {parts.export_id for name in deleted if (parts := FileName.parse(name))} - {export_id}
-        existing = storage.versions() if ids or receipts else {}
+        existing = storage.versions() if receipts else {}
         if existing is None:
             return
-        ids_left = {parts.export_id for name in existing if (parts := FileName.parse(name))}
         orphaned = {receipt: name for receipt, name in receipts.items() if name not in existing}
-        orders = {order_name(each) for each in ids - ids_left}
-        delete_all(storage, {name: listed[name] for name in [*orphaned, *(orders & listed.keys())]})
+        delete_all(storage, {receipt: listed[receipt] for receipt in orphaned})
         siblings = _siblings(export_id, {*deleted, *orphaned.values()})
         if siblings and (aborted := storage.abort_uploads(siblings)):
             log.info("Aborted %s uploads that runs of other exports left open.", aborted)

@@ -10,7 +10,7 @@ A complete file stays when a later one fails, so that a retry downloads only wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from airflow_provider_sendgrid.delivery.checks import ArgumentError, file_indexes, require_deliverable
@@ -29,8 +29,7 @@ from airflow_provider_sendgrid.delivery.stored_file import DeliveryState, Stored
 from airflow_provider_sendgrid.delivery.uploads import Uploads
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
-from airflow_provider_sendgrid.files.download import FileDownload
-from airflow_provider_sendgrid.files.source import SignedUrls
+from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, Storage
 from airflow_provider_sendgrid.storage.stoppable import StoppableStorage
@@ -111,9 +110,9 @@ def deliver_export(
         SendGridError: SendGrid could not be reached.
     """
     stop = stop or StopSignal()
-    export = require_deliverable(source.urls.export())
+    export = require_deliverable(source.export())
     for url in export.urls:
-        source.urls.checked(url)
+        source.require_encrypted(url)
     delivery = _ExportDelivery(source, storage, options, export, file_index, stop)
     try:
         return delivery.run()
@@ -192,9 +191,9 @@ class _ExportDelivery:
             new_files=tuple(file for file in files if file.name in self._state.stored),
             export=self._export,
             manifest_uri=manifest_uri,
-            fetched_bytes=sum(download.fetched_bytes for download in self._state.downloads),
+            fetched_bytes=sum(download.fetched_bytes for download in self._source.downloads),
             seconds=self._progress.seconds,
-            connections=sum(download.connections for download in self._state.downloads),
+            connections=sum(download.connections for download in self._source.downloads),
         )
 
     # Check
@@ -227,7 +226,7 @@ class _ExportDelivery:
                 lookup=self._lookup(index, publication, order),
                 contact_count=self._export.contact_count,
                 compares_rows=self._has_all_files and self._options.verify_row_count,
-                open_file=self._source.open_file,
+                open_file=self._source.download,
                 storage=self._storage,
                 options=self._options,
                 publication=publication,

@@ -31,7 +31,7 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     ExportIncompleteError,
 )
-from airflow_provider_sendgrid.files.download import FileChangedError, FileDownload, RangeReader
+from airflow_provider_sendgrid.files.download import FileChangedError, FileDownload
 from airflow_provider_sendgrid.files.parallel import fetch_parts
 from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.rows import RecordCount
@@ -130,10 +130,9 @@ class FileTransfer:
             # Only the manifest that was read can permit to replace them.
             self.publication.raise_if_changed()
         self._download = self.open_file(self.lookup.path, self.lookup.title)
-        self.state.downloads.append(self._download)
         self.progress.begin(self.index, self._download)
         try:
-            self._reader = self._download.open()
+            self._reader = RangeReader(self._download).open()
         except BaseException:
             self.close()
             raise
@@ -226,9 +225,9 @@ class FileTransfer:
     def _pass_through(self, plan: FilePlan, download: FileDownload, reader: RangeReader, writer: PartWriter) -> None:
         """Store the bytes as they come."""
         writer.write(plan.head)
-        with closing(fetch_parts(download, reader, writer.take, self.options.max_concurrency)) as parts:
+        with closing(fetch_parts(download, reader, writer.next_part, self.options.max_concurrency)) as parts:
             for part in parts:
-                writer.send(part)
+                writer.submit(part)
 
     def _raise_if_rows_differ(self, count: RecordCount | None) -> None:
         """The rows of an only file are all rows: they are compared before it is published."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from airflow_provider_sendgrid.compression import GZIP_MAGIC, Gunzip, is_gzip
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError
-from airflow_provider_sendgrid.files.download import RangeReader
+from airflow_provider_sendgrid.files.range_reader import RangeReader
 
 PIECE_BYTES = 256 * 1024
 _CONTENT_TYPES = {

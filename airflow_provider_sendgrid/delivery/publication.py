@@ -13,10 +13,9 @@ Several runs may deliver to one prefix at once. The manifest decides between the
   and withdrawn if it describes other content.
 - Without `replace`, no object is dropped that the manifest of the same export names.
 - With `replace`, what killed runs of other exports left beside the deleted objects is deleted too: receipts without an
-  object, the order of the files of an export without any object, and open uploads. This does not mislead a run of such
-  an export that is still active: a receipt or an order alone proves nothing to it, it downloads again what is not
-  described, and finds the manifest changed when it writes its own. An order that never had an object stays, because it
-  may be that of mapped tasks that have just begun.
+  object, and open uploads. This does not mislead a run of such an export that is still active: a receipt alone proves
+  nothing to it, it downloads again what is not described, and finds the manifest changed when it writes its own. The
+  order of that export's files stays, because mapped tasks depend on it.
 
 A manifest is withdrawn by deleting it. Without the permission to delete, a text that names no objects replaces it.
 """

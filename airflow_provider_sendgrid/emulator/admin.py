@@ -23,7 +23,8 @@ from .backend import Backend
 from .checked import replace_checked
 from .export import Export
 from .export_request import ExportRequest, RefusedError, json_object
-from .faults import Fault, FaultList
+from .fault_list import FaultList
+from .faults import Fault
 from .messages import Answer, Request, json_answer
 from .payloads import timestamp
 from .recording import RequestLog

@@ -17,7 +17,8 @@ from .audience import DEFAULT_MESSAGE, FAMILIES, Audience, Family, Kind, NewAudi
 from .backend import DEFAULT_MAX_FILE_SIZE, Backend, ExportedFile
 from .contacts import FileType
 from .export import Export
-from .faults import Fault, FaultList
+from .fault_list import FaultList
+from .faults import Fault
 from .payloads import Origins
 from .rate_limit import RateLimit
 from .recording import RecordedRequest, RequestLog

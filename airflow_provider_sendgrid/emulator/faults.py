@@ -1,36 +1,61 @@
-"""Everything that can be made to go wrong, as frozen values in one list.
+"""A fault: its kind, its options and the requests that it applies to.
 
-Knows which requests a fault strikes. Must not know sockets (an answer says how it is to be sent), nor what
-SendGrid or S3 would have said.
-
-The kinds stand in `spoiling.py`.
+Must not know what a kind does (that is `spoiling.py`), nor sockets.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 from .checked import replace_checked
-from .messages import Answer, Request
-from .spoiling import KINDS, Moment, answer_instead, spoil, treatment_of
-from .storage import Treatment
+from .messages import Request
+
+# `spoiling.py` has an entry for each.
+KINDS: Final = (
+    "refuse",
+    "reset",
+    "hang",
+    "status",
+    "html",
+    "body",
+    "redirect",
+    "endless",
+    "endless_header",
+    "bomb",
+    "truncate",
+    "changed",
+    "expire",
+    "no_ranges",
+    "delay",
+    "lost",
+    "other_host",
+    "null_listing",
+    "unfilled",
+    "reorder",
+    "empty",
+    "broken_json",
+    "cut",
+    "trickle",
+    "wrong_length",
+    "wrong_range",
+    "corrupt",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing to go wrong, for the requests it fits: every one, the `nth`, or the `first` few.
+    """One fault, for the requests that it matches: all of them, the `nth`, or the `first` few.
 
     Raises:
-        ValueError: for a kind that does not exist.
+        ValueError: there is no such kind.
     """
 
     kind: str
     path: str = "*"
-    """Shell pattern for the path, or for its last part (a file's name, an export's id)."""
+    """Shell pattern for the path or its last segment (a file's name, an export's id)."""
     method: str = ""
     listener: str = ""
     """`api`, `files`, or both when empty."""
@@ -45,7 +70,7 @@ class Fault:
     bytes_per_second: int = 1_000
     retry_after: float | None = None
     rate_limit_reset: str = ""
-    """`epoch` or `seconds`: a `status` fault has X-RateLimit-Reset, `seconds` from now, in that meaning."""
+    """A `status` fault sends X-RateLimit-Reset, `seconds` from now: as an `epoch` or as `seconds`."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -53,10 +78,10 @@ class Fault:
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Fault:
-        """Read a fault from JSON of the same fields.
+        """Read a fault from a JSON object with the same fields.
 
         Raises:
-            ValueError: for an unknown kind or field, or a value of the wrong type.
+            ValueError: a kind or field is unknown, or a value has the wrong type.
         """
         return replace_checked(cls(kind=payload.get("kind", "")), payload)
 
@@ -64,8 +89,8 @@ class Fault:
         """Return every field."""
         return asdict(self)
 
-    def fits(self, listener: str, request: Request) -> bool:
-        """Tell whether it is about this request, whichever in number."""
+    def matches(self, listener: str, request: Request) -> bool:
+        """Return whether the listener, method and path match."""
         names = (request.path, request.path.rpartition("/")[2])
         return (
             self.listener in ("", listener)
@@ -74,49 +99,6 @@ class Fault:
         )
 
     def is_due(self, number: int) -> bool:
-        """Tell whether it strikes the request of this number (from 1) among those it fits."""
+        """Return whether it applies to matching request `number` (from 1)."""
         always = self.nth == 0 and self.first == 0
         return always or number == self.nth or number <= self.first
-
-
-class FaultList:
-    """The faults that are installed, and how often each has been asked."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._asked: list[tuple[Fault, list[int]]] = []
-        self._released = threading.Event()
-        self._lock = threading.Lock()
-
-    def add(self, *faults: Fault) -> None:
-        """Install faults; their requests are counted from now."""
-        with self._lock:
-            self._asked += [(fault, [0]) for fault in faults]
-
-    def clear(self) -> None:
-        """Remove all, and let go of every answer that hangs."""
-        with self._lock:
-            self._asked.clear()
-            self._released.set()
-            self._released = threading.Event()
-
-    def all(self) -> list[Fault]:
-        """Return those installed."""
-        with self._lock:
-            return [fault for fault, _ in self._asked]
-
-    def spoiled(self, listener: str, request: Request, respond: Callable[[Treatment], Answer]) -> Answer:
-        """Answer a request with everything that is due to go wrong with it."""
-        due, released = self._due(listener, request)
-        instead = answer_instead(due, Moment(listener, self._clock(), released))
-        return spoil(instead or respond(treatment_of(due)), due)
-
-    def _due(self, listener: str, request: Request) -> tuple[list[Fault], threading.Event]:
-        """Return what is due, and what whoever hangs is to wait for: both of before or both of after `clear`."""
-        with self._lock:
-            due = []
-            for fault, asked in self._asked:
-                if fault.fits(listener, request):
-                    asked[0] += 1
-                    due += [fault] if fault.is_due(asked[0]) else []
-            return due, self._released

@@ -17,9 +17,9 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.exports.protocol import (
-    DEFAULT_PATIENCE,
+    DEFAULT_RETRY_POLICY,
     Conversation,
-    Patience,
+    RetryPolicy,
     get_first_segments,
     get_segments,
 )
@@ -29,7 +29,7 @@ _NO_SUCH_API = (400, 403, 404, 405, 410)
 
 
 def ids_of_segments(
-    family: ExportFamily, names: Sequence[str], patience: Patience = DEFAULT_PATIENCE
+    family: ExportFamily, names: Sequence[str], retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Conversation[list[str | int]]:
     """The id of each segment, looked up in the segments API 2.0 and in the first one.
 
@@ -42,10 +42,10 @@ def ids_of_segments(
     """
     if not names:
         return []
-    segments = yield from get_segments(family, patience)
+    segments = yield from get_segments(family, retry_policy)
     unread: SendGridError | None = None
     try:
-        segments += yield from get_first_segments(family, patience)
+        segments += yield from get_first_segments(family, retry_policy)
     except SendGridError as error:
         if error.status_code not in _NO_SUCH_API:
             raise

@@ -22,10 +22,10 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridPermissionError,
 )
 from airflow_provider_sendgrid.exports.export import FAILURE, PENDING, READY, ContactExport
-from airflow_provider_sendgrid.exports.protocol import SECOND_LOOK_SECONDS, Patience, is_empty
+from airflow_provider_sendgrid.exports.protocol import SECOND_LOOK_SECONDS, RetryPolicy, is_empty
 
 # One poll of a wait: few tries and short waits, because another poll follows.
-POLL_PATIENCE = Patience(tries=3, longest_wait_seconds=5.0)
+POLL_RETRY_POLICY = RetryPolicy(tries=3, longest_wait_seconds=5.0)
 # A ready export that names no files for so long, in SendGrid's time, will not name any.
 WITHOUT_FILES_SECONDS = 300.0
 # Refusals in a row that end a wait; fewer are taken for stray ones.

@@ -35,7 +35,7 @@ from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.export import FAILURE, READY, ContactExport, ExportFamily
 from airflow_provider_sendgrid.exports.polling import (
     LONGEST_PAUSE_SECONDS,
-    POLL_PATIENCE,
+    POLL_RETRY_POLICY,
     Outcome,
     PollSchedule,
     Sighting,
@@ -469,7 +469,7 @@ class SharedWatch:
         An export without files never counts as ready by the listing alone.
         """
         pages = set[str]()
-        flow = protocol.list_exports(self._family, POLL_PATIENCE)
+        flow = protocol.list_exports(self._family, POLL_RETRY_POLICY)
         listed = {export.id: export for export in await self._client.converse(self._noting_pages(flow, pages))}
         self._listing_cost = len(pages)
         now = self._clock()
@@ -521,8 +521,8 @@ class SharedWatch:
             return end.value  # type: ignore[no-any-return]
 
     async def _serve_by_id(self, waiter: _Waiter) -> None:
-        patience = replace(POLL_PATIENCE, seconds_left=lambda: waiter.end_time - self._clock())
-        flow = protocol.get_export(self._family, waiter.export_id, patience, is_doubtful=lambda _: False)
+        retry_policy = replace(POLL_RETRY_POLICY, seconds_left=lambda: waiter.end_time - self._clock())
+        flow = protocol.get_export(self._family, waiter.export_id, retry_policy, is_doubtful=lambda _: False)
         waiter.asked_at = _loop_time()
         try:
             self._note(waiter, await self._client.converse(flow))

@@ -27,10 +27,10 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import (
-    START_PATIENCE,
+    START_RETRY_POLICY,
     Conversation,
-    Patience,
     Reply,
+    RetryPolicy,
     T,
     date_of,
     get_export,
@@ -152,7 +152,7 @@ def start_export_once(
     family: ExportFamily,
     selection: ExportSelection,
     attempt: Attempt,
-    patience: Patience = START_PATIENCE,
+    retry_policy: RetryPolicy = START_RETRY_POLICY,
 ) -> Conversation[tuple[str, bool]]:
     """The id of the export, and whether it was found rather than started.
 
@@ -164,10 +164,10 @@ def start_export_once(
     """
     selection.to_payload(family)
     try:
-        if attempt.export_id and (yield from _is_still_ours(family, attempt, patience)):
+        if attempt.export_id and (yield from _is_still_ours(family, attempt, retry_policy)):
             return attempt.export_id, True
         if attempt.is_retry:
-            found = yield from _search(family, selection, attempt, patience, _LOOKS_OF_A_RETRY, "")
+            found = yield from _search(family, selection, attempt, retry_policy, _LOOKS_OF_A_RETRY, "")
             if found is not None:
                 return found.id, True
     except SendGridError as error:
@@ -175,7 +175,7 @@ def start_export_once(
         raise
     if attempt.keep is not None and not attempt.is_retry:
         try:
-            baseline = yield from read_baseline(family, selection, patience)
+            baseline = yield from read_baseline(family, selection, retry_policy)
         except (SendGridPermissionError, SendGridNotFoundError) as error:
             if error.is_of_proxy:
                 raise
@@ -185,17 +185,17 @@ def start_export_once(
         # The list may lag behind and lack what this task started before.
         known = None if baseline.known_ids is None else (*baseline.known_ids, *(attempt.known_ids or ()))
         attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=known)
-    return (yield from _start(family, selection, attempt, patience))
+    return (yield from _start(family, selection, attempt, retry_policy))
 
 
 def _start(
-    family: ExportFamily, selection: ExportSelection, attempt: Attempt, patience: Patience
+    family: ExportFamily, selection: ExportSelection, attempt: Attempt, retry_policy: RetryPolicy
 ) -> Conversation[tuple[str, bool]]:
     """POST; after a lost response look for the export; POST again only if there is none."""
     lost: SendGridError | None = None
     for starts_left in reversed(range(_STARTS)):
         try:
-            return (yield from start_export(family, selection, patience)), False
+            return (yield from start_export(family, selection, retry_policy)), False
         except SendGridError as error:
             if not error.may_have_been_accepted:
                 # SendGrid may carry out an earlier POST late.
@@ -203,7 +203,7 @@ def _start(
                 raise
             lost = error
         try:
-            found = yield from _search(family, selection, attempt, patience, _LOOKS_AFTER_SECONDS, str(lost))
+            found = yield from _search(family, selection, attempt, retry_policy, _LOOKS_AFTER_SECONDS, str(lost))
         except ExportInDoubtError:
             raise
         except SendGridError:
@@ -219,10 +219,10 @@ def _start(
 
 
 def read_baseline(
-    family: ExportFamily, selection: ExportSelection, patience: Patience = START_PATIENCE
+    family: ExportFamily, selection: ExportSelection, retry_policy: RetryPolicy = START_RETRY_POLICY
 ) -> Conversation[Baseline]:
     """Read SendGrid's time, and the exports that exist before a start."""
-    listed, responses = yield from _with_responses(list_exports(family, patience))
+    listed, responses = yield from _with_responses(list_exports(family, retry_policy))
     first = responses[0]  # what is created while further pages are read is not in the list
     clock = Clock.SENDGRID if date_of(first) else Clock.WORKER
     known = tuple(export.id for export in listed if _is_of(export, selection))
@@ -234,7 +234,7 @@ def _search(
     family: ExportFamily,
     selection: ExportSelection,
     attempt: Attempt,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     looks_after_seconds: Sequence[float],
     because: str,
 ) -> Conversation[ContactExport | None]:
@@ -244,7 +244,7 @@ def _search(
         if look >= len(looks_after_seconds) and doubt is None:
             return None
         try:
-            found = yield from find_started(family, selection, attempt, patience, seconds, str(doubt or because))
+            found = yield from find_started(family, selection, attempt, retry_policy, seconds, str(doubt or because))
         except (ExportInDoubtError, _OldListError) as error:
             doubt = error
             continue
@@ -260,7 +260,7 @@ def find_started(
     family: ExportFamily,
     selection: ExportSelection,
     attempt: Attempt,
-    patience: Patience = START_PATIENCE,
+    retry_policy: RetryPolicy = START_RETRY_POLICY,
     after_seconds: float = 0.0,
     because: str = "",
 ) -> Conversation[ContactExport | None]:
@@ -270,14 +270,14 @@ def find_started(
         family: of the export.
         selection: what it exports.
         attempt: what is known of the start.
-        patience: see `Patience`.
+        retry_policy: see `RetryPolicy`.
         after_seconds: how long to wait before the list is requested.
         because: why, for the log.
 
     Raises:
         ExportInDoubtError: several exports remain, or another task may own the one that remains.
     """
-    listed, responses = yield from _with_responses(list_exports(family, patience), after_seconds, because)
+    listed, responses = yield from _with_responses(list_exports(family, retry_policy), after_seconds, because)
     last = responses[-1]
     since = _since_at_sendgrid(attempt, last)
     earliest = since.timestamp() - _margin_seconds(attempt, last)
@@ -336,7 +336,7 @@ def _age_seconds(response: Reply) -> int:
     return int(age) if re.fullmatch("[0-9]{1,8}", age) else 0
 
 
-def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -> Conversation[bool]:
+def _is_still_ours(family: ExportFamily, attempt: Attempt, retry_policy: RetryPolicy) -> Conversation[bool]:
     """Whether the export that an earlier try got is usable, and no other task took it.
 
     Airflow deletes a task's announcement when it is retried. Until this try announced the id again, another task whose
@@ -345,11 +345,11 @@ def _is_still_ours(family: ExportFamily, attempt: Attempt, patience: Patience) -
     for seconds in _LOOKS_AT_A_KNOWN_ONE:
         because = "another task may have taken it" * bool(seconds)
         try:
-            flow = get_export(family, attempt.export_id, patience)
+            flow = get_export(family, attempt.export_id, retry_policy)
             export, responses = yield from _with_responses(flow, seconds, because)
         except SendGridNotFoundError:
             # A proxy may have sent the 404, or a machine of SendGrid's that lags behind: the list decides.
-            listed, responses = yield from _with_responses(list_exports(family, patience))
+            listed, responses = yield from _with_responses(list_exports(family, retry_policy))
             same = [each for each in listed if _texts([each.id]) == _texts([attempt.export_id])]
             if not same:
                 _refuse_old(responses[0], family, attempt)

@@ -17,6 +17,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
 
+from airflow_provider_sendgrid.backoff import backoff_seconds
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError, redact
 from airflow_provider_sendgrid.exports.sending import Sending, recorded_in
 from airflow_provider_sendgrid.stopping import StopSignal
@@ -71,8 +72,7 @@ class DownloadLimits:
 
     def wait_seconds(self, failures: int) -> float:
         """How long to wait after this many attempts in a row without progress."""
-        full = min(self.first_wait_seconds * 2.0 ** (failures - 1), self.longest_wait_seconds)
-        return full * (0.5 + self.jitter() / 2)
+        return backoff_seconds(failures, self.first_wait_seconds, self.longest_wait_seconds, self.jitter())
 
 
 class UrlSource(Protocol):

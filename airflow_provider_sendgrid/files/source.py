@@ -25,7 +25,7 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
-from airflow_provider_sendgrid.exports.protocol import Patience
+from airflow_provider_sendgrid.exports.protocol import RetryPolicy
 from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 DOWNLOAD_LIMITS = DownloadLimits()
 # For a response that contradicts an earlier one: SendGrid has sent single wrong responses.
-RENEWAL_PATIENCE = Patience(tries=4, longest_wait_seconds=10.0)
+RENEWAL_RETRY_POLICY = RetryPolicy(tries=4, longest_wait_seconds=10.0)
 _DOUBTFUL_REFUSALS = (SendGridPermissionError, SendGridNotFoundError)
 # Query parameters of signatures: S3, CloudFront, Google Cloud Storage, Azure.
 _SIGNATURE_PARAMETERS = re.compile(
@@ -59,7 +59,7 @@ class ExportFiles:
         timeout_seconds: of a download: for a connection, and for the next bytes.
         limits: when a download retries and gives up.
         max_age_seconds: older URLs are renewed before they are used.
-        patience: for responses that contradict an earlier one.
+        retry_policy: for responses that contradict an earlier one.
         clock: seconds since any moment.
         sleep: waits for seconds; by default until `stop` is set at the latest.
         stop: ends all waits and downloads.
@@ -78,7 +78,7 @@ class ExportFiles:
         timeout_seconds: float = 30.0,
         limits: DownloadLimits = DOWNLOAD_LIMITS,
         max_age_seconds: float = 30.0,
-        patience: Patience = RENEWAL_PATIENCE,
+        retry_policy: RetryPolicy = RENEWAL_RETRY_POLICY,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         stop: StopSignal | None = None,
@@ -94,7 +94,7 @@ class ExportFiles:
         self._get_export = get_export
         self._allow_http = allow_http
         self._max_age_seconds = max_age_seconds
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._lock = threading.Lock()  # never held during a request
         self._request: Future[ContactExport] | None = None
         self._export: ContactExport | None = None
@@ -191,7 +191,7 @@ class ExportFiles:
         while True:
             self.stop.raise_if_set()
             tried += 1
-            is_last = tried >= self._patience.tries or not self._paths or self.has_expired()
+            is_last = tried >= self._retry_policy.tries or not self._paths or self.has_expired()
             try:
                 export = self._get_export()
             except _DOUBTFUL_REFUSALS as error:
@@ -206,7 +206,7 @@ class ExportFiles:
                     f"SendGrid export {export.id}: its status is {export.status!r}, without {len(missing)} of the "
                     f"{len(self._paths)} files that SendGrid listed before."
                 )
-            wait = self._patience.wait_seconds(tried)
+            wait = self._retry_policy.wait_seconds(tried)
             log.warning("%s Requesting it again in %.1f s.", cause, wait)
             sleep(wait)
 

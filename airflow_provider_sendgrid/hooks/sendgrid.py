@@ -327,7 +327,7 @@ class SendGridHook(BaseHook):
         """Whether the key works and which families it may export; what to do where it does not."""
         try:
             with self.client() as client:
-                scopes = client.converse(protocol.get_scopes(protocol.Patience(tries=2)))
+                scopes = client.converse(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
         except (SendGridError, ValueError) as error:
             return False, redact(str(error))
         except Exception as error:  # noqa: BLE001 - the form must get an answer, whatever broke

@@ -34,7 +34,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id, parse_family
 from airflow_provider_sendgrid.exports.polling import (
     LONGEST_PAUSE_SECONDS,
-    POLL_PATIENCE,
+    POLL_RETRY_POLICY,
     WITHOUT_FILES_SECONDS,
     Outcome,
     PollSchedule,
@@ -257,12 +257,12 @@ class SendGridExportSensor(BaseSensorOperator):
 
     def _look(self) -> Sighting:
         state = self._wait_state()
-        patience = replace(POLL_PATIENCE, seconds_left=self._seconds_left)
+        retry_policy = replace(POLL_RETRY_POLICY, seconds_left=self._seconds_left)
         family, export_id = parse_family(self.family), parse_export_id(self.export_id)
         with self.hook.client() as client:
             client.connection = self._bounded(client.connection)
             export = client.converse(
-                protocol.get_export(family, export_id, patience, is_doubtful=self._is_checked_at_once)
+                protocol.get_export(family, export_id, retry_policy, is_doubtful=self._is_checked_at_once)
             )
         metrics.polled(self.family)
         return state.note(export, time.time(), is_checked=self._is_checked_at_once(export))

@@ -1,1 +1,1 @@
-"""Knows clouds; does not know SendGrid."""
+"""Cloud storages and folders. Knows nothing of SendGrid."""

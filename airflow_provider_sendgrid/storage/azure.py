@@ -1,9 +1,9 @@
 """Azure Blob Storage, and Data Lake Storage Gen2 through it: blocks are staged, then committed as one blob.
 
-The client is azure-storage-blob's, made by Airflow's WasbHook; nothing of it is imported before it is used. Each block
-carries its MD5, which Azure checks before it takes it. Blocks that are never committed are invisible; the next commit
-of the same blob discards them, else Azure does within a week: there is no call that does. Writes and deletes name the
-ETag they expect. Each blob carries a random token of its upload, by which a write whose answer was lost is recognised.
+The client is azure-storage-blob's, made by Airflow's WasbHook; nothing of it is imported before it is used. Azure
+checks the MD5 that each block carries. Blocks that are never committed are invisible; the next commit of the same blob
+discards them, or Azure does within a week, for which there is no call. Writes and deletes name the ETag they expect.
+Each blob carries a random token of its upload, which identifies a write whose response was lost.
 """
 
 from __future__ import annotations
@@ -25,53 +25,15 @@ from airflow_provider_sendgrid.exceptions import (
     DestinationRefusedError,
     SendGridError,
 )
+from airflow_provider_sendgrid.storage.azure_errors import DamagedError, retried_calls
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
-from airflow_provider_sendgrid.storage.errors import (
-    CHANGED,
-    NO_ANSWER,
-    PASSING,
-    RUN_AGAIN,
-    UNREADABLE_ANSWER,
-    Failure,
-    Meaning,
-    Requests,
-)
+from airflow_provider_sendgrid.storage.errors import Failure, RetriedCalls
 
 log = logging.getLogger(__name__)
 
 _TOKEN = "sendgrid-write"  # noqa: S105  metadata, no secret
-# `Requests` repeats what may be repeated, and can be stopped between two attempts; the client cannot.
+# `RetriedCalls` retries, and can be stopped between two attempts; the client cannot.
 _ONCE = {"retry_total": 0}
-
-_NO_CONTAINER = Meaning(DestinationRefusedError, "Correct the container's name, its permissions or the connection.")
-_KEPT = Meaning(DestinationRefusedError, "A policy or a hold of the container keeps the blob.")
-
-# By Azure's code, else by status.
-_ERRORS: Mapping[str, Meaning] = {
-    "BlobNotFound": Meaning(DestinationError, RUN_AGAIN, is_absence=True),
-    "ContainerNotFound": _NO_CONTAINER,
-    "ContainerBeingDeleted": _NO_CONTAINER,
-    "ContainerDisabled": _NO_CONTAINER,
-    "ResourceNotFound": Meaning(_NO_CONTAINER.error, _NO_CONTAINER.next_step, is_absence=True),
-    # As answers to HEAD requests may be.
-    "404 without a code": Meaning(_NO_CONTAINER.error, _NO_CONTAINER.next_step, is_absence=True),
-    "404": _NO_CONTAINER,
-    "BlobAlreadyExists": CHANGED,
-    "ConditionNotMet": CHANGED,
-    # Another run's commit discarded the blocks.
-    "InvalidBlockList": CHANGED,
-    "LeaseIdMissing": Meaning(DestinationRefusedError, "Somebody holds a lease on the blob: release it."),
-    "BlobImmutableDueToPolicy": _KEPT,
-    "BlobImmutableDueToLegalHold": _KEPT,
-    "InvalidBlobType": Meaning(DestinationRefusedError, "A blob of another type has this name: delete it."),
-    "AccountIsDisabled": Meaning(DestinationRefusedError, "Enable the storage account."),
-    "InvalidMetadata": Meaning(DestinationRefusedError, "The account does not accept the blob's metadata."),
-    "Md5Mismatch": PASSING,
-}
-
-
-class _DamagedError(Exception):
-    """The storage says that it has other bytes than were sent, or came."""
 
 
 class AzureStorage:
@@ -90,7 +52,7 @@ class AzureStorage:
         self._container = container
         self._address = address
         self._prefix = prefix
-        self._requests = Requests("Azure", _ERRORS, _describe, sleep)
+        self._calls = retried_calls(sleep)
         self._is_listing_refused = False
 
     def uri(self, name: str) -> str:
@@ -100,7 +62,7 @@ class AzureStorage:
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         """Store a small blob at once; return its ETag."""
         md5 = _md5(content)
-        # The client would take a wrong MD5 in the answer for no answer; it sends larger ones in several requests.
+        # For a wrong MD5 in the response, the client would report no response. Larger blobs take several requests.
         is_one_request = len(content) <= getattr(getattr(self._container, "_config", None), "max_single_put_size", 0)
         if is_one_request:
             checked: dict[str, Any] = {"headers": {"Content-MD5": base64.b64encode(md5).decode()}}
@@ -108,13 +70,14 @@ class AzureStorage:
             checked = {"validate_content": True}
 
         def send(arguments: Mapping[str, Any]) -> Any:
-            answer = self._blob(name).upload_blob(bytes(content), overwrite=True, **copy.deepcopy(checked), **arguments)
-            return answer if is_one_request else None
+            checks = copy.deepcopy(checked)
+            response = self._blob(name).upload_blob(bytes(content), overwrite=True, **checks, **arguments)
+            return response if is_one_request else None
 
         return self._publish("put", name, info, over, len(content), send, md5)
 
     def begin(self, name: str, info: ObjectInfo, over: str | None = ANY_VERSION) -> AzureUpload:
-        """Start to stage blocks; Azure is not asked yet."""
+        """Start an upload; this sends no request."""
 
         def commit(blocks: list[Any], size: int) -> None:
             def send(arguments: Mapping[str, Any]) -> Any:
@@ -122,7 +85,7 @@ class AzureStorage:
 
             self._publish("commit", name, info, over, size, send)
 
-        return AzureUpload(self._blob(name), self.uri(name), self._requests, commit)
+        return AzureUpload(self._blob(name), self.uri(name), self._calls, commit)
 
     def read(self, name: str) -> StoredContent | None:
         """A small blob, None if there is none."""
@@ -131,12 +94,12 @@ class AzureStorage:
             stream = self._blob(name).download_blob(max_concurrency=1, **_ONCE)
             content = bytes(stream.readall())
             if _has_other_md5(stream.properties.content_settings, _md5(content)):
-                raise _DamagedError
+                raise DamagedError
             return StoredContent(content, _etag(stream.properties.etag))
 
-        stored = self._requests.find("read", self.uri(name), send)
+        stored = self._calls.find("read", self.uri(name), send)
         if stored is not None and not stored.version:
-            raise self._requests.unverified("read", self.uri(name), "the answer has no ETag")
+            raise self._calls.unverified("read", self.uri(name), "the response has no ETag")
         return stored
 
     def head(self, name: str) -> StoredInfo | None:
@@ -159,7 +122,7 @@ class AzureStorage:
             return {blob.name.removeprefix(self._prefix): _etag(blob.etag) for blob in blobs}
 
         try:
-            return {name: version for name, version in self._requests.write("list", self.uri(""), send).items() if name}
+            return {name: version for name, version in self._calls.write("list", self.uri(""), send).items() if name}
         except DestinationRefusedError as error:
             if not self._is_listing_refused:
                 log.warning("The blobs cannot be listed: %s", error)
@@ -167,13 +130,13 @@ class AzureStorage:
             return None
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """Nothing to end: staged blocks are discarded by the next commit."""
+        """Does nothing: the next commit discards staged blocks."""
         return 0
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
         """Delete a blob if it has this ETag."""
         with suppress(DestinationChangedError):
-            self._requests.find(
+            self._calls.find(
                 "delete",
                 self.uri(name),
                 lambda: self._blob(name).delete_blob(delete_snapshots="include", **_condition(version), **_ONCE),
@@ -184,9 +147,9 @@ class AzureStorage:
 
     def _look(self, name: str) -> Any:
         """Azure's properties of a blob, with an ETag and a size; None if there is no blob."""
-        properties = self._requests.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
+        properties = self._calls.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
         if properties is not None and (not properties.etag or properties.size is None):
-            raise self._requests.unverified("look", self.uri(name), "the answer has no ETag or no size")
+            raise self._calls.unverified("look", self.uri(name), "the response has no ETag or no size")
         return properties
 
     def _publish(
@@ -201,21 +164,23 @@ class AzureStorage:
     ) -> str:
         """Store the blob with our token in its metadata; return its ETag.
 
-        An answer alone proves nothing, and that of an earlier attempt may be lost: Azure is asked for the blob, which
-        must carry the token.
+        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is looked at and must
+        carry the token.
         """
         token = secrets.token_hex(8)
-        arguments = {**_described(info, token), **_condition(over), **_ONCE}
+        arguments = {**_arguments_of(info, token), **_condition(over), **_ONCE}
         try:
-            answer = self._requests.write(operation, self.uri(name), lambda: send(arguments))
+            response = self._calls.write(operation, self.uri(name), lambda: send(arguments))
         except (DestinationChangedError, DestinationError):
             with suppress(SendGridError):
                 return self._confirm(operation, name, token, size, md5)
             raise
-        return self._confirm(operation, name, token, size, md5, answer)
+        return self._confirm(operation, name, token, size, md5, response)
 
-    def _confirm(self, operation: str, name: str, token: str, size: int, md5: bytes | None, answer: Any = None) -> str:
-        """Make sure that what is stored is what was sent; return its ETag.
+    def _confirm(
+        self, operation: str, name: str, token: str, size: int, md5: bytes | None, response: Any = None
+    ) -> str:
+        """Check that the stored blob is the one that was sent; return its ETag.
 
         Raises:
             DestinationChangedError: another run stored the blob.
@@ -224,24 +189,24 @@ class AzureStorage:
         properties = self._look(name)
         if properties is None or properties.size != size:
             what = "the storage accepted the blob, but does not have all of it"
-            raise self._requests.unverified(operation, self.uri(name), what)
+            raise self._calls.unverified(operation, self.uri(name), what)
         if _metadata(properties).get(_TOKEN) != token:
-            raise self._requests.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
+            raise self._calls.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
         etag = _etag(properties.etag)
-        if md5 is not None and (_has_other_md5(answer, md5) or _has_other_md5(properties.content_settings, md5)):
+        if md5 is not None and (_has_other_md5(response, md5) or _has_other_md5(properties.content_settings, md5)):
             self._discard(name, etag)
             what = "the stored blob has another MD5 than what was sent; the bytes were damaged on their way"
-            raise self._requests.unverified(operation, self.uri(name), what)
+            raise self._calls.unverified(operation, self.uri(name), what)
         return etag
 
     def _discard(self, name: str, etag: str) -> None:
-        """Delete a damaged blob; without the permission for that, empty it: its metadata must not vouch for it."""
+        """Delete a damaged blob; without the permission for that, empty it, so that its metadata proves nothing."""
         arguments = {**_condition(etag), **_ONCE}
         with suppress(SendGridError):
             try:
                 self.delete(name, etag)
             except DestinationRefusedError:
-                self._requests.write(
+                self._calls.write(
                     "put", self.uri(name), lambda: self._blob(name).upload_blob(b"", overwrite=True, **arguments)
                 )
 
@@ -252,31 +217,31 @@ class AzureUpload:
     Args:
         blob: its client.
         uri: of the blob, for messages.
-        requests: how Azure is asked.
-        commit: publishes a list of blocks, so many bytes in all.
+        calls: to Azure.
+        commit: publishes a list of blocks; is also given their size in bytes.
     """
 
-    def __init__(self, blob: Any, uri: str, requests: Requests, commit: Callable[[list[Any], int], None]) -> None:
+    def __init__(self, blob: Any, uri: str, calls: RetriedCalls, commit: Callable[[list[Any], int], None]) -> None:
         self._blob = blob
         self._uri = uri
-        self._requests = requests
+        self._calls = calls
         self._commit = commit
-        # Another run may have staged blocks of the same blob: none of its numbers is mistaken for one of ours.
+        # Keeps our blocks apart from those that another run may have staged for the same blob.
         self._token = secrets.token_hex(8)
         self._blocks: dict[int, tuple[str, int]] = {}
         self._lock = threading.Lock()
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
-        """Stage part `number` (from 1); Azure refuses it if its MD5 differs, or answers which MD5 it has."""
+        """Stage part `number` (from 1); Azure refuses it if its MD5 differs, or returns the MD5 it has."""
         block_id = f"{self._token}-{number:06d}"
         md5 = _md5(part)
 
         def send() -> None:
             headers = {"Content-MD5": base64.b64encode(md5).decode()}
             if _has_other_md5(self._blob.stage_block(block_id, part, length=len(part), headers=headers, **_ONCE), md5):
-                raise _DamagedError
+                raise DamagedError
 
-        self._requests.write("upload", self._uri, send)
+        self._calls.write("upload", self._uri, send)
         with self._lock:
             self._blocks[number] = block_id, len(part)
 
@@ -288,13 +253,13 @@ class AzureUpload:
         self._commit(blocks, sum(size for _, size in self._blocks.values()))
 
     def abort(self) -> None:
-        """Nothing is to be seen of blocks that are not committed."""
+        """Does nothing: blocks that are not committed are invisible."""
 
 
-def _described(info: ObjectInfo, token: str) -> dict[str, Any]:
+def _arguments_of(info: ObjectInfo, token: str) -> dict[str, Any]:
     from azure.storage.blob import ContentSettings
 
-    # Azure's names of metadata are identifiers: they have no hyphens.
+    # Keys of Azure's metadata are identifiers, which have no hyphens.
     metadata = {key.replace("-", "_"): value for key, value in {**info.metadata, _TOKEN: token}.items()}
     return {"content_settings": ContentSettings(content_type=info.content_type), "metadata": metadata}
 
@@ -308,7 +273,7 @@ def _md5(content: bytes | bytearray) -> bytes:
 
 
 def _has_other_md5(described: Any, md5: bytes) -> bool:
-    """Whether an answer, or the settings of a blob, names another MD5; many name none."""
+    """Whether a response, or the settings of a blob, has another MD5; many have none."""
     known = described.get("content_md5") if isinstance(described, Mapping) else getattr(described, "content_md5", None)
     if isinstance(known, str):
         with suppress(ValueError):
@@ -317,7 +282,7 @@ def _has_other_md5(described: Any, md5: bytes) -> bool:
 
 
 def _condition(version: str | None) -> dict[str, Any]:
-    """What a request says of the version that it expects."""
+    """The arguments for the version that a request expects."""
     from azure.core import MatchConditions
 
     if version == ANY_VERSION:
@@ -328,22 +293,5 @@ def _condition(version: str | None) -> dict[str, Any]:
 
 
 def _etag(value: str | None) -> str:
-    """Without the quotes, which headers have and listings do not."""
+    """An ETag without quotes; headers have them, listings do not."""
     return (value or "").strip('"')
-
-
-def _describe(error: Exception) -> Failure | None:
-    """What is known of an exception of Azure's client."""
-    from azure.core.exceptions import AzureError, HttpResponseError
-
-    if isinstance(error, _DamagedError):
-        return Failure(("Md5Mismatch",), "bytes were damaged on their way")
-    if isinstance(error, HttpResponseError):
-        code, status = getattr(error, "error_code", None), error.status_code
-        known = str(getattr(code, "value", code)) if code else f"{status} without a code"
-        return Failure((known, str(status)), f"{status} ({known}: {error.reason})")
-    if isinstance(error, AzureError):
-        return Failure((NO_ANSWER,), f"no answer ({type(error).__name__})")
-    if isinstance(error, UNREADABLE_ANSWER):
-        return Failure((type(error).__name__,), f"the answer cannot be read ({type(error).__name__}: {error})")
-    return None

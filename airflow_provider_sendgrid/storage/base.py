@@ -12,26 +12,26 @@ MIB = 1024 * 1024
 MIN_PART_BYTES = 5 * MIB
 MAX_PART_BYTES = 5 * 1024 * MIB
 MAX_PARTS = 10_000
-# Of an object of unknown size: so many parts of one size, then twice the size after each so many.
+# For objects of unknown size: so many parts of one size, then the size doubles after each so many.
 _EQUAL_PARTS, _PARTS_PER_SIZE = 6_000, 360
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What an object carries beside its bytes.
+    """What an object carries besides its bytes.
 
     Attributes:
         content_type: its media type.
-        metadata: short texts of ours, with names in lower case.
+        metadata: short texts, with names in lower case.
     """
 
     content_type: str
     metadata: Mapping[str, str]
 
 
-# The key of the metadata that names the upload which stored an object: it differs each time.
+# The key of the metadata that identifies the upload which stored an object.
 UPLOAD_KEY: Final = "sendgrid-upload"
-# In the place of an object's version: whichever is there, or none.
+# Instead of an object's version: any version, or no object.
 ANY_VERSION: Final = "*"
 
 
@@ -64,10 +64,10 @@ class StoredContent:
 
 
 class Upload(Protocol):
-    """An object on its way: invisible until `complete`, gone without a trace after `abort`."""
+    """An upload: the object is invisible until `complete`; `abort` leaves nothing behind."""
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
-        """Store part `number` (from 1); called by several threads at once, begun in the order of the numbers."""
+        """Store part `number` (from 1); several threads call this at once, starting in the order of the numbers."""
 
     def complete(self) -> None:
         """Publish the object: all parts were written.
@@ -81,14 +81,14 @@ class Upload(Protocol):
 
 
 class Storage(Protocol):
-    """A place for objects, named below one prefix.
+    """Objects below one prefix.
 
-    `over` is the version that an object is stored over: None if there must be none, `ANY_VERSION` if it does not
-    matter. Storages without conditional writes look again right before they write.
+    `over` is the version that an object may replace: None if there must be no object, `ANY_VERSION` if it does not
+    matter. Storages without conditional writes look at the object right before they write.
     """
 
     def uri(self, name: str) -> str:
-        """The full address of an object."""
+        """The full URI of an object."""
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
         """Store a small object at once; return its version.
@@ -127,21 +127,21 @@ class Storage(Protocol):
 
 
 def is_version(listed: str | None, version: str) -> bool:
-    """Whether a listing shows this version; what S3 lists ends before the upload's id, and may be empty."""
+    """Whether a listing shows this version; S3's listings lack the upload's id and may lack the version."""
     return bool(listed) and f"{version} ".startswith(f"{listed} ")
 
 
 def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:
-    """How large part `number` (from 1) is, in bytes.
+    """The size of part `number` (from 1), in bytes.
 
-    Some storages, such as Cloudflare R2, want all parts but the last of one size. All are, if it is known how large
-    the object can be. Else the first 6,000 are (30 GiB of 5 MiB each); then the size doubles with every 360 parts, so
-    that any object fits 10,000 parts: the largest has 5 TiB.
+    Some storages, such as Cloudflare R2, require one size for all parts but the last. All parts have one size if it is
+    known how large the object can be. Otherwise the first 6,000 have (30 GiB of 5 MiB each); then the size doubles with
+    every 360 parts, so that any object fits into 10,000 parts: the largest has 5 TiB.
 
     Args:
         number: of the part.
-        part_bytes: the size that is wanted; larger only where 10,000 parts would not suffice.
-        at_most_bytes: no object is larger; None if that is not known.
+        part_bytes: the preferred size; parts are larger only if 10,000 would not suffice.
+        at_most_bytes: the object is not larger; None if that is not known.
     """
     wanted = max(part_bytes, MIN_PART_BYTES)
     if at_most_bytes is not None:

@@ -1,4 +1,4 @@
-"""Memory for the parts of uploads, used again and bounded."""
+"""Recycled, bounded memory for the parts of uploads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import threading
 
 from airflow_provider_sendgrid.stopping import StopSignal
 
-_LOOK_AGAIN_SECONDS = 0.2
+_CHECK_EVERY_SECONDS = 0.2
 
 
 class PartBuffers:
-    """Recycled memory for parts, `limit_bytes` at once; safe to share among threads and files.
+    """Recycled memory for parts; safe to share among threads and files.
 
     Fresh memory is costly (measured: up to 25 times slower to write to than memory used before).
 
     Args:
-        limit_bytes: of all buffers in use.
+        limit_bytes: the memory of all buffers in use.
         stop: ends the wait for a buffer.
     """
 
@@ -26,29 +26,29 @@ class PartBuffers:
         self._free: list[bytearray] = []
         self._changed = threading.Condition()
 
-    def take(self, size: int, *, wait: bool = True) -> Part | None:
-        """An empty part for `size` bytes; if there is no memory for it, wait, or return None.
+    def acquire(self, size: int, *, wait: bool = True) -> Part | None:
+        """An empty part of `size` bytes. Without memory for it, wait for some, or return None.
 
         Raises:
             StoppedError: the task was stopped.
         """
         with self._changed:
-            if not wait and not self._has_room(size):
+            if not wait and not self._has_memory_for(size):
                 return None
-            while not self._has_room(size):
+            while not self._has_memory_for(size):
                 self.stop.raise_if_set()
-                self._changed.wait(_LOOK_AGAIN_SECONDS)
+                self._changed.wait(_CHECK_EVERY_SECONDS)
             self._used_bytes += size
             return Part(self, self._recycled(size))
 
-    def give(self, buffer: bytearray) -> None:
-        """Return a part's buffer; the part sees to it."""
+    def release(self, buffer: bytearray) -> None:
+        """Return a buffer; called by its part."""
         with self._changed:
             self._used_bytes -= len(buffer)
             self._free.append(buffer)
             self._changed.notify_all()
 
-    def _has_room(self, size: int) -> bool:
+    def _has_memory_for(self, size: int) -> bool:
         return self._used_bytes == 0 or self._used_bytes + size <= self._limit_bytes
 
     def _recycled(self, size: int) -> bytearray:
@@ -61,7 +61,7 @@ class PartBuffers:
 
 
 class Part:
-    """A buffer on its way; it returns to where it came from when the last of its users has released it.
+    """A buffer in use; it is recycled when the last user has released it.
 
     Attributes:
         filled: how many of its bytes are set.
@@ -76,7 +76,7 @@ class Part:
 
     @property
     def room(self) -> memoryview:
-        """The bytes that are not set yet."""
+        """The rest of the buffer, which is not set yet."""
         return memoryview(self._buffer)[self.filled :]
 
     @property
@@ -86,18 +86,18 @@ class Part:
 
     @property
     def content(self) -> bytearray:
-        """The same; a copy only where the buffer is not full, as in a last part."""
+        """The bytes that are set, as a copy only if the buffer is not full, as in a last part."""
         return self._buffer if self.filled == len(self._buffer) else self._buffer[: self.filled]
 
     def hold(self) -> None:
-        """Say that there is one more user."""
+        """Add a user."""
         with self._lock:
             self._users += 1
 
     def release(self, _: object = None) -> None:
-        """Say that one user is done."""
+        """Remove a user."""
         with self._lock:
             self._users -= 1
             is_free = self._users == 0
         if is_free:
-            self._buffers.give(self._buffer)
+            self._buffers.release(self._buffer)

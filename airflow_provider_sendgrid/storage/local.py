@@ -1,9 +1,9 @@
 """A folder on this machine, or one that is mounted here.
 
-A file is written beside its place, under a name that begins with a dot and ends in ``.part``, and gets its name when
-all of it is on the disk: by a hard link if there must be no other file, else by a rename. What other storages keep in
-an object's metadata lies in ``_metadata/``, written right before; it counts only for a file of the very size and time
-of change that it names. A lock on the folder keeps other runs out meanwhile, if the file system has locks.
+A file is written in the same folder, under a name that begins with a dot and ends in ``.part``. It gets its own name
+when all of it is on the disk: by a hard link if there must be no other file, otherwise by a rename. What other storages
+keep in an object's metadata is in ``_metadata/``, written right before; it counts only for a file with the size and
+modification time that it names. Meanwhile a lock on the folder keeps other runs out, if the file system has locks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
+from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
+from airflow_provider_sendgrid.storage.local_errors import translated
 from airflow_provider_sendgrid.storage.sequential import InOrderUpload
 
 log = logging.getLogger(__name__)
@@ -31,22 +32,6 @@ log = logging.getLogger(__name__)
 _UNFINISHED = ".part"
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-
-# What no further attempt helps; everything else may pass.
-_REFUSED = {
-    errno.EACCES: "Correct the folder's permissions or the path.",
-    errno.EPERM: "Correct the folder's permissions or the path.",
-    errno.EROFS: "The file system is read-only: mount it writable, or correct the path.",
-    errno.ENOTDIR: "Something on the path is a file: correct the path.",
-    errno.EISDIR: "A folder has the file's name: correct the path.",
-    errno.ENAMETOOLONG: "Shorten the path.",
-    errno.ELOOP: "The path's symbolic links form a loop: correct them.",
-    errno.EEXIST: "Something else has this name, such as a symbolic link that leads nowhere: delete it.",
-}
-_PASSING = {
-    errno.ENOSPC: "Free some disk space and run the task again.",
-    errno.EDQUOT: "Free some disk space or raise the quota, and run the task again.",
-}
 
 
 class LocalStorage:
@@ -62,7 +47,7 @@ class LocalStorage:
         self._logged: set[str] = set()
 
     def uri(self, name: str) -> str:
-        """The file's ``file://`` URI, not quoted, as `ObjectStoragePath` takes it."""
+        """The file's ``file://`` URI, not quoted, as in `ObjectStoragePath`."""
         return f"file://{self._folder}/{name}"
 
     def put(self, name: str, content: bytes | bytearray, info: ObjectInfo, over: str | None = ANY_VERSION) -> str:
@@ -82,7 +67,7 @@ class LocalStorage:
     def read(self, name: str) -> StoredContent | None:
         """A small file, None if there is none."""
         path = self._folder / name
-        with _translated("read", path):
+        with translated("read", path):
             try:
                 with path.open("rb") as file:
                     return StoredContent(file.read(), _version(os.fstat(file.fileno())))
@@ -92,7 +77,7 @@ class LocalStorage:
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a file without reading it, None if there is none."""
         path = self._folder / name
-        with _translated("look", path), _locked(self._folder):
+        with translated("look", path), _locked(self._folder):
             status = _status(path)
             if status is None:
                 return None
@@ -103,7 +88,7 @@ class LocalStorage:
         found = {}
         parent, slash, start = beginning.rpartition("/")
         folder = self._folder / parent
-        with _translated("list", folder):
+        with translated("list", folder):
             try:
                 for entry in folder.iterdir():
                     if not entry.name.startswith(start):
@@ -119,13 +104,13 @@ class LocalStorage:
         return found
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """Delete what other runs left unfinished of files; return how many there were."""
+        """Delete the unfinished files of other runs; return how many there were."""
         return sum(self._delete_unfinished(self._folder / name) for name in names)
 
     def _delete_unfinished(self, path: Path) -> int:
         count = 0
-        # With the lock no other run is just writing metadata.
-        with _translated("clean-up", path), _locked(self._folder):
+        # While the lock is held, no other run writes metadata.
+        with translated("clean-up", path), _locked(self._folder):
             for unfinished in {
                 *_unfinished_files(path),
                 *_unfinished_files(_metadata_path(path)),
@@ -141,7 +126,7 @@ class LocalStorage:
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
         """Delete a file and its metadata if it has this version."""
         path = self._folder / name
-        with _translated("delete", path), _locked(self._folder):
+        with translated("delete", path), _locked(self._folder):
             status = _status(path)
             if status is None or version not in (ANY_VERSION, _version(status)):
                 return
@@ -158,7 +143,7 @@ class LocalStorage:
 
 
 class LocalUpload(InOrderUpload):
-    """A file under another name, until it is published."""
+    """A file that has another name until it is published."""
 
     def __init__(self, root: Path, name: str, info: ObjectInfo, over: str | None, own_unfinished: set[Path]) -> None:
         super().__init__()
@@ -169,19 +154,19 @@ class LocalUpload(InOrderUpload):
         self._own_unfinished = own_unfinished
         self._unfinished = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
         own_unfinished.add(self._unfinished)
-        with _translated("write", self._path):
+        with translated("write", self._path):
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._unfinished.open("xb", buffering=0)
 
     def complete(self) -> None:
-        """Have the disk hold all of it, then give it its name."""
+        """Wait until all of it is on the disk, then give it its name."""
         self.publish()
 
     def publish(self) -> str:
         """Complete; return the file's version."""
-        with _translated("write", self._path):
+        with translated("write", self._path):
             with suppress(OSError):  # Clocks of file systems are coarse; two files of one tick must differ.
                 os.utime(self._file.fileno(), ns=(time.time_ns(), time.time_ns()))
             os.fsync(self._file.fileno())
@@ -207,7 +192,7 @@ class LocalUpload(InOrderUpload):
 
     def _append(self, part: bytearray) -> None:
         rest = memoryview(part)
-        with _translated("write", self._path):
+        with translated("write", self._path):
             while rest:
                 self.raise_if_ended()
                 rest = rest[self._file.write(rest) :]
@@ -223,7 +208,7 @@ class LocalUpload(InOrderUpload):
         return DestinationChangedError(f"write of {self._path}: another run {what} meanwhile. Run the task again.")
 
     def _give_name(self, version: str) -> None:
-        """Publish; an error counts only if the file is not there, since a network may lose the answer alone."""
+        """Publish; an error counts only if the file is not there, because a network may lose only the response."""
         try:
             if self._over is None and self._is_linked():
                 return
@@ -238,7 +223,7 @@ class LocalUpload(InOrderUpload):
                 raise self._changed_error(what) from error
 
     def _is_linked(self) -> bool:
-        """Whether a hard link, which never replaces a file, published this one; some file systems have none."""
+        """Whether a hard link published this file, which never replaces another; some file systems have no links."""
         try:
             os.link(self._unfinished, self._path)
         except OSError as error:
@@ -249,21 +234,8 @@ class LocalUpload(InOrderUpload):
 
 
 @contextmanager
-def _translated(operation: str, path: Path) -> Iterator[None]:
-    """Raise the system's errors as this package's."""
-    try:
-        yield
-    except OSError as error:
-        text = f"{operation} of {path}: {error}."
-        if error.errno in _REFUSED:
-            raise DestinationRefusedError(f"{text} {_REFUSED[error.errno]}") from error
-        next_step = _PASSING.get(error.errno or 0, "Run the task again; if that does not help, check the disk.")
-        raise DestinationError(f"{text} {next_step}") from error
-
-
-@contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other threads and processes out; without effect if the file system has no locks, or there is no folder."""
+    """Hold a lock on the folder; does nothing without the folder or if the file system has no locks."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -297,7 +269,7 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def _is_loop(path: Path) -> bool:
-    """Whether it is a symbolic link that leads to itself, and so to no file."""
+    """Whether it is a symbolic link that leads to itself."""
     try:
         path.stat()
     except OSError as error:
@@ -310,13 +282,13 @@ def _metadata_path(path: Path) -> Path:
 
 
 def _write_metadata(path: Path, status: os.stat_result, metadata: Mapping[str, str]) -> None:
-    """Write down what is to be known of the file that `status` describes, before it gets its name."""
-    place = _metadata_path(path)
-    place.parent.mkdir(exist_ok=True)
-    unfinished = place.with_name(f".{place.name}.{secrets.token_hex(6)}{_UNFINISHED}")
+    """Store the metadata of the file that `status` describes, before it gets its name."""
+    target = _metadata_path(path)
+    target.parent.mkdir(exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(6)}{_UNFINISHED}")
     try:
         unfinished.write_text(json.dumps({**_identity(status), "metadata": dict(metadata)}), encoding="utf-8")
-        unfinished.replace(place)
+        unfinished.replace(target)
     except BaseException:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -324,11 +296,11 @@ def _write_metadata(path: Path, status: os.stat_result, metadata: Mapping[str, s
 
 
 def _read_metadata(path: Path, status: os.stat_result) -> Mapping[str, str]:
-    """What was written down of this very file; nothing of one that was changed or put there since."""
+    """The metadata of this very file; empty if the file was changed or replaced since."""
     try:
-        told = json.loads(_metadata_path(path).read_text(encoding="utf-8"))
-        described = {name: told[name] for name in _identity(status)}
-        return dict(told["metadata"]) if described == _identity(status) else {}
+        stored = json.loads(_metadata_path(path).read_text(encoding="utf-8"))
+        described = {name: stored[name] for name in _identity(status)}
+        return dict(stored["metadata"]) if described == _identity(status) else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -345,7 +317,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk hold the new name, too; some file systems cannot be asked for that, such as older SMB mounts."""
+    """Wait until the new name is on the disk, too; some file systems do not offer that, such as older SMB mounts."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Where an `ObjectStoragePath` points to: which connection, which bucket, which folder.
+"""Parses the path of an `ObjectStoragePath`: connection, bucket and folder.
 
-Knows addresses alone; the storages are made where Airflow's connections are known.
+Makes no storages: that needs Airflow's connections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from airflow_provider_sendgrid.storage.s3_arguments import split_s3_uri
 
 
 class Provider(Enum):
-    """Who keeps the objects."""
+    """The kind of storage."""
 
     S3 = "s3"
     GCS = "gs"
@@ -38,11 +38,11 @@ class Location:
     """A folder in a storage.
 
     Attributes:
-        provider: who keeps it.
-        address: of the bucket, for people and engines: ``gs://bucket/``; it names no connection.
+        provider: the kind of storage.
+        address: of the bucket, for messages and query engines: ``gs://bucket/``; without the connection.
         bucket: its name, on Azure the container's; empty for a folder of this machine.
-        prefix: what all names begin with: empty, or a path that ends in a slash; on this machine it begins with one.
-        conn_id: Airflow's connection that the path names, None where it names none.
+        prefix: what all names begin with: empty, or a path that ends in a slash; a local one also begins with a slash.
+        conn_id: Airflow's connection in the path, None without one.
     """
 
     provider: Provider
@@ -53,15 +53,14 @@ class Location:
 
     @classmethod
     def of(cls, path: str) -> Location:
-        """Read a path: ``gs://conn_id@bucket/folder``, ``file:///folder``, ``abfss://container@account.host/folder``.
+        """Parse a path: ``gs://conn_id@bucket/folder``, ``file:///folder``, ``abfss://container@account.host/folder``.
 
-        Slashes at the folder's start and end do not matter: ``s3://lake//lead/`` is ``s3://lake/lead``.
-
-        Nor do blanks and line breaks around a path, as a template may leave them; in S3's they are part of the key, as
-        in the operator for S3.
+        Slashes at the folder's start and end are ignored: ``s3://lake//lead/`` is ``s3://lake/lead``. So are spaces and
+        line breaks around the path, which a template may leave; in S3's paths they are part of the key, as in the
+        operator for S3.
 
         Raises:
-            ValueError: it cannot be read; says what it should be.
+            ValueError: it cannot be parsed; the message says what it should be.
         """
         if path.lower().startswith("s3://"):
             return cls._of_s3(path)
@@ -74,7 +73,7 @@ class Location:
             raise _unreadable(path) from None
         provider = _SCHEMES.get(url.scheme)
         folder = url.path.strip("/") + (f"?{url.query}" if url.query else "")
-        # HTTP clients take "." out of Azure's URLs, so that the blob would get another name.
+        # HTTP clients remove "." from Azure's URLs, so that the blob would get another name.
         odd = {".", ".."} if provider is Provider.AZURE else {".."}
         if provider is None or not odd.isdisjoint(folder.split("/")):
             raise _unreadable(path)
@@ -84,19 +83,19 @@ class Location:
             if bucket or not url.path.startswith("/") or not folder:
                 raise ValueError(f"A folder needs an absolute path, file:///folder, not {_shown(path)!r}.")
             return cls(provider, "file://", "", f"/{prefix}", _conn_id(conn_id, at, path))
-        # Azure's own form names the container before the account's host; containers' names have no dots.
+        # Azure's own form has the container before the account's host; names of containers have no dots.
         if provider is Provider.AZURE and at and "." in bucket:
             return cls(provider, f"{url.scheme}://{url.netloc}/", _bucket(conn_id, path), prefix, None)
         return cls(provider, f"{url.scheme}://{bucket}/", _bucket(bucket, path), prefix, _conn_id(conn_id, at, path))
 
     def require_account(self, hostname: str) -> None:
-        """Check that a path in Azure's own form names the account that a connection leads to.
+        """Check that a path in Azure's own form names the account of the connection.
 
         Args:
             hostname: of the connection's account. Hosts outside Azure are not compared.
 
         Raises:
-            ValueError: it names another: the URIs in the manifest would not be where the files are.
+            ValueError: it names another, so the URIs in the manifest would not lead to the files.
         """
         _, at, named = self.address.removesuffix("/").rpartition("@")
         if not at or ".core." not in named or ".core." not in hostname:
@@ -110,7 +109,7 @@ class Location:
 
     @classmethod
     def _of_s3(cls, path: str) -> Location:
-        """Read an S3 path as the operator for S3 does; the bucket may be an access point's ARN, which has slashes."""
+        """Parse an S3 path as the operator for S3 does; the bucket may be an access point's ARN, which has slashes."""
         rest = path.partition("://")[2]
         before_slash, slash, after_slash = rest.partition("/")
         conn_id, at, bucket = before_slash.rpartition("@")
@@ -120,25 +119,25 @@ class Location:
         return cls(Provider.S3, f"s3://{bucket}/", bucket, prefix, _conn_id(conn_id, at, path))
 
 
-# What a template leaves where its value is missing.
-_NOTHING = ("", "None")
+# What a template renders if its value is missing.
+_MISSING = ("", "None")
 
 
 def _bucket(bucket: str, path: str) -> str:
-    if bucket in _NOTHING:
+    if bucket in _MISSING:
         raise ValueError(f"path names no bucket: {_shown(path)!r}.")
     return bucket
 
 
 def _conn_id(conn_id: str, at: str, path: str) -> str | None:
-    """None where the path names no connection."""
-    if at and conn_id in _NOTHING:
+    """None if the path names no connection."""
+    if at and conn_id in _MISSING:
         raise ValueError(f"path names no connection before the @: {_shown(path)!r}. Name one, or leave out the @.")
     return conn_id or None
 
 
 def _shown(path: str) -> str:
-    """A path for a message: the query of a URL may be a signature."""
+    """A path for a message, without the query, which may be a signature."""
     return path.partition("?")[0]
 
 

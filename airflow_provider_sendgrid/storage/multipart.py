@@ -1,10 +1,7 @@
-"""Any stream to any cloud: write a part, complete, abort.
+"""Uploads a stream in parts, to any storage.
 
-Knows parts, the buffers they are filled in, and that nothing is published before it is whole. Knows neither
-where the bytes come from nor how a certain cloud takes them: that is an `Upload`, three verbs.
-
-Memory is what `PartBuffers` holds, whatever the size of the stream: buffers are filled, uploaded by threads
-while the next is filled, and used again.
+Nothing is published before it is complete. Memory is bounded by `PartBuffers`, whatever the size of the stream: threads
+upload a buffer while the next is filled, and buffers are recycled.
 """
 
 from __future__ import annotations
@@ -20,31 +17,32 @@ from airflow_provider_sendgrid.stopping import StoppedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, Storage, Upload, part_size
 from airflow_provider_sendgrid.storage.buffers import Part, PartBuffers
 
-# Stopped uploads are aborted after this share of the stop's grace period, although threads still write parts.
+# Stopped uploads are aborted after this share of the grace period, even if threads still write parts.
 _ABORT_AFTER_SHARE = 0.2
-_LOOK_AGAIN_SECONDS = 0.2
+_CHECK_EVERY_SECONDS = 0.2
 
 
 class PartWriter:
-    """Writes one object from a stream: bytes, or parts that somebody else fills, in order.
+    """Writes one object from a stream: bytes, or parts that the caller fills, in order.
 
-    `write` bytes, or `take` parts and `send` them filled; at the end `finish`, then `complete`; or `abort` at any time.
+    `write` bytes, or fill parts from `next_part` and `submit` them; at the end `finish`, then `complete`; or `abort` at
+    any time.
 
     Args:
-        storage: where to.
+        storage: where the object goes.
         name: of the object.
         info: what the object carries.
         buffers: memory for the parts.
         executor: its threads upload the parts.
         part_bytes: size of a part, see `part_size`.
-        at_most_bytes: the object will not be larger, None if that is not known: small ones need small buffers, and
+        at_most_bytes: the object is not larger, None if that is not known. Small objects then need small buffers, and
             large ones get parts of one size.
         over: the version that the object is stored over, see `Storage`.
-        tap: is given each part's bytes; answers a future that is done when it needs them no more, or None.
+        tap: is given each part's bytes; returns a future that is done when they are no longer needed, or None.
 
     Attributes:
         name: of the object.
-        size: bytes sent so far.
+        size: bytes submitted so far.
         may_be_open: whether the storage may hold an upload that is neither complete nor aborted.
     """
 
@@ -73,12 +71,12 @@ class PartWriter:
         self._over = over
         self._tap = tap
         self._digest = hashlib.sha256()
-        self._taken_parts = self._taken_bytes = 0
+        self._acquired_parts = self._acquired_bytes = 0
         self._open_part: Part | None = None
         self._kept_parts: list[Part] = []
         self._upload: Upload | None = None
         self._is_aborted = False
-        self._sent_parts = 0
+        self._submitted_parts = 0
         self._pending: list[Future[None]] = []
 
     @property
@@ -97,11 +95,11 @@ class PartWriter:
         return self._upload is None
 
     def write(self, chunk: bytes) -> None:
-        """Copy `chunk` into parts, and send those that are full."""
+        """Copy `chunk` into parts, and submit those that are full."""
         rest = memoryview(chunk)
         while rest:
             if self._open_part is None:
-                self._open_part = self._take_new(wait=True)
+                self._open_part = self._acquire_part(wait=True)
             part = self._open_part
             if part is None:
                 raise RuntimeError("no part although waited for")
@@ -111,46 +109,46 @@ class PartWriter:
             rest = rest[count:]
             if not part.room:
                 self._open_part = None
-                self._send_filled(part)
+                self._submit_filled(part)
 
-    def take(self, wait: bool = True) -> Part | None:
-        """The next part to fill: what is left of the one that `write` began, or a new one.
+    def next_part(self, wait: bool = True) -> Part | None:
+        """The next part to fill: the rest of the one that `write` started, or a new one.
 
-        None where there is no memory for it and `wait` is off.
+        None if there is no memory for it and `wait` is off.
         """
         part, self._open_part = self._open_part, None
-        return part or self._take_new(wait=wait)
+        return part or self._acquire_part(wait=wait)
 
-    def send(self, part: Part) -> None:
-        """Send a part whose room was filled; in the order in which they were taken."""
+    def submit(self, part: Part) -> None:
+        """Upload a filled part; parts are submitted in the order of `next_part`."""
         part.filled += len(part.room)
-        self._send_filled(part)
+        self._submit_filled(part)
 
     def finish(self) -> None:
-        """Say that this was all; then every part was sent and every tap is done, but nothing is published.
+        """End the stream: afterwards all parts are uploaded and all taps done, but nothing is published.
 
         Raises:
             StoppedError: the task was stopped.
-            Exception: what went wrong with a part or a tap.
+            Exception: the failure of a part or a tap.
         """
         part, self._open_part = self._open_part, None
         if part is not None:
-            self._send_filled(part)
+            self._submit_filled(part)
         if self._upload is not None:
             self._submit_kept()
         for pending in self._pending:
             self._buffers.stop.result(pending)
 
     def complete(self, metadata: Mapping[str, str]) -> str | None:
-        """Publish the object, after `finish`; a small one is stored only now, at once, and carries `metadata` too.
+        """Publish the object, after `finish`; a small one is stored only now, in one request, with `metadata` added.
 
         Returns:
-            Its version, None if the storage does not say.
+            Its version, None after a multipart upload.
 
         Raises:
             DestinationChangedError: another run stored it meanwhile.
         """
-        upload = self._upload  # before the question: an abort by another thread would make the object look small
+        upload = self._upload  # read before the check: after an abort by another thread the object would look small
         if self._is_aborted:
             raise StoppedError(f"the upload of {self.name} was aborted")
         if upload is not None:
@@ -166,20 +164,20 @@ class PartWriter:
     def abort(self) -> None:
         """Leave nothing behind; does nothing after `complete`.
 
-        It waits for parts that are being written, but not for long if the task was stopped.
+        Waits for parts that are being written, but not for long if the task was stopped.
         """
-        # The last first: a part that has begun may wait for the ones before it, where a storage takes them in order.
+        # The last first: in a sequential upload, a part that has started may wait for the ones before it.
         underway = [pending for pending in reversed(self._pending) if not pending.cancel()]
         stop = self._buffers.stop
-        while wait(underway, _LOOK_AGAIN_SECONDS).not_done:
+        while wait(underway, _CHECK_EVERY_SECONDS).not_done:
             if stop.is_set and not stop.seconds_left(_ABORT_AFTER_SHARE):
                 break
         self._release_all()
         self.abort_upload()
 
     def abort_upload(self) -> None:
-        """Abort the upload at once, while other threads may still write its parts; does nothing after `complete`."""
-        self._is_aborted = True  # another thread may go on for a moment, and must not begin a second upload
+        """Abort the upload at once, even if other threads still write its parts; does nothing after `complete`."""
+        self._is_aborted = True  # another thread may continue for a moment and must not start a second upload
         for pending in reversed(list(self._pending)):
             if not pending.done():
                 pending.cancel()
@@ -190,33 +188,33 @@ class PartWriter:
             finally:
                 self.may_be_open = False
 
-    def _take_new(self, *, wait: bool) -> Part | None:
+    def _acquire_part(self, *, wait: bool) -> Part | None:
         self._submit_kept()
         self._raise_failure()
-        size = part_size(self._taken_parts + 1, self._part_bytes, self._at_most_bytes)
+        size = part_size(self._acquired_parts + 1, self._part_bytes, self._at_most_bytes)
         if self._at_most_bytes is not None:
-            size = min(size, max(1, self._at_most_bytes - self._taken_bytes))
-        if (part := self._buffers.take(size, wait=wait)) is not None:
-            self._taken_parts += 1
-            self._taken_bytes += size
+            size = min(size, max(1, self._at_most_bytes - self._acquired_bytes))
+        if (part := self._buffers.acquire(size, wait=wait)) is not None:
+            self._acquired_parts += 1
+            self._acquired_bytes += size
         return part
 
-    def _send_filled(self, part: Part) -> None:
-        """Keep a part back unless another was taken to follow: an object of one part needs no multipart upload."""
+    def _submit_filled(self, part: Part) -> None:
+        """Keep the last part until another follows: an object of one part needs no multipart upload."""
         self._kept_parts.append(part)
         self.size += part.filled
         self._digest_and_tap(part)
-        is_followed = self._taken_parts > self._sent_parts + len(self._kept_parts)
+        is_followed = self._acquired_parts > self._submitted_parts + len(self._kept_parts)
         self._submit_kept(all_but=0 if is_followed else 1)
 
     def _submit_kept(self, all_but: int = 0) -> None:
-        """Hand parts on; one that cannot be stays kept, for `abort` to release."""
+        """Upload the kept parts; one that cannot be uploaded stays kept, and `abort` releases it."""
         while len(self._kept_parts) > all_but:
             upload = self._upload or self._begin()
-            sent = self._executor.submit(_write_part, upload, self._sent_parts + 1, self._kept_parts[0])
-            self._sent_parts += 1
-            self._pending.append(sent)
-            sent.add_done_callback(self._kept_parts.pop(0).release)
+            written = self._executor.submit(_write_part, upload, self._submitted_parts + 1, self._kept_parts[0])
+            self._submitted_parts += 1
+            self._pending.append(written)
+            written.add_done_callback(self._kept_parts.pop(0).release)
 
     def _begin(self) -> Upload:
         self._buffers.stop.raise_if_set()
@@ -260,7 +258,7 @@ def _write_part(upload: Upload, number: int, part: Part) -> None:
 
 
 def _fastest_crc32() -> Any:
-    """The one of isal (10 GB/s), or the standard library's (2 GB/s)."""
+    """The function of isal (10 GB/s), or the standard library's (2 GB/s)."""
     try:
         return import_module("isal.isal_zlib").crc32
     except ImportError:

@@ -1,4 +1,4 @@
-"""What users may add to S3's calls: checked before the first byte, and given to the calls that know it."""
+"""The arguments that users may add to S3's calls: checked before the first byte, given to the calls that take them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, Final
 
-# Values that no log and no rendered field may show.
+# Arguments whose values no log and no rendered field may show.
 SECRET_ARGUMENTS: Final = ("SSECustomerKey", "CopySourceSSECustomerKey", "SSEKMSEncryptionContext")
 # A template of Jinja's.
 UNRENDERED: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 _SECRET_IN_TEXT: Final = re.compile(
     rf"(?:{'|'.join(SECRET_ARGUMENTS)})[\"']?\s*[:=]\s*b?(?:'([^']+)'|\"([^\"]+)\"|([^\s\"',}}]+))"
 )
-# They keep an object from being deleted: helper objects, which a delivery deletes at its end, do not get them.
+# They prevent deletes: helper objects, which a delivery deletes at its end, do not get them.
 _LOCK_ARGUMENTS: Final = ("ObjectLockMode", "ObjectLockRetainUntilDate", "ObjectLockLegalHoldStatus")
 _HELPER_OBJECTS: Final = "_receipts/"
 # They describe the bytes of the files; the manifest and helper objects, whose names begin with "_", are plain JSON.
 _CONTENT_ARGUMENTS: Final = ("ContentType", "ContentEncoding", "ContentLanguage", "ContentDisposition")
-# The calls that make an object: an argument must be known to one of them.
+# The calls that create an object; one of them must take an argument.
 _MAKING: Final = ("PutObject", "CreateMultipartUpload")
 _WHERE: Final = "the operator's own parameters say where objects go"
 _BYTES: Final = "the delivery sends and checks the bytes"
@@ -78,9 +78,9 @@ def folder_prefix(prefix: str) -> str:
 
 
 def secret_texts(arguments: Any) -> list[str]:
-    """The forms in which the secrets among `arguments` may appear: as they are, and as S3's headers carry them.
+    """The texts in which the secrets among `arguments` may appear: as they are, and as in S3's headers.
 
-    A template may render them to a text, which holds them all the same.
+    A template may render `arguments` to a text, which also holds them.
     """
     values: list[Any] = []
     if isinstance(arguments, Mapping):
@@ -97,7 +97,7 @@ def secret_texts(arguments: Any) -> list[str]:
 
 
 def _parsed(text: str) -> Any:
-    """What a text of Python or JSON describes, if it is a mapping."""
+    """The mapping in a text of Python or JSON, None without one."""
     for parse in (ast.literal_eval, json.loads):
         with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             if isinstance(found := parse(text.strip()), Mapping):
@@ -106,9 +106,9 @@ def _parsed(text: str) -> Any:
 
 
 class ExtraArguments:
-    """Further arguments of S3's calls; each call gets those that it knows.
+    """Further arguments of S3's calls; each call gets those that it takes.
 
-    The checksum is always CRC32 and always computed by the delivery: S3 would refuse one of another kind beside it, so
+    The checksum is always CRC32 and always computed by the delivery. S3 would refuse another one besides it, so
     checksum arguments are left out.
 
     Raises:
@@ -131,18 +131,18 @@ class ExtraArguments:
         return iter(self._values)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """One of them."""
+        """The value of one of them."""
         return self._values.get(name, default)
 
     def without_values(self, text: str) -> str:
-        """A text of boto3's without the values of these arguments, which it shows."""
+        """A message of boto3's with the values of these arguments removed."""
         hidden = {*secret_texts(self._values), *_texts_of(self._values)}
         for value in sorted(hidden, key=len, reverse=True):
             text = text.replace(f"value: {value}", "value: ***").replace(f'value: "{value}"', "value: ***")
         return text
 
     def known(self, members: Any, name: str = "") -> dict[str, Any]:
-        """Those among a call's `members` that fit the object of this `name`."""
+        """Those among a call's `members` that apply to the object `name`."""
         left_out = {
             *(_CONTENT_ARGUMENTS if name.startswith("_") else ()),
             *(_LOCK_ARGUMENTS if name.startswith(_HELPER_OBJECTS) else ()),
@@ -151,7 +151,7 @@ class ExtraArguments:
 
 
 def _texts_of(value: Any) -> Iterator[str]:
-    """The texts of a value and of all that it holds."""
+    """A value and everything in it, as texts."""
     yield str(value)
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     for each in inner:

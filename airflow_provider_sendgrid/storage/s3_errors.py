@@ -1,55 +1,47 @@
-"""What S3's error codes mean: whether a retry helps, and what to do. Knows no client and makes no request."""
+"""Translates S3's errors: what each code means and what to do about it. Makes no request."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
-
-StorageError = DestinationError | DestinationRefusedError | DestinationChangedError
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """What an error code means.
-
-    Attributes:
-        error_class: `DestinationRefusedError` if no retry helps.
-        advice: what to do, one or more sentences.
-    """
-
-    error_class: type[StorageError]
-    advice: str
+from airflow_provider_sendgrid.storage.errors import (
+    RUN_AGAIN,
+    UNKNOWN,
+    Meaning,
+    StorageError,
+    find_meaning,
+    storage_error,
+)
 
 
-def _table(error_class: type[StorageError], advice: str, *codes: str) -> dict[str, Meaning]:
-    return dict.fromkeys(codes, Meaning(error_class, advice))
+def _table(error_class: type[StorageError], next_step: str, *codes: str) -> dict[str, Meaning]:
+    return dict.fromkeys(codes, Meaning(error_class, next_step))
 
 
 _REFUSED, _RETRY, _CHANGED = DestinationRefusedError, DestinationError, DestinationChangedError
-_DEFAULT = Meaning(_RETRY, "Run the task again.")
+_CONNECTION = Meaning(_RETRY, "Check the AWS connection and the network; run the task again.")
+_NO_S3 = Meaning(_RETRY, "Check that the endpoint_url of the AWS connection is an S3 server.")
 
-# "Not there", for reads, heads and deletes only. A response without a body has its status as its code.
-NOT_THERE: Final = frozenset({"404", "NoSuchKey", "NotFound"})
-NOT_THERE_METHODS: Final = frozenset({"get_object", "head_object", "delete_object"})
-# An upload that has ended: Ceph and Swift name the key.
+# The object does not exist, for reads, heads and deletes only. A response without a body has its status as its code.
+NOT_FOUND: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+# The upload has ended. Ceph and Swift name the key.
 NO_UPLOAD: Final = frozenset({"NoSuchUpload", "NoSuchKey", "404"})
-# Damaged on the way: boto3 does not send it again, we do.
+# The body was damaged in transit. boto3 does not send it again.
 DAMAGED: Final = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
-# The credentials may not do this one thing, or the server does not have it.
+# The credentials do not allow this operation, or the server does not have it.
 NOT_ALLOWED: Final = frozenset(
     {"403", "405", "501", "AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "NotImplemented"}
 )
-# The answer to a listing that the credentials or the server do not allow, or that the server does not have.
-NO_LISTING: Final = NOT_ALLOWED | NOT_THERE | {"400", "InvalidArgument", "InvalidRequest"}
-# To a write with a condition: the server may not know conditions. Sent again without one, the same answer is final.
+# The credentials or the server do not allow a listing.
+NO_LISTING: Final = NOT_ALLOWED | NOT_FOUND | {"400", "InvalidArgument", "InvalidRequest"}
+# The server may not support conditional writes. Without the condition, the same response is final.
 CONDITION_REFUSED: Final = frozenset({"NotImplemented", "501", "InvalidArgument", "304", "NotModified"})
-# A condition does not hold.
-NOT_HELD: Final = frozenset({"PreconditionFailed", "412"})
-# S3 wants a checksum for a locked object.
-_CHECKSUM_WANTED: Final = "MissingUploadObjectWithObjectLockHeaders"
+CONDITION_FAILED: Final = frozenset({"PreconditionFailed", "412"})
+# S3 requires a checksum for an object with Object Lock.
+_CHECKSUM_REQUIRED: Final = "MissingUploadObjectWithObjectLockHeaders"
 
 MEANINGS: Final[Mapping[str, Meaning]] = {
     **_table(_REFUSED, "Check the bucket's name and the account of the AWS connection.", "NoSuchBucket"),
@@ -131,7 +123,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
         _REFUSED,
         "The bucket's Object Lock wants a checksum: take request_checksum_calculation out of the extra of the AWS "
         "connection.",
-        _CHECKSUM_WANTED,
+        _CHECKSUM_REQUIRED,
     ),
     **_table(_REFUSED, "Shorten Metadata in extra_args.", "MetadataTooLarge"),
     **_table(_REFUSED, "Shorten the prefix.", "KeyTooLongError"),
@@ -170,14 +162,14 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     **_table(
         _CHANGED,
         "Another run stored this object meanwhile. Run the task again.",
-        *NOT_HELD,
+        *CONDITION_FAILED,
         "ConditionalRequestConflict",
         "409",
         "OperationAborted",
     ),
 }
 
-# What AccessDenied may mean when these arguments are used, by how their names begin.
+# The permissions that arguments need, by the beginning of their names.
 PERMISSIONS: Final[Mapping[str, str]] = {
     "Tagging": "s3:PutObjectTagging",
     "ACL": "s3:PutObjectAcl",
@@ -197,33 +189,100 @@ _SIGN_PAYLOADS = (
 )
 
 
-def advice_for(
-    code: str | None, message: str, arguments: Mapping[str, object], *, is_signed: bool, status: int | None = None
-) -> str:
-    """What to do about an error: the table's advice, and what the request itself suggests.
+def error_from_code(
+    method: str,
+    uri: str,
+    code: str | None,
+    message: str,
+    arguments: Mapping[str, object],
+    *,
+    is_signed: bool,
+    status: int | None = None,
+) -> StorageError:
+    """The exception for an error response.
 
     Args:
+        method: boto3's.
+        uri: of the object.
         code: S3's error code.
         message: S3's message.
-        arguments: of the request.
+        arguments: of the call.
         is_signed: whether bodies are signed.
         status: of the HTTP response.
     """
-    is_checksum_wanted = "required" in message.lower() and "content-md5" in message.lower()
-    if is_checksum_wanted:
-        return MEANINGS[_CHECKSUM_WANTED].advice
-    advice = [meaning_of(code, status).advice]
+    meaning = _meaning(code, status)
+    creates = method in ("put_object", "create_multipart_upload")
+    next_step = _next_step(meaning, code, message, arguments if creates else {}, is_signed=is_signed)
+    what = f"{method} of {uri}: S3 answered {code} ({message})"
+    return storage_error(what, meaning, code=code, next_step=next_step)
+
+
+def connection_error(method: str, uri: str, error: Exception) -> StorageError:
+    """The exception if boto3 could not send the request or got no response."""
+    return storage_error(f"{method} of {uri}: S3 could not be asked ({type(error).__name__}: {error})", _CONNECTION)
+
+
+def not_s3_error(what: str) -> StorageError:
+    """The exception for a response that S3 does not send."""
+    return storage_error(what, _NO_S3)
+
+
+def changed_error(uri: str) -> StorageError:
+    """The exception for an object that no longer has the expected version."""
+    return storage_error(f"{uri}: another run changed it meanwhile", Meaning(_CHANGED, RUN_AGAIN))
+
+
+def is_not_allowed(error: DestinationError | DestinationRefusedError) -> bool:
+    """Whether the credentials do not allow this operation: a code without a meaning counts if its status is 403."""
+    is_unknown = error.code is not None and error.code not in MEANINGS
+    return error.code in NOT_ALLOWED or (is_unknown and isinstance(error, DestinationRefusedError))
+
+
+def may_refuse_condition(error: DestinationError | DestinationRefusedError) -> bool:
+    """Whether the response may be about the condition of a request: by its code or by its message."""
+    if error.code in CONDITION_REFUSED:
+        return True
+    return bool(re.search(r"(?i)\bif-?(none-?)?match\b", code_and_message(error.__cause__)[1]))
+
+
+def was_sent_before(error: Exception) -> bool:
+    """Whether S3 may have carried out the request: there was no response, or boto3 had sent it before."""
+    if error.__cause__ is None:
+        return False
+    response = _response_of(error.__cause__)
+    return not response or bool(response.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def code_and_message(error: Any) -> tuple[str | None, str]:
+    """S3's code and message from boto3's ClientError; no code without a response."""
+    details = _response_of(error).get("Error", {})
+    return details.get("Code"), str(details.get("Message"))
+
+
+def _response_of(error: Any) -> Mapping[str, Any]:
+    """S3's response, empty without one: in botocore's connection errors, `response` is None."""
+    return getattr(error, "response", None) or {}
+
+
+def _meaning(code: str | None, status: int | None) -> Meaning:
+    """A code without a meaning is retried, unless the status is 403."""
+    return find_meaning([code], MEANINGS, default=MEANINGS["403"] if status == 403 else UNKNOWN)
+
+
+def _next_step(
+    meaning: Meaning, code: str | None, message: str, arguments: Mapping[str, object], *, is_signed: bool
+) -> str:
+    """The table's next step, and what the call itself suggests."""
+    is_checksum_required = "required" in message.lower() and "content-md5" in message.lower()
+    if is_checksum_required:
+        return MEANINGS[_CHECKSUM_REQUIRED].next_step
+    steps = [meaning.next_step]
     if code in ("AccessDenied", "403"):
         needs = {need for name in arguments for start, need in PERMISSIONS.items() if name.startswith(start)}
         if needs:
-            advice.append(f"With these arguments they also need {', '.join(sorted(needs))}.")
+            steps.append(f"With these arguments they also need {', '.join(sorted(needs))}.")
         if not is_signed:
-            advice.append(_SIGN_PAYLOADS)
+            steps.append(_SIGN_PAYLOADS)
     if code in ("InvalidArgument", "InvalidRequest", "NotImplemented", "501") and "checksum" in message.lower():
-        advice.append(_SWITCH_CHECKSUMS_OFF)
-    return " ".join(advice)
-
-
-def meaning_of(code: str | None, status: int | None = None) -> Meaning:
-    """What a code means; one that is not in the table may pass, unless its HTTP status forbids the request."""
-    return MEANINGS.get(code or "", MEANINGS["403"] if status == 403 else _DEFAULT)
+        steps.append(_SWITCH_CHECKSUMS_OFF)
+    return " ".join(steps)

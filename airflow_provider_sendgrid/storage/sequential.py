@@ -1,7 +1,4 @@
-"""For storages that take a stream: parts that come from several threads are written in their order.
-
-Knows numbers and threads; knows no storage.
-"""
+"""Uploads whose parts must arrive in order, although several threads write them."""
 
 from __future__ import annotations
 
@@ -12,10 +9,9 @@ from airflow_provider_sendgrid.stopping import StoppedError
 
 
 class InOrderUpload(ABC):
-    """An upload whose parts follow one another: each waits until the one before it is written.
+    """An upload in which each part waits until the one before it is written.
 
-    No part waits for ever: parts are begun in their order, and when one fails, or the upload ends, those that wait
-    fail with it.
+    No part waits for ever: parts start in their order, and when one fails or the upload ends, those that wait fail too.
     """
 
     def __init__(self) -> None:
@@ -25,7 +21,7 @@ class InOrderUpload(ABC):
         self._changed = threading.Condition()
 
     def write_part(self, number: int, part: bytearray, crc32: int) -> None:
-        """Store part `number` (from 1), when its turn has come."""
+        """Store part `number` (from 1) after the one before it."""
         with self._changed:
             self._changed.wait_for(lambda: self._next == number or self._failure is not None)
             if self._failure is not None:
@@ -39,9 +35,9 @@ class InOrderUpload(ABC):
         self._part_ends(number, None)
 
     def end(self) -> None:
-        """Let no further part be written, and release what the upload holds; safe to call again.
+        """Refuse further parts and release the resources; safe to call again.
 
-        A part that another thread is just writing is not waited for: its thread releases then.
+        Does not wait for a part that another thread is writing; that thread then releases the resources.
         """
         with self._changed:
             must_release = not self._is_ended and not self._is_writing
@@ -52,10 +48,10 @@ class InOrderUpload(ABC):
             self._release()
 
     def raise_if_ended(self) -> None:
-        """Raise between two steps of a part, when another thread ended the upload.
+        """Raise if another thread has ended the upload; called between two steps of a part.
 
         Raises:
-            StoppedError: it did.
+            StoppedError: it has ended.
         """
         if self._is_ended:
             raise StoppedError("the upload has ended")
@@ -70,8 +66,8 @@ class InOrderUpload(ABC):
 
     @abstractmethod
     def _append(self, part: bytearray) -> None:
-        """Store what comes next."""
+        """Store the next bytes."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Free what the upload holds; called once, when no part is being written."""
+        """Release the resources; called once, when no part is being written."""

@@ -1,7 +1,7 @@
-"""A storage whose requests do not keep a stopped task waiting.
+"""A storage whose requests do not delay a stopped task.
 
-Clients of storages cannot be interrupted: they wait for a response, or before they send a request again, for minutes.
-Airflow 3 ends a task by `on_kill` alone, which runs in the task's main thread and returns to what that thread did.
+Clients of storages cannot be interrupted: they wait for a response, or before a retry, for minutes. Airflow 3 ends a
+task only by `on_kill`, which runs in the task's main thread and then returns to what that thread did.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 class StoppableStorage:
-    """The same storage; requests of the thread that makes this object end by `StoppedError` when `stop` is set.
+    """Wraps a storage: requests of the thread that makes this object raise `StoppedError` when `stop` is set.
 
-    They run in threads of their own, which are left alone then. Other threads ask the storage themselves: the main
+    They run in separate threads, which are then left running. Other threads call the storage directly, because the main
     thread does not wait for them.
     """
 

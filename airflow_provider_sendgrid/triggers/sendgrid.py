@@ -341,7 +341,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         family = ExportFamily(self.family)
 
         async def ask(client: AsyncSendGridClient, export_id: str) -> None:
-            flow = protocol.get_export(family, export_id, protocol.Patience(tries=2), is_doubtful=lambda _: False)
+            flow = protocol.get_export(family, export_id, protocol.RetryPolicy(tries=2), is_doubtful=lambda _: False)
             try:
                 counts[export_id] = (await client.converse(flow)).contact_count
             except (SendGridError, ValueError) as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from dev.services.processes import end_on_sigterm
 from dev.services.s3 import amazon_s3
 from dev.waiting import wait_until
 from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+from tests.support.clock import FakeClock
 
 DAG_ID = "sendgrid_contacts_to_s3"
 SENSOR, DELIVERY = "wait_for_export", "store"
@@ -36,21 +36,12 @@ EXPORTS = "https://mc.sendgrid.com/contacts/exports"
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser: apt-get install chromium")
 
 
-class Clock:
-    """The emulator's: moved on by hand, so that the export is ready when its wait was seen."""
-
-    ahead_seconds = 0.0
-
-    def __call__(self):
-        return time.time() + self.ahead_seconds
-
-
 @dataclass
 class Run:
     """A run of the example DAG."""
 
     airflow: Any
-    clock: Clock
+    clock: FakeClock
     run_id: str
 
     @property
@@ -72,7 +63,7 @@ class Run:
 def run():
     """Up to where it waits."""
     end_on_sigterm()
-    clock = Clock()
+    clock = FakeClock(is_running=True)
     settings = Settings(ready_after=HELD_SECONDS, bytes_per_second=BYTES_PER_SECOND)
     with lab_folder("pages") as folder:
         dags_folder = folder / "dags"
@@ -124,7 +115,7 @@ def test_the_graph_shows_a_wait_that_holds_no_worker(run, page, name):
 
 
 def test_the_log_tells_the_progress_and_the_outcome(run, page, name):
-    run.clock.ahead_seconds = HELD_SECONDS
+    run.clock.advance(HELD_SECONDS)
     assert "success" == run.airflow.wait_for_run(DAG_ID, run.run_id, seconds=600)
 
     page.set_viewport_size({"width": 1280, "height": 720})

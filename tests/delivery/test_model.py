@@ -36,7 +36,7 @@ from airflow_provider_sendgrid.delivery import lookup as lookup_module
 from airflow_provider_sendgrid.delivery import queue as queue_module
 from airflow_provider_sendgrid.delivery import uploads as uploads_module
 from airflow_provider_sendgrid.delivery import verification
-from airflow_provider_sendgrid.delivery.export import DeliveryOptions, Source, deliver_export
+from airflow_provider_sendgrid.delivery.export import DeliveryOptions, deliver_export
 from airflow_provider_sendgrid.delivery.lookup import FileLookup
 from airflow_provider_sendgrid.delivery.object_names import MANIFEST_NAME
 from airflow_provider_sendgrid.delivery.publication import Publication

@@ -1118,9 +1118,9 @@ def test_a_thread_that_waits_for_memory_is_stopped():
 
     stop = StopSignal()
     buffers = PartBuffers(10, stop)
-    buffers.take(10)
+    buffers.acquire(10)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(buffers.take, 10)
+        waiting = threads.submit(buffers.acquire, 10)
         stop.set()
         with pytest.raises(StoppedError):
             waiting.result(DEADLINE_SECONDS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from airflow_provider_sendgrid.delivery.progress import Progress, speed
-from tests.support.sendgrid_source import HandClock
+from tests.support.clock import FakeClock
 
 MIB, GIB = 1024**2, 1024**3
 
@@ -37,7 +37,7 @@ class Fetching:
 
 @pytest.fixture
 def clock():
-    return HandClock(1_000.0)
+    return FakeClock(1_000.0)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
-from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload
+from airflow_provider_sendgrid.storage.s3 import S3Storage
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
 from tests.support.file_server import FileServer
 from tests.support.holding_proxy import HoldingProxy
@@ -166,7 +166,7 @@ def test_boto3_sends_nothing_again_after_a_stop(monkeypatch, mode, is_part):
         client = client_of(server.url, retries={"mode": mode, "total_max_attempts": 3})
         storage = S3Storage(client, "lake", "in/", stop=stop)
         if is_part:
-            ask = lambda: S3Upload(storage, "a.csv", "1").write_part(1, bytearray(b"x"), 0)  # noqa: E731
+            ask = lambda: storage._upload("a.csv", "1").write_part(1, bytearray(b"x"), 0)  # noqa: E731
         else:
             ask = lambda: storage.begin("a.csv", ObjectInfo("text/csv", {}))  # noqa: E731
         with pytest.raises(StoppedError):

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dev.demo.stage import LAB_FOLDER
 from dev.services.postgres import postgres
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import S3, s3_server
+from tests.support.clock import FakeClock
 
 DAGS_FOLDER = Path(__file__).parent / "dags"
 SETTINGS = {
@@ -31,26 +31,13 @@ SETTINGS = {
 RUN_SECONDS = 600
 
 
-class Clock:
-    """The emulator's: moved on by hand, so that exports become ready when a test says so."""
-
-    def __init__(self) -> None:
-        self.ahead_seconds = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead_seconds
-
-    def move_on(self, seconds: float) -> None:
-        self.ahead_seconds += seconds
-
-
 @dataclass(frozen=True)
 class World:
     """All that runs."""
 
     airflow: RealAirflow
     sendgrid: Emulator
-    clock: Clock
+    clock: FakeClock
     s3: S3
 
     def tasks(self, dag_id: str, run_id: str, task_id: str) -> list[TaskInstance]:
@@ -70,7 +57,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     # PostgreSQL runs as a user of its own, and passes through.
     folder.chmod(0o755)
     with ExitStack() as stack:
-        clock = Clock()
+        clock = FakeClock(is_running=True)
         sendgrid = stack.enter_context(Emulator(clock=clock, populate=False))
         s3 = stack.enter_context(s3_server("lake", folder))
         url = stack.enter_context(postgres(folder))

@@ -28,6 +28,7 @@ from dev.services.processes import Process, end_on_sigterm
 from dev.services.redis import redis_server
 from dev.waiting import wait_until
 from tests.e2e.on_airflow import EXPORTS, PYTHON, version
+from tests.support.clock import FakeClock
 from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
 
 pytestmark = [
@@ -86,22 +87,13 @@ OLDER_BY_MINUTES = 5 if KEEPS_STATE else 20
 RUN_SECONDS = 900
 
 
-class SendGridsClock:
-    """Right, but while an export is made that is older."""
-
-    offset = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.offset
-
-
 @dataclass
 class World:
     """All that runs, but for the workers."""
 
     airflow: RealAirflow
     sendgrid: Emulator
-    clock: SendGridsClock
+    clock: FakeClock
     proxy: CuttingProxy
 
     def new_list(self, older_by_minutes: int = OLDER_BY_MINUTES) -> tuple[str, str]:
@@ -109,9 +101,9 @@ class World:
         self.sendgrid.clear_faults()
         self.proxy.mend()
         list_id = self.sendgrid.add_list(f"List at {time.time()}")
-        self.clock.offset = -older_by_minutes * MINUTE
+        self.clock.ahead_seconds = -older_by_minutes * MINUTE
         older = self.sendgrid.start_export([list_id])
-        self.clock.offset = 0.0
+        self.clock.ahead_seconds = 0.0
         return list_id, older
 
     def exports_of(self, list_id: str) -> list[str]:
@@ -166,7 +158,7 @@ def world():
         folder.chmod(0o755)
         (folder / "dags").mkdir()
         (folder / "dags" / "start_behind_a_proxy.py").write_text(DAG)
-        clock = SendGridsClock()
+        clock = FakeClock(is_running=True)
         sendgrid = stack.enter_context(Emulator(clock=clock))
         port = int(sendgrid.url.rpartition(":")[2])
         assert_time_is_sent(port)

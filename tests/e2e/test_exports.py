@@ -60,7 +60,7 @@ def night(world):
         evidence=lambda: world.airflow.account_of(DAG_ID, run_id),
     )
     deferred_at_once = len(deferred())
-    world.clock.move_on(HELD_SECONDS)
+    world.clock.advance(HELD_SECONDS)
     state = world.airflow.wait_for_run(DAG_ID, run_id, seconds=400)
     [late] = world.tasks(DAG_ID, run_id, "wait_until_deadline")
     return Night(run_id, state, deferred_at_once, waits(), world.tasks(DAG_ID, run_id, "export_list.store"), late)

@@ -40,7 +40,7 @@ def survived(world):
         evidence=account,
     )
     assert ["deferred"] * EXPORTS == states()
-    world.clock.move_on(HELD_SECONDS)
+    world.clock.advance(HELD_SECONDS)
     assert "success" == world.airflow.wait_for_run(DAG_ID, run_id, seconds=300)
     return run_id, exports, world.tasks(DAG_ID, run_id, "wait")
 

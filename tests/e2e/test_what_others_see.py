@@ -23,8 +23,8 @@ from dev.airflow.api import run_path
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import S3, amazon_s3
 from dev.waiting import wait_until
-from tests.e2e.conftest import Clock
 from tests.e2e.on_airflow import airflow_with, connection_to, version
+from tests.support.clock import FakeClock
 
 DAG_ID = "seen"
 DAG = """
@@ -90,7 +90,7 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     end_on_sigterm()
-    folder, clock = tmp_path_factory.mktemp("seen"), Clock()
+    folder, clock = tmp_path_factory.mktemp("seen"), FakeClock(is_running=True)
     told = folder / "openlineage.jsonl"
     with (
         Emulator(Settings(ready_after=HELD_SECONDS, contacts_per_file=300), clock=clock) as sendgrid,
@@ -108,7 +108,7 @@ def seen(tmp_path_factory):
             airflow.api.store_connection("sendgrid_default", connection_to(sendgrid))
             run_id = airflow.trigger(DAG_ID)
             wait_until("the wait deferred", lambda: is_deferred(airflow.api, run_id), seconds=300)
-            clock.move_on(HELD_SECONDS)
+            clock.advance(HELD_SECONDS)
             assert "success" == airflow.wait_for_run(DAG_ID, run_id, seconds=300)
             export_id = airflow.api.xcom(DAG_ID, run_id, "start")
             # Airflow tells of a task's end beside it, and on a busy machine after it.

@@ -13,19 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator
-
-
-@dataclass
-class Clock:
-    """Seconds since the epoch, as the test says."""
-
-    now: float = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
+from tests.support.clock import FakeClock
 
 
 @dataclass(frozen=True)
@@ -91,12 +79,12 @@ class Client:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock(1_700_000_000.0)
 
 
 @pytest.fixture
-def emulator(clock: Clock) -> Iterator[Emulator]:
+def emulator(clock: FakeClock) -> Iterator[Emulator]:
     with Emulator(clock=clock) as running:
         yield running
 

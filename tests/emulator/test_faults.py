@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
-from airflow_provider_sendgrid.emulator.spoiling import KINDS
+from airflow_provider_sendgrid.emulator.faults import KINDS
 
 EXPORTS = "/v3/marketing/contacts/exports"
 SCOPES = "/v3/scopes"
@@ -374,3 +374,10 @@ def test_every_kind_has_its_line_in_the_documentation():
     import airflow_provider_sendgrid.emulator.spoiling as module
 
     assert [kind for kind in KINDS if f"`{kind}`" not in module.__doc__] == []
+
+
+def test_every_kind_has_exactly_one_effect():
+    from airflow_provider_sendgrid.emulator import spoiling
+
+    effects = [*spoiling._INSTEAD, *spoiling._TREATMENTS, *spoiling._CHANGES]
+    assert sorted(effects) == sorted(KINDS)

@@ -28,23 +28,14 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.protocol import Patience, Request
+from airflow_provider_sendgrid.exports.protocol import Request, RetryPolicy
 from airflow_provider_sendgrid.exports.sessions import new_download_session, new_session
+from tests.support.clock import FakeClock
 
 MARKETING = ExportFamily.MARKETING
 EXPORTS = "/v3/marketing/contacts/exports"
-CALM = Patience(tries=3, jitter=lambda: 0.0)
+CALM = RetryPolicy(tries=3, jitter=lambda: 0.0)
 NOW = 1_767_323_045.0
-
-
-@dataclass
-class Clock:
-    """Seconds since the epoch; they pass while somebody sleeps."""
-
-    now: float = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass
@@ -53,26 +44,21 @@ class Speaker:
 
     kind: str
     connection: SendGridConnection
-    clock: Clock = field(default_factory=Clock)
-    slept: list[float] = field(default_factory=list)
+    clock: FakeClock = field(default_factory=lambda: FakeClock(NOW))
 
     def converse(self, *conversations) -> Any:
         """Carry conversations to their end, one after another; return the last one's result."""
         if self.kind == "httpx":
             return asyncio.run(self._aconverse(*conversations))
-        with SendGridClient(self.connection, sleep=self.sleep, clock=self.clock) as client:
+        with SendGridClient(self.connection, sleep=self.clock.sleep, clock=self.clock) as client:
             return [client.converse(each) for each in conversations][-1]
 
     async def _aconverse(self, *conversations) -> Any:
         async def sleep(seconds):
-            self.sleep(seconds)
+            self.clock.sleep(seconds)
 
         async with AsyncSendGridClient(self.connection, sleep=sleep, clock=self.clock) as client:
             return [await client.converse(each) for each in conversations][-1]
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.clock.now += seconds
 
     def ask(self, request=None):
         """One request, and its reply as it is."""
@@ -82,16 +68,16 @@ class Speaker:
 
         return self.converse(conversation())
 
-    def get_export(self, export_id="6f0a2c5e", patience=CALM):
-        return self.converse(protocol.get_export(MARKETING, export_id, patience))
+    def get_export(self, export_id="6f0a2c5e", retry_policy=CALM):
+        return self.converse(protocol.get_export(MARKETING, export_id, retry_policy))
 
-    def start_export(self, patience=CALM, **selection):
-        return self.converse(protocol.start_export(MARKETING, ExportSelection(**selection), patience))
+    def start_export(self, retry_policy=CALM, **selection):
+        return self.converse(protocol.start_export(MARKETING, ExportSelection(**selection), retry_policy))
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return FakeClock(NOW)
 
 
 @pytest.fixture
@@ -122,7 +108,7 @@ def test_an_export_is_started_and_found_ready(speaker, emulator):
     export_id = speaker.start_export(list_ids=[emulator.list_id("Customers")])
     export = speaker.get_export(export_id)
     assert (export.id, export.status, export.contact_count, len(export.urls)) == (export_id, "ready", 500, 1)
-    assert speaker.slept == []
+    assert speaker.clock.slept == []
 
 
 @pytest.mark.parametrize("spelling", ["snake_case", "camelCase"])
@@ -214,7 +200,7 @@ def test_an_unknown_export_is_asked_for_during_its_grace(speaker, emulator):
     with pytest.raises(SendGridNotFoundError, match="export not found"):
         speaker.get_export("unknown")
     assert emulator.count("GET", EXPORTS) == 3
-    assert speaker.slept == [0.5, 1.0]
+    assert speaker.clock.slept == [0.5, 1.0]
 
 
 # --- hiccups
@@ -243,7 +229,7 @@ def test_a_question_outlives_two_hiccups(speaker, emulator, caplog, fault):
     export_id = emulator.start_export()
     emulator.inject(replace(fault, first=2, path=f"{EXPORTS}/*"))
     assert speaker.get_export(export_id).status == "ready"
-    assert speaker.slept == [0.5, 1.0]
+    assert speaker.clock.slept == [0.5, 1.0]
     assert len([each for each in caplog.messages if "Trying again" in each]) == 2
 
 
@@ -298,7 +284,7 @@ def test_an_answer_that_trickles_is_bounded_in_its_whole_time(speaker, emulator,
     monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
     emulator.inject(*(Fault(kind, bytes_per_second=50) for kind in faults))
     with pytest.raises(SendGridUnavailableError, match=r"did not come in time \(TimeoutError, .*0\.5 s in all"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_start_that_trickles_may_have_been_accepted(speaker, emulator, monkeypatch):
@@ -313,7 +299,7 @@ def test_a_start_that_trickles_may_have_been_accepted(speaker, emulator, monkeyp
 def test_a_header_without_end_is_given_up(speaker, emulator):
     emulator.inject(Fault("endless_header"))
     with pytest.raises(SendGridUnavailableError, match="the connection broke"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_packed_answer_is_bounded_by_what_it_unpacks_to(speaker, emulator, monkeypatch):
@@ -321,7 +307,7 @@ def test_a_packed_answer_is_bounded_by_what_it_unpacks_to(speaker, emulator, mon
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 5 * 1024 * 1024)
     emulator.inject(Fault("bomb", at=20))
     with pytest.raises(SendGridServerError, match="the answer is larger than 5242880 bytes"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_packed_answer_is_unpacked(speaker, emulator):
@@ -332,7 +318,7 @@ def test_a_packed_answer_is_unpacked(speaker, emulator):
 def test_an_answer_that_is_not_packed_as_it_says_is_told(speaker, emulator):
     emulator.inject(Fault("bomb", at=2), Fault("corrupt", at=0))
     with pytest.raises(SendGridServerError, match="the answer is not the gzip that it says it is"):
-        speaker.get_export(patience=Patience(tries=1))
+        speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_an_answer_of_just_the_bound_is_read(speaker, monkeypatch):
@@ -356,14 +342,14 @@ def test_a_limit_is_waited_out_in_both_meanings(speaker, emulator, reset):
     export_id = emulator.start_export()
     emulator.inject(Fault("status", status=429, rate_limit_reset=reset, seconds=18, first=1))
     assert speaker.get_export(export_id).status == "ready"
-    assert speaker.slept == [18.0]
+    assert speaker.clock.slept == [18.0]
 
 
 def test_a_limit_may_say_when_to_come_back(speaker, emulator):
     export_id = emulator.start_export()
     emulator.inject(Fault("status", status=429, retry_after=7, rate_limit_reset="seconds", seconds=18, first=1))
     assert speaker.get_export(export_id).status == "ready"
-    assert speaker.slept == [7.0]
+    assert speaker.clock.slept == [7.0]
 
 
 def test_a_limit_that_lasts_too_long_is_told(speaker, emulator):
@@ -381,7 +367,7 @@ def test_a_limit_that_is_used_up_is_waited_out_before_anybody_is_refused(speaker
     emulator.configure(rate_limit=2, rate_limit_window=60.0, rate_limit_reset=reset)
     speaker.converse(*(protocol.get_scopes(CALM) for _ in range(5)))
     assert [each.status for each in emulator.requests()] == [200] * 5
-    assert speaker.slept == [60.0, 60.0]
+    assert speaker.clock.slept == [60.0, 60.0]
     assert "rate limit leaves no request" in caplog.text
 
 
@@ -414,14 +400,14 @@ def test_a_start_that_never_left_is_tried_again(speaker, nobody):
     with pytest.raises(SendGridUnavailableError) as caught:
         changed(speaker, base_url=nobody).start_export()
     assert caught.value.may_have_been_accepted is False
-    assert speaker.slept == [0.5, 1.0]
+    assert speaker.clock.slept == [0.5, 1.0]
 
 
 def test_a_start_that_was_limited_is_tried_again(speaker, emulator):
     emulator.inject(Fault("status", status=429, retry_after=2, first=1))
     assert speaker.start_export()
     assert emulator.count("POST") == 2
-    assert speaker.slept == [2.0]
+    assert speaker.clock.slept == [2.0]
 
 
 # --- secrets

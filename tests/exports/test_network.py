@@ -16,7 +16,7 @@ from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import resolve_network
-from airflow_provider_sendgrid.exports.protocol import Patience
+from airflow_provider_sendgrid.exports.protocol import RetryPolicy
 from airflow_provider_sendgrid.exports.sessions import new_download_session
 from tests.support.network import Proxy, Server, SocksProxy, closed_port, make_certificate, response
 
@@ -70,7 +70,7 @@ def get(kind, connection):
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.converse(protocol.get_scopes(Patience(tries=1)))
+            return await client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
@@ -78,7 +78,7 @@ def get(kind, connection):
         with new_download_session(connection) as session:
             return session.get(f"{connection.base_url}/file", timeout=10).status_code
     with SendGridClient(connection) as client:
-        return client.converse(protocol.get_scopes(Patience(tries=1)))
+        return client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
 
 
 def outcome(kind, connection):
@@ -435,7 +435,7 @@ def test_a_triggerer_keeps_to_what_a_socks_proxy_wants(server, right):
     async def ask_twice(connection):
         async with AsyncSendGridClient(connection) as client:
             for _ in range(2):
-                await client.converse(protocol.get_scopes(Patience(tries=1)))
+                await client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
 
     with SocksProxy().running() as proxy:
         url = f"socks5://user:p4ss@localhost:{proxy.port}"

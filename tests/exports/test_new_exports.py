@@ -9,15 +9,13 @@ import pytest
 
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.new_exports import SeenExports
+from tests.support.clock import FakeClock
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 
 
-class Clock:
-    now = NOON
-
-    def __call__(self):
-        return self.now.timestamp()
+def clock_at_noon():
+    return FakeClock(NOON.timestamp())
 
 
 def export(name, status="ready", minutes=0):
@@ -31,12 +29,15 @@ def ids(exports):
 
 def test_at_the_first_look_only_what_became_ready_since_is_news():
     listed = [export("later", minutes=2), export("before", minutes=-1), export("then"), export("no", "pending")]
-    assert ids(SeenExports(clock=Clock()).news(listed)) == []
-    assert ids(SeenExports(since=NOON.timestamp() + 0.9, clock=Clock()).news(listed)) == ["then", "later"]
+    assert ids(SeenExports(clock=clock_at_noon()).news(listed)) == []
+    assert ids(SeenExports(since=NOON.timestamp() + 0.9, clock=clock_at_noon()).news(listed)) == [
+        "then",
+        "later",
+    ]
 
 
 def test_what_was_noted_is_no_news_and_looking_alone_notes_nothing():
-    seen = SeenExports(since=0.0, clock=Clock())
+    seen = SeenExports(since=0.0, clock=clock_at_noon())
     assert ids(seen.news([export("a")])) == ids(seen.news([export("a")])) == ["a"]
     assert not seen.is_changed
     seen.note([export("a"), export("b", "pending")])
@@ -45,42 +46,42 @@ def test_what_was_noted_is_no_news_and_looking_alone_notes_nothing():
 
 
 def test_an_export_that_has_expired_is_none_that_is_ready():
-    clock = Clock()
-    clock.now = NOON + timedelta(hours=13)
+    clock = clock_at_noon()
+    clock.advance(13 * 3600)
     assert SeenExports(since=0.0, clock=clock).news([export("a")]) == []
 
 
 def test_what_is_long_gone_is_forgotten_but_not_what_left_the_listing_for_a_while():
-    clock = Clock()
+    clock = clock_at_noon()
     seen = SeenExports(clock=clock)
     seen.note([export("a")])
-    clock.now += timedelta(hours=23)
+    clock.advance(23 * 3600)
     seen.note([])
     assert (set(seen.ids), seen.forgotten) == ({"a"}, set())
-    clock.now += timedelta(hours=25)
+    clock.advance(25 * 3600)
     seen.note([])
     assert (set(seen.ids), seen.forgotten) == (set(), {"a"})
 
 
 def test_an_old_export_that_one_listing_lacks_is_no_news_when_it_returns():
-    clock, old = Clock(), ContactExport(id="a", status="ready")
+    clock, old = clock_at_noon(), ContactExport(id="a", status="ready")
     seen = SeenExports(clock=clock)
     for listing in ([old], [old], [], [old]):
         assert seen.news(listing) == []
         seen.note(listing)
-        clock.now += timedelta(hours=23)
+        clock.advance(23 * 3600)
 
 
 def test_exports_that_failed_or_are_unwanted_are_forgotten_a_day_later():
-    clock = Clock()
+    clock = clock_at_noon()
     seen = SeenExports(clock=clock)
     others = [export("failed", "failure"), export("unwanted"), ContactExport("pending", "pending")]
     seen.note([], others)
     again = SeenExports(ids=seen.ids, listed=dict(seen.listed), clock=clock)
-    clock.now += timedelta(hours=25)
+    clock.advance(25 * 3600)
     again.note([], others[2:])
     assert again.forgotten == {"failed"}
-    clock.now += timedelta(hours=25)
+    clock.advance(25 * 3600)
     again.note([], others[2:])
     assert again.forgotten == {"failed", "unwanted"}
     assert set(again.listed) == {"pending"}
@@ -93,12 +94,12 @@ def seen_at(when, *exports):
 @pytest.mark.parametrize("ahead", [-600, 0, 600])
 def test_an_export_that_was_ready_before_an_empty_first_look_is_not_news(ahead):
     """Whatever this machine's clock says: the next listing shows SendGrid's time."""
-    clock = Clock()
-    clock.now = NOON + timedelta(seconds=ahead)
+    clock = clock_at_noon()
+    clock.advance(ahead)
     seen = SeenExports(clock=clock)
     seen.news([])
     seen.note([])
-    clock.now += timedelta(minutes=30)
+    clock.advance(30 * 60)
     later = seen_at(NOON + timedelta(minutes=30), export("old", minutes=-180), export("new", minutes=10))
     assert ids(seen.news(later)) == ["new"]
     seen.note(later)
@@ -106,7 +107,7 @@ def test_an_export_that_was_ready_before_an_empty_first_look_is_not_news(ahead):
 
 
 def test_a_wrong_date_at_the_first_look_makes_nothing_new():
-    seen = SeenExports(clock=Clock())
+    seen = SeenExports(clock=clock_at_noon())
     first = seen_at(NOON + timedelta(days=1), export("old", minutes=-180))
     assert seen.news(first) == []
     seen.note(first)
@@ -114,4 +115,4 @@ def test_a_wrong_date_at_the_first_look_makes_nothing_new():
 
 
 def test_state_of_an_older_version_knows_no_first_look():
-    assert ids(SeenExports(ids={}, clock=Clock()).news([export("a", minutes=-180)])) == ["a"]
+    assert ids(SeenExports(ids={}, clock=clock_at_noon()).news([export("a", minutes=-180)])) == ["a"]

@@ -25,13 +25,13 @@ from airflow_provider_sendgrid.exceptions import (
 )
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.export import FAMILIES, ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.protocol import Patience, Reply, Request
+from airflow_provider_sendgrid.exports.protocol import Reply, Request, RetryPolicy
 
 NOW = 1_767_323_045.0
 MARKETING, LEGACY = ExportFamily.MARKETING, ExportFamily.LEGACY
 BOTH_FAMILIES = pytest.mark.parametrize("family", list(ExportFamily))
 # No jitter: each wait is half of its full length, and 429s are obeyed to the second.
-CALM = Patience(jitter=lambda: 0.0)
+CALM = RetryPolicy(jitter=lambda: 0.0)
 READY = {"id": "6f0a2c5e", "status": "ready", "urls": ["https://files.example/1"]}
 
 
@@ -62,12 +62,12 @@ def walk(conversation, *events):
     return requests, None
 
 
-def get_export(*events, patience=CALM, family=MARKETING, export_id="6f0a2c5e"):
-    return walk(protocol.get_export(family, export_id, patience), *events)
+def get_export(*events, retry_policy=CALM, family=MARKETING, export_id="6f0a2c5e"):
+    return walk(protocol.get_export(family, export_id, retry_policy), *events)
 
 
-def start_export(*events, patience=CALM, family=MARKETING, **selection):
-    return walk(protocol.start_export(family, ExportSelection(**selection), patience), *events)
+def start_export(*events, retry_policy=CALM, family=MARKETING, **selection):
+    return walk(protocol.start_export(family, ExportSelection(**selection), retry_policy), *events)
 
 
 def waits(requests):
@@ -189,8 +189,8 @@ def page(*ids, following=None, metadata="_metadata"):
     return reply(200, {"result": [entry(each) for each in ids], metadata: {"next": following}})
 
 
-def list_exports(*events, patience=CALM):
-    return walk(protocol.list_exports(MARKETING, patience), *events)
+def list_exports(*events, retry_policy=CALM):
+    return walk(protocol.list_exports(MARKETING, retry_policy), *events)
 
 
 PATH = "/v3/marketing/contacts/exports"
@@ -770,22 +770,22 @@ def test_a_refusal_is_final(status):
 
 @pytest.mark.parametrize("tries", [1, 2, 6])
 def test_tries_are_bounded(tries):
-    requests, error = get_export(*[refusal(500)] * 10, patience=Patience(tries=tries))
+    requests, error = get_export(*[refusal(500)] * 10, retry_policy=RetryPolicy(tries=tries))
     assert len(requests) == tries
     assert error.status_code == 500
 
 
 def test_waits_double_up_to_their_bound():
-    patience = Patience(tries=9, first_wait_seconds=1.0, longest_wait_seconds=10.0, jitter=lambda: 1.0)
-    requests, _ = get_export(*[refusal(500)] * 9, patience=patience)
+    retry_policy = RetryPolicy(tries=9, first_wait_seconds=1.0, longest_wait_seconds=10.0, jitter=lambda: 1.0)
+    requests, _ = get_export(*[refusal(500)] * 9, retry_policy=retry_policy)
     assert waits(requests) == [0.0, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0]
 
 
 @given(st.integers(1, 2000), st.floats(0, 1))
 def test_no_wait_is_longer_than_patience(tried, jitter):
-    patience = Patience(jitter=lambda: jitter)
-    wait = patience.wait_seconds(min(tried, 1000))
-    assert 0.5 <= wait <= patience.longest_wait_seconds
+    retry_policy = RetryPolicy(jitter=lambda: jitter)
+    wait = retry_policy.wait_seconds(min(tried, 1000))
+    assert 0.5 <= wait <= retry_policy.longest_wait_seconds
 
 
 def test_an_unknown_id_has_a_short_grace():
@@ -830,7 +830,7 @@ def test_a_stray_403_is_repeated_after_an_outage_too():
 
 
 def test_few_tries_bound_the_403s_too():
-    requests, _ = get_export(*[refusal(403)] * 6, patience=Patience(tries=2))
+    requests, _ = get_export(*[refusal(403)] * 6, retry_policy=RetryPolicy(tries=2))
     assert len(requests) == 2
 
 
@@ -1011,8 +1011,8 @@ def test_a_limit_is_obeyed_to_the_second():
 
 
 def test_those_who_wait_for_the_same_moment_do_not_come_at_once():
-    patience = Patience(jitter=lambda: 1.0)
-    requests, _ = get_export(reply(429, {}, retry_after="18"), reply(200, READY), patience=patience)
+    retry_policy = RetryPolicy(jitter=lambda: 1.0)
+    requests, _ = get_export(reply(429, {}, retry_after="18"), reply(200, READY), retry_policy=retry_policy)
     assert 18.0 < waits(requests)[1] <= 23.0
 
 
@@ -1030,20 +1030,20 @@ def test_a_longer_wait_than_patience_is_not_begun():
     assert error.retry_after_seconds == 121.0
 
 
-STARTING = replace(protocol.START_PATIENCE, jitter=lambda: 0.0)
+STARTING = replace(protocol.START_RETRY_POLICY, jitter=lambda: 0.0)
 
 
 def test_a_start_waits_for_its_slot_though_others_are_faster():
     """Hundreds of tasks start at once, and ten requests are granted in a window."""
     refused = [reply(429, {}, retry_after="20")] * 20
-    requests, export_id = start_export(*refused, reply(202, {"id": "started"}), patience=STARTING)
+    requests, export_id = start_export(*refused, reply(202, {"id": "started"}), retry_policy=STARTING)
     assert export_id == "started"
     assert waits(requests) == [0.0] + [20.0] * 20
 
 
 @pytest.mark.parametrize("retry_after", ["20", "0", ""])
 def test_the_wait_for_a_slot_is_bounded_and_no_storm(retry_after):
-    requests, error = start_export(*[reply(429, {}, retry_after=retry_after)] * 200, patience=STARTING)
+    requests, error = start_export(*[reply(429, {}, retry_after=retry_after)] * 200, retry_policy=STARTING)
     assert type(error) is SendGridRateLimitError
     assert 590.0 <= sum(waits(requests)) <= 720.0
     assert len(requests) < 100
@@ -1080,7 +1080,7 @@ def test_nobody_has_said_anything_yet():
 
 def test_a_window_that_never_ends_is_not_waited_for():
     """SendGrid may be asked then: it answers 429, and that says why."""
-    assert limit("0", "1000000").wait_seconds(NOW) == protocol.DEFAULT_PATIENCE.longest_wait_seconds
+    assert limit("0", "1000000").wait_seconds(NOW) == protocol.DEFAULT_RETRY_POLICY.longest_wait_seconds
     assert limit("0").wait_seconds(NOW) == 0.0
 
 
@@ -1118,7 +1118,7 @@ def test_a_clock_that_is_set_back_does_not_lengthen_a_window():
 
 
 def test_no_retry_begins_after_the_deadline():
-    requests, error = get_export(refusal(503), reply(200, READY), patience=replace(CALM, seconds_left=lambda: 0.0))
+    requests, error = get_export(refusal(503), reply(200, READY), retry_policy=replace(CALM, seconds_left=lambda: 0.0))
     assert (len(requests), error.status_code) == (1, 503)
 
 
@@ -1126,9 +1126,9 @@ def test_no_retry_begins_after_the_deadline():
     "broken", [lambda headers: reply(503, {}, **headers), lambda headers: reply(200, b"?", **headers)]
 )
 def test_a_used_up_limit_is_waited_for_after_a_broken_response_too(broken):
-    """Else the wait for a slot would be part of the next try, and unbounded by the caller's patience."""
+    """Else the wait for a slot would be part of the next try, and unbounded by the caller's retry policy."""
     refused = broken({"x_ratelimit_remaining": "0", "x_ratelimit_reset": "40"})
-    _, error = get_export(refused, patience=replace(CALM, longest_wait_seconds=5.0))
+    _, error = get_export(refused, retry_policy=replace(CALM, longest_wait_seconds=5.0))
     assert error.retry_after_seconds == 40.0
 
 

@@ -24,12 +24,12 @@ from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGr
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.network import resolve_network
-from airflow_provider_sendgrid.exports.protocol import Patience, Request
+from airflow_provider_sendgrid.exports.protocol import Request, RetryPolicy
 from airflow_provider_sendgrid.exports.sending import ERRORS, GivenUpError, Sending, When, when_raised
 from tests.support.network import Proxy, Server, closed_port, make_certificate, reset, response
 
 KINDS = ("requests", "httpx")
-ONCE = Patience(tries=1)
+ONCE = RetryPolicy(tries=1)
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +177,9 @@ def test_a_start_that_is_redirected_to_no_url_is_in_doubt(kind, location):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("location", NO_URLS)
 def test_a_get_that_is_redirected_to_no_url_is_repeated(kind, location):
-    patience = Patience(tries=2, first_wait_seconds=0.0)
+    retry_policy = RetryPolicy(tries=2, first_wait_seconds=0.0)
     with Server(answers=[redirect(location)]).running() as server:
-        assert converse(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(patience)) == []
+        assert converse(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(retry_policy)) == []
         assert server.count("GET") == 2
 
 
@@ -237,11 +237,11 @@ def test_a_refusal_after_an_interim_response_is_definite(kind):
 def test_a_proxy_that_refuses_the_password_is_named_and_not_asked_again(kind, certificate):
     with Server("", certificate).running() as server, Proxy("407").running() as proxy:
         connection = SendGridConnection("SG.key", server.url, proxy=f"http://user:p4ss@localhost:{proxy.port}")
-        patience = Patience(tries=3, first_wait_seconds=0.0)
+        retry_policy = RetryPolicy(tries=3, first_wait_seconds=0.0)
         with pytest.raises(
             SendGridAuthError, match=r"with 407\)\. Check the user and the password in the proxy"
         ) as caught:
-            converse(kind, connection, protocol.get_scopes(patience))
+            converse(kind, connection, protocol.get_scopes(retry_policy))
         assert caught.value.status_code == 407
         assert "p4ss" not in str(caught.value)
         assert proxy.count("CONNECT") == 1

@@ -26,7 +26,7 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.protocol import Patience, Reply
+from airflow_provider_sendgrid.exports.protocol import Reply, RetryPolicy
 from airflow_provider_sendgrid.exports.start import (
     Attempt,
     Baseline,
@@ -38,7 +38,7 @@ from airflow_provider_sendgrid.exports.start import (
 )
 
 MARKETING, LEGACY = ExportFamily.MARKETING, ExportFamily.LEGACY
-CALM = Patience(tries=2, jitter=lambda: 0.0)
+CALM = RetryPolicy(tries=2, jitter=lambda: 0.0)
 NOW = 1_767_323_045.0
 CUSTOMERS = ExportSelection(list_ids=["customers"])
 LOST = SendGridUnavailableError("the connection broke", may_have_been_accepted=True)
@@ -397,8 +397,8 @@ def test_a_key_that_may_not_list_exports_may_start_one(status):
     """The worker's clock stands in for SendGrid's."""
     kept = []
     refused = [Reply(status, {}, b"{}", NOW)] * (3 if status == 403 else 1)
-    patience = replace(CALM, tries=6)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, keep=kept.append), patience)
+    retry_policy = replace(CALM, tries=6)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, keep=kept.append), retry_policy)
     requests, result = walk(flow, *refused, ACCEPTED)
     assert "POST" == requests[-1].method
     assert (result[1], kept) == (False, [Baseline(NOW, Clock.WORKER, None)])
@@ -539,8 +539,8 @@ def test_an_export_before_the_run_is_a_doubt_on_a_worker_that_is_ahead(ahead_sec
 
 
 def test_a_kept_copy_of_the_list_does_not_prove_that_a_known_export_is_gone():
-    patience = Patience(tries=3, jitter=lambda: 0.0)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), patience)
+    retry_policy = RetryPolicy(tries=3, jitter=lambda: 0.0)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), retry_policy)
     with pytest.raises(SendGridServerError, match="a copy from before the start") as caught:
         walk(
             flow,
@@ -564,15 +564,15 @@ def test_a_known_export_is_returned_without_another_start():
 )
 def test_a_known_export_that_is_not_usable_is_replaced(answer):
     answers = [*[answer] * 3, []] if isinstance(answer, Reply) else [answer]
-    patience = Patience(tries=3, jitter=lambda: 0.0)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), patience)
+    retry_policy = RetryPolicy(tries=3, jitter=lambda: 0.0)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), retry_policy)
     assert walk(flow, *answers, [], ACCEPTED)[1] == ("started", False)
 
 
 def test_a_known_export_that_is_still_listed_is_kept_after_a_404():
     """A proxy sent it, or a machine of SendGrid's that lags behind."""
-    patience = Patience(tries=3, jitter=lambda: 0.0)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), patience)
+    retry_policy = RetryPolicy(tries=3, jitter=lambda: 0.0)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), retry_policy)
     assert walk(flow, *[Reply(404, {}, b"{}", NOW)] * 3, [export("KNOWN")])[1] == ("known", True)
 
 

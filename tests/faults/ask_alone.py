@@ -15,7 +15,7 @@ from airflow_provider_sendgrid.exports.export import ExportFamily
 
 
 def question(export_id):
-    return protocol.get_export(ExportFamily.MARKETING, export_id, protocol.Patience(tries=1))
+    return protocol.get_export(ExportFamily.MARKETING, export_id, protocol.RetryPolicy(tries=1))
 
 
 def ask(kind: str, connection: SendGridConnection, export_id: str) -> object:

@@ -35,7 +35,7 @@ os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "CRITICAL"
 # isort: split
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout
 from airflow_provider_sendgrid.emulator import Fault
-from airflow_provider_sendgrid.emulator.spoiling import KINDS
+from airflow_provider_sendgrid.emulator.faults import KINDS
 from tests.faults.cells import NEXT_STEP
 from tests.faults.storage_proxy import ERRORS, TROUBLES, StorageFault
 from tests.faults.world import Sendgrid, World, all_texts, is_ours, without_waits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_sendgrid.emulator.spoiling import KINDS
+from airflow_provider_sendgrid.emulator.faults import KINDS
 from tests.faults.cells import prove
 from tests.faults.matrix import CONDITIONS, cells, rows
 from tests.faults.storage_proxy import ERRORS, TROUBLES

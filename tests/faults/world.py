@@ -24,9 +24,9 @@ from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
-from tests.conftest import TickingClock
 from tests.faults.storage_proxy import StorageProxy
 from tests.sensors.test_sendgrid import Wait
+from tests.support.clock import FakeClock, advance_at_status_requests
 
 EXPORTS: Final = "/v3/marketing/contacts/exports"
 MIB: Final = 1024 * 1024
@@ -39,7 +39,7 @@ class Sendgrid:
     """One emulator whose exports are pending when first asked for, with one export that is ready and large."""
 
     emulator: Emulator
-    clock: TickingClock
+    clock: FakeClock
     export_id: str = ""
     other_export_id: str = ""
     truth: list[bytes] = field(default_factory=list)
@@ -47,9 +47,9 @@ class Sendgrid:
     @classmethod
     @contextmanager
     def playing(cls, encoding: str) -> Iterator[Sendgrid]:
-        clock = TickingClock()
+        clock = FakeClock(is_running=True)
         settings = Settings(ready_after=5, encoding=encoding, contacts_per_file=CONTACTS_PER_FILE)
-        with Emulator(settings, clock=clock, observe=clock.observe, populate=False) as emulator:
+        with Emulator(settings, clock=clock, observe=advance_at_status_requests(clock), populate=False) as emulator:
             sendgrid = cls(emulator, clock)
             large = emulator.add_list("Large", contacts=CONTACTS, ready_after=0)
             sendgrid.export_id = emulator.start_export([large])

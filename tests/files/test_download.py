@@ -25,9 +25,10 @@ from airflow_provider_sendgrid.files.download import DownloadLimits, FileChanged
 from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.source import ExportFiles, file_path
 from airflow_provider_sendgrid.stopping import StoppedError
+from tests.support.clock import FakeClock
 from tests.support.file_server import FileServer
 from tests.support.network import Server, read_request, reset
-from tests.support.sendgrid_source import LIMITS, HandClock, SendGrid
+from tests.support.sendgrid_source import LIMITS, SendGrid
 from tests.support.short_lived_urls import fetch_over_short_lived_urls
 
 CONTACTS = 8_000  # about 450 KB of gzip, 2 MB of plain text
@@ -37,7 +38,7 @@ CONTENT = bytes(range(256)) * 1_000
 
 @pytest.fixture
 def clock():
-    return HandClock()
+    return FakeClock()
 
 
 @pytest.fixture

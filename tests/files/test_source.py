@@ -17,7 +17,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridServerError,
 )
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.exports.protocol import Patience
+from airflow_provider_sendgrid.exports.protocol import RetryPolicy
 from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 
@@ -43,7 +43,7 @@ class SendGrid:
         return ContactExport("6f0a2c5e", "ready", urls=urls)
 
     def export_files(self, **options):
-        options = {"sleep": self.sleep, "patience": Patience(tries=4, jitter=lambda: 1.0)} | options
+        options = {"sleep": self.sleep, "retry_policy": RetryPolicy(tries=4, jitter=lambda: 1.0)} | options
         return ExportFiles(self.get_export, session=None, clock=lambda: self.now, max_age_seconds=30.0, **options)
 
     def sleep(self, seconds):

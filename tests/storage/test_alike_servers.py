@@ -73,7 +73,7 @@ def test_no_object_is_found(storage_at, answer):
 
 
 @pytest.mark.parametrize("answer", ["404 page", "404 empty", "302 page", "400 page"])
-def test_no_list_is_taken_for_an_empty_one(storage_at, answer):
+def test_a_failed_listing_is_not_an_empty_one(storage_at, answer):
     with alike_server(answer) as url:
         try:
             versions = storage_at(url).versions()
@@ -102,10 +102,20 @@ def test_an_object_that_is_not_there_may_be_deleted(storage_at):
 
 
 @pytest.mark.parametrize(("answer", "attempts"), [("503 page", ATTEMPTS), ("429 empty", ATTEMPTS), ("403 page", 1)])
-def test_only_what_may_pass_is_tried_again(storage_at, answer, attempts, monkeypatch):
+def test_only_transient_errors_are_retried(storage_at, answer, attempts, monkeypatch):
     """With pauses that whoever calls can end."""
     pauses = []
     monkeypatch.setattr("tests.storage.test_alike_servers.no_sleep", pauses.append)
     with alike_server(answer) as url, pytest.raises(ERRORS):
         storage_at(url).put("a.csv", b"1", INFO)
     assert (attempts - 1) == len([each for each in pauses[: ATTEMPTS - 1] if each])
+
+
+@pytest.mark.parametrize(("answer", "attempts"), [("503 page", ATTEMPTS), ("503 text in JSON", ATTEMPTS)])
+def test_a_head_is_retried_whatever_the_shape_of_the_error(storage_at, answer, attempts, monkeypatch):
+    """Google's client raises AttributeError over ``{"error": "text"}``."""
+    pauses = []
+    monkeypatch.setattr("tests.storage.test_alike_servers.no_sleep", pauses.append)
+    with alike_server(answer) as url, pytest.raises(DestinationError, match="503"):
+        storage_at(url).head("a.csv")
+    assert (attempts - 1) == len(pauses)

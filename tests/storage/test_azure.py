@@ -85,7 +85,7 @@ def test_a_small_blob_whose_md5_differs_is_deleted():
         assert {} == blobs
 
 
-def test_a_damaged_blob_that_may_not_be_deleted_is_emptied():
+def test_a_damaged_blob_without_permission_to_delete_is_emptied():
     """Its metadata says that it is whole: the next try would take it for that."""
     with careless_account(may_delete=False) as (storage, blobs):
         with pytest.raises(DestinationError, match="damaged on their way"):

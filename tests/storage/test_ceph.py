@@ -24,14 +24,14 @@ def bucket(client):
     return name
 
 
-def test_it_takes_a_body_with_a_wrong_crc32(client, bucket):
+def test_this_server_accepts_a_body_with_a_wrong_crc32(client, bucket):
     """Nothing of its answer tells that it did not compare them, but that it confirms none."""
     answer = client.put_object(Bucket=bucket, Key="a", Body=b"content", ChecksumCRC32=OTHER_CRC32)
     assert "ChecksumCRC32" not in answer
     assert b"content" == client.get_object(Bucket=bucket, Key="a")["Body"].read()
 
 
-def test_it_takes_a_part_with_a_wrong_crc32(client, bucket):
+def test_this_server_accepts_a_part_with_a_wrong_crc32(client, bucket):
     upload = client.create_multipart_upload(Bucket=bucket, Key="a", ChecksumAlgorithm="CRC32")["UploadId"]
     place = {"Bucket": bucket, "Key": "a", "UploadId": upload}
     etag = client.upload_part(**place, PartNumber=1, Body=b"content", ChecksumCRC32=OTHER_CRC32)["ETag"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationRefusedError
-from airflow_provider_sendgrid.storage.errors import UNREADABLE_ANSWER, Failure, Requests
+from airflow_provider_sendgrid.storage.errors import UNREADABLE_RESPONSE, Failure, RetriedCalls
 from tests.support.destinations import no_sleep
 
 
@@ -16,21 +16,21 @@ def failing_with(error):
     return send
 
 
-def test_a_page_in_the_place_of_an_answer_is_shown_in_part():
+def test_an_html_page_as_message_is_shortened():
     """Google's client takes all of it for the message."""
     page = "<html>" + "it's forbidden " * 20_000
-    requests = Requests("A storage", {}, lambda error: Failure(("403",), f"403 {error}"), no_sleep)
+    calls = RetriedCalls("A storage", {}, lambda error: Failure(("403",), f"403 {error}"), no_sleep)
     with pytest.raises(DestinationRefusedError, match=r"403 <html>it's forbidden .*…\. Grant") as caught:
-        requests.write("put", "gs://lake/a", failing_with(OSError(page)))
+        calls.write("put", "gs://lake/a", failing_with(OSError(page)))
     assert all(len(str(error)) < 1500 for error in (caught.value, caught.value.__cause__))
 
 
-def test_an_answer_that_is_nested_too_deeply_cannot_be_read():
-    requests = Requests(
+def test_a_response_that_is_nested_too_deeply_cannot_be_read():
+    calls = RetriedCalls(
         "A storage",
         {},
-        lambda error: Failure(("401",), "unreadable") if isinstance(error, UNREADABLE_ANSWER) else None,
+        lambda error: Failure(("401",), "unreadable") if isinstance(error, UNREADABLE_RESPONSE) else None,
         no_sleep,
     )
     with pytest.raises(DestinationRefusedError, match="unreadable"):
-        requests.write("put", "gs://lake/a", failing_with(RecursionError()))
+        calls.write("put", "gs://lake/a", failing_with(RecursionError()))

@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredContent
-from airflow_provider_sendgrid.storage.gcs import GcsUpload
+from airflow_provider_sendgrid.storage.gcs_upload import GcsUpload
 from dev.services.gcs import fake_gcs_server, gcs_server
 from tests.support.destinations import Destination
 from tests.support.losing_proxy import LosingProxy
@@ -120,7 +120,7 @@ def write_all(upload):
     ],
     ids=str,
 )
-def test_it_goes_on_where_google_has_it(session_with, faults):
+def test_an_upload_resumes_after_the_last_byte_that_google_has(session_with, faults):
     """Whatever was lost on the way: requests, answers, or part of a request."""
     session = session_with(*faults)
     waits = []
@@ -139,7 +139,7 @@ def test_every_request_but_the_last_is_of_whole_units(session_with):
 
 
 @pytest.mark.parametrize(("faults", "tries"), [([404], 1), ([410], 1), ([503] * 20, 12)])
-def test_what_google_refuses_is_told_without_the_secret_address(session_with, faults, tries):
+def test_googles_refusal_is_reported_without_the_secret_url(session_with, faults, tries):
     session = session_with(*faults)
     with pytest.raises(DestinationError, match=r"upload of gs://lake/a\.csv") as caught:
         write_all(upload_to(session))
@@ -259,7 +259,7 @@ def checking_server():
 
 
 @NOT_QUICK
-def test_the_server_refuses_what_a_look_right_before_did_not_show(checking_server, monkeypatch):
+def test_the_server_refuses_a_change_that_the_look_missed(checking_server, monkeypatch):
     """Another run may store the object between the look and the write."""
     storage = Destination.fresh("gs", checking_server).storage()
     info = ObjectInfo("text/csv", {"made-by": "us"})

@@ -27,7 +27,7 @@ def storage(tmp_path):
     return LocalStorage(tmp_path)
 
 
-def test_metadata_counts_for_the_very_file_alone(storage, tmp_path):
+def test_metadata_counts_only_for_its_own_file(storage, tmp_path):
     """Not for one that somebody put in its place, though it be of the same size."""
     storage.put("a.csv", b"12345", INFO)
     assert INFO.metadata == storage.head("a.csv").metadata
@@ -36,14 +36,14 @@ def test_metadata_counts_for_the_very_file_alone(storage, tmp_path):
     assert (5, {}) == (storage.head("a.csv").size, storage.head("a.csv").metadata)
 
 
-def test_links_that_lead_nowhere_are_no_files(storage, tmp_path):
+def test_dangling_links_are_no_files(storage, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
     storage.put("a.csv", b"12345", INFO)
     assert ["a.csv"] == list(storage.versions())
 
 
-def test_a_folder_that_cannot_be_read_for_now_is_an_error_of_this_package(storage, monkeypatch):
+def test_a_folder_that_cannot_be_read_now_is_a_destination_error(storage, monkeypatch):
     def stale(_path):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -92,7 +92,7 @@ def crash(*_):
 
 
 @pytest.mark.parametrize("over", [None, ANY_VERSION])
-def test_an_upload_that_another_run_ended_fails_and_says_so(storage, tmp_path, over):
+def test_an_upload_that_another_run_ended_fails_with_the_reason(storage, tmp_path, over):
     """Its unfinished file was deleted; no part of a file may appear."""
     upload = storage.begin("a.csv", INFO, over)
     upload.write_part(1, bytearray(b"54321"), 0)
@@ -103,7 +103,7 @@ def test_an_upload_that_another_run_ended_fails_and_says_so(storage, tmp_path, o
     assert ({}, None) == (storage.versions(), storage.head("a.csv"))
 
 
-def test_only_this_files_unfinished_uploads_of_other_runs_are_removed(storage, tmp_path):
+def test_only_unfinished_uploads_of_this_file_are_removed(storage, tmp_path):
     """Names with characters of a pattern in them, too."""
     other_run = LocalStorage(tmp_path)
     uploads = [other_run.begin(name, INFO) for name in ("a[1].csv", "a[1].csv", "a1.csv", "b.csv")]
@@ -145,7 +145,7 @@ def test_a_file_stored_between_the_look_and_the_link_is_kept(storage, tmp_path, 
     assert {} == storage.head("a.csv").metadata
 
 
-def test_a_link_whose_answer_was_lost_is_a_success(storage, monkeypatch):
+def test_a_link_whose_response_was_lost_is_a_success(storage, monkeypatch):
     """As on NFS: the repeated call finds the file of the first one."""
     link = os.link
 
@@ -242,7 +242,7 @@ def test_a_folder_that_may_not_be_written_is_refused(storage, tmp_path):
         (errno.ESTALE, DestinationError),
     ],
 )
-def test_a_delete_that_fails_says_so(storage, monkeypatch, code, expected):
+def test_a_failed_delete_is_an_error(storage, monkeypatch, code, expected):
     storage.put("a.csv", b"1", INFO)
 
     def fail(*_, **__):
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_leaves_nothing(storage, tmp_path, monkeypatch):
     assert [] == list(tmp_path.iterdir())
 
 
-def test_deleting_takes_the_metadata_along_and_leaves_other_files(storage, tmp_path):
+def test_a_delete_removes_the_metadata_and_keeps_other_files(storage, tmp_path):
     storage.put("_receipts/a.json", b"{}", INFO)
     storage.put("a.csv", b"12345", INFO)
     storage.delete("_receipts/a.json")

@@ -12,7 +12,7 @@ OUTPOST = "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/l
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "abfs"])
 @pytest.mark.parametrize("folder", ["contacts/x", "contacts/x/", "/contacts/x/", "/contacts/x", "//contacts/x//"])
-def test_slashes_around_a_folder_do_not_matter(scheme, folder):
+def test_slashes_around_a_folder_are_ignored(scheme, folder):
     location = Location.of(f"{scheme}://lake/{folder}")
     assert ("lake", "contacts/x/", f"{scheme}://lake/") == (location.bucket, location.prefix, location.address)
 
@@ -24,7 +24,7 @@ def test_a_bucket_alone_has_an_empty_prefix(scheme, end):
 
 
 @pytest.mark.parametrize("folder", ["/srv/lake", "/srv/lake/", "//srv/lake//"])
-def test_slashes_around_a_folder_of_this_machine_do_not_matter(folder):
+def test_slashes_around_a_local_folder_are_ignored(folder):
     assert "/srv/lake/" == Location.of(f"file://{folder}").prefix
 
 
@@ -49,7 +49,7 @@ def test_characters_of_an_s3_folder_stay_as_they_are(path):
 
 @pytest.mark.parametrize("path", ["gs://lake/in", "abfs://lake/in", "file:///lake/in"])
 @pytest.mark.parametrize("around", ["{}\n", " {} ", "\r\n{}\t"])
-def test_blanks_around_a_path_do_not_matter(path, around):
+def test_spaces_around_a_path_are_ignored(path, around):
     assert Location.of(path) == Location.of(around.format(path))
 
 
@@ -60,7 +60,7 @@ def test_a_line_break_in_a_path_is_refused(path):
 
 
 @pytest.mark.parametrize("path", ["file:///", "file:////", "/", " / "])
-def test_a_path_whose_template_rendered_nothing_is_not_the_whole_machine(path):
+def test_an_empty_path_from_a_template_is_not_the_root_folder(path):
     with pytest.raises(ValueError, match="needs an absolute path"):
         Location.of(path)
 
@@ -103,7 +103,7 @@ def test_a_path_may_name_the_account_of_the_connection(path, hostname):
     Location.of(path).require_account(hostname)
 
 
-def test_a_path_that_names_another_account_than_the_connection_is_refused():
+def test_a_path_with_another_account_than_the_connection_is_refused():
     """Else the files would not be where the manifest says."""
     location = Location.of("abfss://lake@one.dfs.core.windows.net/in")
     with pytest.raises(ValueError, match="path names the storage account 'one', but the connection leads to 'two'"):

@@ -54,7 +54,7 @@ def losing(server):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_small_object_whose_answer_was_lost_is_stored(losing, is_there):
+def test_a_small_object_whose_response_was_lost_is_stored(losing, is_there):
     place, through, proxy = losing
     over = place.storage().put("a.csv", b"old", INFO) if is_there else None
 
@@ -65,7 +65,7 @@ def test_a_small_object_whose_answer_was_lost_is_stored(losing, is_there):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_upload_whose_last_answer_was_lost_is_stored(losing, is_there):
+def test_an_upload_whose_last_response_was_lost_is_stored(losing, is_there):
     place, through, proxy = losing
     over = place.storage().put("a.csv", b"old", INFO) if is_there else None
     content = bytearray(b"1" * PART)
@@ -80,7 +80,7 @@ def test_an_upload_whose_last_answer_was_lost_is_stored(losing, is_there):
     assert content == place.read("in/a.csv")
 
 
-def test_an_object_of_another_run_with_the_same_bytes_is_not_taken_for_ours(losing):
+def test_the_same_bytes_from_another_run_are_not_our_object(losing):
     """Its run may delete it again."""
     place, through, proxy = losing
     proxy.times = 0
@@ -91,7 +91,7 @@ def test_an_object_of_another_run_with_the_same_bytes_is_not_taken_for_ours(losi
     assert version == place.storage().head("a.csv").version
 
 
-def test_a_delete_whose_answer_was_lost_is_a_success(losing):
+def test_a_delete_whose_response_was_lost_is_a_success(losing):
     place, through, proxy = losing
     version = place.storage().put("a.csv", b"old", INFO)
     proxy.is_lost = lambda method, _target: method == "DELETE"

@@ -108,7 +108,7 @@ def test_any_object_fits_ten_thousand_parts_of_allowed_sizes(size, part_bytes):
     assert number <= 10_000
 
 
-def test_parts_of_an_object_of_unknown_size_are_equal_as_long_as_possible():
+def test_parts_of_an_object_of_unknown_size_are_equal_at_first():
     """The first 6,000; then they double with every 360."""
     assert {8 * MIB} == {part_size(number, 8 * MIB) for number in range(1, 6_001)}
     assert {16 * MIB} == {part_size(number, 8 * MIB) for number in range(6_001, 6_361)}
@@ -132,44 +132,44 @@ def test_parts_of_an_object_of_known_size_are_equal(size, part_bytes, number):
 def test_a_released_buffer_is_used_again():
     """Fresh memory is costly."""
     buffers = PartBuffers(2 * PART)
-    first = buffers.take(PART)
+    first = buffers.acquire(PART)
     memory = first.room.obj
     first.release()
-    assert memory is buffers.take(PART).room.obj
+    assert memory is buffers.acquire(PART).room.obj
 
 
 def test_memory_is_bounded_however_the_sizes_vary():
     """What lies free counts, too: it goes before more is taken."""
     buffers = PartBuffers(100)
     for size in (100, 60, 40, 30, 70, 1, 99):
-        part = buffers.take(size)
+        part = buffers.acquire(size)
         held = size + sum(len(free) for free in buffers._free)
         assert held <= 100
         part.release()
 
 
-def test_there_is_no_part_without_room_unless_one_waits():
+def test_acquire_without_waiting_returns_none_if_memory_is_full():
     buffers = PartBuffers(10)
-    part = buffers.take(6)
-    assert None is buffers.take(6, wait=False)
+    part = buffers.acquire(6)
+    assert None is buffers.acquire(6, wait=False)
     part.release()
-    assert buffers.take(6, wait=False) is not None
+    assert buffers.acquire(6, wait=False) is not None
 
 
-def test_one_part_larger_than_all_memory_is_taken_alone():
+def test_a_part_larger_than_all_memory_is_acquired_alone():
     """As when parts have doubled: slower, and never stuck."""
     buffers = PartBuffers(10)
-    part = buffers.take(50, wait=False)
+    part = buffers.acquire(50, wait=False)
     assert part is not None
-    assert None is buffers.take(1, wait=False)
+    assert None is buffers.acquire(1, wait=False)
     part.release()
-    assert buffers.take(1, wait=False) is not None
+    assert buffers.acquire(1, wait=False) is not None
 
 
-def test_whoever_waits_for_a_part_gets_it_when_one_is_released(threads):
+def test_a_waiting_thread_gets_a_part_when_one_is_released(threads):
     buffers = PartBuffers(10)
-    part = buffers.take(10)
-    waiting = threads.submit(buffers.take, 10)
+    part = buffers.acquire(10)
+    waiting = threads.submit(buffers.acquire, 10)
     part.release()
     assert 10 == len(waiting.result(DEADLINE_SECONDS).room)
 
@@ -177,12 +177,12 @@ def test_whoever_waits_for_a_part_gets_it_when_one_is_released(threads):
 def test_a_part_is_free_when_the_last_of_its_users_is_done():
     """Uploading and counting, in whichever order they end."""
     buffers = PartBuffers(10)
-    part = buffers.take(10)
+    part = buffers.acquire(10)
     part.hold()
     part.release()
-    assert None is buffers.take(10, wait=False)
+    assert None is buffers.acquire(10, wait=False)
     part.release()
-    assert buffers.take(10, wait=False) is not None
+    assert buffers.acquire(10, wait=False) is not None
 
 
 # --- writing
@@ -201,17 +201,17 @@ def test_a_stream_arrives_whole(threads, size, is_known):
     assert (size, hashlib.sha256(content).hexdigest()) == (writer.size, writer.sha256)
 
 
-def test_parts_filled_by_others_go_on_where_bytes_were_written(threads):
+def test_parts_filled_by_the_caller_follow_written_bytes(threads):
     """As the head of a file is written and the rest is fetched in parts."""
     storage = Memory()
     writer = writer_to(storage, threads, at_most_bytes=len(CONTENT))
     writer.write(CONTENT[:1_000])
     position = 1_000
     while position < len(CONTENT):
-        part = writer.take()
+        part = writer.next_part()
         part.room[:] = CONTENT[position : position + len(part.room)]
         position += len(part.room)
-        writer.send(part)
+        writer.submit(part)
     writer.finish()
     writer.complete({})
     assert {"contacts.csv": CONTENT} == storage.objects
@@ -235,7 +235,7 @@ def test_every_part_is_tapped_in_order_before_its_memory_is_used_again(threads):
 
 
 @pytest.mark.parametrize("limit_bytes", [1, PART, 3 * PART])
-def test_several_writers_share_one_pool_without_waiting_for_each_other_for_ever(threads, limit_bytes):
+def test_several_writers_share_one_pool_without_a_deadlock(threads, limit_bytes):
     """Even where there is memory for one part only."""
     storage, buffers = Memory(), PartBuffers(limit_bytes)
 
@@ -254,7 +254,7 @@ def test_several_writers_share_one_pool_without_waiting_for_each_other_for_ever(
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
 @pytest.mark.parametrize("failing", ["begin", "write_part", "complete", "put"])
-def test_every_way_out_leaves_no_upload_and_no_memory_taken(threads, failing, error):
+def test_however_it_ends_no_upload_and_no_memory_is_left(threads, failing, error):
     """Whoever else waits for a part of the same pool would wait for ever."""
     storage, buffers = Memory(failing, error), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
@@ -269,13 +269,13 @@ def test_every_way_out_leaves_no_upload_and_no_memory_taken(threads, failing, er
     assert ({}, set(), 0) == (storage.objects, storage.open_uploads, buffers._used_bytes)
 
 
-def test_parts_that_were_taken_at_once_are_all_given_back(threads):
+def test_all_acquired_parts_are_released(threads):
     """The upload of the first cannot begin; the second was not handed over yet and is its taker's to release."""
     storage, buffers = Memory("begin"), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
-    parts = [writer.take(), writer.take()]
+    parts = [writer.next_part(), writer.next_part()]
     with pytest.raises(OSError, match="the disk is full"):
-        writer.send(parts[0])
+        writer.submit(parts[0])
     parts[1].release()
     writer.abort()
     assert 0 == buffers._used_bytes
@@ -310,7 +310,7 @@ def test_a_tap_that_cannot_begin_leaves_nothing(threads):
     assert ({}, set(), 0) == (storage.objects, storage.open_uploads, buffers._used_bytes)
 
 
-def test_an_abort_waits_for_parts_on_their_way(threads):
+def test_an_abort_waits_for_parts_that_are_being_written(threads):
     """A part that is written after the abort would stay, and be paid for."""
     storage = Memory(gate=threading.Event())
     buffers = PartBuffers(4 * PART)
@@ -358,7 +358,7 @@ def test_an_abort_cancels_the_last_part_first():
     with NeverBegun() as executor:
         writer = writer_to(Memory(), executor)
         writer.write(bytes(3 * PART))
-        writer.take()
+        writer.next_part()
         writer.abort()
     assert [3, 2, 1] == cancelled
 
@@ -376,7 +376,7 @@ def test_an_object_of_one_part_takes_one_request(s3, threads):
 
 
 @pytest.mark.skipif(IS_CEPH, reason="Ceph RGW returns no checksums")
-def test_a_larger_one_goes_in_parts_with_their_checksums(s3, threads):
+def test_a_large_object_is_sent_in_parts_with_checksums(s3, threads):
     """S3 keeps the CRC32 of all CRC32s."""
     writer = writer_to(S3Storage(s3.client, s3.bucket, "in/"), threads)
     write_all(writer, CONTENT)
@@ -409,12 +409,12 @@ def test_an_aborted_upload_leaves_nothing_in_the_bucket(s3, threads, error):
     assert ([], []) == (s3.stored_keys(), s3.open_uploads())
 
 
-def test_a_part_goes_up_as_soon_as_another_was_taken_to_follow(threads):
+def test_a_part_is_uploaded_when_the_next_one_is_acquired(threads):
     """Not only when that one is filled, which may take long."""
     storage, buffers = Memory(), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
-    first, second = writer.take(), writer.take()
-    writer.send(first)
+    first, second = writer.next_part(), writer.next_part()
+    writer.submit(first)
     assert not writer.is_small
     second.release()
     writer.abort()

@@ -15,6 +15,7 @@ from airflow_provider_sendgrid.exceptions import DestinationChangedError, Destin
 from airflow_provider_sendgrid.storage.base import MIB, UPLOAD_KEY, ObjectInfo
 from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.losing_proxy import LosingProxy
 from tests.support.opaque_proxy import OpaqueProxy
@@ -82,7 +83,7 @@ def test_a_damaged_body_is_found_where_etags_are_md5s(s3, in_parts, encryption):
     assert s3.open_uploads() == []
 
 
-def test_what_etags_are_is_tried_once_for_each_kind(s3):
+def test_etags_are_tried_once_for_objects_and_once_for_parts(s3):
     with storage_behind(s3) as (proxy, storage):
         for number in range(3):
             storage.put(f"{number}.csv", b"x", INFO)
@@ -93,7 +94,7 @@ def test_what_etags_are_is_tried_once_for_each_kind(s3):
     assert len(tried) == 2
 
 
-def test_a_server_where_etags_cannot_be_tried_is_believed_as_before(s3, monkeypatch):
+def test_without_a_trial_etags_of_unencrypted_objects_are_md5s(s3, monkeypatch):
     """Without the permission to write elsewhere, a wrong ETag counts as damage, except for encrypted objects."""
 
     def refuse(self, method, name, arguments, is_damaged=lambda _answer: False):
@@ -101,8 +102,8 @@ def test_a_server_where_etags_cannot_be_tried_is_believed_as_before(s3, monkeypa
             raise DestinationError("no")
         return send(self, method, name, arguments, is_damaged)
 
-    send = S3Storage.send
-    monkeypatch.setattr(S3Storage, "send", refuse)
+    send = S3Calls.send
+    monkeypatch.setattr(S3Calls, "send", refuse)
     with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged on its way"):
         storage.put("a.csv", CONTENT, INFO, None)
     with storage_behind(s3, encryption="AES256") as (_, storage):
@@ -158,7 +159,7 @@ def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
 
 
 @pytest.mark.parametrize("is_small", [True, False])
-def test_another_runs_object_is_not_taken_for_the_own_whatever_the_etags(s3, is_small):
+def test_another_runs_object_is_not_ours_whatever_the_etags(s3, is_small):
     """It was stored right after the own one, with the same size."""
     with storage_behind_gateway(s3) as (proxy, storage):
         looks = []

@@ -142,7 +142,7 @@ def files_asked_for(sendgrid):
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
-def test_every_file_arrives_and_is_written_down(place, sendgrid, encoding, compression):
+def test_every_file_arrives_and_is_in_the_manifest(place, sendgrid, encoding, compression):
     """Byte for byte, with rows, sizes and hashes in the manifest, under URIs that name no connection."""
     sendgrid.emulator.configure(encoding=encoding)
     export_id = sendgrid.export(250)
@@ -175,7 +175,7 @@ def test_a_file_of_several_parts_arrives_identical(place, large, compression):
 
 
 @pytest.mark.parametrize("contacts", [10, LARGE])
-def test_each_object_says_what_it_is(place, large, contacts):
+def test_each_object_has_its_content_type_and_metadata(place, large, contacts):
     """What a task tried again has to know is read from the storage alone."""
     sendgrid, _ = large
     export_id = sendgrid.export(contacts)
@@ -192,7 +192,7 @@ def test_each_object_says_what_it_is(place, large, contacts):
 # --- nothing that is not whole
 
 
-def test_a_file_cut_for_good_leaves_nothing(place, large):
+def test_a_file_that_stays_cut_leaves_nothing(place, large):
     """Its first part was up already; the next try finds the order of the files alone."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
@@ -217,7 +217,7 @@ def test_a_count_that_disagrees_leaves_nothing(place, large):
     assert ([], []) == (place.stored_keys(), place.unfinished())
 
 
-def test_a_worker_killed_in_the_second_file_leaves_nothing_of_it_under_its_name(place, large):
+def test_a_worker_killed_in_the_second_file_publishes_none_of_it(place, large):
     """SIGKILL to a process of its own, when a part is up; the next try fetches files 2 and 3 alone, and cleans up."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
@@ -253,7 +253,7 @@ def test_a_worker_killed_in_the_second_file_leaves_nothing_of_it_under_its_name(
 # --- once
 
 
-def test_a_task_tried_again_fetches_only_what_is_missing(place, large):
+def test_a_retried_task_fetches_only_what_is_missing(place, large):
     """After a failure in the second file, and after its end."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(*(Fault("refuse", path="*-00002.*", nth=number) for number in range(1, 30)))
@@ -292,7 +292,7 @@ def test_tasks_that_share_an_export_leave_nothing_to_fetch_for_the_last(place, l
     assert sorted([*names(export_id, 3, ".csv"), "in/_manifest.json"]) == place.stored_keys()
 
 
-def test_an_object_of_somebody_else_is_not_taken_for_ours(place, sendgrid):
+def test_an_object_of_another_program_is_not_ours(place, sendgrid):
     export_id = sendgrid.export(100)
     [name] = names(export_id, 1)
     place.write(name, b"theirs")
@@ -305,7 +305,7 @@ def test_an_object_of_somebody_else_is_not_taken_for_ours(place, sendgrid):
 # --- what stands there
 
 
-def test_what_another_export_stored_is_refused_before_anything_is_fetched(place, sendgrid):
+def test_files_of_another_export_are_refused_before_any_download(place, sendgrid):
     first, second = sendgrid.export(10), sendgrid.export(20)
     deliver(sendgrid, place, first)
     before = place.stored_keys(), sendgrid.emulator.count(listener="files")
@@ -316,7 +316,7 @@ def test_what_another_export_stored_is_refused_before_anything_is_fetched(place,
     assert before == (place.stored_keys(), sendgrid.emulator.count(listener="files"))
 
 
-def test_replace_swaps_new_for_old_and_touches_nothing_else(place, sendgrid):
+def test_replace_changes_only_the_files_of_the_export(place, sendgrid):
     first, second = sendgrid.export(150), sendgrid.export(50)
     deliver(sendgrid, place, first)
     foreign = ["in/notes.txt", "in/_receipts/mine", f"other/{first}-00001-of-00002.csv.gz"]
@@ -331,14 +331,14 @@ def test_replace_swaps_new_for_old_and_touches_nothing_else(place, sendgrid):
 # --- the storage itself
 
 
-def test_what_is_not_there_is_none_and_may_be_deleted(place):
+def test_a_missing_object_is_none_and_may_be_deleted(place):
     storage = place.storage()
     assert (None, None) == (storage.head("nothing"), storage.read("nothing"))
     storage.delete("nothing")
     assert 0 == storage.abort_uploads(["nothing"])
 
 
-def test_a_bucket_that_is_not_there_is_no_empty_one(place):
+def test_a_missing_bucket_is_not_an_empty_one(place):
     """Somebody has to mend it: the task is not tried again."""
     if place.kind == "file":
         pytest.skip("folders are made")
@@ -383,7 +383,7 @@ def test_parts_written_by_several_threads_arrive_in_their_order(place, sizes):
     assert "us" == storage.head("parts.bin").metadata["made-by"]
 
 
-def test_an_aborted_upload_leaves_what_stood_there(place):
+def test_an_aborted_upload_keeps_the_previous_file(place):
     storage = place.storage()
     storage.put("parts.bin", b"old", ObjectInfo("text/plain", {"made-by": "them"}))
     upload = storage.begin("parts.bin", ObjectInfo("text/plain", {"made-by": "us"}))
@@ -402,7 +402,7 @@ def test_an_aborted_upload_leaves_what_stood_there(place):
 INFO = ObjectInfo("text/plain", {"made-by": "us"})
 
 
-def test_an_object_is_stored_over_the_expected_version_alone(any_place):
+def test_an_object_is_stored_only_over_the_expected_version(any_place):
     storage = any_place.storage()
     first = storage.put("a.txt", b"first", INFO, None)
     with pytest.raises(DestinationChangedError, match=r"a\.txt"):
@@ -437,7 +437,7 @@ def upload_to(storage, content, over):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_upload_is_published_over_the_expected_version_alone(any_place, is_there):
+def test_an_upload_is_published_only_over_the_expected_version(any_place, is_there):
     """Whatever another run stored since is kept."""
     storage = any_place.storage()
     over = storage.put("parts.bin", b"old", INFO, None) if is_there else None
@@ -471,7 +471,7 @@ def test_of_two_uploads_of_one_object_the_first_is_kept(any_place, are_others_ab
     assert [] == any_place.unfinished()
 
 
-def test_an_object_is_deleted_at_the_expected_version_alone(any_place):
+def test_an_object_is_deleted_only_at_the_expected_version(any_place):
     storage = any_place.storage()
     first = storage.put("a.txt", b"first", INFO)
     second = storage.put("a.txt", b"second", INFO)
@@ -482,7 +482,7 @@ def test_an_object_is_deleted_at_the_expected_version_alone(any_place):
     assert [] == any_place.stored_keys()
 
 
-def test_one_version_of_an_object_is_known_everywhere(any_place):
+def test_all_methods_return_the_same_version(any_place):
     """From the write, a look, a read, and the list of the prefix, which holds no object of a folder below."""
     storage = any_place.storage()
     assert {} == storage.versions()

@@ -15,7 +15,9 @@ import pytest
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
-from airflow_provider_sendgrid.storage.s3 import S3Storage, S3Upload, client_config, split_s3_uri
+from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config, split_s3_uri
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls
+from airflow_provider_sendgrid.storage.s3_listing import listing_prefix
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.destinations import s3_client
@@ -107,7 +109,7 @@ def test_the_same_bytes_of_two_uploads_in_one_second_are_two_versions(storage):
     assert storage.head("a.csv") is None
 
 
-def test_what_is_not_there_is_none(storage):
+def test_a_missing_object_is_none(storage):
     """And can be deleted all the same."""
     storage.delete("a.csv")
     assert (None, None) == (storage.head("a.csv"), storage.read("a.csv"))
@@ -150,7 +152,7 @@ def test_the_crc32_given_is_the_one_sent(storage, calls):
     assert base64_crc32(b"as it was") == calls.sent[-1]["x-amz-checksum-crc32"]
 
 
-def test_extra_args_reach_the_calls_that_know_them_and_no_other(s3, calls):
+def test_extra_args_reach_only_the_calls_that_take_them(s3, calls):
     """What is for objects goes where they begin; what is for requests goes with all."""
     storage = S3Storage(s3.client, s3.bucket, "in/", EXTRA_ARGS)
     storage.put("a.csv", CONTENT, INFO)
@@ -216,7 +218,7 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
         ("StorageClass=GLACIER", TypeError, "must be a mapping"),
     ],
 )
-def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, message):
+def test_invalid_extra_args_are_refused(s3, extra_args, error, message):
     """Before any byte is fetched: a misspelled ServerSideEncryption would store plain objects."""
     with pytest.raises(error) as caught:
         S3Storage(s3.client, s3.bucket, "in/", extra_args)
@@ -224,7 +226,7 @@ def test_extra_args_that_cannot_be_right_are_refused(s3, extra_args, error, mess
     assert "secret" not in str(caught.value)
 
 
-def test_arguments_about_the_bytes_of_files_do_not_describe_the_manifest(s3):
+def test_content_arguments_do_not_apply_to_the_manifest(s3):
     """It is plain JSON; labelled as gzip, a reader would try to unpack it."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {"ContentEncoding": "gzip", "ContentType": "text/x-contacts"})
     for name in ("a.csv.gz", "_manifest.json", "_receipts/a.csv.gz.json"):
@@ -240,7 +242,7 @@ def test_metadata_of_the_user_cannot_replace_ours(s3):
     assert INFO.metadata == s3.head("in/a.csv")["Metadata"]
 
 
-def test_another_checksum_asked_for_does_not_quarrel_with_ours(s3, calls):
+def test_another_checksum_in_extra_args_is_ignored(s3, calls):
     """S3 refuses a request that names one algorithm and carries the other's checksum."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": "x"})
     storage.put("a.csv", CONTENT, INFO)
@@ -250,7 +252,7 @@ def test_another_checksum_asked_for_does_not_quarrel_with_ours(s3, calls):
     assert "CRC32" == put.get("x-amz-sdk-checksum-algorithm", "CRC32") == begin["x-amz-checksum-algorithm"]
 
 
-def test_uploads_left_open_are_ended_for_that_key_alone(s3, storage):
+def test_open_uploads_are_ended_only_for_that_key(s3, storage):
     """Others may be somebody else's, and on their way."""
     for key in ("in/a.csv", "in/a.csv", "in/a.csv.gz", "a.csv"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
@@ -259,7 +261,7 @@ def test_uploads_left_open_are_ended_for_that_key_alone(s3, storage):
     assert 0 == storage.abort_uploads(["a.csv"])
 
 
-def test_uploads_of_several_objects_are_ended_where_only_whole_names_are_listed(s3, storage):
+def test_uploads_are_ended_where_only_whole_names_are_listed(s3, storage):
     """MinIO takes the prefix for the name of an object."""
     asked: list[str] = []
 
@@ -309,7 +311,7 @@ def refuse(s3, operation: str, code: str = "AccessDenied", message: str = "Acces
     s3.client.meta.events.register(f"before-call.s3.{operation}", deny)
 
 
-def test_without_the_permission_to_look_for_uploads_the_delivery_goes_on(s3, storage, caplog):
+def test_a_delivery_does_not_need_permission_to_list_uploads(s3, storage, caplog):
     """It says so, and a rule of the bucket has to do."""
     caplog.set_level("INFO")
     refuse(s3, "ListMultipartUploads")
@@ -321,7 +323,7 @@ def test_without_the_permission_to_look_for_uploads_the_delivery_goes_on(s3, sto
 @pytest.mark.parametrize(
     ("operation", "ask", "method"), [("HeadObject", "head", "head_object"), ("GetObject", "read", "get_object")]
 )
-def test_a_refusal_is_not_taken_for_absence(s3, storage, operation, ask, method):
+def test_a_refusal_does_not_mean_absence(s3, storage, operation, ask, method):
     """What cannot be seen may be there: nothing is to be written over it."""
     refuse(s3, operation)
     with pytest.raises(
@@ -330,7 +332,7 @@ def test_a_refusal_is_not_taken_for_absence(s3, storage, operation, ask, method)
         getattr(storage, ask)("a.csv")
 
 
-def test_a_bucket_that_is_not_there_is_an_error(s3):
+def test_a_missing_bucket_is_an_error(s3):
     storage = S3Storage(s3.client, "no-such-bucket", "in/")
     with pytest.raises(DestinationRefusedError, match=r"NoSuchBucket .*Check the bucket's name"):
         storage.read("_manifest.json")
@@ -338,7 +340,7 @@ def test_a_bucket_that_is_not_there_is_an_error(s3):
         storage.begin("a.csv", INFO)
 
 
-def test_any_bytes_of_any_length_are_put_as_they_are(s3, storage):
+def test_bytes_of_any_length_are_stored_unchanged(s3, storage):
     for content in (b"", b"\0", bytearray(b"\xff" * 10)):
         storage.put("a.csv", content, INFO)
         assert bytes(content) == s3.read("in/a.csv")
@@ -367,7 +369,7 @@ def test_any_bytes_of_any_length_are_put_as_they_are(s3, storage):
     ],
 )
 @pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload"])
-def test_what_no_retry_helps_is_refused_with_what_to_do(s3, storage, operation, code, advice):
+def test_non_retryable_errors_name_the_next_step(s3, storage, operation, code, advice):
     refuse(s3, operation, code)
     with pytest.raises(DestinationRefusedError, match=f"S3 answered {code} .*{advice}"):
         storage.put("a.csv", CONTENT, INFO) if operation == "PutObject" else storage.begin("a.csv", INFO)
@@ -385,7 +387,7 @@ def test_a_404_means_absent_for_reads_and_an_error_for_writes(s3, storage, code)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_server_that_answers_everything_alike_takes_nothing(answer):
+def test_a_server_with_one_response_to_everything_stores_nothing(answer):
     """A wrong endpoint, or a gateway's page."""
     with alike_server(answer) as url:
         client = client_of(url, retries={"max_attempts": 0})
@@ -396,7 +398,7 @@ def test_a_server_that_answers_everything_alike_takes_nothing(answer):
                 storage.put("a.csv", CONTENT, INFO, over)
         with pytest.raises(errors):
             storage.begin("a.csv", INFO)
-        upload = S3Upload(storage, "a.csv", "1", INFO)
+        upload = storage._upload("a.csv", "1", INFO)
         with pytest.raises(errors):
             upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
         with pytest.raises(errors):
@@ -417,7 +419,7 @@ def test_a_refusal_names_the_permissions_of_the_arguments_in_use(s3, extra_args,
         S3Storage(s3.client, s3.bucket, "in/", extra_args).put("a.csv", CONTENT, INFO)
 
 
-def test_a_server_that_knows_no_checksum_headers_is_named_the_switch(s3, storage):
+def test_without_checksum_headers_the_error_names_the_setting(s3, storage):
     refuse(s3, "PutObject", "InvalidArgument", "Unsupported header 'x-amz-checksum-crc32' received for this API call.")
     with pytest.raises(DestinationRefusedError, match="when_required"):
         storage.put("a.csv", CONTENT, INFO)
@@ -434,7 +436,7 @@ def test_a_server_that_knows_no_checksum_headers_is_named_the_switch(s3, storage
         ("InvalidRequest", "If-None-Match is not supported"),
     ],
 )
-def test_a_server_without_conditions_is_looked_at_right_before(s3, storage, caplog, calls, code, message):
+def test_without_conditions_an_object_is_looked_at_before_a_write(s3, storage, caplog, calls, code, message):
     """It is asked with a condition once, and said so once."""
     caplog.set_level("INFO")
     refuse(s3, "PutObject", code, message, only_if="If-None-Match")
@@ -469,11 +471,11 @@ def test_a_delete_is_not_repeated_over_what_another_run_stored(s3, storage):
 
 
 @pytest.mark.parametrize("is_theirs", [False, True])
-def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3, monkeypatch, is_theirs):
-    members = S3Storage._members
+def test_without_conditions_an_object_is_looked_at_before_a_retry(s3, monkeypatch, is_theirs):
+    members = S3Calls.members
     monkeypatch.setattr(
-        S3Storage,
-        "_members",
+        S3Calls,
+        "members",
         lambda self, method: {key: shape for key, shape in members(self, method).items() if not key.startswith("If")},
     )
     act = (lambda: s3.client.put_object(Bucket=s3.bucket, Key="in/a.csv", Body=b"theirs")) if is_theirs else list
@@ -486,7 +488,7 @@ def test_a_server_without_conditions_is_looked_at_before_a_write_is_repeated(s3,
 
 
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "409"])
-def test_a_delete_that_meets_another_request_is_no_success_while_the_object_is_there(s3, storage, code):
+def test_a_delete_refused_during_another_request_is_an_error(s3, storage, code):
     version = storage.put("a.csv", CONTENT, INFO)
     refuse(s3, "DeleteObject", code, "A conflicting operation is in progress")
     with pytest.raises(DestinationError, match=r"is not deleted: delete_object of .* S3 answered"):
@@ -521,7 +523,7 @@ def test_a_connection_that_is_reset_each_time_is_an_error_of_the_storage(s3, sto
         storage.put("a.csv", CONTENT, INFO, None)
 
 
-def test_an_object_that_is_deleted_as_soon_as_it_is_stored_was_changed_by_another_run(s3, storage):
+def test_an_object_deleted_right_after_its_write_was_changed(s3, storage):
     def delete(**_):
         s3.client.delete_object(Bucket=s3.bucket, Key="in/a.csv")
 
@@ -530,7 +532,7 @@ def test_an_object_that_is_deleted_as_soon_as_it_is_stored_was_changed_by_anothe
         storage.put("a.csv", CONTENT, INFO)
 
 
-def test_a_server_that_knows_one_condition_gets_that_one(s3, storage, calls):
+def test_a_server_that_supports_one_condition_gets_that_one(s3, storage, calls):
     refuse(s3, "PutObject", "NotImplemented", "not implemented", only_if="If-Match")
     for name in ("a.csv", "b.csv"):
         version = storage.put(name, CONTENT, INFO, None)
@@ -541,7 +543,7 @@ def test_a_server_that_knows_one_condition_gets_that_one(s3, storage, calls):
 
 
 @pytest.mark.parametrize("refused", ['"', ""])
-def test_an_etag_that_the_server_compares_otherwise_is_no_change(s3, storage, calls, refused):
+def test_an_etag_compared_in_another_form_is_no_change(s3, storage, calls, refused):
     """Older Ceph RGW compares its quotes, too; the other server of this test finds no ETag equal."""
 
     def refuse_if_match(params, **_):
@@ -561,12 +563,12 @@ def test_an_etag_that_the_server_compares_otherwise_is_no_change(s3, storage, ca
     assert not any(each == '"' for each in sent), "what is sent is sent in the other form, or without a condition"
 
 
-def test_a_boto3_that_knows_no_conditions_looks_right_before(s3, storage, monkeypatch):
+def test_a_boto3_without_conditions_looks_right_before_the_write(s3, storage, monkeypatch):
     """As the oldest one that Airflow 2.10 pins."""
-    members = S3Storage._members
+    members = S3Calls.members
     monkeypatch.setattr(
-        S3Storage,
-        "_members",
+        S3Calls,
+        "members",
         lambda self, method: {name: shape for name, shape in members(self, method).items() if "Match" not in name},
     )
     version = storage.put("a.csv", CONTENT, INFO, None)
@@ -591,7 +593,7 @@ def put(storage, in_parts):
 
 def store(storage, in_parts, upload_id="1"):
     if in_parts:
-        S3Upload(storage, "a.csv", upload_id, INFO).write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
+        storage._upload("a.csv", upload_id, INFO).write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
     else:
         storage.put("a.csv", CONTENT, INFO)
 
@@ -651,7 +653,7 @@ def test_a_server_that_compares_nothing_cannot_keep_damaged_bytes(s3, in_parts):
     assert [] == s3.stored_keys()
 
 
-def test_a_server_that_confirms_no_checksum_is_noticed_once(s3, storage, caplog):
+def test_a_server_that_confirms_no_checksum_is_logged_once(s3, storage, caplog):
     caplog.set_level("INFO")
 
     def without(parsed: dict[str, Any], **_: Any) -> None:
@@ -685,7 +687,7 @@ def test_without_the_permission_to_delete_a_delete_is_refused(s3, storage):
             storage.delete("a.csv", *arguments)
 
 
-def test_without_the_permission_to_end_uploads_nothing_fails(s3, storage, caplog):
+def test_a_delivery_does_not_need_permission_to_end_uploads(s3, storage, caplog):
     refuse(s3, "AbortMultipartUpload")
     for _ in range(2):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
@@ -704,8 +706,8 @@ def test_ending_an_upload_that_has_ended_is_no_error(s3, storage, code):
 def test_a_directory_bucket_lists_uploads_by_a_folder(s3):
     """Its prefixes must end in a slash."""
     storage = S3Storage(s3.client, "lake--use1-az4--x-s3", "a/in", {})
-    assert {"Prefix": "a/"} == storage._prefix_of("a/in-1.csv")
-    assert {} == storage._prefix_of("1.csv")
+    assert {"Prefix": "a/"} == listing_prefix(storage._calls, "a/in-1.csv")
+    assert {} == listing_prefix(storage._calls, "1.csv")
 
 
 ARNS = (
@@ -765,7 +767,7 @@ def test_what_is_read_is_what_is_stored(s3, storage, came):
 
 @pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("argument", ["ServerSideEncryption", "SSECustomerAlgorithm"])
-def test_what_a_server_stores_unencrypted_is_deleted_again(s3, argument, in_parts):
+def test_an_object_that_a_server_stores_unencrypted_is_deleted(s3, argument, in_parts):
     """Ceph RGW 16 takes AES256 and stores plain objects."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {argument: "AES256"})
     bend(s3, "HeadObject", lambda parsed: parsed.pop(argument, None))
@@ -776,7 +778,7 @@ def test_what_a_server_stores_unencrypted_is_deleted_again(s3, argument, in_part
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_an_object_lock_that_cannot_be_seen_is_said_once(s3, caplog, in_parts):
+def test_an_object_lock_that_cannot_be_seen_is_logged_once(s3, caplog, in_parts):
     """The credentials may not see it, or the server ignored it, as Ceph RGW 16 does for objects in parts."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {"ObjectLockLegalHoldStatus": "ON"})
     s3.client.meta.events.register("before-parameter-build.s3", lambda params, **_: params.pop(LEGAL_HOLD, None))
@@ -802,7 +804,7 @@ def test_an_upload_that_is_not_listed_any_more_was_ended(s3, storage, code):
 
 @pytest.mark.parametrize("returned", ["", None])
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_an_upload_whose_etag_is_not_returned_is_known_by_its_parts(s3, storage, returned, is_replaced):
+def test_an_upload_without_returned_etag_is_identified_by_its_parts(s3, storage, returned, is_replaced):
     """Ceph RGW 16 returns none. What another run stored right after is not taken for this object."""
     upload = storage.begin("a.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
@@ -822,7 +824,7 @@ def test_an_upload_whose_etag_is_not_returned_is_known_by_its_parts(s3, storage,
 
 
 @pytest.mark.parametrize("setting", ["config", "environment"])
-def test_responses_follow_what_is_set_for_requests(monkeypatch, setting):
+def test_checksums_of_responses_follow_the_setting_for_requests(monkeypatch, setting):
     """A server without checksum headers refuses a read that asks for one."""
     from botocore.config import Config
 
@@ -834,7 +836,7 @@ def test_responses_follow_what_is_set_for_requests(monkeypatch, setting):
     assert "when_supported" == client_config(own, 4).response_checksum_validation
 
 
-def test_other_settings_of_checksums_are_left_alone():
+def test_other_settings_of_checksums_are_kept():
     from botocore.config import Config
 
     assert client_config(Config(), 4).response_checksum_validation is None
@@ -867,13 +869,13 @@ def test_a_bucket_with_a_default_retention_takes_bodies_with_their_md5(s3):
         ("MissingUploadObjectWithObjectLockHeaders", "Content-MD5 or x-amz-sdk-checksum-algorithm header required"),
     ],
 )
-def test_a_checksum_that_is_wanted_is_not_advised_away(s3, storage, code, message):
+def test_no_advice_disables_a_required_checksum(s3, storage, code, message):
     refuse(s3, "PutObject", code, message)
     with pytest.raises(DestinationRefusedError, match="take request_checksum_calculation out"):
         storage.put("a.csv", CONTENT, INFO)
 
 
-def test_the_name_of_an_object_says_nothing_of_conditions(s3, calls):
+def test_if_match_in_a_name_is_not_a_refused_condition(s3, calls):
     """Only S3's own words do: it is asked once."""
     storage = S3Storage(s3.client, s3.bucket, "if-match/")
     refuse(s3, "PutObject")
@@ -883,7 +885,7 @@ def test_the_name_of_an_object_says_nothing_of_conditions(s3, calls):
 
 
 @pytest.mark.parametrize("code", ["InvalidArgument", "304"])
-def test_a_condition_that_is_refused_in_other_words_is_left_out(s3, storage, code):
+def test_a_condition_that_is_refused_in_other_words_is_omitted(s3, storage, code):
     refuse(s3, "PutObject", code, "header not supported", only_if="If-None-Match")
     storage.put("a.csv", CONTENT, INFO, None)
     assert CONTENT == s3.read("in/a.csv")
@@ -899,7 +901,7 @@ def test_a_refusal_that_is_not_about_the_condition_is_final(s3, storage, calls):
 
 
 @pytest.mark.parametrize("code", ["404", "NoSuchKey", "InvalidArgument", "400", "SomethingForbidden"])
-def test_a_listing_that_is_refused_in_any_words_is_no_listing(s3, storage, code):
+def test_a_listing_refused_with_any_code_is_none(s3, storage, code):
     forbid(s3, "ListObjectsV2", code)
     assert storage.versions() is None
 

@@ -89,7 +89,7 @@ WAYS = pytest.mark.parametrize("store", WHOLE, ids=["at once", "in parts"])
 
 
 @WAYS
-def test_an_object_is_stored_over_its_version_only(storage, client, bucket, store):
+def test_an_object_is_stored_only_over_its_version(storage, client, bucket, store):
     """None means that there is none; each write gives it another version."""
     store(storage, None)
     first = storage.head("a.csv").version
@@ -228,7 +228,7 @@ def test_an_upload_that_another_run_ended_is_a_change(storage, client, bucket):
     upload.abort()
 
 
-def test_of_two_uploads_of_one_key_each_lives_until_the_other_is_published(server, bucket):
+def test_two_uploads_of_one_key_exist_until_one_is_published(server, bucket):
     """Only what is not one's own is ended, and only when asked for."""
     storages = [S3Storage(client_of(server), bucket, "in/") for _ in range(2)]
     first, second = (each.begin("a.csv", INFO, None) for each in storages)

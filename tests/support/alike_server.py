@@ -21,6 +21,8 @@ ANSWERS: Mapping[str, tuple[int, str, bytes]] = {
     "403 page": (403, "text/html", b"<html>Forbidden</html>"),
     "429 empty": (429, "text/plain", b""),
     "503 page": (503, "text/html", b"<html>Service unavailable</html>"),
+    "503 text in JSON": (503, "application/json", b'{"error": "Service unavailable"}'),
+    "404 text in JSON": (404, "application/json", b'{"error": "Not found"}'),
 }
 
 

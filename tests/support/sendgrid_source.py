@@ -21,19 +21,6 @@ from airflow_provider_sendgrid.files.source import ExportFiles, file_path
 LIMITS = DownloadLimits(jitter=lambda: 1.0)
 
 
-@dataclass
-class HandClock:
-    """Seconds since the epoch; starts now, because exports expire by the calendar, and moves only by `advance`."""
-
-    now: float = field(default_factory=time.time)
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
 def connection_to(emulator: Emulator) -> SendGridConnection:
     return SendGridConnection.from_fields(name="test", password=emulator.api_key, host=emulator.url)
 

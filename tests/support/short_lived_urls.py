@@ -5,14 +5,15 @@ from __future__ import annotations
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.source import file_path
-from tests.support.sendgrid_source import HandClock, SendGrid
+from tests.support.clock import FakeClock
+from tests.support.sendgrid_source import SendGrid
 
 BYTES_PER_CONTACT = 240
 
 
 def fetch_over_short_lived_urls(contacts: int, cut_every_bytes: int) -> None:
     """Each connection breaks, each request takes half a second by the clock, and URLs are valid for two."""
-    clock = HandClock()
+    clock = FakeClock()
     settings = Settings(encoding="plain", bytes_per_connection=cut_every_bytes, url_lifetime=2)
 
     def half_a_second_later(request) -> None:

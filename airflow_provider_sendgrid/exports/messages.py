@@ -1,0 +1,50 @@
+"""The requests and responses of SendGrid's API. Knows no sockets and no clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to the API host; holds no secret.
+
+    Attributes:
+        method: ``GET`` or ``POST``.
+        target: path and query, beginning with ``/v3/``.
+        body: sent as JSON, where there is one.
+        after_seconds: how long to wait before sending it.
+        because: the reason for the wait, for the log.
+    """
+
+    method: str
+    target: str
+    body: Mapping[str, Any] | None = None
+    after_seconds: float = 0.0
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One response.
+
+    Attributes:
+        status_code: HTTP status.
+        headers: with names in lower case.
+        body: decoded from its Content-Encoding; the driver limits its size.
+        received_at: seconds since the epoch, for headers that hold a time.
+        on_behalf_of: the subuser that the request acted for, for messages.
+    """
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    received_at: float
+    on_behalf_of: str | None = None
+
+
+Conversation: TypeAlias = Generator[Request, Reply, T]

@@ -1,0 +1,107 @@
+"""Times and rate limits in the headers of responses."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+from airflow_provider_sendgrid.exports.messages import Reply
+
+# Longer waits that a response asks for are cut to this; larger values are garbage.
+_MAX_ASKED_SECONDS = 86_400.0
+# No window of a rate limit is longer. The rest of a window holds back all requests.
+_MAX_WINDOW_SECONDS = 120.0
+
+
+def time_at_sendgrid(response: Reply) -> datetime:
+    """When SendGrid sent the response: its ``Date`` header, or this machine's clock without one."""
+    return date_of(response) or datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+
+
+def date_of(response: Reply) -> datetime | None:
+    """The response's ``Date`` header; None without one, or if it shows a clock that was never set (1970)."""
+    date = _http_date(response.headers.get("date", ""))
+    return date if date and date.year > 1970 else None
+
+
+def rate_limit_wait_seconds(response: Reply) -> float | None:
+    """How long SendGrid asks to wait: ``Retry-After``, else ``X-RateLimit-Reset``, else None.
+
+    A time is compared with the response's own ``Date`` header, so that this machine's clock does not matter.
+    """
+    asked = _retry_after_seconds(response)
+    return _seconds_until(response.headers.get("x-ratelimit-reset", ""), response) if asked is None else asked
+
+
+def pause_seconds(response: Reply) -> float | None:
+    """How long SendGrid asks to wait before a retry; a rate limit's reset counts only if the limit is used up."""
+    remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
+    is_used_up = response.status_code == 429 or (remaining is not None and remaining < 1)
+    if (asked := _retry_after_seconds(response)) is not None or not is_used_up:
+        return asked
+    until_reset = rate_limit_wait_seconds(response)
+    return None if until_reset is None else min(until_reset, _MAX_WINDOW_SECONDS)
+
+
+def _retry_after_seconds(response: Reply) -> float | None:
+    return _seconds_until(response.headers.get("retry-after", ""), response)
+
+
+def _seconds_until(text: str, response: Reply) -> float | None:
+    """Seconds from now, written as such, as an epoch (in seconds or milliseconds) or as an HTTP date.
+
+    Both meanings of X-RateLimit-Reset have been seen: above 1e9 it is an epoch, below it is seconds from now.
+    """
+    if (seconds := _number(text)) is None:
+        until = _http_date(text)
+        if until is None:
+            return None
+        seconds = (until - time_at_sendgrid(response)).total_seconds()
+    elif seconds > 1e9:
+        epoch = seconds / 1000 if seconds > 1e11 else seconds
+        seconds = epoch - time_at_sendgrid(response).timestamp()
+    return min(max(0.0, seconds), _MAX_ASKED_SECONDS)
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+        # Dates without a zone are UTC, too.
+        return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+class RateLimit:
+    """The rate limit in SendGrid's latest response, so that no request is sent only to be refused."""
+
+    def __init__(self) -> None:
+        self._remaining: float | None = None
+        self._resets_at = 0.0
+
+    def note(self, response: Reply) -> None:
+        """Remember ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``, if the response has them."""
+        self._remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
+        window = min(rate_limit_wait_seconds(response) or 0.0, _MAX_WINDOW_SECONDS)
+        self._resets_at = response.received_at + window
+
+    def wait_seconds(self, now: float) -> float:
+        """How long to wait before the next request; 0 if one is left or no limit is known."""
+        return self._window_seconds(now) if self.spare(now) < 1 else 0.0
+
+    def spare(self, now: float) -> float:
+        """Requests left in this window; infinite if no limit is known."""
+        return float("inf") if self._remaining is None or not self._window_seconds(now) else self._remaining
+
+    def _window_seconds(self, now: float) -> float:
+        """What is left of the window; 0 if that is impossible because the clock was set back."""
+        left = self._resets_at - now
+        return left if 0 < left <= _MAX_WINDOW_SECONDS else 0.0
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None

@@ -1,0 +1,122 @@
+"""Sends a request until its response can be read.
+
+GET is retried on 429, 5xx, unreadable responses and network failures. POST is retried only if it was certainly not
+accepted (SendGrid's own 403, 429, or no connection was made), because SendGrid has no idempotency key. A 403 is retried
+a few times only: SendGrid sometimes refuses a single request for no reason.
+
+A response of unknown shape is an error, never an empty result.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from airflow_provider_sendgrid.backoff import backoff_seconds
+from airflow_provider_sendgrid.exceptions import SendGridError, SendGridRateLimitError
+from airflow_provider_sendgrid.exports.export import UnreadableError
+from airflow_provider_sendgrid.exports.messages import Conversation, Reply, Request, T
+from airflow_provider_sendgrid.exports.response_errors import json_object, unreadable_response
+
+# Attempts in all for errors that may pass: a single 403, and the 404 of an id that is new.
+_GRACE_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how long a request is retried.
+
+    Attributes:
+        tries: requests in all, at least 1.
+        first_wait_seconds: wait before the first retry if SendGrid names none; doubles with each.
+        longest_wait_seconds: if a wait is longer, even one that SendGrid asks for, there is no retry.
+        slot_seconds: 429s are retried for so long beyond `tries`: hundreds of tasks may need the same rate limit.
+        jitter: returns numbers from 0 to 1; spreads the waits between half and all of their length.
+        seconds_left: until the caller's deadline; if a wait is longer, there is no retry either.
+    """
+
+    tries: int = 6
+    first_wait_seconds: float = 1.0
+    longest_wait_seconds: float = 120.0
+    slot_seconds: float = 0.0
+    jitter: Callable[[], float] = random.random
+    seconds_left: Callable[[], float] = field(default=lambda: math.inf, repr=False)
+
+    def wait_seconds(self, tried: int) -> float:
+        """How long to wait after `tried` requests if SendGrid does not say."""
+        return backoff_seconds(tried, self.first_wait_seconds, self.longest_wait_seconds, self.jitter())
+
+
+DEFAULT_RETRY_POLICY = RetryPolicy()
+START_RETRY_POLICY = RetryPolicy(slot_seconds=600.0)
+
+
+def ask(
+    request: Request,
+    what: str,
+    retry_policy: RetryPolicy,
+    read: Callable[[dict[str, Any], Reply], T],
+    also_retried: tuple[int, ...] = (),
+) -> Conversation[T]:
+    """Send `request` until its response can be read.
+
+    Args:
+        request: what to send.
+        what: names the operation in messages.
+        retry_policy: how often and how long to retry.
+        read: makes the result of a JSON object and its response; raises `UnreadableError`, with the reason, if the
+            response has another shape. Then the request is retried.
+        also_retried: client errors that are retried a few times.
+
+    Raises:
+        SendGridError: of the last attempt.
+    """
+    tried, graces, waited_for_slot = 0, 0, 0.0
+    passing = {403, *also_retried}
+    while True:
+        tried += 1
+        try:
+            response = yield request
+            return _read(read, response, what, request)
+        except SendGridError as error:
+            is_for_slot = isinstance(error, SendGridRateLimitError) and waited_for_slot < retry_policy.slot_seconds
+            if is_for_slot:  # waiting for other tasks does not use up the tries
+                tried = min(tried, retry_policy.tries - 1)
+            graces += error.status_code in passing
+            is_final = error.status_code in passing and graces >= _GRACE_TRIES
+            wait = None if is_final else _wait_before_retry(error, tried, retry_policy, passing)
+            if wait is None:
+                raise
+            waited_for_slot += wait if is_for_slot else 0.0
+            request = replace(request, after_seconds=wait, because=str(error))
+
+
+def _read(read: Callable[[dict[str, Any], Reply], T], response: Reply, what: str, request: Request) -> T:
+    payload = json_object(response, what, request)
+    try:
+        return read(payload, response)
+    except UnreadableError as reason:
+        raise unreadable_response(
+            f"{what}: SendGrid answered {response.status_code}, but {reason}.", response, request
+        ) from None
+
+
+def _wait_before_retry(
+    error: SendGridError, tried: int, retry_policy: RetryPolicy, passing: Collection[int]
+) -> float | None:
+    """Seconds to wait before a retry, None if there must be none."""
+    status = error.status_code or 0
+    is_refused = 400 <= status < 500 and status not in (429, *passing)
+    if is_refused or error.may_have_been_accepted or tried >= retry_policy.tries:
+        return None
+    wait = retry_policy.wait_seconds(tried)
+    asked = error.retry_after_seconds
+    if asked is None:
+        return wait if wait < retry_policy.seconds_left() else None
+    # Slightly later than asked and not all at once, as other tasks wait for the same time. Never sooner than without
+    # the header, whose time may have passed.
+    wait = max(wait, asked + retry_policy.jitter() * min(1.0 + asked / 10, 5.0))
+    return wait if asked <= retry_policy.longest_wait_seconds and wait < retry_policy.seconds_left() else None
