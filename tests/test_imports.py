@@ -1,4 +1,4 @@
-"""What an import costs: Airflow parses DAG files again and again."""
+"""The cost of an import: Airflow parses DAG files again and again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-DOORS = [
+ENTRY_POINTS = [
     "airflow_provider_sendgrid.hooks.sendgrid",
     "airflow_provider_sendgrid.operators.sendgrid",
     "airflow_provider_sendgrid.sensors.sendgrid",
@@ -31,7 +31,7 @@ COSTLY = {
     "moto",
 }
 
-# What any DAG file imports is in the DAG processor's memory anyway; then a fresh process for each door.
+# What any DAG file imports is in the DAG processor's memory anyway; then a fresh process for each entry point.
 IMPORTER = """
 import json, os, sys
 try:
@@ -40,22 +40,22 @@ except ImportError:
     import airflow, airflow.models, airflow.sensors.base
 import airflow.configuration, airflow.triggers.base
 before = set(sys.modules)
-for door in sys.argv[1:]:
+for module in sys.argv[1:]:
     if os.fork() == 0:
-        __import__(door)
-        print("added=" + json.dumps([door, sorted(set(sys.modules) - before)]), flush=True)
+        __import__(module)
+        print("added=" + json.dumps([module, sorted(set(sys.modules) - before)]), flush=True)
         os._exit(0)
     os.wait()
 """
 
 
 def run(code, *arguments):
-    """What a fresh process says of what it imported."""
+    """What a fresh process imported."""
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    told = [line.removeprefix("added=") for line in done.stdout.splitlines() if line.startswith("added=")]
-    assert told, done.stderr
-    return [json.loads(line) for line in told]
+    added = [line.removeprefix("added=") for line in done.stdout.splitlines() if line.startswith("added=")]
+    assert added, done.stderr
+    return [json.loads(line) for line in added]
 
 
 def modules_after(module):
@@ -68,28 +68,28 @@ def packages(modules):
 
 @pytest.fixture(scope="module")
 def added_by():
-    return dict(run(IMPORTER, *DOORS))
+    return dict(run(IMPORTER, *ENTRY_POINTS))
 
 
-def test_every_door_is_looked_at():
-    """A file that is added beside the doors needs a line here; those that begin with _ are no doors."""
+def test_every_entry_point_is_listed():
+    """A new file needs a line here, except a base class, which users do not import."""
     package = Path(__file__).parents[1] / "airflow_provider_sendgrid"
     kinds = ("hooks", "operators", "sensors", "triggers", "transfers")
-    files = [path for kind in kinds for path in (package / kind).glob("*.py") if not path.stem.startswith("_")]
+    files = [path for kind in kinds for path in (package / kind).glob("*.py") if path.stem not in ("__init__", "base")]
 
-    assert sorted(DOORS) == sorted(f"{package.name}.{path.parent.name}.{path.stem}" for path in files)
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_a_door_imports_neither_cloud_nor_http_client(door, added_by):
-    """Only what Airflow itself had imported before may be there."""
-    assert door in added_by[door]
-    assert set() == packages(added_by[door]) & COSTLY
+    assert sorted(ENTRY_POINTS) == sorted(f"{package.name}.{path.parent.name}.{path.stem}" for path in files)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_door_does_not_import_the_emulator(door, added_by):
-    assert [] == [name for name in added_by[door] if name.startswith("airflow_provider_sendgrid.emulator")]
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_an_entry_point_imports_neither_cloud_nor_http_client(module, added_by):
+    """Except what Airflow itself imports."""
+    assert module in added_by[module]
+    assert set() == packages(added_by[module]) & COSTLY
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_an_entry_point_does_not_import_the_emulator(module, added_by):
+    assert [] == [name for name in added_by[module] if name.startswith("airflow_provider_sendgrid.emulator")]
 
 
 def test_the_metadata_imports_nothing():
@@ -101,5 +101,5 @@ def test_the_metadata_imports_nothing():
 
 
 def test_the_emulators_fixture_does_not_import_airflow():
-    """It is loaded before a user's conftest can say where AIRFLOW_HOME is."""
+    """It is loaded before a user's conftest can set AIRFLOW_HOME."""
     assert "airflow" not in packages(modules_after("airflow_provider_sendgrid.emulator.pytest_plugin"))
