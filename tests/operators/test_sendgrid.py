@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 
@@ -27,6 +25,8 @@ from airflow_provider_sendgrid.exports import client as client_module
 from airflow_provider_sendgrid.exports import start as start_module
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
+from tests.support.dag_run import DagRun
+from tests.support.state_store import StateStore
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -322,85 +322,6 @@ def test_its_errors_are_sendgrids(sendgrid_emulator):
 # --- durable
 
 
-class Store:
-    """A task's state store of Airflow 3.3, which outlives its tries: JSON values, and none of them None."""
-
-    def __init__(self):
-        self.kept = {}
-
-    def get(self, key, default=None):
-        return json.loads(self.kept[key]) if key in self.kept else default
-
-    def set(self, key, value):
-        assert value is not None
-        self.kept[key] = json.dumps(value)
-
-    def delete(self, key):
-        self.kept.pop(key, None)
-
-
-@dataclass
-class Run:
-    """A run of a DAG as its tasks see it: XComs, tries, and on Airflow 3.3 the state stores."""
-
-    has_stores: bool = True
-    started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc) - timedelta(seconds=30))
-    operators: dict = field(default_factory=dict)
-    xcoms: dict = field(default_factory=dict)
-    stores: dict = field(default_factory=dict)
-    tries: dict = field(default_factory=dict)
-    max_tries: dict = field(default_factory=dict)
-    clear_number: int = 0
-    other_runs: dict = field(default_factory=dict)
-
-    def clear(self, task_id, has_run_ended=True):
-        """As Airflow does it: the tries so far plus the task's retries."""
-        self.max_tries[task_id, -1] = self.tries[task_id, -1] + self.operators[task_id].retries
-        if has_run_ended:
-            self.clear_number += 1
-            self.started_at = datetime.now(timezone.utc)
-
-    def add(self, task_id, **arguments):
-        self.operators[task_id] = SendGridExportContactsOperator(task_id=task_id, **{"retries": 2, **arguments})
-
-    def states(self, dag_id, task_ids):
-        return {run: dict.fromkeys(task_ids, "success") for run in self.other_runs}
-
-    def pull(self, task_ids, key, run_id=None):
-        if run_id is not None:
-            return [self.other_runs[run_id]]
-        return [value for place, value in self.xcoms.items() if place[0] in task_ids and place[2] == key]
-
-    def execute(self, task_id, map_index=-1, **changes):
-        """The next try of a task, which begins without XComs of its own."""
-        own = (task_id, map_index)
-        self.tries[own] = self.tries.get(own, 0) + 1
-        for key in [key for key in self.xcoms if key[:2] == own]:
-            del self.xcoms[key]
-        operator = self.operators[task_id]
-        for name, value in changes.items():
-            setattr(operator, name, value)
-        context = {
-            "ti": SimpleNamespace(
-                task_id=task_id,
-                map_index=map_index,
-                try_number=self.tries[own],
-                xcom_push=lambda key, value: self.xcoms.__setitem__((*own, key), json.loads(json.dumps(value))),
-                xcom_pull=self.pull,
-                max_tries=self.max_tries.get(own, operator.retries),
-                run_id="run",
-                dag_id="dag",
-                get_task_states=self.states,
-            ),
-            "task": operator,
-            "dag": SimpleNamespace(tasks=list(self.operators.values())),
-            "dag_run": SimpleNamespace(start_date=self.started_at, clear_number=self.clear_number),
-        }
-        if self.has_stores:
-            context["task_state_store"] = self.stores.setdefault(own, Store())
-        return operator.execute(context)
-
-
 def test_a_start_whose_response_cannot_be_read_is_found(sendgrid_emulator, monkeypatch):
     """Whatever a library raises once the request was sent is not an error of an argument."""
     usual = client_module._Body.add
@@ -416,7 +337,7 @@ def test_a_start_whose_response_cannot_be_read_is_found(sendgrid_emulator, monke
 
 def test_an_unforeseen_error_of_a_start_keeps_its_record(sendgrid_emulator, monkeypatch):
     """The next try finds the export instead of starting another."""
-    run = Run()
+    run = DagRun()
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     usual = SendGridHook.start_export_once
 
@@ -449,7 +370,7 @@ def test_a_wrong_argument_is_refused_before_any_request(sendgrid_emulator, argum
 
 @pytest.fixture(params=[True, False], ids=["with a state store", "without"])
 def dag_run(request, sendgrid_emulator):
-    run = Run(has_stores=request.param)
+    run = DagRun(has_stores=request.param)
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     return run
 
@@ -497,7 +418,7 @@ def test_a_worker_that_dies_after_the_start_leaves_an_export_that_the_next_try_f
 
 def test_what_another_try_wants_otherwise_is_started_anew(sendgrid_emulator):
     """Somebody mended the DAG and cleared the task: the export of the wrong list is of no use."""
-    run = Run()
+    run = DagRun()
     run.add("start", list_ids=[sendgrid_emulator.list_id("Newsletter")])
     wrong = run.execute("start")
 
@@ -510,7 +431,7 @@ def test_what_another_try_wants_otherwise_is_started_anew(sendgrid_emulator):
 @pytest.mark.parametrize("change", [{"file_type": "json"}, {"max_file_size": 7}])
 @pytest.mark.usefixtures("sendgrid_emulator")
 def test_the_same_contacts_in_another_form_are_another_export(change):
-    run = Run()
+    run = DagRun()
     run.add("start")
     first = run.execute("start")
     assert run.execute("start", **change) != first
@@ -519,7 +440,7 @@ def test_the_same_contacts_in_another_form_are_another_export(change):
 @pytest.mark.parametrize("outcome", ["failure", "expired"])
 @pytest.mark.parametrize("has_stores", [True, False])
 def test_an_export_that_is_of_no_use_any_more_is_not_returned(sendgrid_emulator, outcome, has_stores):
-    run = Run(has_stores)
+    run = DagRun(has_stores)
     run.add("start", list_ids=[sendgrid_emulator.add_list("Odd", outcome=outcome)])
     first = run.execute("start")
 
@@ -527,7 +448,7 @@ def test_an_export_that_is_of_no_use_any_more_is_not_returned(sendgrid_emulator,
 
 
 def test_an_export_that_is_still_listed_is_kept_after_a_404(sendgrid_emulator):
-    run = Run()
+    run = DagRun()
     run.add("start")
     first = run.execute("start")
     sendgrid_emulator.inject(Fault("status", path=first, status=404))
@@ -608,7 +529,7 @@ def test_a_refused_start_leaves_nothing_to_adopt(sendgrid_emulator, dag_run, sta
 
 def test_a_start_that_could_not_look_keeps_the_record_of_the_try_before(sendgrid_emulator):
     """The first try may have started an export; the second was refused before it could look."""
-    run = Run()
+    run = DagRun()
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     sendgrid_emulator.inject(Fault("lost", method="POST"), Fault("status", method="GET", nth=2, status=500))
     sendgrid_emulator.inject(*[Fault("status", method="GET", nth=number, status=500) for number in range(3, 8)])
@@ -635,7 +556,7 @@ def test_a_cleared_task_starts_a_new_export(sendgrid_emulator, dag_run):
 
 def test_after_a_clear_the_earlier_export_is_not_taken_for_the_new_one(sendgrid_emulator):
     """The response to the new start is lost, and it was not accepted."""
-    run = Run()
+    run = DagRun()
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     first = run.execute("start")
     run.clear("start")
@@ -650,7 +571,7 @@ def test_after_a_clear_the_earlier_export_is_not_taken_for_the_new_one(sendgrid_
 def test_after_a_clear_the_earlier_export_counts_as_known_although_it_may_not_be_listed(
     sendgrid_emulator, monkeypatch, is_killed
 ):
-    run = Run()
+    run = DagRun()
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     first = run.execute("start")
     run.clear("start")
@@ -673,7 +594,7 @@ def test_after_a_clear_the_earlier_export_counts_as_known_although_it_may_not_be
 
 
 def test_a_retry_after_a_clear_returns_the_new_export(sendgrid_emulator):
-    run = Run()
+    run = DagRun()
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     run.execute("start")
     run.clear("start")
@@ -683,7 +604,7 @@ def test_a_retry_after_a_clear_returns_the_new_export(sendgrid_emulator):
 
 def test_a_task_cleared_in_a_running_run_counts_as_a_retry_before_3_3(sendgrid_emulator):
     """Airflow then shows no difference from lowered retries; a second export is the worse mistake."""
-    run = Run(has_stores=False)
+    run = DagRun(has_stores=False)
     run.add("start", list_ids=[sendgrid_emulator.list_id("Customers")])
     first = run.execute("start")
     run.clear("start", has_run_ended=False)
@@ -692,11 +613,11 @@ def test_a_task_cleared_in_a_running_run_counts_as_a_retry_before_3_3(sendgrid_e
 
 def test_a_record_of_an_older_version_is_read(sendgrid_emulator):
     """It holds the time by a worker's clock, and no list of what existed before."""
-    run = Run()
+    run = DagRun()
     customers = sendgrid_emulator.list_id("Customers")
     run.add("start", list_ids=[customers])
     export_id = sendgrid_emulator.start_export([customers])
-    store = run.stores["start", -1] = Store()
+    store = run.stores["start", -1] = StateStore()
     wanted = ["sendgrid_default", "marketing", [customers], [], "csv", "None"]
     of = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
     store.set("sendgrid_export", {"of": of, "task": "start", "began": time.time() - 5})
@@ -708,7 +629,7 @@ def test_a_record_of_an_older_version_is_read(sendgrid_emulator):
 def test_another_run_that_exports_the_same_keeps_its_own(sendgrid_emulator, monkeypatch):
     """As in a parallel backfill: it starts between our look at the list and our lost start."""
     customers = [sendgrid_emulator.list_id("Customers")]
-    run = Run(other_runs={"other": {"task": "start"}})
+    run = DagRun(other_runs={"other": {"task": "start"}})
     run.add("start", list_ids=customers)
     start_export_once = SendGridHook.start_export_once
 
@@ -759,7 +680,7 @@ def test_word_is_left_with_the_assets_among_the_inlets():
     from airflow.sdk import Asset
 
     watched = Asset("watched")
-    stores = {"watched": Store(), "other": Store()}  # by name: not every Airflow's assets can be keys
+    stores = {"watched": StateStore(), "other": StateStore()}  # by name: not every Airflow's assets can be keys
     operator = SendGridExportContactsOperator(task_id="start", inlets=[watched])
 
     export_id = operator.execute({"asset_state_store": _ByName(stores)})

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from importlib import import_module
 
 import pytest
 
@@ -18,71 +15,11 @@ from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridErro
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+from tests.support.sensor_run import SensorRun
 
 pytestmark = pytest.mark.usefixtures("no_shortest_wait")
 WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
 STATUS = "/v3/marketing/contacts/exports/"
-
-
-class Wait:
-    """One sensor, run as Airflow runs it in a mode: until it ends, over every detour."""
-
-    def __init__(self, mode, airflow_version, **arguments):
-        self.mode = mode
-        self.airflow_version = airflow_version
-        self.arguments = arguments
-        self.between = lambda: None
-        self.detours = 0
-        self.told = []
-
-    def run(self):
-        return getattr(self, f"_{self.mode}")()
-
-    def sensor(self):
-        mode = "reschedule" if self.mode == "reschedule" else "poke"
-        times = {"poke_interval": 0.01, "timeout": 60}
-        deferrable = self.mode == "deferrable"
-        return SendGridExportSensor(
-            task_id="wait", **{"mode": mode, "deferrable": deferrable, **times, **self.arguments}
-        )
-
-    def _poke(self):
-        return self.sensor().execute({})
-
-    def _reschedule(self):
-        """Every try is a sensor of its own, in a worker of its own."""
-        began_at, now = None, datetime.now(timezone.utc)
-        while True:
-            try:
-                return self.sensor().execute(self.airflow_version.reschedule_context(began_at))
-            except self.airflow_version.exceptions().AirflowRescheduleException:
-                self.detours += 1
-                began_at = now
-
-    def _deferrable(self):
-        try:
-            return self.sensor().execute({})
-        except self.airflow_version.exceptions().TaskDeferred as caught:
-            deferred = caught
-        self.detours += 1
-        self.between()
-        path, arguments = deferred.trigger.serialize()
-        arguments = json.loads(json.dumps(arguments))
-        module, _, name = path.rpartition(".")
-        event = json.loads(json.dumps(event_of(getattr(import_module(module), name)(**arguments))))
-        self.told = [arguments, event]
-        return self.sensor().resume_execution(deferred.method_name, {"event": event}, {})
-
-
-def event_of(trigger):
-    """The only event it fires, on a loop of its own: asyncio.run would take away pytest's."""
-
-    async def only_event():
-        [event] = [event async for event in trigger.run()]
-        return event.payload
-
-    with closing(asyncio.new_event_loop()) as loop:
-        return loop.run_until_complete(only_event())
 
 
 @pytest.fixture(params=["poke", "reschedule", "deferrable"])
@@ -95,7 +32,7 @@ def wait_in(airflow_version, request):
     def make(mode, **arguments):
         if mode == "reschedule" and airflow_version.number < (3, 0):
             request.getfixturevalue("airflow_database")
-        return Wait(mode, airflow_version, **arguments)
+        return SensorRun(mode, airflow_version, **arguments)
 
     return make
 
@@ -179,10 +116,10 @@ def test_the_outcome_is_the_same_in_every_mode(
         assert text in chain(caught.value)
 
     assert (mode == "deferrable" and not at_first_look) == (wait.detours == 1)
-    logged = output_of_all_logs() + json.dumps(wait.told)
+    logged = output_of_all_logs() + json.dumps(wait.logged_values)
     for secret in (ticking_emulator.api_key, WRONG_KEY, "X-Amz", ticking_emulator.files_url):
         assert secret not in logged
-    assert "http" not in json.dumps(wait.told)
+    assert "http" not in json.dumps(wait.logged_values)
 
 
 # The way there

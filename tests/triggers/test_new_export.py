@@ -15,6 +15,7 @@ from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridNewExportTrigger
+from tests.support.state_store import StateStore
 
 pytestmark = [
     pytest.mark.asyncio,
@@ -27,29 +28,6 @@ class Trigger(SendGridNewExportTrigger):
     """It need not wait until an event is in the database."""
 
     stored_after_seconds = 0.0
-
-
-class Store:
-    """An asset's state store of Airflow 3.3, which outlives the triggerer: JSON values by key."""
-
-    def __init__(self):
-        self.kept = {}
-        self.failures = []
-
-    def get(self, key, default=None):
-        self._fail()
-        return json.loads(self.kept[key]) if key in self.kept else default
-
-    def set(self, key, value):
-        self._fail()
-        self.kept[key] = json.dumps(value)
-
-    def delete(self, key):
-        self.kept.pop(key, None)
-
-    def _fail(self):
-        if self.failures:
-            raise self.failures.pop()
 
 
 def at(seconds):
@@ -219,7 +197,7 @@ async def test_many_at_once_are_not_all_asked_for_their_count(sendgrid_emulator)
 
 
 async def test_a_restart_repeats_nothing_and_loses_nothing():
-    store = Store()
+    store = StateStore()
     await ids_fired(trigger_on(store), [export("old")], [export("old"), export("a")])
 
     again = await ids_fired(trigger_on(store), [export("old"), export("a"), export("meanwhile")])
@@ -228,7 +206,7 @@ async def test_a_restart_repeats_nothing_and_loses_nothing():
 
 
 async def test_since_counts_for_the_first_start_only():
-    store, since = Store(), at(-3600).isoformat()
+    store, since = StateStore(), at(-3600).isoformat()
     assert await ids_fired(trigger_on(store, since=since), [export("a")]) == [["a"]]
     assert await ids_fired(trigger_on(store, since=since), [export("a")]) == [[]]
 
@@ -240,7 +218,7 @@ async def test_without_a_store_what_is_ready_after_a_restart_has_been_there_befo
 
 async def test_what_a_killed_trigger_fired_but_could_not_keep_fires_again():
     """Rather than being lost: it is kept only when the event is in the database."""
-    store = Store()
+    store = StateStore()
 
     async def stream():
         yield []
@@ -254,14 +232,14 @@ async def test_what_a_killed_trigger_fired_but_could_not_keep_fires_again():
 
 
 async def test_triggers_that_watch_for_one_asset_remember_each_for_itself():
-    store = Store()
+    store = StateStore()
     await ids_fired(trigger_on(store, list_id="1"), [], [export("one", list_ids=("1",))])
     other = trigger_on(store, list_id="2")
     assert await ids_fired(other, [export("was there", list_ids=("2",))]) == [[]]
 
 
 async def test_what_is_long_gone_is_forgotten():
-    store = Store()
+    store = StateStore()
     trigger = trigger_on(store)
     store.set(
         trigger._key, {"long ago": time.time() - 90_000, "still listed": time.time() - 90_000, "today": time.time()}
@@ -275,7 +253,7 @@ async def test_what_is_long_gone_is_forgotten():
 
 
 async def test_a_store_that_fails_for_a_while_neither_ends_the_trigger_nor_loses_anything(caplog):
-    store = Store()
+    store = StateStore()
     await ids_fired(trigger_on(store), [])
     trigger = trigger_on(store)
     store.failures = [OSError("no connection")]
@@ -286,7 +264,7 @@ async def test_a_store_that_fails_for_a_while_neither_ends_the_trigger_nor_loses
 
 
 async def test_what_could_not_be_kept_is_kept_at_the_next_look():
-    class Failing(Store):
+    class Failing(StateStore):
         sets = 0
 
         def set(self, key, value):
@@ -302,21 +280,21 @@ async def test_what_could_not_be_kept_is_kept_at_the_next_look():
 
 async def test_an_asset_that_shares_its_trigger_with_another_is_told_of(caplog):
     """Airflow cannot say then in whose store to look."""
-    store = Store()
+    store = StateStore()
     store.failures = [ValueError("Task has 2 concrete inlets")]
     assert await ids_fired(trigger_on(store), [], [export("a")]) == [[], ["a"]]
     assert "cannot be remembered over a restart" in caplog.text
 
 
 async def test_an_export_of_which_our_own_task_left_word_does_not_fire():
-    store = Store()
+    store = StateStore()
     store.set("sendgrid_started_ours", "start_export")
     looks = [[], [export("ours"), export("theirs")], [export("ours")]]
     assert await ids_fired(trigger_on(store), *looks) == [[], ["theirs"], []]
 
 
 async def test_marks_of_failed_and_unwanted_exports_are_deleted_a_day_later():
-    store = Store()
+    store = StateStore()
     listed = [export("failed", "failure"), export("unwanted", list_ids=("2",)), pending("ours")]
     for each in listed:
         store.set(f"sendgrid_started_{each.id}", "start_export")
@@ -418,7 +396,7 @@ async def test_what_cannot_be_right_shows_when_the_dag_is_read(arguments, expect
 
 
 async def test_what_has_fired_is_stored_although_a_mark_cannot_be_deleted(caplog):
-    class Refusing(Store):
+    class Refusing(StateStore):
         def delete(self, key):
             raise RuntimeError("state store answered 500")
 
@@ -436,7 +414,7 @@ async def test_what_has_fired_is_stored_although_a_mark_cannot_be_deleted(caplog
 
 
 async def test_an_export_that_was_ready_before_an_empty_first_look_does_not_fire_after_a_restart():
-    store, old = Store(), export("old", completed_at=at(-10_000), created_at=at(-10_060))
+    store, old = StateStore(), export("old", completed_at=at(-10_000), created_at=at(-10_060))
     assert await ids_fired(trigger_on(store), []) == [[]]
     assert await ids_fired(trigger_on(store), [old], [old, export("new")]) == [[], ["new"]]
 
