@@ -31,6 +31,7 @@ from airflow_provider_sendgrid.exports.protocol import Reply
 from airflow_provider_sendgrid.exports.start import Rivals
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators import sendgrid as operator_module
+from airflow_provider_sendgrid.operators import start_record
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 
 pytestmark = pytest.mark.no_cover  # measuring takes twice the time; other tests cover the same lines
@@ -565,9 +566,9 @@ PROFILE = settings(
 def _model(monkeypatch):
     monkeypatch.setattr(SendGridHook, "connection", CONNECTION)
     monkeypatch.setattr(SendGridHook, "client", lambda _hook: ModelClient())
-    monkeypatch.setattr(SendGridHook, "_noted", lambda _hook, export_id, **_: export_id)
+    monkeypatch.setattr(SendGridHook, "_report_start", lambda _hook, export_id, **_: export_id)
     monkeypatch.setattr(operator_module.SendGridExportsLink, "keep_for", lambda *_: None)
-    monkeypatch.setattr(operator_module, "time", SimpleNamespace(time=time_of_worker))
+    monkeypatch.setattr(start_record, "time", SimpleNamespace(time=time_of_worker))
     monkeypatch.setattr(SendGridExportContactsOperator, "log", SILENT)
 
 
@@ -589,11 +590,11 @@ def test_a_task_that_waits_for_its_retry_may_own_an_export():
 
 
 def a_refusal_leaves_the_record(monkeypatch):
-    monkeypatch.setattr(operator_module._StartRecord, "forget", lambda _record: None)
+    monkeypatch.setattr(start_record.StartRecord, "forget", lambda _record: None)
 
 
 def announcements_are_ignored(monkeypatch):
-    monkeypatch.setattr(operator_module, "_rivals", lambda *_: Rivals())
+    monkeypatch.setattr(start_record, "concurrent_starts", lambda *_: Rivals())
 
 
 def a_retry_does_not_look(monkeypatch):

@@ -242,13 +242,14 @@ async def test_what_is_long_gone_is_forgotten():
     store = StateStore()
     trigger = trigger_on(store)
     store.set(
-        trigger._key, {"long ago": time.time() - 90_000, "still listed": time.time() - 90_000, "today": time.time()}
+        trigger._fired_exports()._fired_key,
+        {"long ago": time.time() - 90_000, "still listed": time.time() - 90_000, "today": time.time()},
     )
     store.set("sendgrid_started_long ago", "task")
 
     await ids_fired(trigger, [export("still listed")])
 
-    assert set(store.get(trigger._key)) == {"still listed", "today"}
+    assert set(store.get(trigger._fired_exports()._fired_key)) == {"still listed", "today"}
     assert "sendgrid_started_long ago" not in store.kept
 
 
@@ -300,14 +301,17 @@ async def test_marks_of_failed_and_unwanted_exports_are_deleted_a_day_later():
         store.set(f"sendgrid_started_{each.id}", "start_export")
     trigger = trigger_on(store, list_id="1")
     await ids_fired(trigger, listed)
-    kept = store.get(trigger._listed_key)
-    store.set(trigger._listed_key, {"failed": time.time() - 90_000, "unwanted": time.time() - 90_000, "ours": 0})
+    kept = store.get(trigger._fired_exports()._listed_key)
+    store.set(
+        trigger._fired_exports()._listed_key,
+        {"failed": time.time() - 90_000, "unwanted": time.time() - 90_000, "ours": 0},
+    )
 
     await ids_fired(trigger_on(store, list_id="1"), [pending("ours")])
 
     assert set(kept) == {"failed", "unwanted", "ours"}
     assert {key for key in store.kept if key.startswith("sendgrid_started_")} == {"sendgrid_started_ours"}
-    assert set(store.get(trigger._listed_key)) == {"ours"}
+    assert set(store.get(trigger._fired_exports()._listed_key)) == {"ours"}
 
 
 # --- the poll
@@ -401,13 +405,13 @@ async def test_what_has_fired_is_stored_although_a_mark_cannot_be_deleted(caplog
             raise RuntimeError("state store answered 500")
 
     store = Refusing()
-    first = trigger_on(store)
-    seen = await first._recall()
+    first = trigger_on(store)._fired_exports()
+    seen = await first.load(None)
     seen.ids, seen.forgotten, seen.is_changed = {"a": 1}, {"gone"}, True
-    await first._remember(seen)
+    await first.save(seen)
     assert "mark of SendGrid export gone could not be deleted" in caplog.text
 
-    again = await trigger_on(store)._recall()
+    again = await trigger_on(store)._fired_exports().load(None)
     assert (again.ids, again.listed) == ({"a": 1}, {"gone": 1.0})
     again.note([])
     assert again.forgotten >= {"gone"}
