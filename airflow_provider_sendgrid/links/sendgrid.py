@@ -1,4 +1,4 @@
-"""The links that Airflow shows beside a task: to the exports in SendGrid's web pages, to the objects in a cloud console.
+"""The links that Airflow shows beside a task: to the exports at SendGrid, and to the objects in a cloud console.
 
 A task pushes each address as an XCom as soon as it knows it, so the link works while the task runs and after it failed.
 The addresses contain no secrets: the reader has to log in.
@@ -48,6 +48,11 @@ class _XComLink(BaseOperatorLink):
             except Exception as error:  # noqa: BLE001 - a link must not fail a task
                 log.warning("The address of the link %r could not be pushed: %s", cls.name, type(error).__name__)
         cls._list_in_task(context, is_listed=is_kept)
+
+    @classmethod
+    def leave_out(cls, context: Context) -> None:
+        """Push no address, until `keep` is called with one."""
+        cls._list_in_task(context, is_listed=False)
 
     @classmethod
     def _list_in_task(cls, context: Context, *, is_listed: bool) -> None:

@@ -160,7 +160,7 @@ def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_
         ("", "conn_id was passed but is empty"),
         ("None", "conn_id was passed but is empty"),
         ("{{ conn }}", "conn_id holds a template that was not rendered"),
-        (5, "conn_id must be a text"),
+        (5, "conn_id must be a string"),
     ],
 )
 def test_a_connection_that_renders_to_nothing_is_no_default(sendgrid_emulator, export_id, value, expected):
