@@ -300,11 +300,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
                         yield await client.converse(protocol.list_exports(family))
                         await _sleep(interval)
             except Exception as error:  # noqa: BLE001 - a watcher must not end
-                log.warning(
-                    "Polling for new SendGrid exports failed; trying again: %s: %s",
-                    type(error).__name__,
-                    redact(str(error)),
-                )
+                problem = f"{type(error).__name__}: {redact(str(error))}"
+                log.warning("Polling for new SendGrid exports failed; trying again: %s", problem)
             await _sleep(interval)
 
     async def filter_shared_stream(
@@ -321,11 +318,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
                 hook = SendGridHook(self.sendgrid_conn_id, self.family)
                 payloads = await new_export_events(hook, new, self.count_seconds)
             except Exception as error:  # noqa: BLE001 - a watcher must not end
-                log.warning(
-                    "A poll for new SendGrid exports could not be evaluated; trying again: %s: %s",
-                    type(error).__name__,
-                    redact(str(error)),
-                )
+                problem = f"{type(error).__name__}: {redact(str(error))}"
+                log.warning("Evaluating a list of SendGrid exports failed; trying again: %s", problem)
                 continue
             for payload in payloads:
                 yield TriggerEvent(payload)
