@@ -35,9 +35,9 @@ class SendGridExportContactsOperator(BaseOperator):
     or tasks remain, or if the export seems to be older than the start, the task reads the list and the other tasks
     again for up to six minutes, then fails and names them.
 
-    An export of the same lists that a person or another DAG creates at the same time (while SendGrid answers 429, up to
-    ten minutes) cannot be distinguished from this one. It is taken, unless there are both. It holds the same contacts;
-    SendGrid shows its file type only once it is ready.
+    An export of the same lists that a person or another DAG creates at the same time (within ten minutes while SendGrid
+    answers 429) cannot be distinguished from this one. It is taken, unless both exist. It contains the same contacts;
+    SendGrid shows its file type only when it is ready.
 
     From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries: a
     retry then looks for exports since the run began, and fails if the export seems to be up to ten minutes older.

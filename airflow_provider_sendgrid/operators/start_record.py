@@ -74,14 +74,16 @@ class StartRecord:
             kept = {}
         if not kept:
             earlier = self.record.get("earlier_ids", ())
-            return Attempt(self.record["began"], rivals=self._rivals, known_ids=earlier, keep=self.keep_baseline)
+            return Attempt(
+                self.record["began"], rivals=self._concurrent_starts, known_ids=earlier, keep=self.keep_baseline
+            )
         self.record |= {name: kept[name] for name in _KEPT if name in kept}
         known = kept.get("known_ids")
         self.announce()  # before the search: another task must not take this task's export
         return Attempt(
             kept.get("since", kept.get("began", self.record["began"])),
             is_retry=not kept.get("id"),
-            rivals=self._rivals,
+            rivals=self._concurrent_starts,
             clock=Clock(kept.get("clock", Clock.WORKER)),
             known_ids=None if known is None else [*known, *kept.get("earlier_ids", ())],
             export_id=kept.get("id", ""),
@@ -140,11 +142,11 @@ class StartRecord:
 
     def _attempt_without_store(self) -> Attempt:
         if not self._is_retry():
-            return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
+            return Attempt(self.record["began"], rivals=self._concurrent_starts, keep=self.keep_baseline)
         self.announce()
         started_at = self._context["dag_run"].start_date
         since = started_at.timestamp() if started_at else self.record["began"]
-        return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN, known_ids=None)
+        return Attempt(since, is_retry=True, rivals=self._concurrent_starts, clock=Clock.RUN, known_ids=None)
 
     def _is_retry(self) -> bool:
         """Whether an earlier try may have started the export; used without a state store.
@@ -162,7 +164,7 @@ class StartRecord:
         first_try = self.record["max_tries"] - retries + 1
         return bool(self._ti.try_number != max(first_try, 1))
 
-    def _rivals(self) -> Rivals:
+    def _concurrent_starts(self) -> Rivals:
         return concurrent_starts(self._context, self.record, self._start_task_ids)
 
 

@@ -49,7 +49,7 @@ from airflow_provider_sendgrid.exports.polling import (
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
-from airflow_provider_sendgrid.triggers.sendgrid import CLOCKS_AGREE_SECONDS, SendGridExportTrigger, sighting_event
+from airflow_provider_sendgrid.triggers.sendgrid import CLOCKS_AGREE_SECONDS, SendGridExportTrigger, result_event
 
 # The last poll is sent at the deadline; its response may take this long.
 _LAST_POLL_SECONDS = 30.0
@@ -158,14 +158,14 @@ class SendGridExportSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once."""
-        sighting = self._poll()
-        if sighting.outcome is not Outcome.WAITING:
-            metrics.wait_ended(self.family, sighting.outcome.value, self._waited_seconds())
-        self._raise_if_hopeless(sighting.error())
-        summary = sighting.summary()
+        result = self._poll()
+        if result.outcome is not Outcome.WAITING:
+            metrics.wait_ended(self.family, result.outcome.value, self._waited_seconds())
+        self._raise_if_hopeless(result.error())
+        summary = result.summary()
         if self.reschedule:  # each poll runs in a new process
             summary |= {"polls": None, "waited_seconds": None}
-        return PokeReturnValue(sighting.outcome is Outcome.READY, summary)
+        return PokeReturnValue(result.outcome is Outcome.READY, summary)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """End the task as the event of `SendGridExportTrigger` says.
@@ -293,14 +293,14 @@ class SendGridExportSensor(BaseSensorOperator):
         """Poll once, and defer only if the export is not ready yet."""
         started_at = time.time()
         try:
-            sighting = self._poll()
+            result = self._poll()
         except SendGridError as error:
             if not self.silent_fail:
                 raise
             self.log.error("Polling SendGrid export %s failed: %s", self.export_id, error)
-            sighting = self._wait_state().last_seen
-        if sighting.outcome is Outcome.WAITING:
-            self.log.info("%s Deferring to the triggerer.", sighting.describe())
+            result = self._wait_state().last_seen
+        if result.outcome is Outcome.WAITING:
+            self.log.info("%s Deferring to the triggerer.", result.describe())
             self.defer(
                 trigger=SendGridExportTrigger(
                     export_id=self.export_id,
@@ -312,12 +312,12 @@ class SendGridExportSensor(BaseSensorOperator):
                     exponential_backoff=bool(self.exponential_backoff),
                     max_wait=self._max_wait_seconds,
                     silent_fail=self.silent_fail,
-                    not_before=_not_before(sighting),
-                    clock_ahead=_clock_ahead(sighting),
+                    not_before=_not_before(result),
+                    clock_ahead=_clock_ahead(result),
                 ),
                 method_name="execute_complete",
             )
-        return self._end_of(sighting_event(sighting))
+        return self._end_of(result_event(result))
 
     def _raise_if_hopeless(self, error: SendGridError | None) -> None:
         """Raise `error`; as Airflow's own, which is not retried, if the export will never be ready."""
@@ -370,14 +370,14 @@ class SendGridExportSensor(BaseSensorOperator):
             self._raise_if_hopeless(replace(last, outcome=Outcome.WITHOUT_FILES).error())
 
 
-def _not_before(sighting: Sighting) -> float | None:
+def _not_before(result: Sighting) -> float | None:
     """When SendGrid's ``Retry-After`` ends, in seconds since the epoch."""
-    asked = sighting.last_error.retry_after_seconds if sighting.last_error else None
+    asked = result.last_error.retry_after_seconds if result.last_error else None
     return time.time() + min(asked, LONGEST_PAUSE_SECONDS) if asked else None
 
 
-def _clock_ahead(sighting: Sighting) -> float:
+def _clock_ahead(result: Sighting) -> float:
     """Seconds that this worker's clock is ahead of SendGrid's; 0 if they agree or SendGrid sent no time."""
-    as_of = sighting.export.as_of
-    ahead = time.time() - as_of.timestamp() if as_of and not sighting.last_error else 0.0
+    as_of = result.export.as_of
+    ahead = time.time() - as_of.timestamp() if as_of and not result.last_error else 0.0
     return round(ahead) if abs(ahead) > CLOCKS_AGREE_SECONDS else 0.0

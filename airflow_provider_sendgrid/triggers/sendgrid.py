@@ -112,7 +112,7 @@ class SendGridExportTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and fire one event."""
         try:
-            event = sighting_event(await self._wait())
+            event = result_event(await self._wait())
         except SendGridError as error:
             event = {"outcome": "error", "error": error.to_event()}
         except (ValueError, TypeError) as error:  # an argument, or a setting of the connection
@@ -149,20 +149,20 @@ class SendGridExportTrigger(BaseTrigger):
                     has_polled=self.start_time is not None,  # by the sensor
                 )
 
-            sighting = await wait(0.0)
-            if (seconds_ahead := self._seconds_ahead(sighting)) > CLOCKS_AGREE_SECONDS:
+            result = await wait(0.0)
+            if (seconds_ahead := self._seconds_ahead(result)) > CLOCKS_AGREE_SECONDS:
                 self.log.warning(
                     "This triggerer's clock is %.0f s further ahead of SendGrid's than the worker's. The wait goes on "
                     "until its timeout.",
                     seconds_ahead,
                 )
-                sighting = await wait(seconds_ahead)
-            return sighting
+                result = await wait(seconds_ahead)
+            return result
 
-    def _seconds_ahead(self, sighting: Sighting) -> float:
+    def _seconds_ahead(self, result: Sighting) -> float:
         """How much too early the wait ended, because this machine's clock is ahead of the worker's."""
-        as_of = sighting.export.as_of
-        if sighting.outcome is not Outcome.TIMEOUT or sighting.last_error or as_of is None:
+        as_of = result.export.as_of
+        if result.outcome is not Outcome.TIMEOUT or result.last_error or as_of is None:
             return 0.0
         return time.time() - as_of.timestamp() - self.clock_ahead
 
@@ -183,13 +183,13 @@ class SendGridExportTrigger(BaseTrigger):
         await hook.aload_connection()
 
 
-def sighting_event(sighting: Sighting) -> dict[str, Any]:
+def result_event(result: Sighting) -> dict[str, Any]:
     """The event of a wait that ended, see `SendGridExportTrigger`."""
-    error = sighting.error()
+    error = result.error()
     return {
-        "outcome": sighting.outcome.value,
-        "export": sighting.summary(),
-        "description": sighting.describe(),
+        "outcome": result.outcome.value,
+        "export": result.summary(),
+        "description": result.describe(),
         "error": error.to_event() if error else None,
     }
 

@@ -272,10 +272,10 @@ def test_a_connection_without_a_key_names_the_setting(sendgrid_emulator, connect
 def test_the_key_goes_to_the_apis_host_only(sendgrid_emulator):
     """Requests with the session of get_conn send the key to the API only."""
     with SendGridHook().get_conn() as session:
-        answer = session.get(f"{sendgrid_emulator.url}/v3/scopes")
+        response = session.get(f"{sendgrid_emulator.url}/v3/scopes")
         session.get(f"{sendgrid_emulator.files_url}/sg-contact-exports/x")
 
-    assert 200 == answer.status_code
+    assert 200 == response.status_code
     assert 1 == sendgrid_emulator.count(listener="files")
     assert [] == sendgrid_emulator.leaks()
 

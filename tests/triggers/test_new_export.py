@@ -337,10 +337,10 @@ async def test_a_corrected_connection_is_read_again(sendgrid_emulator, monkeypat
     right = sendgrid_emulator.connection_json()
     monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", '{"conn_type": "sendgrid", "password": ""}')
 
-    async def mend(_seconds):
+    async def correct(_seconds):
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", right)
 
-    monkeypatch.setattr("airflow_provider_sendgrid.triggers.sendgrid._sleep", mend)
+    monkeypatch.setattr("airflow_provider_sendgrid.triggers.sendgrid._sleep", correct)
     stream = Trigger.open_shared_stream(Trigger().serialize()[1])
     assert await anext(stream) == []
     await stream.aclose()
