@@ -155,6 +155,7 @@ def test_a_transfer_with_a_wrong_argument_pushes_no_objects_link(transfer, run, 
 
 
 @pytest.mark.parametrize("operator_class", [SendGridExportContactsOperator, SendGridExportSensor, SendGridToS3Operator])
+@pytest.mark.usefixtures("sendgrid_emulator")
 def test_a_task_with_an_unknown_family_pushes_no_link(operator_class, run, instance):
     arguments = {
         SendGridExportContactsOperator: {},
@@ -177,6 +178,19 @@ def test_a_task_without_xcoms_pushes_no_link(sendgrid_emulator, run, instance):
     assert {} == instance.xcoms
 
 
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_a_sensor_without_xcoms_pushes_no_link_after_a_deferral(instance):
+    """It resumes in a new process."""
+    sensor = SendGridExportSensor(task_id="wait", export_id="6f", deferrable=True, do_xcom_push=False)
+    event = {"outcome": "ready", "export": {"id": "6f"}}
+
+    sensor.resume_execution("execute_complete", {"event": event}, {"ti": instance, "task": sensor})
+
+    assert () == sensor.operator_extra_links
+    assert {} == instance.xcoms
+
+
+@pytest.mark.usefixtures("sendgrid_emulator")
 def test_a_link_of_one_task_is_not_removed_from_another(run):
     """The links of the class stay, which the DAG shows."""
     with pytest.raises(AirflowFailException):
