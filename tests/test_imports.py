@@ -19,6 +19,7 @@ MODULES = [
     "airflow_provider_sendgrid.operators.selection",
     "airflow_provider_sendgrid.operators.sendgrid",
     "airflow_provider_sendgrid.operators.start_record",
+    "airflow_provider_sendgrid.sensors.airflow_errors",
     "airflow_provider_sendgrid.sensors.sendgrid",
     "airflow_provider_sendgrid.transfers.base",
     "airflow_provider_sendgrid.transfers.sendgrid_to_object_storage",

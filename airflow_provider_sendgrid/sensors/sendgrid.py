@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -13,7 +12,6 @@ from typing import Any
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import (
     AirflowFailException,
-    AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseOperator,
@@ -22,14 +20,8 @@ from airflow_provider_sendgrid._compat import (
     PokeReturnValue,
     XComArg,
     conf,
-    is_deferral_timeout,
 )
-from airflow_provider_sendgrid.exceptions import (
-    ExportExpiredError,
-    ExportFailedError,
-    ExportWithoutFilesError,
-    SendGridError,
-)
+from airflow_provider_sendgrid.exceptions import SendGridError
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, parse_export_id, parse_family
@@ -48,7 +40,8 @@ from airflow_provider_sendgrid.exports.polling import (
 )
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
-from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
+from airflow_provider_sendgrid.sensors.airflow_errors import airflow_errors, raise_error
+from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.triggers.sendgrid import CLOCKS_AGREE_SECONDS, SendGridExportTrigger, result_event
 
 # The last poll is sent at the deadline; its response may take this long.
@@ -145,7 +138,7 @@ class SendGridExportSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait until the export is ready; return its summary."""
         SendGridExportsLink.keep_for(context, self.family)
-        with self._ending():
+        with airflow_errors(soft_fail=self.soft_fail, never_fail=self.never_fail):
             self.export_id = parse_export_id(self.export_id)
             _ = self.hook.account  # raises for a wrong connection or family before the first poll
             return self._poll_then_defer() if self.deferrable else self._poke_until_done(context)
@@ -153,7 +146,7 @@ class SendGridExportSensor(BaseSensorOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume without the rules of Airflow's sensors, which differ from a poke's and hide the reason of a skip."""
         SendGridExportsLink.keep_for(context, self.family)
-        with self._ending():
+        with airflow_errors(soft_fail=self.soft_fail, never_fail=self.never_fail):
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
 
     def poke(self, context: Context) -> PokeReturnValue:
@@ -161,7 +154,7 @@ class SendGridExportSensor(BaseSensorOperator):
         result = self._poll()
         if result.outcome is not Outcome.WAITING:
             metrics.wait_ended(self.family, result.outcome.value, self._waited_seconds())
-        self._raise_if_hopeless(result.error())
+        raise_error(result.error())
         summary = result.summary()
         if self.reschedule:  # each poll runs in a new process
             summary |= {"polls": None, "waited_seconds": None}
@@ -173,7 +166,7 @@ class SendGridExportSensor(BaseSensorOperator):
         Raises:
             SendGridError: the event is missing or unknown. An unknown event never counts as a success.
         """
-        with self._ending():
+        with airflow_errors(soft_fail=self.soft_fail, never_fail=self.never_fail):
             known = event if isinstance(event, Mapping) else {}
             if isinstance(export := known.get("export"), Mapping):
                 metrics.polled(self.family, int(export.get("polls") or 0))
@@ -190,7 +183,7 @@ class SendGridExportSensor(BaseSensorOperator):
         if isinstance(error, Mapping) and error:
             if event.get("is_setting"):
                 raise ValueError(str(error.get("message")))
-            self._raise_if_hopeless(SendGridError.from_event(error))
+            raise_error(SendGridError.from_event(error))
         seen = event.get("description") or f"SendGrid export {self.export_id} is not ready."
         if outcome == Outcome.READY.value and isinstance(export, Mapping):
             self.log.info("%s", seen)
@@ -202,29 +195,8 @@ class SendGridExportSensor(BaseSensorOperator):
             "version does not know. Run scheduler, triggerer and workers with one version of the provider."
         )
 
-    @contextmanager
-    def _ending(self) -> Iterator[None]:
-        """Translate errors by the same rules in every mode: those of Airflow's poke, with the reason in the message."""
-        try:
-            yield
-        except (AirflowRescheduleException, AirflowSkipException, StoppedError):
-            raise
-        except Exception as error:
-            is_setting = isinstance(error, ValueError | TypeError) or isinstance(
-                error.__cause__, ValueError | TypeError
-            )
-            is_timeout = isinstance(error, AirflowSensorTimeout) or is_deferral_timeout(error)
-            is_soft = not is_setting and (is_timeout or isinstance(error, AirflowFailException))
-            if (self.soft_fail and is_soft) or (self.never_fail and not is_timeout):
-                raise AirflowSkipException(str(error)) from error
-            if isinstance(error, ValueError | TypeError):
-                raise AirflowFailException(str(error)) from error
-            if is_timeout and not isinstance(error, AirflowSensorTimeout):
-                raise AirflowSensorTimeout(str(error)) from error
-            raise
-
     def _poke_until_done(self, context: Context) -> Any:
-        """Run Airflow's loop. Its skips are replaced by the errors that caused them, which `_ending` translates."""
+        """Run Airflow's loop; replace its skips by the errors that caused them, for `airflow_errors` to translate."""
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException) as error:
@@ -319,13 +291,6 @@ class SendGridExportSensor(BaseSensorOperator):
             )
         return self._end_of(result_event(result))
 
-    def _raise_if_hopeless(self, error: SendGridError | None) -> None:
-        """Raise `error`; as Airflow's own, which is not retried, if the export will never be ready."""
-        if isinstance(error, ExportFailedError | ExportExpiredError | ExportWithoutFilesError):
-            raise AirflowFailException(str(error)) from error
-        if error is not None:
-            raise error
-
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], *args: Any, **kwargs: Any
     ) -> float:
@@ -367,7 +332,7 @@ class SendGridExportSensor(BaseSensorOperator):
         last = self._poll()
         if lacks_files(last.export) and not last.last_error:
             metrics.wait_ended(self.family, Outcome.WITHOUT_FILES.value, None)
-            self._raise_if_hopeless(replace(last, outcome=Outcome.WITHOUT_FILES).error())
+            raise_error(replace(last, outcome=Outcome.WITHOUT_FILES).error())
 
 
 def _not_before(result: Sighting) -> float | None:
