@@ -172,7 +172,7 @@ class DestinationError(SendGridError):
 
 
 # What a further try cannot help: somebody has to mend the connection or the arguments, or start anew.
-HOPELESS_ERRORS = (
+NON_RETRYABLE_ERRORS = (
     SendGridBadRequestError,
     SendGridAuthError,
     SendGridPermissionError,
@@ -186,9 +186,9 @@ HOPELESS_ERRORS = (
 )
 
 
-def is_hopeless(error: SendGridError) -> bool:
+def is_non_retryable(error: SendGridError) -> bool:
     """Whether no further try helps. What a gateway refused it may let pass later, unless it wants a login (407)."""
-    return isinstance(error, HOPELESS_ERRORS) and not (error.is_of_proxy and error.status_code != 407)
+    return isinstance(error, NON_RETRYABLE_ERRORS) and not (error.is_of_proxy and error.status_code != 407)
 
 
 # Errors that may pass: a wait goes on until its deadline.

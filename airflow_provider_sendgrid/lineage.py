@@ -71,7 +71,7 @@ def _name(path: str, *parts: str | int) -> str:
 # Hook lineage
 
 
-def tell_hook_lineage(hook: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
+def report_hook_lineage(hook: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
     """Tell whoever reads Airflow's hook lineage what a hook read and wrote, as URIs; never a reason to fail."""
     try:
         note_hook_lineage(hook, inputs, outputs)
@@ -171,7 +171,7 @@ def _place(uri: str) -> tuple[str, str]:
     return (f"{scheme}://{bucket}", key) if bucket else (scheme, f"/{key}")
 
 
-def no_lineage() -> Lineage:
+def empty_lineage() -> Lineage:
     """Of a task that did not get so far."""
     return _lineage([], [])
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_sendgrid import exceptions
-from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError, redact
+from airflow_provider_sendgrid.exceptions import NON_RETRYABLE_ERRORS, SendGridError, redact
 from airflow_provider_sendgrid.redaction import hide_secret
 
 KEY = f"SG.{'k3y-' * 5}ab.{'S3cret_' * 6}z"
@@ -44,9 +44,9 @@ def test_every_class_says_what_it_means(error_class):
 
 
 def test_what_a_further_try_cannot_help_is_of_this_tree():
-    assert set(HOPELESS_ERRORS) < set(OWN_CLASSES)
+    assert set(NON_RETRYABLE_ERRORS) < set(OWN_CLASSES)
     transient = {"SendGridRateLimitError", "SendGridServerError", "SendGridUnavailableError"}
-    assert not transient & {each.__name__ for each in HOPELESS_ERRORS}
+    assert not transient & {each.__name__ for each in NON_RETRYABLE_ERRORS}
 
 
 # --- no secrets

@@ -28,7 +28,7 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridUnavailableError,
 )
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit, Reply, Request
+from airflow_provider_sendgrid.exports.protocol import Flow, RateLimit, Request, Response
 from airflow_provider_sendgrid.exports.sending import Sending, Trace, is_foreseen, recorded_in
 from airflow_provider_sendgrid.exports.sessions import (
     ACCEPTED_ENCODING,
@@ -81,7 +81,7 @@ class SendGridClient:
         self._sleep = sleep or self._stop.wait
         self._clock = clock
 
-    def converse(self, conversation: Conversation[T]) -> T:
+    def run_flow(self, conversation: Flow[T]) -> T:
         """Carry a conversation with SendGrid to its end and return its result."""
         with closing(conversation):
             try:
@@ -106,8 +106,8 @@ class SendGridClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, request: Request) -> Reply:
-        if request.because:
+    def _answer(self, request: Request) -> Response:
+        if request.reason:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             self._sleep(wait)
@@ -126,7 +126,7 @@ class SendGridClient:
         self.rate_limit.note(reply)
         return reply
 
-    def _exchange(self, request: Request, sending: Sending) -> Reply:
+    def _exchange(self, request: Request, sending: Sending) -> Response:
         try:
             with recorded_in(sending):
                 return self._sent(request)
@@ -137,7 +137,7 @@ class SendGridClient:
                 raise
             raise _failed(error, request, self.connection, sending) from None
 
-    def _sent(self, request: Request) -> Reply:
+    def _sent(self, request: Request) -> Response:
         with self._session.request(
             request.method,
             self.connection.base_url + request.target,
@@ -151,7 +151,7 @@ class SendGridClient:
             body = _Body(request, headers)
             while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
                 body.add(chunk)
-            return Reply(
+            return Response(
                 response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
             )
 
@@ -182,12 +182,12 @@ class AsyncSendGridClient:
         self.rate_limit = RateLimit()
         self.successes = 0
         self._client = new_async_client(connection)
-        self._under_way: set[asyncio.Task[Reply]] = set()
+        self._under_way: set[asyncio.Task[Response]] = set()
         self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
 
-    async def converse(self, conversation: Conversation[T]) -> T:
+    async def run_flow(self, conversation: Flow[T]) -> T:
         """Carry a conversation with SendGrid to its end and return its result."""
         with closing(conversation):
             try:
@@ -214,8 +214,8 @@ class AsyncSendGridClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _answer(self, request: Request) -> Reply:
-        if request.because:
+    async def _answer(self, request: Request) -> Response:
+        if request.reason:
             self._on_retry()
         if (wait := _wait_seconds(request, self.rate_limit, self._clock())) > 0:
             await self._sleep(wait)
@@ -233,7 +233,7 @@ class AsyncSendGridClient:
         self.successes += 200 <= reply.status_code < 300
         return reply
 
-    async def _exchange(self, request: Request, sending: Sending) -> Reply:
+    async def _exchange(self, request: Request, sending: Sending) -> Response:
         trace = Trace(sending)
         try:
             async with self._client.stream(
@@ -247,7 +247,7 @@ class AsyncSendGridClient:
                 body = _Body(request, headers)
                 async for chunk in response.aiter_raw(_CHUNK_BYTES):
                     body.add(chunk)
-                return Reply(
+                return Response(
                     response.status_code, headers, bytes(body.content), self._clock(), self.connection.on_behalf_of
                 )
         except asyncio.CancelledError:
@@ -266,11 +266,11 @@ class AsyncSendGridClient:
 def _wait_seconds(request: Request, rate_limit: RateLimit, now: float) -> float:
     """How long to wait before a request, said in the log: for another try, or for a slot in the rate limit."""
     for_slot = rate_limit.wait_seconds(now)
-    if request.after_seconds >= for_slot > 0 or for_slot == 0 < request.after_seconds:
-        log.warning("%s Trying again in %.0f s.", request.because, request.after_seconds)
+    if request.delay_seconds >= for_slot > 0 or for_slot == 0 < request.delay_seconds:
+        log.warning("%s Trying again in %.0f s.", request.reason, request.delay_seconds)
     elif for_slot > 0:
         log.info("SendGrid's rate limit leaves no request; waiting %.0f s for the next window.", for_slot)
-    return max(request.after_seconds, for_slot)
+    return max(request.delay_seconds, for_slot)
 
 
 def _longest_answer_seconds(connection: SendGridConnection) -> float:

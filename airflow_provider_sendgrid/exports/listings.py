@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import SendGridServerError
 from airflow_provider_sendgrid.exports.export import UnreadableError
-from airflow_provider_sendgrid.exports.messages import Conversation, Reply, Request, T
-from airflow_provider_sendgrid.exports.response_errors import errors_in, joined
-from airflow_provider_sendgrid.exports.retries import RetryPolicy, ask
+from airflow_provider_sendgrid.exports.messages import Flow, Request, Response, T
+from airflow_provider_sendgrid.exports.response_errors import join_errors, parse_errors
+from airflow_provider_sendgrid.exports.retries import RetryPolicy, send_with_retries
 
 _MAX_PAGES = 1000
 # Quotes and brackets show that something else was rendered as text.
@@ -35,9 +35,9 @@ class Listing:
     counts_all: bool = False
 
 
-def all_pages(
-    listing: Listing, retry_policy: RetryPolicy, read: Callable[[Mapping[str, Any], Reply], T]
-) -> Conversation[list[T]]:
+def read_all_pages(
+    listing: Listing, retry_policy: RetryPolicy, read: Callable[[Mapping[str, Any], Response], T]
+) -> Flow[list[T]]:
     """Follow ``_metadata.next`` to the end. Its host is ignored, so that the API key cannot be sent elsewhere.
 
     An entry that is on two pages, because others were added or removed meanwhile, is returned once.
@@ -45,10 +45,10 @@ def all_pages(
     found: dict[str, T] = {}
     least_count = math.inf
 
-    def read_page(payload: dict[str, Any], response: Reply) -> tuple[dict[str, T], str | None, float]:
+    def read_page(payload: dict[str, Any], response: Response) -> tuple[dict[str, T], str | None, float]:
         if response.status_code != HTTPStatus.OK:
             raise UnreadableError("a complete listing comes with 200")
-        entries = items_of(payload, listing.keys)
+        entries = parse_entries(payload, listing.keys)
         page = {_id_of_entry(entry): read(entry, response) for entry in entries}
         following, count = _next_target(payload), min(least_count, _count_of(payload))
         if following is None:
@@ -60,7 +60,9 @@ def all_pages(
         asked.add(target)
         if len(asked) > _MAX_PAGES:
             raise SendGridServerError(f"{listing.what}: more than {_MAX_PAGES} pages; this cannot be right.")
-        page, following, least_count = yield from ask(Request("GET", target), listing.what, retry_policy, read_page)
+        page, following, least_count = yield from send_with_retries(
+            Request("GET", target), listing.what, retry_policy, read_page
+        )
         found |= page
         if following is None:
             return list(found.values())
@@ -76,14 +78,14 @@ def _check_count(entries: int, count: float, listing: Listing) -> None:
         raise UnreadableError(f"it has {entries} entries and counts {count:.0f}")
 
 
-def items_of(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
+def parse_entries(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
     """The entries of a listing, under the one key that holds a list.
 
     Raises:
         UnreadableError: no key does, or several do; or the response holds errors.
     """
     if payload.get("errors") or payload.get("error"):
-        raise UnreadableError(f"it holds errors ({joined(errors_in(payload))})")
+        raise UnreadableError(f"it holds errors ({join_errors(parse_errors(payload))})")
     lists = [value for key in keys if isinstance(value := payload.get(key), list)]
     if len(lists) == 1:
         return lists[0]
@@ -96,12 +98,12 @@ def items_of(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
 def _id_of_entry(entry: Any) -> str:
     if not isinstance(entry, Mapping):
         raise UnreadableError("an entry is not an object")
-    if (entry_id := usable_id(entry.get("id"))) is None:
+    if (entry_id := parse_id(entry.get("id"))) is None:
         raise UnreadableError("an entry has no id")
     return entry_id
 
 
-def usable_id(value: Any) -> str | None:
+def parse_id(value: Any) -> str | None:
     """`value` as an id: a text without spaces or a whole number; None if it is neither."""
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     is_usable = _ID.fullmatch(text) and text.isprintable() and text.casefold() not in _NO_IDS

@@ -17,19 +17,19 @@ class Request:
         method: ``GET`` or ``POST``.
         target: path and query, beginning with ``/v3/``.
         body: sent as JSON, where there is one.
-        after_seconds: how long to wait before sending it.
-        because: the reason for the wait, for the log.
+        delay_seconds: how long to wait before sending it.
+        reason: the reason for the wait, for the log.
     """
 
     method: str
     target: str
     body: Mapping[str, Any] | None = None
-    after_seconds: float = 0.0
-    because: str = ""
+    delay_seconds: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """One response.
 
     Attributes:
@@ -47,4 +47,4 @@ class Reply:
     on_behalf_of: str | None = None
 
 
-Conversation: TypeAlias = Generator[Request, Reply, T]
+Flow: TypeAlias = Generator[Request, Response, T]

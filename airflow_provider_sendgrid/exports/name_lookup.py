@@ -18,7 +18,7 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.exports.protocol import (
     DEFAULT_RETRY_POLICY,
-    Conversation,
+    Flow,
     RetryPolicy,
     get_first_segments,
     get_segments,
@@ -30,7 +30,7 @@ _NO_SUCH_API = (400, 403, 404, 405, 410)
 
 def ids_of_segments(
     family: ExportFamily, names: Sequence[str], retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
-) -> Conversation[list[str | int]]:
+) -> Flow[list[str | int]]:
     """The id of each segment, looked up in the segments API 2.0 and in the first one.
 
     Both are always read: a name that exists in both must not be resolved by guessing.

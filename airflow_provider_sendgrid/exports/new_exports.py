@@ -44,7 +44,7 @@ class SeenExports:
     forgotten: set[str] = field(default_factory=set)
     _looked_at: float | None = None
 
-    def news(self, listed: Sequence[ContactExport]) -> list[ContactExport]:
+    def find_new(self, listed: Sequence[ContactExport]) -> list[ContactExport]:
         """Those that have become ready, the first one first; nothing is noted yet."""
         self._learn_sendgrids_time(listed)
         ready = sorted(filter(self._is_ready, listed), key=_ready_at)
@@ -70,7 +70,7 @@ class SeenExports:
             self.began_at = min(self.began_at, as_of.timestamp() - (self.clock() - self._looked_at))
             self._looked_at = None
 
-    def note(self, wanted: Sequence[ContactExport], others: Sequence[ContactExport] = ()) -> None:
+    def record(self, wanted: Sequence[ContactExport], others: Sequence[ContactExport] = ()) -> None:
         """All of `wanted` that is ready has been seen; what has long been of no use is forgotten."""
         now, known = self.clock(), self.ids or {}
         useful = {each.id for each in (*wanted, *others) if each.status != FAILURE and not self._is_expired(each)}

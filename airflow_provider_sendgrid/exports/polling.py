@@ -50,7 +50,7 @@ class Outcome(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class PollResult:
     """The result of a poll, and what it means.
 
     Attributes:
@@ -103,7 +103,7 @@ def lacks_files(export: ContactExport) -> bool:
     return export.status == READY and not has_files(export) and not is_empty(export)
 
 
-def is_doubtful(export: ContactExport, now: datetime) -> bool:
+def needs_confirmation(export: ContactExport, now: datetime) -> bool:
     """Whether one response is not enough to end the wait.
 
     Count and URLs may be filled in a moment after the status. A ``Date`` may be wrong, in one response of many: an
@@ -111,7 +111,7 @@ def is_doubtful(export: ContactExport, now: datetime) -> bool:
     """
     if is_empty(export):
         return True
-    return judge(export, now) is Outcome.EXPIRED and not export.is_expired_at(now)
+    return outcome_of(export, now) is Outcome.EXPIRED and not export.is_expired_at(now)
 
 
 def seconds_without_files(export: ContactExport, *, seen_seconds: float) -> float:
@@ -177,7 +177,7 @@ _ERRORS: dict[Outcome, Callable[[ContactExport], SendGridError]] = {
 }
 
 
-def judge(export: ContactExport, now: datetime) -> Outcome:
+def outcome_of(export: ContactExport, now: datetime) -> Outcome:
     """What `export` means: only ``ready`` with files is ready; an unknown status is waited on.
 
     Args:
@@ -247,10 +247,10 @@ def require_seconds(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}.")
 
 
-def look_at(export: ContactExport, *, now: float, started_at: float, polls: int) -> Sighting:
+def evaluate_poll(export: ContactExport, *, now: float, started_at: float, polls: int) -> PollResult:
     """The result of a poll at `now`; times are seconds since the epoch."""
-    outcome = judge(export, datetime.fromtimestamp(now, tz=timezone.utc))
-    return Sighting(export, outcome, polls, max(0.0, now - started_at))
+    outcome = outcome_of(export, datetime.fromtimestamp(now, tz=timezone.utc))
+    return PollResult(export, outcome, polls, max(0.0, now - started_at))
 
 
 @dataclass(slots=True)
@@ -261,13 +261,13 @@ class WaitState:
         export_id: of the export.
         started_at: when the wait began, in seconds since the epoch, like every `now` below.
         has_polled: whether this is not the first poll; in the first one no refusal is taken for a stray one.
-        last_seen: the result of the newest poll; of the one before it, with the error, if the newest one failed.
+        last_result: the result of the newest poll; of the one before it, with the error, if the newest one failed.
     """
 
     export_id: str
     started_at: float
     has_polled: bool = False
-    last_seen: Sighting = field(init=False)
+    last_result: PollResult = field(init=False)
     _refusals: int = 0
     _doubt: Outcome | None = None
     _in_doubt_since: float = 0.0
@@ -275,47 +275,47 @@ class WaitState:
     _other_status_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.last_seen = Sighting(ContactExport(self.export_id, ""), Outcome.WAITING, polls=0)
+        self.last_result = PollResult(ContactExport(self.export_id, ""), Outcome.WAITING, polls=0)
 
     @property
-    def is_in_doubt(self) -> bool:
+    def needs_second_look(self) -> bool:
         """Whether the next poll is the second look at what would end the wait."""
         return self._doubt is not None
 
-    def note(self, export: ContactExport, now: float, *, is_checked: bool = False) -> Sighting:
+    def record(self, export: ContactExport, now: float, *, is_checked: bool = False) -> PollResult:
         """The result of a poll that succeeded; `is_checked`: the poll has had its own second look."""
         self.has_polled, self._refusals = True, 0
-        seen = look_at(export, now=now, started_at=self.started_at, polls=self.last_seen.polls + 1)
+        seen = evaluate_poll(export, now=now, started_at=self.started_at, polls=self.last_result.polls + 1)
         outcome = seen.outcome if is_checked else self._confirmed(seen, now)
         if self._is_settled_without_files(seen, now):
             outcome = Outcome.WITHOUT_FILES
-        self.last_seen = replace(seen, outcome=outcome)
-        return self.last_seen
+        self.last_result = replace(seen, outcome=outcome)
+        return self.last_result
 
-    def note_failure(self, error: SendGridError, now: float, *, rides_out_refusals: bool = False) -> Sighting:
+    def record_failure(self, error: SendGridError, now: float, *, ignores_refusals: bool = False) -> PollResult:
         """The result of a poll that failed in a way that may pass.
 
         Raises:
             SendGridError: `error` ends the wait.
         """
         waited_seconds = max(0.0, now - self.started_at)
-        self.last_seen = replace(self.last_seen, last_error=error, waited_seconds=waited_seconds)
+        self.last_result = replace(self.last_result, last_error=error, waited_seconds=waited_seconds)
         is_stray = (isinstance(error, STRAY_REFUSALS) or error.is_of_proxy) and self.has_polled
         self.has_polled = True
         self._refusals = 0 if isinstance(error, RETRYABLE_ERRORS) else self._refusals + 1
-        if self._refusals and not rides_out_refusals and not (is_stray and self._refusals < REFUSALS_IN_A_ROW):
+        if self._refusals and not ignores_refusals and not (is_stray and self._refusals < REFUSALS_IN_A_ROW):
             raise error
-        return self.last_seen
+        return self.last_result
 
     def pause_seconds(self, schedule: PollSchedule, waited_seconds: float, seconds_left: float) -> float:
         """How long to wait until the next poll; the last one comes at the deadline, whatever SendGrid asks for."""
-        error = self.last_seen.last_error
+        error = self.last_result.last_error
         asked = min((error.retry_after_seconds if error else None) or 0.0, LONGEST_PAUSE_SECONDS)
-        usual = SECOND_LOOK_SECONDS if self.is_in_doubt else schedule.wait_seconds(waited_seconds)
+        usual = SECOND_LOOK_SECONDS if self.needs_second_look else schedule.wait_seconds(waited_seconds)
         return max(0.0, min(max(usual, asked), seconds_left))
 
-    def _confirmed(self, seen: Sighting, now: float) -> Outcome:
-        if not is_doubtful(seen.export, datetime.fromtimestamp(now, tz=timezone.utc)):
+    def _confirmed(self, seen: PollResult, now: float) -> Outcome:
+        if not needs_confirmation(seen.export, datetime.fromtimestamp(now, tz=timezone.utc)):
             self._doubt = None
             return seen.outcome
         if self._doubt is not seen.outcome or now < self._in_doubt_since:
@@ -323,7 +323,7 @@ class WaitState:
         is_confirmed = now - self._in_doubt_since >= SECOND_LOOK_SECONDS - _TIMER_SECONDS
         return seen.outcome if is_confirmed else Outcome.WAITING
 
-    def _is_settled_without_files(self, seen: Sighting, now: float) -> bool:
+    def _is_settled_without_files(self, seen: PollResult, now: float) -> bool:
         """Whether it has been ready without files for minutes; one response alone does not settle that."""
         if not lacks_files(seen.export):
             self._without_files_since, self._other_status_at = None, now

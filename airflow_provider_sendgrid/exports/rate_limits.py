@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-from airflow_provider_sendgrid.exports.messages import Reply
+from airflow_provider_sendgrid.exports.messages import Response
 
 # Longer waits that a response asks for are cut to this; larger values are garbage.
 _MAX_ASKED_SECONDS = 86_400.0
@@ -13,47 +13,47 @@ _MAX_ASKED_SECONDS = 86_400.0
 _MAX_WINDOW_SECONDS = 120.0
 
 
-def time_at_sendgrid(response: Reply) -> datetime:
+def time_at_sendgrid(response: Response) -> datetime:
     """When SendGrid sent the response: its ``Date`` header, or this machine's clock without one."""
-    return date_of(response) or datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+    return parse_date(response) or datetime.fromtimestamp(response.received_at, tz=timezone.utc)
 
 
-def date_of(response: Reply) -> datetime | None:
+def parse_date(response: Response) -> datetime | None:
     """The response's ``Date`` header; None without one, or if it shows a clock that was never set (1970)."""
-    date = _http_date(response.headers.get("date", ""))
+    date = _parse_http_date(response.headers.get("date", ""))
     return date if date and date.year > 1970 else None
 
 
-def rate_limit_wait_seconds(response: Reply) -> float | None:
+def rate_limit_wait_seconds(response: Response) -> float | None:
     """How long SendGrid asks to wait: ``Retry-After``, else ``X-RateLimit-Reset``, else None.
 
     A time is compared with the response's own ``Date`` header, so that this machine's clock does not matter.
     """
-    asked = _retry_after_seconds(response)
+    asked = _parse_retry_after(response)
     return _seconds_until(response.headers.get("x-ratelimit-reset", ""), response) if asked is None else asked
 
 
-def pause_seconds(response: Reply) -> float | None:
+def retry_after_seconds(response: Response) -> float | None:
     """How long SendGrid asks to wait before a retry; a rate limit's reset counts only if the limit is used up."""
-    remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
+    remaining = _parse_number(response.headers.get("x-ratelimit-remaining", ""))
     is_used_up = response.status_code == 429 or (remaining is not None and remaining < 1)
-    if (asked := _retry_after_seconds(response)) is not None or not is_used_up:
+    if (asked := _parse_retry_after(response)) is not None or not is_used_up:
         return asked
     until_reset = rate_limit_wait_seconds(response)
     return None if until_reset is None else min(until_reset, _MAX_WINDOW_SECONDS)
 
 
-def _retry_after_seconds(response: Reply) -> float | None:
+def _parse_retry_after(response: Response) -> float | None:
     return _seconds_until(response.headers.get("retry-after", ""), response)
 
 
-def _seconds_until(text: str, response: Reply) -> float | None:
+def _seconds_until(text: str, response: Response) -> float | None:
     """Seconds from now, written as such, as an epoch (in seconds or milliseconds) or as an HTTP date.
 
     Both meanings of X-RateLimit-Reset have been seen: above 1e9 it is an epoch, below it is seconds from now.
     """
-    if (seconds := _number(text)) is None:
-        until = _http_date(text)
+    if (seconds := _parse_number(text)) is None:
+        until = _parse_http_date(text)
         if until is None:
             return None
         seconds = (until - time_at_sendgrid(response)).total_seconds()
@@ -63,7 +63,7 @@ def _seconds_until(text: str, response: Reply) -> float | None:
     return min(max(0.0, seconds), _MAX_ASKED_SECONDS)
 
 
-def _http_date(text: str) -> datetime | None:
+def _parse_http_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
         # Dates without a zone are UTC, too.
@@ -79,9 +79,9 @@ class RateLimit:
         self._remaining: float | None = None
         self._resets_at = 0.0
 
-    def note(self, response: Reply) -> None:
+    def note(self, response: Response) -> None:
         """Remember ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``, if the response has them."""
-        self._remaining = _number(response.headers.get("x-ratelimit-remaining", ""))
+        self._remaining = _parse_number(response.headers.get("x-ratelimit-remaining", ""))
         window = min(rate_limit_wait_seconds(response) or 0.0, _MAX_WINDOW_SECONDS)
         self._resets_at = response.received_at + window
 
@@ -99,7 +99,7 @@ class RateLimit:
         return left if 0 < left <= _MAX_WINDOW_SECONDS else 0.0
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:

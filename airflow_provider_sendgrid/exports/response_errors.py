@@ -21,8 +21,8 @@ from airflow_provider_sendgrid.exceptions import (
     redact,
 )
 from airflow_provider_sendgrid.exports.export import FAMILIES, ExportFamily
-from airflow_provider_sendgrid.exports.messages import Reply, Request
-from airflow_provider_sendgrid.exports.rate_limits import pause_seconds
+from airflow_provider_sendgrid.exports.messages import Request, Response
+from airflow_provider_sendgrid.exports.rate_limits import retry_after_seconds
 
 # Errors go into logs and events: at most so many, and so many characters of each text.
 _MAX_ERRORS = 20
@@ -98,7 +98,7 @@ _PLAN_OR_PERMISSION = (
 )
 
 
-def json_object(response: Reply, what: str, request: Request) -> dict[str, Any]:
+def parse_json_object(response: Response, what: str, request: Request) -> dict[str, Any]:
     """The JSON object in a success.
 
     Args:
@@ -125,7 +125,7 @@ def json_object(response: Reply, what: str, request: Request) -> dict[str, Any]:
     return payload
 
 
-def unreadable_response(message: str, response: Reply, request: Request) -> SendGridServerError:
+def unreadable_response(message: str, response: Response, request: Request) -> SendGridServerError:
     """The exception for a success that cannot be read."""
     is_start = request.method == "POST"
     next_step = (
@@ -136,15 +136,15 @@ def unreadable_response(message: str, response: Reply, request: Request) -> Send
     error = SendGridServerError(
         f"{message} {next_step}", status_code=response.status_code, may_have_been_accepted=is_start
     )
-    error.retry_after_seconds = pause_seconds(response)
+    error.retry_after_seconds = retry_after_seconds(response)
     return error
 
 
-def error_from_response(response: Reply, what: str, request: Request) -> SendGridError:
+def error_from_response(response: Response, what: str, request: Request) -> SendGridError:
     """The exception for an error response, with SendGrid's messages and the next step."""
     status = response.status_code
     errors = _errors(response.body)
-    text = joined(errors) or ("an HTML page" if _is_html(response) else "no message")
+    text = join_errors(errors) or ("an HTML page" if _is_html(response) else "no message")
     known = _ERRORS | _ERRORS_FROM_SENDGRID if _is_from_sendgrid(response) else _ERRORS
     error_class, usual_step = known.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
     next_step = _next_step(response, request, errors, usual_step)
@@ -154,7 +154,7 @@ def error_from_response(response: Reply, what: str, request: Request) -> SendGri
         errors=errors,
         may_have_been_accepted=request.method == "POST" and not _is_certainly_refused(response),
     )
-    error.retry_after_seconds = pause_seconds(response)
+    error.retry_after_seconds = retry_after_seconds(response)
     error.is_of_proxy = 400 <= status < 500 and (status == 407 or _is_from_proxy(response))
     return error
 
@@ -164,7 +164,7 @@ def is_refusal(status: int | None) -> bool:
     return status in _REFUSALS
 
 
-def _is_certainly_refused(response: Reply) -> bool:
+def _is_certainly_refused(response: Response) -> bool:
     """Whether SendGrid did not carry the request out.
 
     A proxy may refuse a response as well as a request, so its refusals leave that open, except for the statuses that it
@@ -174,7 +174,7 @@ def _is_certainly_refused(response: Reply) -> bool:
     return is_refusal(status) and (status in (407, 429) or not _is_from_proxy(response))
 
 
-def _next_step(response: Reply, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:
+def _next_step(response: Response, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:
     """What to do about an error; `usual_step` unless the response or the request shows more than the status."""
     status = response.status_code
     is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
@@ -204,12 +204,12 @@ def _is_about_permission(error: Mapping[str, Any]) -> bool:
     return not (error.get("field") or error.get("parameter")) and _LACKS_PERMISSION.search(text) is not None
 
 
-def _is_from_sendgrid(response: Reply) -> bool:
+def _is_from_sendgrid(response: Response) -> bool:
     """Whether the body is JSON with an error, as SendGrid sends it."""
     return _is_json(response) and bool(_errors(response.body))
 
 
-def _is_from_proxy(response: Reply) -> bool:
+def _is_from_proxy(response: Response) -> bool:
     """Whether a proxy probably sent the response: by its headers, or by a plain text, which SendGrid never sends."""
     is_text = bool(response.body.strip()) and not _is_json(response)
     return (
@@ -219,7 +219,7 @@ def _is_from_proxy(response: Reply) -> bool:
     )
 
 
-def _is_json(response: Reply) -> bool:
+def _is_json(response: Response) -> bool:
     try:
         json.loads(response.body)
     except (ValueError, RecursionError):
@@ -227,7 +227,7 @@ def _is_json(response: Reply) -> bool:
     return True
 
 
-def _redirect_step(response: Reply) -> str:
+def _redirect_step(response: Response) -> str:
     try:
         parts = urlsplit(response.headers.get("location", ""))
         port = f":{parts.port}" if parts.port else ""
@@ -248,14 +248,14 @@ _KEYS_OF_AN_ERROR = {"message", "field", "parameter", "error_id", "help"}
 def _errors(body: bytes) -> list[dict[str, Any]]:
     """SendGrid's errors, or the text of a response of another shape; each has a ``message`` if there is one."""
     try:
-        return errors_in(json.loads(body))
+        return parse_errors(json.loads(body))
     except (ValueError, RecursionError):
         text = body[: 8 * _MAX_ERROR_CHARACTERS].decode(errors="replace").strip("\ufeff\ufffd \r\n\t")
         is_text = text and not text.startswith(("<", "{", "[")) and "\ufffd" not in text
         return [{"message": _bounded(text)}] if is_text else []
 
 
-def errors_in(payload: Any) -> list[dict[str, Any]]:
+def parse_errors(payload: Any) -> list[dict[str, Any]]:
     """The errors in the JSON of a response, as many and as long as a log may show."""
     places = [payload.get(key) for key in _ERROR_KEYS] if isinstance(payload, Mapping) else [payload]
     errors = next((errors for place in places if (errors := _flat(place))), [])
@@ -291,7 +291,7 @@ def _bounded(value: Any) -> Any:
     return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"
 
 
-def joined(errors: Sequence[Mapping[str, Any]]) -> str:
+def join_errors(errors: Sequence[Mapping[str, Any]]) -> str:
     """The errors as one text."""
     return "; ".join(map(_text_of, errors))
 
@@ -302,6 +302,6 @@ def _text_of(error: Mapping[str, Any]) -> str:
     return f"{place}: {message}" if place else str(message)
 
 
-def _is_html(response: Reply) -> bool:
+def _is_html(response: Response) -> bool:
     kind = response.headers.get("content-type", "").lower()
     return "html" in kind or response.body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml"))

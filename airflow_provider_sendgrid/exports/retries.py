@@ -18,8 +18,8 @@ from typing import Any
 from airflow_provider_sendgrid.backoff import backoff_seconds
 from airflow_provider_sendgrid.exceptions import SendGridError, SendGridRateLimitError
 from airflow_provider_sendgrid.exports.export import UnreadableError
-from airflow_provider_sendgrid.exports.messages import Conversation, Reply, Request, T
-from airflow_provider_sendgrid.exports.response_errors import json_object, unreadable_response
+from airflow_provider_sendgrid.exports.messages import Flow, Request, Response, T
+from airflow_provider_sendgrid.exports.response_errors import parse_json_object, unreadable_response
 
 # Attempts in all for errors that may pass: a single 403, and the 404 of an id that is new.
 _GRACE_TRIES = 3
@@ -54,13 +54,13 @@ DEFAULT_RETRY_POLICY = RetryPolicy()
 START_RETRY_POLICY = RetryPolicy(slot_seconds=600.0)
 
 
-def ask(
+def send_with_retries(
     request: Request,
     what: str,
     retry_policy: RetryPolicy,
-    read: Callable[[dict[str, Any], Reply], T],
+    read: Callable[[dict[str, Any], Response], T],
     also_retried: tuple[int, ...] = (),
-) -> Conversation[T]:
+) -> Flow[T]:
     """Send `request` until its response can be read.
 
     Args:
@@ -91,11 +91,11 @@ def ask(
             if wait is None:
                 raise
             waited_for_slot += wait if is_for_slot else 0.0
-            request = replace(request, after_seconds=wait, because=str(error))
+            request = replace(request, delay_seconds=wait, reason=str(error))
 
 
-def _read(read: Callable[[dict[str, Any], Reply], T], response: Reply, what: str, request: Request) -> T:
-    payload = json_object(response, what, request)
+def _read(read: Callable[[dict[str, Any], Response], T], response: Response, what: str, request: Request) -> T:
+    payload = parse_json_object(response, what, request)
     try:
         return read(payload, response)
     except UnreadableError as reason:

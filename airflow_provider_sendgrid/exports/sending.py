@@ -67,7 +67,7 @@ ERRORS: dict[str, When] = {
 }
 
 
-class GivenUpError(Exception):
+class RequestCancelledError(Exception):
     """Sending was about to begin, but the request was given up."""
 
 
@@ -85,7 +85,7 @@ class Sending:
         """A connection is being made for the request.
 
         Raises:
-            GivenUpError: the request was given up.
+            RequestCancelledError: the request was given up.
         """
         self._note(has_begun=False)
 
@@ -93,7 +93,7 @@ class Sending:
         """The request's next bytes are about to be sent.
 
         Raises:
-            GivenUpError: the request was given up.
+            RequestCancelledError: the request was given up.
         """
         self._note(has_begun=True)
 
@@ -133,7 +133,7 @@ class Sending:
     def _note(self, *, has_begun: bool) -> None:
         with self._lock:
             if self._is_given_up:
-                raise GivenUpError
+                raise RequestCancelledError
             self._is_connecting = True
             self._has_begun = self._has_begun or has_begun
 
@@ -148,7 +148,7 @@ def is_foreseen(error_class: type[BaseException]) -> bool:
     return any(name in ERRORS for name in _names(error_class))
 
 
-def is_of_proxy(error: BaseException) -> bool:
+def is_proxy_error(error: BaseException) -> bool:
     """Whether httpx's proxy refused the connection, before the request."""
     return not {"httpx.ProxyError", "socksio.SOCKSError"}.isdisjoint(_names(type(error)))
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import Network, resolve_network
-from airflow_provider_sendgrid.exports.sending import is_of_proxy, recording_pool
+from airflow_provider_sendgrid.exports.sending import is_proxy_error, recording_pool
 from airflow_provider_sendgrid.redaction import redact_logs_of_libraries
 
 if TYPE_CHECKING:
@@ -151,14 +151,14 @@ class _SocksTransport:
         try:
             return await self._with_login.handle_async_request(request)
         except Exception as error:
-            if not is_of_proxy(error):  # its handshake: nothing was sent to the host
+            if not is_proxy_error(error):  # its handshake: nothing was sent to the host
                 raise
             if trace := request.extensions.get("trace"):
                 await trace.close_connections()
             try:
                 response = await self._without.handle_async_request(request)
             except Exception as second:  # noqa: BLE001 - one of both is raised
-                raise (error if is_of_proxy(second) else second) from None
+                raise (error if is_proxy_error(second) else second) from None
         self._wants_login = False
         return response
 

@@ -37,13 +37,13 @@ from airflow_provider_sendgrid.exports.polling import (
     LONGEST_PAUSE_SECONDS,
     POLL_RETRY_POLICY,
     Outcome,
+    PollResult,
     PollSchedule,
-    Sighting,
     WaitState,
+    evaluate_poll,
     has_files,
-    look_at,
 )
-from airflow_provider_sendgrid.exports.protocol import Conversation, RateLimit
+from airflow_provider_sendgrid.exports.protocol import Flow, RateLimit
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class _Waiter:
         end_time: in seconds since the epoch.
         due_at: of the next poll, by the event loop's clock, which cannot be set; infinite while a poll for this wait is
             in flight, and once the wait has ended.
-        rides_out_refusals: whether a refusal does not end it.
+        ignores_refusals: whether a refusal does not end it.
         listed: what the listing said of the export since it was last polled by id.
         asked_at: when the request in flight for it was begun, by the event loop's clock.
         was_slow: whether the poll before was not answered in time.
@@ -88,12 +88,12 @@ class _Waiter:
     schedule: PollSchedule
     end_time: float
     due_at: float
-    rides_out_refusals: bool = False
+    ignores_refusals: bool = False
     has_ended: bool = False
     listed: ContactExport | None = None
     asked_at: float | None = None
     was_slow: bool = False
-    news: asyncio.Queue[Sighting | SendGridError] = field(default_factory=asyncio.Queue)
+    news: asyncio.Queue[PollResult | SendGridError] = field(default_factory=asyncio.Queue)
 
     @property
     def export_id(self) -> str:
@@ -104,13 +104,13 @@ class _Waiter:
         self.listed = None
         self._pass_on(self.state.note(export, now), now)
 
-    def note_failure(self, error: SendGridError, now: float) -> None:
+    def record_failure(self, error: SendGridError, now: float) -> None:
         """Go on waiting if the error may pass, else end the wait with it."""
         if self.listed is not None and self.listed.status == FAILURE:  # only its message is missing
             self.note(self.listed, now)
             return
         try:
-            result = self.state.note_failure(error, now, rides_out_refusals=self.rides_out_refusals)
+            result = self.state.record_failure(error, now, ignores_refusals=self.ignores_refusals)
         except SendGridError as final:
             self.fail(final)
         else:
@@ -125,30 +125,30 @@ class _Waiter:
         if self.has_ended:
             return
         waited_seconds = max(0.0, self.end_time + _LAST_LOOK_SECONDS - self.state.started_at)
-        seen = self._with_listed(self.state.last_seen)
+        seen = self._with_listed(self.state.last_result)
         outcome = Outcome.FAILURE if seen.export.status == FAILURE else Outcome.TIMEOUT
         error = reason or seen.last_error
         if reason and seen.last_error:
             error = type(reason)(f"{reason} The poll before it: {seen.last_error}")
         self._end(replace(seen, outcome=outcome, waited_seconds=waited_seconds, last_error=error))
 
-    def _with_listed(self, seen: Sighting) -> Sighting:
+    def _with_listed(self, seen: PollResult) -> PollResult:
         return seen if self.listed is None else replace(seen, export=self.listed, polls=seen.polls + 1)
 
-    def _pass_on(self, result: Sighting, now: float) -> None:
+    def _pass_on(self, result: PollResult, now: float) -> None:
         result = self._with_listed(result)
         seconds_left = self.end_time - now
         if result.outcome is not Outcome.WAITING:
             self._end(result)
         # A second look may come a little late.
-        elif seconds_left <= 0 and (result.last_error or not self.state.is_in_doubt):
+        elif seconds_left <= 0 and (result.last_error or not self.state.needs_second_look):
             self._end(replace(result, outcome=Outcome.TIMEOUT))
         else:
             left = seconds_left if seconds_left > 0 else _LAST_LOOK_SECONDS
             self.due_at = _loop_time() + self.state.pause_seconds(self.schedule, result.waited_seconds, left)
             self.news.put_nowait(result)
 
-    def _end(self, news: Sighting | SendGridError) -> None:
+    def _end(self, news: PollResult | SendGridError) -> None:
         self.has_ended = True
         self.due_at = _NEVER
         self.news.put_nowait(news)
@@ -200,7 +200,7 @@ class _Slots:
         task.add_done_callback(note_end)
 
 
-class SharedWatch:
+class SharedPoller:
     """Polls for all waits on exports of one account and family.
 
     Args:
@@ -245,10 +245,10 @@ class SharedWatch:
         *,
         started_at: float,
         end_time: float,
-        rides_out_refusals: bool = False,
+        ignores_refusals: bool = False,
         not_before: float | None = None,
         has_polled: bool = False,
-    ) -> Sighting:
+    ) -> PollResult:
         """Wait until the export is ready, has failed, has expired, or `end_time` has passed.
 
         Errors that may pass (`RETRYABLE_ERRORS`, and a few refusals in a row) are logged, and the wait goes on; without
@@ -261,7 +261,7 @@ class SharedWatch:
             end_time: when to stop waiting, likewise; SendGrid is asked at least once. If it cannot be asked then,
                 because of its rate limit or an outage, the wait ends half a minute later with the last result. So may
                 a second look at an export without contacts.
-            rides_out_refusals: go on waiting whatever SendGrid's refusals are.
+            ignores_refusals: go on waiting whatever SendGrid's refusals are.
             not_before: of the first poll, in seconds since the epoch: SendGrid has asked to wait.
             has_polled: whether the export was polled before, so that a first 403 or 404 may be a stray one.
 
@@ -272,7 +272,7 @@ class SharedWatch:
         seconds_left = max(0.0, end_time - now)
         pause = max(0.0, min((not_before or now) - now, LONGEST_PAUSE_SECONDS, seconds_left))
         state = WaitState(export_id, min(started_at, now), has_polled)
-        waiter = _Waiter(state, schedule, end_time, _loop_time() + pause, rides_out_refusals)
+        waiter = _Waiter(state, schedule, end_time, _loop_time() + pause, ignores_refusals)
         deadline = asyncio.get_running_loop().call_later(
             seconds_left + _LAST_LOOK_SECONDS, lambda: waiter.give_up(self._why_not_polled(waiter))
         )
@@ -368,8 +368,8 @@ class SharedWatch:
         if self._listing is None or self._is_listing_slow():  # else the listing in flight may serve them
             self._due += [*self._asked_of_listing, *self._take_due()]
             self._asked_of_listing.clear()
-        self._by_id.extend(waiter for waiter in self._due if waiter.state.is_in_doubt)
-        self._due = [waiter for waiter in self._due if not waiter.state.is_in_doubt]
+        self._by_id.extend(waiter for waiter in self._due if waiter.state.needs_second_look)
+        self._due = [waiter for waiter in self._due if not waiter.state.needs_second_look]
         if len(self._due) <= max(2, self._listing_cost) or self._listing is not None:
             self._by_id.extend(self._due)
             self._due.clear()
@@ -470,7 +470,7 @@ class SharedWatch:
         """
         pages = set[str]()
         flow = protocol.list_exports(self._family, POLL_RETRY_POLICY)
-        listed = {export.id: export for export in await self._client.converse(self._noting_pages(flow, pages))}
+        listed = {export.id: export for export in await self._client.run_flow(self._noting_pages(flow, pages))}
         self._listing_cost = len(pages)
         now = self._clock()
         spare = min(self._client.rate_limit.spare(now) - 2 * self._listing_cost, _COUNTS_AT_ONCE)
@@ -480,10 +480,10 @@ class SharedWatch:
         async for waiter in _without_blocking(self._waiters):
             if waiter.has_ended or (waiter.due_at == _NEVER and waiter not in queued):
                 continue  # a poll by id is in flight
-            if waiter not in queued and waiter.state.is_in_doubt:
+            if waiter not in queued and waiter.state.needs_second_look:
                 continue  # its second look comes in a few seconds
             export = listed.get(waiter.export_id)
-            outcome = look_at(export, now=now, started_at=now, polls=1).outcome if export else None
+            outcome = evaluate_poll(export, now=now, started_at=now, polls=1).outcome if export else None
             is_counted = outcome is Outcome.READY and spare > 0
             if export is not None and not is_counted and not _needs_status(export, outcome):
                 self._note(waiter, export)
@@ -493,9 +493,7 @@ class SharedWatch:
                 waiter.due_at, waiter.asked_at = _NEVER, None
                 self._by_id.append(waiter)
 
-    def _noting_pages(
-        self, flow: Conversation[list[ContactExport]], pages: set[str]
-    ) -> Conversation[list[ContactExport]]:
+    def _noting_pages(self, flow: Flow[list[ContactExport]], pages: set[str]) -> Flow[list[ContactExport]]:
         """`flow`, and which pages it requested: each once, however often it was tried. A new page shows progress.
 
         Raises:
@@ -522,10 +520,10 @@ class SharedWatch:
 
     async def _serve_by_id(self, waiter: _Waiter) -> None:
         retry_policy = replace(POLL_RETRY_POLICY, seconds_left=lambda: waiter.end_time - self._clock())
-        flow = protocol.get_export(self._family, waiter.export_id, retry_policy, is_doubtful=lambda _: False)
+        flow = protocol.get_export(self._family, waiter.export_id, retry_policy, needs_confirmation=lambda _: False)
         waiter.asked_at = _loop_time()
         try:
-            self._note(waiter, await self._client.converse(flow))
+            self._note(waiter, await self._client.run_flow(flow))
         except SendGridError as error:
             listed = waiter.listed
             if listed is not None and listed.status == READY and has_files(listed):  # only its count is missing
@@ -544,7 +542,7 @@ class SharedWatch:
     def _note_failure(self, waiter: _Waiter, error: SendGridError) -> None:
         self._note_answer(waiter)
         if not waiter.has_ended:
-            waiter.note_failure(error, self._clock())
+            waiter.record_failure(error, self._clock())
             self._put_on_schedule(waiter)
 
     def _note_answer(self, waiter: _Waiter) -> None:
@@ -579,7 +577,7 @@ def _unforeseen(error: BaseException | None) -> SendGridError:
 
 @dataclass(slots=True)
 class _Shared:
-    watch: SharedWatch
+    watch: SharedPoller
     client: AsyncSendGridClient
     users: int = 0
 
@@ -600,9 +598,9 @@ _LOOPS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary(
 
 
 @asynccontextmanager
-async def shared_watch(
+async def acquire_poller(
     key: Hashable, family: ExportFamily, connect: Callable[[], AsyncSendGridClient]
-) -> AsyncIterator[SharedWatch]:
+) -> AsyncIterator[SharedPoller]:
     """The watch that everybody with the same `key` on this event loop shares; closed when the last one leaves.
 
     What was learnt of the account's rate limit outlives it, and holds for both families: after a restart of a triggerer
@@ -619,7 +617,7 @@ async def shared_watch(
         client = connect()
         slots = here.slots.setdefault(key, _Slots(client.rate_limit))
         client.rate_limit = slots.rate_limit
-        shared = here.shared[key, family] = _Shared(SharedWatch(client, family, slots=slots), client)
+        shared = here.shared[key, family] = _Shared(SharedPoller(client, family, slots=slots), client)
     shared.users += 1
     try:
         yield shared.watch

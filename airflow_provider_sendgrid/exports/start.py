@@ -28,14 +28,14 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport, ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import (
     START_RETRY_POLICY,
-    Conversation,
-    Reply,
+    Flow,
+    Response,
     RetryPolicy,
     T,
-    date_of,
     get_export,
     is_refusal,
     list_exports,
+    parse_date,
     start_export,
     time_at_sendgrid,
 )
@@ -67,7 +67,7 @@ _MARGIN_SECONDS = {Clock.SENDGRID: 30.0, Clock.WORKER: 600.0 + _ROUNDING_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
-class Starting:
+class PendingStart:
     """Another task that is starting an export of the same lists and segments, and does not know its id yet.
 
     Attributes:
@@ -87,7 +87,7 @@ class Starting:
 
 
 @dataclass(frozen=True, slots=True)
-class Rivals:
+class ConcurrentStarts:
     """What is known of concurrent starts in other tasks.
 
     Attributes:
@@ -98,7 +98,7 @@ class Rivals:
     """
 
     ids: Collection[str] = ()
-    starting: Sequence[Starting] = ()
+    starting: Sequence[PendingStart] = ()
     file_types: Collection[str] = ()
     are_all: bool = True
 
@@ -125,27 +125,31 @@ class Attempt:
     Attributes:
         since: the start began at this time or later, in seconds since the epoch.
         is_retry: an earlier try may have started the export.
-        rivals: reads the announcements of other tasks; called only if an export was found, and then each time.
+        concurrent_starts: reads the announcements of other tasks; called each time an export was found.
         clock: whose clock `since` is from.
         known_ids: exports of the same lists and segments that existed before the first try; before it, those that its
             baseline may lack. None if unknown. Then, and with `Clock.RUN`, an export that is older than `since`, if
             only within the margin, leaves a doubt.
         export_id: the export that an earlier try got. It is kept if it is usable.
-        keep: is called with the baseline before the first POST; without it no baseline is read.
+        save_baseline: is called with the baseline before the first POST; without it no baseline is read.
     """
 
     since: float
     is_retry: bool = False
-    rivals: Callable[[], Rivals] = Rivals
+    concurrent_starts: Callable[[], ConcurrentStarts] = ConcurrentStarts
     clock: Clock = Clock.WORKER
     known_ids: Collection[str] | None = ()
     export_id: str = ""
-    keep: Callable[[Baseline], None] | None = None
+    save_baseline: Callable[[Baseline], None] | None = None
 
     @property
     def has_baseline(self) -> bool:
         """Whether `known_ids` are all that existed before."""
-        return self.known_ids is not None and self.clock is not Clock.RUN and (self.is_retry or self.keep is not None)
+        return (
+            self.known_ids is not None
+            and self.clock is not Clock.RUN
+            and (self.is_retry or self.save_baseline is not None)
+        )
 
 
 def start_export_once(
@@ -153,7 +157,7 @@ def start_export_once(
     selection: ExportSelection,
     attempt: Attempt,
     retry_policy: RetryPolicy = START_RETRY_POLICY,
-) -> Conversation[tuple[str, bool]]:
+) -> Flow[tuple[str, bool]]:
     """The id of the export, and whether it was found rather than started.
 
     Raises:
@@ -173,7 +177,7 @@ def start_export_once(
     except SendGridError as error:
         error.may_have_been_accepted = True  # by an earlier try
         raise
-    if attempt.keep is not None and not attempt.is_retry:
+    if attempt.save_baseline is not None and not attempt.is_retry:
         try:
             baseline = yield from read_baseline(family, selection, retry_policy)
         except (SendGridPermissionError, SendGridNotFoundError) as error:
@@ -181,7 +185,7 @@ def start_export_once(
                 raise
             # A key may start exports and not list them. A lost response then ends the try with its error.
             baseline = Baseline(attempt.since, Clock.WORKER, None)
-        attempt.keep(baseline)
+        attempt.save_baseline(baseline)
         # The list may lag behind and lack what this task started before.
         known = None if baseline.known_ids is None else (*baseline.known_ids, *(attempt.known_ids or ()))
         attempt = replace(attempt, since=baseline.since, clock=baseline.clock, known_ids=known)
@@ -190,7 +194,7 @@ def start_export_once(
 
 def _start(
     family: ExportFamily, selection: ExportSelection, attempt: Attempt, retry_policy: RetryPolicy
-) -> Conversation[tuple[str, bool]]:
+) -> Flow[tuple[str, bool]]:
     """POST; after a lost response look for the export; POST again only if there is none."""
     lost: SendGridError | None = None
     for starts_left in reversed(range(_STARTS)):
@@ -220,11 +224,11 @@ def _start(
 
 def read_baseline(
     family: ExportFamily, selection: ExportSelection, retry_policy: RetryPolicy = START_RETRY_POLICY
-) -> Conversation[Baseline]:
+) -> Flow[Baseline]:
     """Read SendGrid's time, and the exports that exist before a start."""
     listed, responses = yield from _with_responses(list_exports(family, retry_policy))
     first = responses[0]  # what is created while further pages are read is not in the list
-    clock = Clock.SENDGRID if date_of(first) else Clock.WORKER
+    clock = Clock.SENDGRID if parse_date(first) else Clock.WORKER
     known = tuple(export.id for export in listed if _is_of(export, selection))
     # A list that a proxy kept lacks what was created since.
     return Baseline(time_at_sendgrid(first).timestamp() + _age_seconds(first), clock, known)
@@ -236,15 +240,15 @@ def _search(
     attempt: Attempt,
     retry_policy: RetryPolicy,
     looks_after_seconds: Sequence[float],
-    because: str,
-) -> Conversation[ContactExport | None]:
+    reason: str,
+) -> Flow[ContactExport | None]:
     """Look until the export is found; go on for some minutes while there is a doubt."""
     doubt: ExportInDoubtError | _OldListError | None = None
     for look, seconds in enumerate((*looks_after_seconds, *_LOOKS_IN_DOUBT)):
         if look >= len(looks_after_seconds) and doubt is None:
             return None
         try:
-            found = yield from find_started(family, selection, attempt, retry_policy, seconds, str(doubt or because))
+            found = yield from find_started(family, selection, attempt, retry_policy, seconds, str(doubt or reason))
         except (ExportInDoubtError, _OldListError) as error:
             doubt = error
             continue
@@ -261,9 +265,9 @@ def find_started(
     selection: ExportSelection,
     attempt: Attempt,
     retry_policy: RetryPolicy = START_RETRY_POLICY,
-    after_seconds: float = 0.0,
-    because: str = "",
-) -> Conversation[ContactExport | None]:
+    delay_seconds: float = 0.0,
+    reason: str = "",
+) -> Flow[ContactExport | None]:
     """The one export that this start may have begun; None if there is none.
 
     Args:
@@ -271,13 +275,13 @@ def find_started(
         selection: what it exports.
         attempt: what is known of the start.
         retry_policy: see `RetryPolicy`.
-        after_seconds: how long to wait before the list is requested.
-        because: why, for the log.
+        delay_seconds: how long to wait before the list is requested.
+        reason: why, for the log.
 
     Raises:
         ExportInDoubtError: several exports remain, or another task may own the one that remains.
     """
-    listed, responses = yield from _with_responses(list_exports(family, retry_policy), after_seconds, because)
+    listed, responses = yield from _with_responses(list_exports(family, retry_policy), delay_seconds, reason)
     last = responses[-1]
     since = _since_at_sendgrid(attempt, last)
     earliest = since.timestamp() - _margin_seconds(attempt, last)
@@ -295,16 +299,18 @@ def find_started(
     else:
         surely_since = earliest
     found = [export for export in candidates if _created(export) < surely_since or not _is_expired(export, last)]
-    rivals = attempt.rivals() if found else Rivals()  # after the list: it shows only what was announced before
-    found = [export for export in found if not _texts([export.id]) <= _texts(rivals.ids)]
+    concurrent = (
+        attempt.concurrent_starts() if found else ConcurrentStarts()
+    )  # after the list: it shows only what was announced before
+    found = [export for export in found if not _texts([export.id]) <= _texts(concurrent.ids)]
     if not found:
         _refuse_old(responses[0], family, attempt)
         return None
-    owners = [other.name for other in rivals.starting if any(other.may_own(export) for export in found)]
+    owners = [other.name for other in concurrent.starting if any(other.may_own(export) for export in found)]
     is_too_early = _created(found[0]) < surely_since
-    is_of_unknown_type = not _file_types(found[0]) and not {*rivals.file_types} <= {selection.file_type}
+    is_of_unknown_type = not _file_types(found[0]) and not {*concurrent.file_types} <= {selection.file_type}
     is_of_unknown_selection = not found[0].is_selection_known
-    is_unclear = owners or is_too_early or is_of_unknown_type or is_of_unknown_selection or not rivals.are_all
+    is_unclear = owners or is_too_early or is_of_unknown_type or is_of_unknown_selection or not concurrent.are_all
     if len(found) > 1 or is_unclear:
         raise _doubt(family, found, owners, since)
     return found[0]
@@ -314,13 +320,13 @@ class _OldListError(SendGridServerError):
     """A list from before the start: it proves nothing."""
 
 
-def _refuse_old(response: Reply, family: ExportFamily, attempt: Attempt) -> None:
+def _refuse_old(response: Response, family: ExportFamily, attempt: Attempt) -> None:
     """Refuse a list that a proxy kept: its ``Age`` says so, or it was sent before the start began, in SendGrid's time.
 
     Raises:
         _OldListError: it proves nothing.
     """
-    date = date_of(response)
+    date = parse_date(response)
     is_before = attempt.clock is Clock.SENDGRID and date is not None and date.timestamp() < attempt.since
     if is_before or _age_seconds(response) > 0:
         raise _OldListError(
@@ -330,23 +336,23 @@ def _refuse_old(response: Reply, family: ExportFamily, attempt: Attempt) -> None
         )
 
 
-def _age_seconds(response: Reply) -> int:
+def _age_seconds(response: Response) -> int:
     """For how long a proxy has kept it."""
     age = response.headers.get("age", "").strip()
     return int(age) if re.fullmatch("[0-9]{1,8}", age) else 0
 
 
-def _is_still_ours(family: ExportFamily, attempt: Attempt, retry_policy: RetryPolicy) -> Conversation[bool]:
+def _is_still_ours(family: ExportFamily, attempt: Attempt, retry_policy: RetryPolicy) -> Flow[bool]:
     """Whether the export that an earlier try got is usable, and no other task took it.
 
     Airflow deletes a task's announcement when it is retried. Until this try announced the id again, another task whose
     response was lost could take the export.
     """
     for seconds in _LOOKS_AT_A_KNOWN_ONE:
-        because = "another task may have taken it" * bool(seconds)
+        reason = "another task may have taken it" * bool(seconds)
         try:
             flow = get_export(family, attempt.export_id, retry_policy)
-            export, responses = yield from _with_responses(flow, seconds, because)
+            export, responses = yield from _with_responses(flow, seconds, reason)
         except SendGridNotFoundError:
             # A proxy may have sent the 404, or a machine of SendGrid's that lags behind: the list decides.
             listed, responses = yield from _with_responses(list_exports(family, retry_policy))
@@ -357,10 +363,10 @@ def _is_still_ours(family: ExportFamily, attempt: Attempt, retry_policy: RetryPo
             export = same[0]
         if export.status == FAILURE or _is_expired(export, responses[-1]):
             return False
-        rivals = attempt.rivals()
-        if _texts([export.id]) <= _texts(rivals.ids):
+        concurrent = attempt.concurrent_starts()
+        if _texts([export.id]) <= _texts(concurrent.ids):
             return False
-        if not any(other.may_own(export) for other in rivals.starting):
+        if not any(other.may_own(export) for other in concurrent.starting):
             return True
     return True
 
@@ -401,20 +407,20 @@ def _created(export: ContactExport) -> float:
     return export.created_at.timestamp() if export.created_at else float("inf")
 
 
-def _is_expired(export: ContactExport, response: Reply) -> bool:
+def _is_expired(export: ContactExport, response: Response) -> bool:
     """Whether its files are gone for sure, by SendGrid's clock and the worker's: else another would be started."""
-    clocks = date_of(response), datetime.fromtimestamp(response.received_at, tz=timezone.utc)
+    clocks = parse_date(response), datetime.fromtimestamp(response.received_at, tz=timezone.utc)
     return all(now is not None and export.is_expired_at(now) for now in clocks)
 
 
-def _margin_seconds(attempt: Attempt, response: Reply) -> float:
+def _margin_seconds(attempt: Attempt, response: Response) -> float:
     """How much earlier than `attempt.since` its export may seem to be."""
-    is_clock_known = attempt.clock is Clock.WORKER and not attempt.is_retry and date_of(response)
+    is_clock_known = attempt.clock is Clock.WORKER and not attempt.is_retry and parse_date(response)
     is_exact = is_clock_known and not attempt.has_baseline
     return _ROUNDING_SECONDS if is_exact else _MARGIN_SECONDS[attempt.clock]
 
 
-def _since_at_sendgrid(attempt: Attempt, response: Reply) -> datetime:
+def _since_at_sendgrid(attempt: Attempt, response: Response) -> datetime:
     """`attempt.since` by SendGrid's clock: as long ago as it is by the worker's."""
     since = datetime.fromtimestamp(attempt.since, tz=timezone.utc)
     if attempt.clock is Clock.SENDGRID:
@@ -423,13 +429,11 @@ def _since_at_sendgrid(attempt: Attempt, response: Reply) -> datetime:
     return since + (time_at_sendgrid(response) - received_at)
 
 
-def _with_responses(
-    flow: Conversation[T], after_seconds: float = 0.0, because: str = ""
-) -> Conversation[tuple[T, list[Reply]]]:
+def _with_responses(flow: Flow[T], delay_seconds: float = 0.0, reason: str = "") -> Flow[tuple[T, list[Response]]]:
     """Run a flow after a wait, and keep its responses."""
-    responses: list[Reply] = []
+    responses: list[Response] = []
     try:
-        request = replace(next(flow), after_seconds=after_seconds, because=because)
+        request = replace(next(flow), delay_seconds=delay_seconds, reason=reason)
         while True:
             try:
                 response = yield request

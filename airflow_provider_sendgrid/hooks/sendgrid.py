@@ -29,7 +29,7 @@ from airflow_provider_sendgrid.exports.name_lookup import ids_of_names, ids_of_s
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
 from airflow_provider_sendgrid.files.source import ExportFiles
-from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
+from airflow_provider_sendgrid.lineage import SendGridAccount, report_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 from airflow_provider_sendgrid.stopping import StopSignal
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import requests
 
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
-    from airflow_provider_sendgrid.exports.shared_poller import SharedWatch
+    from airflow_provider_sendgrid.exports.shared_poller import SharedPoller
 
 
 class _NotPassed(tuple[str | int, ...]):
@@ -190,15 +190,15 @@ class SendGridHook(BaseHook):
         return AsyncSendGridClient(await self.aload_connection(), on_retry=self._note_retry)
 
     @asynccontextmanager
-    async def watch(self) -> AsyncIterator[SharedWatch]:
+    async def watch(self) -> AsyncIterator[SharedPoller]:
         """One poll for all who wait for exports of this connection and family on this event loop."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-        from airflow_provider_sendgrid.exports.shared_poller import shared_watch
+        from airflow_provider_sendgrid.exports.shared_poller import acquire_poller
 
         connection = await self.aload_connection()
         # Renewed certificates count for the waits that begin then.
         key = (self.sendgrid_conn_id, connection, resolve_network(connection).tls)
-        async with shared_watch(
+        async with acquire_poller(
             key, self._family, lambda: AsyncSendGridClient(connection, on_retry=self._note_retry)
         ) as watch:
             yield watch
@@ -223,11 +223,11 @@ class SendGridHook(BaseHook):
 
         export_id = parse_export_id(export_id)
         connection = self.connection
-        tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
+        report_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
         self.stop = stop or self.stop
         with self.client() as client, new_download_session(connection) as session:
             files = ExportFiles(
-                lambda: client.converse(protocol.get_export(self._family, export_id)),
+                lambda: client.run_flow(protocol.get_export(self._family, export_id)),
                 session,
                 allow_http=connection.is_local,
                 timeout_seconds=connection.timeout_seconds,
@@ -271,12 +271,12 @@ class SendGridHook(BaseHook):
     def start_selection(self, selection: ExportSelection) -> str:
         """The same, with what to export in one value."""
         with self.client() as client:
-            return self._noted(client.converse(protocol.start_export(self._family, selection)), is_found=False)
+            return self._noted(client.run_flow(protocol.start_export(self._family, selection)), is_found=False)
 
     def start_export_once(self, selection: ExportSelection, attempt: Attempt) -> tuple[str, bool]:
         """Start an export, or find the one that an earlier try started; its id, and whether it was found."""
         with self.client() as client:
-            export_id, is_found = client.converse(start_export_once(self._family, selection, attempt))
+            export_id, is_found = client.run_flow(start_export_once(self._family, selection, attempt))
         return self._noted(export_id, is_found=is_found), is_found
 
     def ids_of_lists(self, names: Sequence[str]) -> list[str | int]:
@@ -286,48 +286,48 @@ class SendGridHook(BaseHook):
     def ids_of_segments(self, names: Sequence[str]) -> list[str | int]:
         """The ids of the segments with these names, of the segments API 2.0 and of the first one."""
         with self.client() as client:
-            return client.converse(ids_of_segments(self._family, names))
+            return client.run_flow(ids_of_segments(self._family, names))
 
     def get_export(self, export_id: str) -> ContactExport:
         """The status of one export, with freshly signed URLs once it is ready."""
         with self.client() as client:
-            return client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
+            return client.run_flow(protocol.get_export(self._family, parse_export_id(export_id)))
 
     def list_exports(self) -> list[ContactExport]:
         """All exports in flight or recently completed (without counts and messages)."""
         with self.client() as client:
-            return client.converse(protocol.list_exports(self._family))
+            return client.run_flow(protocol.list_exports(self._family))
 
     def get_lists(self) -> list[dict[str, Any]]:
         """All contact lists: ``id``, ``name`` and a count each."""
         with self.client() as client:
-            return client.converse(protocol.get_lists(self._family))
+            return client.run_flow(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
         """All segments: ``id``, ``name`` and a count each; of the marketing family those of the API 2.0."""
         with self.client() as client:
-            return client.converse(protocol.get_segments(self._family))
+            return client.run_flow(protocol.get_segments(self._family))
 
     def get_scopes(self) -> list[str]:
         """What the API key may do."""
         with self.client() as client:
-            return client.converse(protocol.get_scopes())
+            return client.run_flow(protocol.get_scopes())
 
     async def aget_export(self, export_id: str) -> ContactExport:
         """`get_export` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
+            return await client.run_flow(protocol.get_export(self._family, parse_export_id(export_id)))
 
     async def alist_exports(self) -> list[ContactExport]:
         """`list_exports` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.list_exports(self._family))
+            return await client.run_flow(protocol.list_exports(self._family))
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the key works and which families it may export; what to do where it does not."""
         try:
             with self.client() as client:
-                scopes = client.converse(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
+                scopes = client.run_flow(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
         except (SendGridError, ValueError) as error:
             return False, redact(str(error))
         except Exception as error:  # noqa: BLE001 - the form must get an answer, whatever broke
@@ -347,7 +347,7 @@ class SendGridHook(BaseHook):
 
     def _noted(self, export_id: str, *, is_found: bool) -> str:
         metrics.export_started(self._family, is_found=is_found)
-        tell_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
+        report_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
         return export_id
 
     def _note_retry(self) -> None:

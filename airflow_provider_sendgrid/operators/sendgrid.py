@@ -20,10 +20,10 @@ from airflow_provider_sendgrid._compat import (
     task_states,
     xcoms_of_run,
 )
-from airflow_provider_sendgrid.exceptions import SendGridError, is_hopeless
+from airflow_provider_sendgrid.exceptions import SendGridError, is_non_retryable
 from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Rivals, Starting
+from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, ConcurrentStarts, PendingStart
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StopSignal
@@ -146,7 +146,7 @@ class SendGridExportContactsOperator(BaseOperator):
             selection = self._selection(hook)
             export_id, is_found = self._start(hook, selection, context)
         except (SendGridError, ValueError, TypeError) as error:
-            if isinstance(error, SendGridError) and not is_hopeless(error):
+            if isinstance(error, SendGridError) and not is_non_retryable(error):
                 raise
             raise AirflowFailException(str(error)) from error
         how = "Found the export that an earlier request started" if is_found else "SendGrid accepted the export"
@@ -166,7 +166,7 @@ class SendGridExportContactsOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """From the lists and segments to the export; called by Airflow's OpenLineage provider."""
-        return lineage.lineage_of_start(*self._started) if self._started else lineage.no_lineage()
+        return lineage.lineage_of_start(*self._started) if self._started else lineage.empty_lineage()
 
     def _leave_word(self, context: Context, export_id: str) -> None:
         """Tell a `SendGridNewExportTrigger` that watches for one of our inlets whose export this is (Airflow 3.3)."""
@@ -268,18 +268,23 @@ class _StartRecord:
             kept = {}
         if not kept:
             earlier = self.record.get("earlier_ids", ())
-            return Attempt(self.record["began"], rivals=self._rivals, known_ids=earlier, keep=self.keep_baseline)
+            return Attempt(
+                self.record["began"],
+                concurrent_starts=self._rivals,
+                known_ids=earlier,
+                save_baseline=self.keep_baseline,
+            )
         self.record |= {name: kept[name] for name in _KEPT if name in kept}
         known = kept.get("known_ids")
         self.announce()  # before looking: another task must not take this task's export
         return Attempt(
             kept.get("since", kept.get("began", self.record["began"])),
             is_retry=not kept.get("id"),
-            rivals=self._rivals,
+            concurrent_starts=self._rivals,
             clock=Clock(kept.get("clock", Clock.WORKER)),
             known_ids=None if known is None else [*known, *kept.get("earlier_ids", ())],
             export_id=kept.get("id", ""),
-            keep=self.keep_baseline,
+            save_baseline=self.keep_baseline,
         )
 
     def keep_baseline(self, baseline: Baseline) -> None:
@@ -334,11 +339,11 @@ class _StartRecord:
 
     def _attempt_without_store(self) -> Attempt:
         if not self._is_retry():
-            return Attempt(self.record["began"], rivals=self._rivals, keep=self.keep_baseline)
+            return Attempt(self.record["began"], concurrent_starts=self._rivals, save_baseline=self.keep_baseline)
         self.announce()
         started_at = self._context["dag_run"].start_date
         since = started_at.timestamp() if started_at else self.record["began"]
-        return Attempt(since, is_retry=True, rivals=self._rivals, clock=Clock.RUN, known_ids=None)
+        return Attempt(since, is_retry=True, concurrent_starts=self._rivals, clock=Clock.RUN, known_ids=None)
 
     def _is_retry(self) -> bool:
         """Whether an earlier try may have started the export; without a state store.
@@ -355,7 +360,7 @@ class _StartRecord:
         first_try = self.record["max_tries"] - retries + 1
         return bool(self._ti.try_number != max(first_try, 1))
 
-    def _rivals(self) -> Rivals:
+    def _rivals(self) -> ConcurrentStarts:
         return _rivals(self._context, self.record)
 
 
@@ -422,10 +427,10 @@ def _announce(context: Context, record: Mapping[str, Any]) -> None:
         context["ti"].xcom_push(key=_KEY, value=dict(record))
 
 
-def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
+def _rivals(context: Context, own: Mapping[str, Any]) -> ConcurrentStarts:
     """What other tasks of this run, and of other runs of the DAG, have started, and which are starting the same."""
     if "ti" not in context:
-        return Rivals()
+        return ConcurrentStarts()
     ti, own_run, own_type = context["ti"], own.get("run", ""), (own.get("form") or [""])[0]
     task_ids = [task.task_id for task in context["dag"].tasks if _starts_exports(task)]
     states = task_states(ti, task_ids)
@@ -435,7 +440,7 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
         announced += [{**each, "run": run_id} for each in _mappings(xcoms_of_run(ti, task_ids, _KEY, run_id))]
     others = [each for each in announced if (each["run"], each.get("task")) != (own_run, own["task"])]
     starting = [
-        Starting(
+        PendingStart(
             _place(each["run"], each.get("task"), own_run),
             each.get("since") if each.get("clock") == Clock.SENDGRID else None,
             (each.get("form") or [""])[0],
@@ -446,7 +451,7 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
     # Airflow deletes a task's announcement when it is tried again: one that has none may own an export of its last try.
     known = {(each["run"], _key_of(each.get("task"))) for each in announced} | {(own_run, _key_of(own["task"]))}
     silent = [
-        Starting(_place(run, task, own_run))
+        PendingStart(_place(run, task, own_run))
         for run in (own_run, *runs)
         for task, state in states.get(run, {}).items()
         if state in _TRIED_STATES and (run, task) not in known
@@ -454,7 +459,7 @@ def _rivals(context: Context, own: Mapping[str, Any]) -> Rivals:
     ids = {each["id"] for each in others if each.get("id")}
     ids.update(*(each.get("earlier_ids", ()) for each in others))
     file_types = {(each.get("form") or [own_type])[0] for each in others if each.get("of") == own["of"]}
-    return Rivals(ids, [*starting, *silent], file_types, are_all)
+    return ConcurrentStarts(ids, [*starting, *silent], file_types, are_all)
 
 
 def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> tuple[list[str], bool]:

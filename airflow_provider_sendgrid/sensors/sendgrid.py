@@ -37,12 +37,12 @@ from airflow_provider_sendgrid.exports.polling import (
     POLL_RETRY_POLICY,
     WITHOUT_FILES_SECONDS,
     Outcome,
+    PollResult,
     PollSchedule,
-    Sighting,
     WaitState,
     describe_status,
-    is_doubtful,
     lacks_files,
+    needs_confirmation,
     seconds_without_files,
 )
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -233,7 +233,7 @@ class SendGridExportSensor(BaseSensorOperator):
         return None if self.reschedule or self._state is None else time.time() - self._state.started_at
 
     def _last_status(self) -> str:
-        seen = self._wait_state().last_seen
+        seen = self._wait_state().last_result
         reason = f" The last poll failed: {seen.last_error}" if seen.last_error else ""
         if not seen.polls:
             return f"SendGrid export {self.export_id} could not be polled.{reason}"
@@ -244,32 +244,32 @@ class SendGridExportSensor(BaseSensorOperator):
             self._state = WaitState(str(self.export_id), time.time())
         return self._state
 
-    def _poll(self) -> Sighting:
+    def _poll(self) -> PollResult:
         """The result of a poll; of the one before it, with the error, if this one failed in a way that may pass."""
         try:
             return self._look()
         except (ValueError, TypeError) as error:
             raise AirflowFailException(str(error)) from error
         except SendGridError as error:
-            seen = self._wait_state().note_failure(error, time.time())
+            seen = self._wait_state().record_failure(error, time.time())
             self.log.warning("Polling SendGrid export %s failed, and the wait goes on: %s", self.export_id, error)
             return seen
 
-    def _look(self) -> Sighting:
+    def _look(self) -> PollResult:
         state = self._wait_state()
         retry_policy = replace(POLL_RETRY_POLICY, seconds_left=self._seconds_left)
         family, export_id = parse_family(self.family), parse_export_id(self.export_id)
         with self.hook.client() as client:
             client.connection = self._bounded(client.connection)
-            export = client.converse(
-                protocol.get_export(family, export_id, retry_policy, is_doubtful=self._is_checked_at_once)
+            export = client.run_flow(
+                protocol.get_export(family, export_id, retry_policy, needs_confirmation=self._is_checked_at_once)
             )
         metrics.polled(self.family)
-        return state.note(export, time.time(), is_checked=self._is_checked_at_once(export))
+        return state.record(export, time.time(), is_checked=self._is_checked_at_once(export))
 
     def _is_checked_at_once(self, export: ContactExport) -> bool:
         """In reschedule mode no later poll remembers this one."""
-        return self.reschedule and is_doubtful(export, datetime.now(timezone.utc))
+        return self.reschedule and needs_confirmation(export, datetime.now(timezone.utc))
 
     def _seconds_left(self) -> float:
         """Until the deadline; in reschedule mode only Airflow knows that, and retries within a poll are few."""
@@ -289,7 +289,7 @@ class SendGridExportSensor(BaseSensorOperator):
             if not self.silent_fail:
                 raise
             self.log.error("Polling SendGrid export %s failed: %s", self.export_id, error)
-            sighting = self._wait_state().last_seen
+            sighting = self._wait_state().last_result
         if sighting.outcome is Outcome.WAITING:
             self.log.info("%s Deferring to the triggerer.", sighting.describe())
             self.defer(
@@ -339,7 +339,7 @@ class SendGridExportSensor(BaseSensorOperator):
         state = self._wait_state()
         # The last poll comes at the deadline, not after it.
         wait = state.pause_seconds(schedule, waited, max(0.0, self.timeout - waited) + 0.001)
-        self.log.info("%s Next poll in %.1f s.", replace(state.last_seen, waited_seconds=waited).describe(), wait)
+        self.log.info("%s Next poll in %.1f s.", replace(state.last_result, waited_seconds=waited).describe(), wait)
         return wait
 
     @property
@@ -351,7 +351,7 @@ class SendGridExportSensor(BaseSensorOperator):
 
         For reschedule mode, where no poll remembers another: the wait has to have lasted as long, too.
         """
-        seen = self._wait_state().last_seen
+        seen = self._wait_state().last_result
         seconds = min(waited, seconds_without_files(seen.export, seen_seconds=waited))
         if seen.last_error or not lacks_files(seen.export) or seconds < WITHOUT_FILES_SECONDS:
             return
@@ -361,13 +361,13 @@ class SendGridExportSensor(BaseSensorOperator):
             self._raise_if_hopeless(replace(seen, outcome=Outcome.WITHOUT_FILES).error())
 
 
-def _not_before(sighting: Sighting) -> float | None:
+def _not_before(sighting: PollResult) -> float | None:
     """When SendGrid wants to be asked again, in seconds since the epoch."""
     asked = sighting.last_error.retry_after_seconds if sighting.last_error else None
     return time.time() + min(asked, LONGEST_PAUSE_SECONDS) if asked else None
 
 
-def _clock_ahead(sighting: Sighting) -> float:
+def _clock_ahead(sighting: PollResult) -> float:
     """By how many seconds this worker's clock is ahead of SendGrid's; 0 where both agree, or SendGrid sent no time."""
     as_of = sighting.export.as_of
     ahead = time.time() - as_of.timestamp() if as_of and not sighting.last_error else 0.0

@@ -28,7 +28,7 @@ from airflow_provider_sendgrid.exports.export import (
     typed_ids,
 )
 from airflow_provider_sendgrid.exports.new_exports import SeenExports
-from airflow_provider_sendgrid.exports.polling import Outcome, PollSchedule, Sighting, require_seconds
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class SendGridExportTrigger(BaseTrigger):
             event = {"outcome": "error", "error": broken.to_event()}
         yield TriggerEvent(event)
 
-    async def _wait(self) -> Sighting:
+    async def _wait(self) -> PollResult:
         export_id = parse_export_id(self.export_id)
         for name in ("end_time", "start_time", "not_before"):
             if (value := getattr(self, name)) is not None:
@@ -140,13 +140,13 @@ class SendGridExportTrigger(BaseTrigger):
         end_time = float("inf") if self.end_time is None else self.end_time
         async with hook.watch() as watch:
 
-            async def wait(seconds_ahead: float) -> Sighting:
+            async def wait(seconds_ahead: float) -> PollResult:
                 return await watch.wait(
                     export_id,
                     schedule,
                     started_at=started_at + seconds_ahead,
                     end_time=end_time + seconds_ahead,
-                    rides_out_refusals=self.silent_fail,
+                    ignores_refusals=self.silent_fail,
                     not_before=self.not_before,
                     has_polled=self.start_time is not None,  # by the sensor
                 )
@@ -161,7 +161,7 @@ class SendGridExportTrigger(BaseTrigger):
                 sighting = await wait(seconds_ahead)
             return sighting
 
-    def _seconds_ahead(self, sighting: Sighting) -> float:
+    def _seconds_ahead(self, sighting: PollResult) -> float:
         """How much too early time was up, because this machine's clock is ahead of the worker's."""
         as_of = sighting.export.as_of
         if sighting.outcome is not Outcome.TIMEOUT or sighting.last_error or as_of is None:
@@ -185,7 +185,7 @@ class SendGridExportTrigger(BaseTrigger):
         await hook.aload_connection()
 
 
-def sighting_event(sighting: Sighting) -> dict[str, Any]:
+def sighting_event(sighting: PollResult) -> dict[str, Any]:
     """What the event says of a wait that ended."""
     error = sighting.error()
     return {
@@ -292,7 +292,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             try:
                 async with await SendGridHook(kwargs["sendgrid_conn_id"], family).aclient() as client:
                     while True:
-                        yield await client.converse(protocol.list_exports(family))
+                        yield await client.run_flow(protocol.list_exports(family))
                         await _sleep(interval)
             except Exception as error:  # noqa: BLE001 - a watcher must not end, whatever broke
                 log.warning(
@@ -311,13 +311,13 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             try:
                 seen = seen or await self._recall()
                 wanted = [each for each in listed if self._is_wanted(each)]
-                payloads = await self._payloads(await self._not_our_own(seen.news(wanted)))
+                payloads = await self._payloads(await self._not_our_own(seen.find_new(wanted)))
             except Exception as error:  # noqa: BLE001 - likewise
                 log.warning("A look for new SendGrid exports failed: %s: %s", type(error).__name__, redact(str(error)))
                 continue
             for payload in payloads:
                 yield TriggerEvent(payload)
-            seen.note(wanted, listed if self._store is not None else ())
+            seen.record(wanted, listed if self._store is not None else ())
             if payloads:
                 await asyncio.sleep(self.stored_after_seconds)
             await self._remember(seen)
@@ -341,9 +341,11 @@ class SendGridNewExportTrigger(BaseEventTrigger):
         family = ExportFamily(self.family)
 
         async def ask(client: AsyncSendGridClient, export_id: str) -> None:
-            flow = protocol.get_export(family, export_id, protocol.RetryPolicy(tries=2), is_doubtful=lambda _: False)
+            flow = protocol.get_export(
+                family, export_id, protocol.RetryPolicy(tries=2), needs_confirmation=lambda _: False
+            )
             try:
-                counts[export_id] = (await client.converse(flow)).contact_count
+                counts[export_id] = (await client.run_flow(flow)).contact_count
             except (SendGridError, ValueError) as error:
                 log.info("Could not fetch the contact count of SendGrid export %s: %s", export_id, error)
 

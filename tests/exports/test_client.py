@@ -40,39 +40,39 @@ NOW = 1_767_323_045.0
 
 @dataclass
 class Speaker:
-    """One client after another of one kind, each for a single conversation."""
+    """One client after another of one kind, each for a single flow."""
 
     kind: str
     connection: SendGridConnection
     clock: FakeClock = field(default_factory=lambda: FakeClock(NOW))
 
-    def converse(self, *conversations) -> Any:
-        """Carry conversations to their end, one after another; return the last one's result."""
+    def run_flow(self, *flows) -> Any:
+        """Carry flows to their end, one after another; return the last one's result."""
         if self.kind == "httpx":
-            return asyncio.run(self._aconverse(*conversations))
+            return asyncio.run(self._run_async(*flows))
         with SendGridClient(self.connection, sleep=self.clock.sleep, clock=self.clock) as client:
-            return [client.converse(each) for each in conversations][-1]
+            return [client.run_flow(each) for each in flows][-1]
 
-    async def _aconverse(self, *conversations) -> Any:
+    async def _run_async(self, *flows) -> Any:
         async def sleep(seconds):
             self.clock.sleep(seconds)
 
         async with AsyncSendGridClient(self.connection, sleep=sleep, clock=self.clock) as client:
-            return [await client.converse(each) for each in conversations][-1]
+            return [await client.run_flow(each) for each in flows][-1]
 
     def ask(self, request=None):
         """One request, and its reply as it is."""
 
-        def conversation():
+        def flow():
             return (yield request or Request("GET", "/v3/scopes"))
 
-        return self.converse(conversation())
+        return self.run_flow(flow())
 
     def get_export(self, export_id="6f0a2c5e", retry_policy=CALM):
-        return self.converse(protocol.get_export(MARKETING, export_id, retry_policy))
+        return self.run_flow(protocol.get_export(MARKETING, export_id, retry_policy))
 
     def start_export(self, retry_policy=CALM, **selection):
-        return self.converse(protocol.start_export(MARKETING, ExportSelection(**selection), retry_policy))
+        return self.run_flow(protocol.start_export(MARKETING, ExportSelection(**selection), retry_policy))
 
 
 @pytest.fixture
@@ -115,23 +115,23 @@ def test_an_export_is_started_and_found_ready(speaker, emulator):
 def test_the_legacy_family_is_served_too(speaker, emulator, spelling):
     emulator.configure(spelling=spelling)
     selection = ExportSelection(list_ids=[emulator.list_id("Customers", "legacy")])
-    export_id = speaker.converse(protocol.start_export(ExportFamily.LEGACY, selection, CALM))
-    export = speaker.converse(protocol.get_export(ExportFamily.LEGACY, export_id, CALM))
+    export_id = speaker.run_flow(protocol.start_export(ExportFamily.LEGACY, selection, CALM))
+    export = speaker.run_flow(protocol.get_export(ExportFamily.LEGACY, export_id, CALM))
     assert (export.status, export.contact_count) == ("ready", 500)
 
 
 def test_listings_are_read_to_their_last_page(speaker, emulator):
     emulator.configure(page_size=2)
     started = {emulator.start_export() for _ in range(5)}
-    exports = speaker.converse(protocol.list_exports(MARKETING, CALM))
+    exports = speaker.run_flow(protocol.list_exports(MARKETING, CALM))
     assert {export.id for export in exports} == started
     assert emulator.count("GET", EXPORTS) == 3
 
 
 def test_lists_segments_and_scopes_are_read(speaker, emulator):
-    lists = speaker.converse(protocol.get_lists(MARKETING, CALM))
-    segments = speaker.converse(protocol.get_segments(MARKETING, CALM))
-    scopes = speaker.converse(protocol.get_scopes(CALM))
+    lists = speaker.run_flow(protocol.get_lists(MARKETING, CALM))
+    segments = speaker.run_flow(protocol.get_segments(MARKETING, CALM))
+    scopes = speaker.run_flow(protocol.get_scopes(CALM))
     assert {each["id"] for each in lists} == {each.id for each in emulator.lists()}
     assert emulator.segment_id("Active in the last month") in {each["id"] for each in segments}
     assert "marketing.read" in scopes
@@ -267,7 +267,7 @@ def test_where_nobody_listens_the_connection_is_to_be_checked(speaker, nobody):
 def test_what_is_no_answer_of_sendgrids_is_never_a_success(speaker, emulator, kind):
     emulator.inject(Fault(kind))
     with pytest.raises(SendGridServerError, match="not a JSON object"):
-        speaker.converse(protocol.get_scopes(CALM))
+        speaker.run_flow(protocol.get_scopes(CALM))
 
 
 @pytest.mark.parametrize("kind", ["html", "endless"])
@@ -275,7 +275,7 @@ def test_an_answer_without_end_is_given_up(speaker, emulator, monkeypatch, kind)
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 50)
     emulator.inject(Fault(kind))
     with pytest.raises(SendGridServerError, match=r"GET /v3/scopes: the answer is larger than 50 bytes"):
-        speaker.converse(protocol.get_scopes(CALM))
+        speaker.run_flow(protocol.get_scopes(CALM))
 
 
 @pytest.mark.parametrize("faults", [("trickle",), ("endless_header", "trickle")], ids=" ".join)
@@ -365,7 +365,7 @@ def test_a_limit_that_is_used_up_is_waited_out_before_anybody_is_refused(speaker
     """Ten requests a window are little: a refusal would use up one of the next."""
     caplog.set_level(logging.INFO, logger=client_module.__name__)
     emulator.configure(rate_limit=2, rate_limit_window=60.0, rate_limit_reset=reset)
-    speaker.converse(*(protocol.get_scopes(CALM) for _ in range(5)))
+    speaker.run_flow(*(protocol.get_scopes(CALM) for _ in range(5)))
     assert [each.status for each in emulator.requests()] == [200] * 5
     assert speaker.clock.slept == [60.0, 60.0]
     assert "rate limit leaves no request" in caplog.text
@@ -383,7 +383,7 @@ def test_a_start_whose_answer_is_lost_is_not_repeated(speaker, emulator, fault):
     assert caught.value.may_have_been_accepted is True
     assert emulator.count("POST") == 1
     emulator.clear_faults()
-    assert len(speaker.converse(protocol.list_exports(MARKETING, CALM))) == 1
+    assert len(speaker.run_flow(protocol.list_exports(MARKETING, CALM))) == 1
 
 
 @pytest.mark.parametrize("kind", ["hang", "reset", "endless", "redirect"])
@@ -441,7 +441,7 @@ def test_no_failure_tells_a_query(speaker, emulator, caplog, monkeypatch, kind):
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
     emulator.inject(Fault(kind))
     with pytest.raises(SendGridError) as caught:
-        changed(speaker, timeout_seconds=0.05).converse(protocol.get_lists(MARKETING, CALM))
+        changed(speaker, timeout_seconds=0.05).run_flow(protocol.get_lists(MARKETING, CALM))
     assert "page_size" not in story(caught.value)
     assert "page_size" not in "".join(
         each.getMessage() for each in caplog.records if each.name == client_module.__name__
@@ -450,7 +450,7 @@ def test_no_failure_tells_a_query(speaker, emulator, caplog, monkeypatch, kind):
 
 def test_no_missing_connection_tells_a_query(speaker, nobody):
     with pytest.raises(SendGridUnavailableError) as caught:
-        changed(speaker, base_url=nobody).converse(protocol.get_lists(MARKETING, CALM))
+        changed(speaker, base_url=nobody).run_flow(protocol.get_lists(MARKETING, CALM))
     assert "page_size" not in story(caught.value)
 
 
@@ -488,7 +488,7 @@ def test_the_file_storage_gets_nothing_of_netrc(emulator):
 def emulator_urls(emulator):
     connection = SendGridConnection(emulator.api_key, emulator.url)
     with SendGridClient(connection) as client:
-        return client.converse(protocol.get_export(MARKETING, emulator.start_export(), CALM)).urls
+        return client.run_flow(protocol.get_export(MARKETING, emulator.start_export(), CALM)).urls
 
 
 def test_a_users_own_session_adds_the_key_for_the_api_alone(emulator):
@@ -541,22 +541,22 @@ def test_a_proxy_that_is_not_there_is_told_without_its_password(speaker, nobody,
     assert "p4ssw0rd" not in caplog.text
 
 
-# --- conversations
+# --- flows
 
 
 @pytest.mark.parametrize("kind", ["requests", "httpx"])
 def test_a_conversation_that_asks_nothing_costs_nothing(kind):
-    def conversation():
+    def flow():
         yield from ()
         return "done"
 
-    assert Speaker(kind, SendGridConnection("SG.key")).converse(conversation()) == "done"
+    assert Speaker(kind, SendGridConnection("SG.key")).run_flow(flow()) == "done"
 
 
 def test_a_conversation_is_closed_where_it_breaks_off(speaker):
     closed = []
 
-    def conversation():
+    def flow():
         try:
             yield Request("GET", "/v3/scopes")
             raise KeyError("a mistake")
@@ -564,7 +564,7 @@ def test_a_conversation_is_closed_where_it_breaks_off(speaker):
             closed.append(True)
 
     with pytest.raises(KeyError):
-        speaker.converse(conversation())
+        speaker.run_flow(flow())
     assert closed == [True]
 
 

@@ -104,7 +104,7 @@ def sendgrid():
 def look_up(sendgrid, *names, family=ExportFamily.MARKETING):
     connection = SendGridConnection(sendgrid.api_key, base_url=sendgrid.url)
     with SendGridClient(connection, sleep=lambda _seconds: None) as client:
-        return client.converse(ids_of_segments(family, names))
+        return client.run_flow(ids_of_segments(family, names))
 
 
 def paths(sendgrid):

@@ -70,7 +70,7 @@ def get(kind, connection):
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
+            return await client.run_flow(protocol.get_scopes(RetryPolicy(tries=1)))
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
@@ -78,7 +78,7 @@ def get(kind, connection):
         with new_download_session(connection) as session:
             return session.get(f"{connection.base_url}/file", timeout=10).status_code
     with SendGridClient(connection) as client:
-        return client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
+        return client.run_flow(protocol.get_scopes(RetryPolicy(tries=1)))
 
 
 def outcome(kind, connection):
@@ -435,7 +435,7 @@ def test_a_triggerer_keeps_to_what_a_socks_proxy_wants(server, right):
     async def ask_twice(connection):
         async with AsyncSendGridClient(connection) as client:
             for _ in range(2):
-                await client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
+                await client.run_flow(protocol.get_scopes(RetryPolicy(tries=1)))
 
     with SocksProxy().running() as proxy:
         url = f"socks5://user:p4ss@localhost:{proxy.port}"

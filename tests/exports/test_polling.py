@@ -20,11 +20,11 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.polling import (
     Outcome,
+    PollResult,
     PollSchedule,
-    Sighting,
     WaitState,
-    judge,
-    look_at,
+    evaluate_poll,
+    outcome_of,
 )
 
 NOW = 1_767_323_045.0
@@ -64,23 +64,23 @@ BEFORE, AFTER = AT - timedelta(seconds=1), AT + timedelta(seconds=1)
 )
 def test_only_ready_with_its_files_is_ready(seen, outcome):
     """An unknown status is waited on, and never passes as a success."""
-    assert judge(seen, AT) is outcome
+    assert outcome_of(seen, AT) is outcome
 
 
 @given(st.text(max_size=10), st.lists(st.just("https://files.example/1"), max_size=2), st.integers(-2, 2))
 def test_nothing_else_is_ever_ready(status, urls, expires_in):
     seen = export(status, tuple(urls), expires_at=AT + timedelta(seconds=expires_in))
-    assert (judge(seen, AT) is Outcome.READY) == (status == "ready" and bool(urls) and expires_in > 0)
+    assert (outcome_of(seen, AT) is Outcome.READY) == (status == "ready" and bool(urls) and expires_in > 0)
 
 
 def test_a_look_knows_how_long_it_was_waited_for():
-    sighting = look_at(export("ready", FILES), now=NOW, started_at=NOW - 30, polls=4)
-    assert sighting == Sighting(export("ready", FILES), Outcome.READY, polls=4, waited_seconds=30.0)
+    result = evaluate_poll(export("ready", FILES), now=NOW, started_at=NOW - 30, polls=4)
+    assert result == PollResult(export("ready", FILES), Outcome.READY, polls=4, waited_seconds=30.0)
 
 
 def test_a_wait_that_began_in_the_future_has_not_lasted():
     """Two machines' clocks differ."""
-    assert look_at(export(), now=NOW, started_at=NOW + 30, polls=1).waited_seconds == 0.0
+    assert evaluate_poll(export(), now=NOW, started_at=NOW + 30, polls=1).waited_seconds == 0.0
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_wait_that_began_in_the_future_has_not_lasted():
     ],
 )
 def test_a_sighting_is_one_sentence_without_a_url(seen, sentence):
-    assert look_at(seen, now=NOW, started_at=NOW - 30, polls=1).describe() == sentence
+    assert evaluate_poll(seen, now=NOW, started_at=NOW - 30, polls=1).describe() == sentence
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_sighting_is_one_sentence_without_a_url(seen, sentence):
     ],
 )
 def test_why_an_export_will_never_be_ready_is_told_with_the_next_step(seen, error_class, text):
-    error = look_at(seen, now=NOW, started_at=NOW, polls=1).error()
+    error = evaluate_poll(seen, now=NOW, started_at=NOW, polls=1).error()
     assert type(error) is error_class
     assert text in str(error)
     assert "Start another export." in str(error)
@@ -120,7 +120,7 @@ def test_why_an_export_will_never_be_ready_is_told_with_the_next_step(seen, erro
 
 @pytest.mark.parametrize("outcome", [Outcome.READY, Outcome.WAITING, Outcome.TIMEOUT])
 def test_what_may_still_be_ready_is_no_error(outcome):
-    assert Sighting(export(), outcome).error() is None
+    assert PollResult(export(), outcome).error() is None
 
 
 # --- how long until the next poll
@@ -170,7 +170,7 @@ def test_exponential_backoff_begins_at_the_interval_and_doubles_up_to_max_wait()
 
 def test_a_pending_export_that_expired_was_never_finished():
     """There were no files that could have been deleted."""
-    error = look_at(export("pending", expires_at=BEFORE), now=NOW, started_at=NOW, polls=1).error()
+    error = evaluate_poll(export("pending", expires_at=BEFORE), now=NOW, started_at=NOW, polls=1).error()
     assert type(error) is ExportExpiredError
     assert "SendGrid never finished it" in str(error)
     assert "deleted" not in str(error)
@@ -178,12 +178,12 @@ def test_a_pending_export_that_expired_was_never_finished():
 
 @pytest.mark.parametrize("created_at", [BEFORE, AFTER])
 def test_an_expiry_that_is_not_after_the_creation_means_nothing(created_at):
-    assert judge(export("pending", created_at=created_at, expires_at=BEFORE), AT) is Outcome.WAITING
+    assert outcome_of(export("pending", created_at=created_at, expires_at=BEFORE), AT) is Outcome.WAITING
 
 
 @pytest.mark.parametrize(("as_of", "outcome"), [(BEFORE, Outcome.READY), (AFTER, Outcome.EXPIRED)])
 def test_expiry_is_compared_with_sendgrids_time_not_with_ours(as_of, outcome):
-    assert judge(export("ready", FILES, expires_at=AT, as_of=as_of), AT) is outcome
+    assert outcome_of(export("ready", FILES, expires_at=AT, as_of=as_of), AT) is outcome
 
 
 # --- what one wait has seen
@@ -192,53 +192,53 @@ def test_expiry_is_compared_with_sendgrids_time_not_with_ours(as_of, outcome):
 @pytest.mark.parametrize("error_class", [SendGridPermissionError, SendGridNotFoundError])
 def test_the_fourth_refusal_in_a_row_ends_a_wait(error_class):
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     for refusal in range(3):
-        assert state.note_failure(error_class("no"), NOW + refusal).outcome is Outcome.WAITING
+        assert state.record_failure(error_class("no"), NOW + refusal).outcome is Outcome.WAITING
     with pytest.raises(error_class):
-        state.note_failure(error_class("no"), NOW + 4)
+        state.record_failure(error_class("no"), NOW + 4)
 
 
 def test_a_proxys_refusal_may_be_a_stray_one_whatever_its_status():
     error = SendGridAuthError("no")
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     with pytest.raises(SendGridAuthError):
-        state.note_failure(error, NOW)
+        state.record_failure(error, NOW)
     error.is_of_proxy = True
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     for refusal in range(3):
-        assert state.note_failure(error, NOW + refusal).outcome is Outcome.WAITING
+        assert state.record_failure(error, NOW + refusal).outcome is Outcome.WAITING
     with pytest.raises(SendGridAuthError):
-        state.note_failure(error, NOW + 4)
+        state.record_failure(error, NOW + 4)
 
 
 def test_an_outage_between_refusals_begins_the_row_anew():
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     for _ in range(9):
-        state.note_failure(SendGridPermissionError("no"), NOW)
-        state.note_failure(SendGridServerError("no"), NOW)
+        state.record_failure(SendGridPermissionError("no"), NOW)
+        state.record_failure(SendGridServerError("no"), NOW)
 
 
 def test_a_refused_first_poll_ends_a_wait():
     with pytest.raises(SendGridNotFoundError):
-        WaitState("6f0a2c5e", NOW).note_failure(SendGridNotFoundError("no"), NOW)
+        WaitState("6f0a2c5e", NOW).record_failure(SendGridNotFoundError("no"), NOW)
 
 
 @pytest.mark.parametrize("urls", [("",), (*FILES, "")])
 def test_a_file_without_a_url_is_not_a_file(urls):
-    assert judge(export("ready", urls, contact_count=0), AT) is Outcome.WAITING
+    assert outcome_of(export("ready", urls, contact_count=0), AT) is Outcome.WAITING
 
 
 def test_a_message_says_how_many_files_have_a_url():
-    error = Sighting(export("ready", (*FILES, ""), contact_count=3), Outcome.WITHOUT_FILES).error()
+    error = PollResult(export("ready", (*FILES, ""), contact_count=3), Outcome.WITHOUT_FILES).error()
     assert "only 1 of its 2 files" in str(error)
 
 
 def test_five_minutes_without_files_count_from_the_last_other_status():
     old = export("ready", completed_at=AT - timedelta(hours=1), as_of=AT)
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
-    assert [state.note(old, NOW + seconds).outcome for seconds in (2, 4, 299)] == [Outcome.WAITING] * 3
-    assert state.note(old, NOW + 301).outcome is Outcome.WITHOUT_FILES
+    state.record(export(), NOW)
+    assert [state.record(old, NOW + seconds).outcome for seconds in (2, 4, 299)] == [Outcome.WAITING] * 3
+    assert state.record(old, NOW + 301).outcome is Outcome.WITHOUT_FILES

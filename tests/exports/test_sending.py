@@ -25,7 +25,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Request, RetryPolicy
-from airflow_provider_sendgrid.exports.sending import ERRORS, GivenUpError, Sending, When, when_raised
+from airflow_provider_sendgrid.exports.sending import ERRORS, RequestCancelledError, Sending, When, when_raised
 from tests.support.network import Proxy, Server, closed_port, make_certificate, reset, response
 
 KINDS = ("requests", "httpx")
@@ -47,17 +47,17 @@ def no_proxy_of_this_machine(monkeypatch):
 def start(kind, connection, *, times=1):
     """Start an export by one client, `times` in a row; the last id."""
 
-    def conversation():
+    def flow():
         return protocol.start_export(ExportFamily.MARKETING, ExportSelection(), ONCE)
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return [await client.converse(conversation()) for _ in range(times)][-1]
+            return [await client.run_flow(flow()) for _ in range(times)][-1]
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
     with SendGridClient(connection) as client:
-        return [client.converse(conversation()) for _ in range(times)][-1]
+        return [client.run_flow(flow()) for _ in range(times)][-1]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def test_a_start_that_is_redirected_to_no_url_is_in_doubt(kind, location):
 def test_a_get_that_is_redirected_to_no_url_is_repeated(kind, location):
     retry_policy = RetryPolicy(tries=2, first_wait_seconds=0.0)
     with Server(answers=[redirect(location)]).running() as server:
-        assert converse(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(retry_policy)) == []
+        assert run_flow(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(retry_policy)) == []
         assert server.count("GET") == 2
 
 
@@ -241,7 +241,7 @@ def test_a_proxy_that_refuses_the_password_is_named_and_not_asked_again(kind, ce
         with pytest.raises(
             SendGridAuthError, match=r"with 407\)\. Check the user and the password in the proxy"
         ) as caught:
-            converse(kind, connection, protocol.get_scopes(retry_policy))
+            run_flow(kind, connection, protocol.get_scopes(retry_policy))
         assert caught.value.status_code == 407
         assert "p4ss" not in str(caught.value)
         assert proxy.count("CONNECT") == 1
@@ -292,26 +292,26 @@ def test_a_start_that_is_lost_on_a_used_connection_is_in_doubt(kind):
     with Server().running() as server:
         connection = SendGridConnection("SG.key", server.url, timeout_seconds=10)
 
-        def conversation():
+        def flow():
             yield Request("GET", "/v3/scopes")
             server.fault = "closed"
             yield Request("POST", "/v3/marketing/contacts/exports", {})
 
         with pytest.raises(SendGridUnavailableError) as caught:
-            converse(kind, connection, conversation())
+            run_flow(kind, connection, flow())
         assert caught.value.may_have_been_accepted is True
         assert (server.connections, server.count("POST")) == (1, 1)
 
 
-def converse(kind, connection, conversation):
+def run_flow(kind, connection, flow):
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.converse(conversation)
+            return await client.run_flow(flow)
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
     with SendGridClient(connection) as client:
-        return client.converse(conversation)
+        return client.run_flow(flow)
 
 
 # --- what was given up
@@ -380,7 +380,7 @@ async def test_a_start_whose_trigger_is_cancelled_while_connecting_is_never_sent
     server.fault = "slow"
     async with AsyncSendGridClient(connection) as client:
         task = asyncio.ensure_future(
-            client.converse(protocol.start_export(ExportFamily.MARKETING, ExportSelection(), ONCE))
+            client.run_flow(protocol.start_export(ExportFamily.MARKETING, ExportSelection(), ONCE))
         )
         while not server.connections:  # noqa: ASYNC110 - the server is another thread
             await asyncio.sleep(0.01)
@@ -398,7 +398,7 @@ def test_nothing_begins_after_it_was_given_up():
     sending = Sending()
     sending.connect()
     sending.give_up()
-    with pytest.raises(GivenUpError):
+    with pytest.raises(RequestCancelledError):
         sending.begin()
     assert sending.may_have_been_accepted(TimeoutError()) is False
 
@@ -408,7 +408,7 @@ def test_what_began_stays_begun_when_it_is_given_up_between_two_parts():
     sending = Sending()
     sending.begin()
     sending.give_up()
-    with pytest.raises(GivenUpError):
+    with pytest.raises(RequestCancelledError):
         sending.begin()
     assert sending.may_have_been_accepted(TimeoutError()) is True
 

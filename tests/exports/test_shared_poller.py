@@ -32,8 +32,8 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
-from airflow_provider_sendgrid.exports.polling import Outcome, PollSchedule, Sighting
-from airflow_provider_sendgrid.exports.shared_poller import SharedWatch, shared_watch
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule
+from airflow_provider_sendgrid.exports.shared_poller import SharedPoller, acquire_poller
 from tests.support import virtual_time
 
 httpx = pytest.importorskip("httpx")
@@ -118,7 +118,7 @@ class Account:
         return client
 
     def watch(self):
-        return SharedWatch(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
+        return SharedPoller(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
 
     async def answer(self, request):
         what = request.url.path.removeprefix(self.path).lstrip("/") or LISTING
@@ -211,7 +211,7 @@ def waits(watch, *export_ids, interval=60.0, started_at=NOW, end_time=NOW + 3600
 
 
 def wait_for_all(account, **options):
-    """Wait for all exports of an account at once; return their sightings or errors in order."""
+    """Wait for all exports of an account at once; return their results or errors in order."""
 
     async def scenario():
         watch = account.watch()
@@ -238,8 +238,8 @@ def wait(account, **options):
 )
 def test_the_wait_ends_with_what_has_become_of_the_export(last, outcome):
     account = Account({"a": [PENDING, {"status": "ready"}, last]})
-    sighting = wait(account)
-    assert sighting == Sighting(ContactExport.from_payload({"id": "a", **last}), outcome, polls=3, waited_seconds=4.0)
+    result = wait(account)
+    assert result == PollResult(ContactExport.from_payload({"id": "a", **last}), outcome, polls=3, waited_seconds=4.0)
     assert account.asked == [(0.0, "a"), (2.0, "a"), (4.0, "a")]
 
 
@@ -253,11 +253,11 @@ def test_an_export_that_is_ready_at_once_is_not_waited_for():
 def test_what_never_ends_is_waited_on_until_the_deadline_and_not_beyond(status):
     """The last poll comes at the deadline itself: an export that is ready then is not missed."""
     account = Account({"a": [{"status": status}]})
-    sighting = wait(account, end_time=NOW + 100)
-    assert sighting.outcome is Outcome.TIMEOUT
-    assert sighting.export.status == status
-    assert sighting.waited_seconds == pytest.approx(100)
-    assert sighting.polls == len(account.asked)
+    result = wait(account, end_time=NOW + 100)
+    assert result.outcome is Outcome.TIMEOUT
+    assert result.export.status == status
+    assert result.waited_seconds == pytest.approx(100)
+    assert result.polls == len(account.asked)
     assert account.times[-1] == pytest.approx(100)
 
 
@@ -290,16 +290,16 @@ def test_a_wait_that_moved_to_another_process_keeps_its_pace():
 def test_a_wait_that_begins_in_the_future_begins_now():
     """The worker's clock may be ahead of the triggerer's: else it would be polled every 2 s for all that time."""
     account = Account({"a": ready_after(600)})
-    sighting = wait(account, started_at=NOW + 600)
-    assert sighting.waited_seconds >= 600
+    result = wait(account, started_at=NOW + 600)
+    assert result.waited_seconds >= 600
     assert len(account.asked) < 30
 
 
 def test_time_spent_in_questions_counts():
     """Each may take long: tries, and waits in between."""
     account = Account({"a": [PENDING]}, answer_seconds=4.0)
-    sighting = wait(account, end_time=NOW + 10)
-    assert (sighting.outcome, sighting.polls) == (Outcome.TIMEOUT, 2)
+    result = wait(account, end_time=NOW + 10)
+    assert (result.outcome, result.polls) == (Outcome.TIMEOUT, 2)
     assert account.times == [0.0, 6.0]
 
 
@@ -341,10 +341,10 @@ def test_a_passing_outage_does_not_end_the_wait():
 
 
 def test_an_outage_that_lasts_ends_it_at_the_deadline_with_the_reason():
-    sighting = wait(Account({"a": [PENDING]}, refusals=[500] * 999), end_time=NOW + 300)
-    assert (sighting.outcome, sighting.polls) == (Outcome.TIMEOUT, 0)
-    assert "could not be polled" in sighting.describe()
-    assert "answered 500" in sighting.describe()
+    result = wait(Account({"a": [PENDING]}, refusals=[500] * 999), end_time=NOW + 300)
+    assert (result.outcome, result.polls) == (Outcome.TIMEOUT, 0)
+    assert "could not be polled" in result.describe()
+    assert "answered 500" in result.describe()
 
 
 def test_a_mistake_of_ours_ends_the_wait_too():
@@ -368,16 +368,16 @@ def test_the_log_tells_of_each_poll_but_of_no_url(caplog):
 def test_a_deadline_that_passes_while_the_rate_limit_holds_us_back_is_kept_all_the_same():
     """The window may end in two minutes; half a minute after the deadline what was seen last must do."""
     account = Account({"a": [PENDING]}, limit=2, window_seconds=110.0)
-    sighting = wait(account, end_time=NOW + 10)
-    assert (sighting.outcome, sighting.polls, sighting.waited_seconds) == (Outcome.TIMEOUT, 2, 40.0)
+    result = wait(account, end_time=NOW + 10)
+    assert (result.outcome, result.polls, result.waited_seconds) == (Outcome.TIMEOUT, 2, 40.0)
     assert account.times == [0.0, 2.0]
 
 
 def test_the_last_look_may_come_a_little_late():
     """It is worth it: the export may be ready."""
     account = Account({"a": ready_after(3)}, limit=2, window_seconds=25.0)
-    sighting = wait(account, end_time=NOW + 10)
-    assert (sighting.outcome, account.times) == (Outcome.READY, [0.0, 2.0, 25.0])
+    result = wait(account, end_time=NOW + 10)
+    assert (result.outcome, account.times) == (Outcome.READY, [0.0, 2.0, 25.0])
 
 
 def test_a_deadline_is_kept_through_an_outage():
@@ -388,13 +388,13 @@ def test_a_deadline_is_kept_through_an_outage():
         [waiting] = waits(watch, "a", end_time=NOW + 10)
         await asyncio.sleep(1)
         account.answer_seconds = 3600.0
-        sighting = await waiting
+        result = await waiting
         ended_at = account.now
         await watch.aclose()
-        return sighting, ended_at
+        return result, ended_at
 
-    sighting, ended_at = virtual_time.run(scenario())
-    assert (sighting.outcome, ended_at) == (Outcome.TIMEOUT, NOW + 40)
+    result, ended_at = virtual_time.run(scenario())
+    assert (result.outcome, ended_at) == (Outcome.TIMEOUT, NOW + 40)
 
 
 def test_one_deadline_is_not_anothers():
@@ -415,7 +415,7 @@ def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
         account = Account({"a": ready_after(-7200)})
         account.answers["a"] = lambda _now: READY if len(account.asked) == 2 else PENDING
         back = 0.0
-        watch = SharedWatch(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
+        watch = SharedPoller(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
         [waiting] = waits(watch, "a")
         await asyncio.sleep(1)
         back = 3600.0
@@ -439,9 +439,9 @@ def test_a_wait_outlasts_an_outage_however_long_and_its_log_says_so(caplog):
 def test_a_timeout_after_an_outage_names_the_status_and_the_error():
     account = Account({"a": [PENDING]}, refusals=[])
     account.answers["a"] = lambda _now: account.refusals.extend([503] * 99) or PENDING
-    sighting = wait(account, end_time=NOW + 60)
-    assert sighting.outcome is Outcome.TIMEOUT
-    assert re.search(r"is 'pending' after \d+ s\. The last poll failed: .*answered 503", sighting.describe())
+    result = wait(account, end_time=NOW + 60)
+    assert result.outcome is Outcome.TIMEOUT
+    assert re.search(r"is 'pending' after \d+ s\. The last poll failed: .*answered 503", result.describe())
 
 
 def test_retry_after_delays_the_next_poll():
@@ -466,9 +466,9 @@ def test_a_wait_with_silent_fail_goes_on_after_any_refusal():
     async def scenario():
         account = Account({"a": [READY]}, refusals=[401] * 30)
         watch = account.watch()
-        sighting = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, rides_out_refusals=True)
+        result = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, ignores_refusals=True)
         await watch.aclose()
-        return sighting.outcome
+        return result.outcome
 
     assert virtual_time.run(scenario()) is Outcome.READY
 
@@ -488,12 +488,12 @@ def test_requests_that_hang_delay_no_other_wait(hanging):
     async def scenario():
         watch = account.watch()
         tasks = waits(watch, *account.answers, end_time=NOW + 100)
-        sighting = await tasks[-1]
+        result = await tasks[-1]
         seen_at = account.now - NOW
         others = await asyncio.gather(*tasks[:-1])
         ended_at = account.now - NOW
         await watch.aclose()
-        return sighting.outcome, seen_at, {each.outcome for each in others}, ended_at
+        return result.outcome, seen_at, {each.outcome for each in others}, ended_at
 
     outcome, seen_at, others, ended_at = virtual_time.run(scenario())
     assert (outcome, others) == (Outcome.READY, {Outcome.TIMEOUT})
@@ -506,10 +506,10 @@ def test_a_listing_that_hangs_delays_nobody():
 
     async def scenario():
         watch = account.watch()
-        sightings = await asyncio.gather(*waits(watch, *account.answers))
+        results = await asyncio.gather(*waits(watch, *account.answers))
         seen_at = account.now - NOW
         await watch.aclose()
-        return {each.outcome for each in sightings}, seen_at
+        return {each.outcome for each in results}, seen_at
 
     outcomes, seen_at = virtual_time.run(scenario())
     assert outcomes == {Outcome.READY}
@@ -533,16 +533,16 @@ def completed(seconds, **more):
 
 @pytest.mark.parametrize("count", [{}, {"contact_count": 5}])
 def test_ready_without_files_is_settled_after_five_minutes_of_sendgrids_time(count):
-    sighting = wait(Account({"a": [completed(0, **count)]}), end_time=NOW + 36_000)
-    assert sighting.outcome is Outcome.WITHOUT_FILES
-    assert 300 <= sighting.waited_seconds <= 365
-    assert type(sighting.error()) is ExportWithoutFilesError
+    result = wait(Account({"a": [completed(0, **count)]}), end_time=NOW + 36_000)
+    assert result.outcome is Outcome.WITHOUT_FILES
+    assert 300 <= result.waited_seconds <= 365
+    assert type(result.error()) is ExportWithoutFilesError
 
 
 def test_ready_without_files_and_times_is_settled_five_minutes_after_it_was_seen():
-    sighting = wait(Account({"a": [PENDING, {"status": "ready"}]}), end_time=NOW + 36_000)
-    assert sighting.outcome is Outcome.WITHOUT_FILES
-    assert 302 <= sighting.waited_seconds <= 367
+    result = wait(Account({"a": [PENDING, {"status": "ready"}]}), end_time=NOW + 36_000)
+    assert result.outcome is Outcome.WITHOUT_FILES
+    assert 302 <= result.waited_seconds <= 367
 
 
 def test_one_response_without_files_settles_nothing():
@@ -552,8 +552,8 @@ def test_one_response_without_files_settles_nothing():
 
 def test_many_ready_without_files_are_settled_too():
     account = Account({f"e{n}": [completed(0)] for n in range(20)})
-    sightings = wait_for_all(account, end_time=NOW + 36_000)
-    assert {each.outcome for each in sightings} == {Outcome.WITHOUT_FILES}
+    results = wait_for_all(account, end_time=NOW + 36_000)
+    assert {each.outcome for each in results} == {Outcome.WITHOUT_FILES}
 
 
 # --- exports without contacts
@@ -585,8 +585,8 @@ def test_an_empty_export_that_is_refused_by_id_is_waited_for():
 
 def test_an_empty_export_is_ready_at_the_second_look_five_seconds_later():
     account = Account({"a": [EMPTY]})
-    sighting = wait(account)
-    assert (sighting.outcome, sighting.export.contact_count, account.times) == (Outcome.READY, 0, [0.0, 5.0])
+    result = wait(account)
+    assert (result.outcome, result.export.contact_count, account.times) == (Outcome.READY, 0, [0.0, 5.0])
 
 
 def test_the_second_look_finds_files_that_came_late():
@@ -704,9 +704,9 @@ def test_a_404_after_another_client_was_served_may_be_a_stray_one():
     async def scenario():
         account = Account({"a": [READY]}, refusals=[404] * 3)
         watch = account.watch()
-        sighting = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
+        result = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
         await watch.aclose()
-        return sighting.outcome
+        return result.outcome
 
     assert virtual_time.run(scenario()) is Outcome.READY
 
@@ -736,9 +736,9 @@ def test_two_hundred_requests_that_hang_delay_no_other_wait_for_minutes():
     hanging = {f"h{n}" for n in range(200)}
     fine = {f"e{n}": ready_after(5) for n in range(10)}
     account = Account({name: [PENDING] for name in hanging} | fine, hanging=hanging, unlisted=hanging | set(fine))
-    sightings = wait_for_all(account, end_time=NOW + 200)
-    assert max(each.waited_seconds for each in sightings if each.outcome is Outcome.READY) < 45
-    assert sum(each.outcome is Outcome.READY for each in sightings) == 10
+    results = wait_for_all(account, end_time=NOW + 200)
+    assert max(each.waited_seconds for each in results if each.outcome is Outcome.READY) < 45
+    assert sum(each.outcome is Outcome.READY for each in results) == 10
 
 
 # --- what a timeout says
@@ -746,8 +746,8 @@ def test_two_hundred_requests_that_hang_delay_no_other_wait_for_minutes():
 
 def test_what_the_listing_said_is_told_at_the_deadline():
     account = Account({f"e{n}": [{"status": "ready"}] for n in range(100)}, limit=10)
-    sightings = wait_for_all(account, end_time=NOW + 60)
-    said = {each.describe() for each in sightings[-20:]}
+    results = wait_for_all(account, end_time=NOW + 60)
+    said = {each.describe() for each in results[-20:]}
     assert all("is 'ready', but without files" in each for each in said)
     assert all("rate limit left no request" in each for each in said)
 
@@ -765,9 +765,9 @@ def test_a_failure_in_the_listing_ends_as_a_failure_where_its_message_is_refused
 
 def test_a_timeout_names_the_request_that_was_not_answered():
     account = Account({"a": [PENDING]}, hanging={"a"})
-    sighting = wait(account, end_time=NOW + 5)
-    assert type(sighting.last_error) is SendGridUnavailableError
-    assert "not been answered for 35 s" in sighting.describe()
+    result = wait(account, end_time=NOW + 5)
+    assert type(result.last_error) is SendGridUnavailableError
+    assert "not been answered for 35 s" in result.describe()
 
 
 # --- many who wait
@@ -776,11 +776,11 @@ def test_a_timeout_names_the_request_that_was_not_answered():
 def test_many_cost_one_listing_and_one_question_for_each_that_is_ready():
     account = Account({f"e{n}": [PENDING] for n in range(50)})
     account.answers["e7"] = [READY]
-    sightings = wait_for_all(account, end_time=NOW + 1)
-    outcomes = Counter(each.outcome for each in sightings)
+    results = wait_for_all(account, end_time=NOW + 1)
+    outcomes = Counter(each.outcome for each in results)
     assert outcomes == {Outcome.TIMEOUT: 49, Outcome.READY: 1}
     assert Counter(account.questions) == {LISTING: 2, "e7": 1}
-    assert sightings[7].export.contact_count == 5
+    assert results[7].export.contact_count == 5
 
 
 def test_few_are_asked_for_one_by_one():
@@ -847,8 +847,8 @@ def test_an_export_that_has_expired_in_the_listing_has_expired():
 def test_where_all_become_ready_at_once_few_questions_are_spent_on_counts():
     """The delivery asks for each of them again in any case; here nobody shall wait for the others' counts."""
     account = Account({f"e{n}": [READY] for n in range(300)}, answer_seconds=0.5)
-    sightings = wait_for_all(account)
-    assert {each.outcome for each in sightings} == {Outcome.READY}
+    results = wait_for_all(account)
+    assert {each.outcome for each in results} == {Outcome.READY}
     assert max(account.times) < 10
 
 
@@ -868,8 +868,8 @@ def test_one_unknown_export_among_many_disturbs_nobody():
         await watch.aclose()
         return seen
 
-    *sightings, error = virtual_time.run(scenario())
-    assert {each.outcome for each in sightings} == {Outcome.READY}
+    *results, error = virtual_time.run(scenario())
+    assert {each.outcome for each in results} == {Outcome.READY}
     assert type(error) is SendGridNotFoundError
 
 
@@ -926,9 +926,9 @@ def test_all_back_off_together():
 
 def test_a_limit_that_others_use_up_for_ever_is_the_reason_of_each_timeout():
     account = Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[429] * 999)
-    sightings = wait_for_all(account, end_time=NOW + 300)
-    assert {each.outcome for each in sightings} == {Outcome.TIMEOUT}
-    assert {type(each.last_error) for each in sightings} == {SendGridRateLimitError}
+    results = wait_for_all(account, end_time=NOW + 300)
+    assert {each.outcome for each in results} == {Outcome.TIMEOUT}
+    assert {type(each.last_error) for each in results} == {SendGridRateLimitError}
 
 
 # --- who comes and goes
@@ -958,9 +958,9 @@ def test_who_leaves_disturbs_nobody(leaves_after):
         leaving, staying = waits(watch, "a", "b")
         await asyncio.sleep(leaves_after)
         leaving.cancel()
-        sighting = await staying
+        result = await staying
         await watch.aclose()
-        return sighting.outcome, leaving.cancelled()
+        return result.outcome, leaving.cancelled()
 
     assert virtual_time.run(scenario()) == (Outcome.READY, True)
 
@@ -989,9 +989,9 @@ def test_who_comes_while_the_poller_of_before_still_ends_has_one_of_their_own():
         leaving.cancel()
         await asyncio.sleep(0)
         [staying] = waits(watch, "b")
-        sighting = await staying
+        result = await staying
         await watch.aclose()
-        return sighting.outcome, account.asked
+        return result.outcome, account.asked
 
     outcome, asked = virtual_time.run(scenario())
     assert outcome is Outcome.READY
@@ -1067,7 +1067,7 @@ def test_whoever_stays_is_told_whoever_comes_and_goes(visits, answer_seconds, li
 
     async def scenario():
         connect: Callable = account.client
-        async with shared_watch("key", ExportFamily.MARKETING, connect) as watch:
+        async with acquire_poller("key", ExportFamily.MARKETING, connect) as watch:
             watch._clock = lambda: account.now
             visitors = [visit(watch, f"v{n}", *times) for n, times in enumerate(visits)]
             stayers = asyncio.gather(*waits(watch, *staying, end_time=math.inf))
@@ -1085,16 +1085,16 @@ def test_everybody_with_the_same_key_shares_a_client_until_the_last_one_leaves()
     async def scenario():
         account = Account()
 
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as first:
-            async with shared_watch("key", ExportFamily.MARKETING, account.client) as second:
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as first:
+            async with acquire_poller("key", ExportFamily.MARKETING, account.client) as second:
                 assert first is second
             assert (len(account.clients), account.closed) == (1, 0)
-            async with shared_watch("another", ExportFamily.MARKETING, account.client) as other:
+            async with acquire_poller("another", ExportFamily.MARKETING, account.client) as other:
                 assert other is not first
-            async with shared_watch("key", ExportFamily.LEGACY, account.client) as other:
+            async with acquire_poller("key", ExportFamily.LEGACY, account.client) as other:
                 assert other is not first
         assert (len(account.clients), account.closed) == (3, 3)
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as anew:
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as anew:
             assert anew is not first
         assert account.closed == 4
 
@@ -1107,7 +1107,7 @@ def test_the_rate_limit_is_remembered_when_the_last_one_has_left(family):
     account = Account({"a": [READY]}, limit=2, window_seconds=20.0)
 
     async def visit(chosen):
-        async with shared_watch("key", chosen, account.client) as watch:
+        async with acquire_poller("key", chosen, account.client) as watch:
             watch._clock = lambda: account.now
             await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600)
 
@@ -1124,7 +1124,7 @@ def test_nothing_is_shared_between_event_loops():
     """A client belongs to the loop that it was made on."""
 
     async def hold(other_loop):
-        async with shared_watch("key", ExportFamily.MARKETING, Account().client) as here:
+        async with acquire_poller("key", ExportFamily.MARKETING, Account().client) as here:
             there = await asyncio.to_thread(other_loop) if other_loop else here
             return here, there
 
@@ -1136,7 +1136,7 @@ def test_the_client_is_closed_only_when_no_request_is_under_way():
     """The task is cleared in the middle of a question."""
 
     async def wait_shared(account):
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as watch:
             await watch.wait("a", schedule(), started_at=NOW, end_time=math.inf)
 
     async def scenario():
@@ -1155,7 +1155,7 @@ def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open(seed)
     """In whatever order: also the poller and its request before those who wait for them."""
 
     async def wait_shared(account, export_id):
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as watch:
             await watch.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
 
     async def scenario():

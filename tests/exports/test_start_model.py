@@ -27,8 +27,8 @@ from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError, SendGridUnavailableError
 from airflow_provider_sendgrid.exports import start as start_module
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.protocol import Reply
-from airflow_provider_sendgrid.exports.start import Rivals
+from airflow_provider_sendgrid.exports.protocol import Response
+from airflow_provider_sendgrid.exports.start import ConcurrentStarts
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators import sendgrid as operator_module
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
@@ -75,8 +75,8 @@ class SendGrid:
         self.now = BEGIN
         self.exports = []
 
-    def create(self, lists, file_type, by, after_seconds=0.0):
-        export = Export(f"export-{len(self.exports)}", self.now + after_seconds, tuple(lists), file_type, by)
+    def create(self, lists, file_type, by, delay_seconds=0.0):
+        export = Export(f"export-{len(self.exports)}", self.now + delay_seconds, tuple(lists), file_type, by)
         self.exports.append(export)
         return export
 
@@ -241,12 +241,12 @@ class ModelClient:
     def __exit__(self, *_):
         return None
 
-    def converse(self, flow):
+    def run_flow(self, flow):
         active, answer = current.active, None
         try:
             while True:
                 request = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
-                active.request, active.wakes_at = request, active.machine.sendgrid.now + request.after_seconds
+                active.request, active.wakes_at = request, active.machine.sendgrid.now + request.delay_seconds
                 active.pause()
                 active.request, answer = None, active.answer
         except StopIteration as end:
@@ -396,7 +396,7 @@ class Starts(RuleBasedStateMachine):
             return
         request = task.active.request
         if request is not None and request.method == "POST" and is_sent and task.active.wakes_at <= self.sendgrid.now:
-            self.create(task, request, after_seconds=LATE_SECONDS)
+            self.create(task, request, delay_seconds=LATE_SECONDS)
         task.active.kill()
         task.active.outcome = KilledError()
         task.starts[-1].is_uncertain |= not self.has_store or (bool(task.stored) and not self.has_id(task))
@@ -436,10 +436,10 @@ class Starts(RuleBasedStateMachine):
         export = self.create(task, task.active.request)
         return self.response(clock, {"id": export.id} if kind == "accepted" else {"_metadata": {}}, 202)
 
-    def create(self, task, request, after_seconds=0.0):
+    def create(self, task, request, delay_seconds=0.0):
         body = request.body
         assert tuple(body.get("list_ids", ())) == tuple(task.operator.list_ids or ()), "more than was asked for"
-        return self.sendgrid.create(body.get("list_ids", ()), body["file_type"], task, after_seconds)
+        return self.sendgrid.create(body.get("list_ids", ()), body["file_type"], task, delay_seconds)
 
     def get(self, active, kind):
         clock, last = active.clock, active.request.target.rpartition("/")[2]
@@ -447,7 +447,7 @@ class Starts(RuleBasedStateMachine):
             return SendGridUnavailableError("the response was lost")
         if kind == "broken":
             body = b'{"result": null}' if last == "exports" and int(self.sendgrid.now) % 2 else b"<html>"
-            return Reply(200, {}, body, self.sendgrid.now + clock)
+            return Response(200, {}, body, self.sendgrid.now + clock)
         if last != "exports":
             return self.response(clock, self.sendgrid.export(last).listed(self.sendgrid.now))
         items = [each.listed(self.sendgrid.now) for each in self.sendgrid.visible()][::-1]
@@ -456,12 +456,12 @@ class Starts(RuleBasedStateMachine):
         response = self.response(clock, {"result": items})
         if kind == "slow":
             self.sendgrid.now += 15.0
-            return Reply(200, response.headers, response.body, self.sendgrid.now + clock)
+            return Response(200, response.headers, response.body, self.sendgrid.now + clock)
         return response
 
     def response(self, clock, payload, status=200):
         date = format_datetime(datetime.fromtimestamp(int(self.sendgrid.now), tz=timezone.utc), usegmt=True)
-        return Reply(status, {"date": date}, json.dumps(payload).encode(), self.sendgrid.now + clock)
+        return Response(status, {"date": date}, json.dumps(payload).encode(), self.sendgrid.now + clock)
 
     def end(self, task):
         outcome, start = task.active.outcome, task.starts[-1]
@@ -593,7 +593,7 @@ def a_refusal_leaves_the_record(monkeypatch):
 
 
 def announcements_are_ignored(monkeypatch):
-    monkeypatch.setattr(operator_module, "_rivals", lambda *_: Rivals())
+    monkeypatch.setattr(operator_module, "_rivals", lambda *_: ConcurrentStarts())
 
 
 def a_retry_does_not_look(monkeypatch):
