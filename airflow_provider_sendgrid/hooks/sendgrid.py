@@ -27,7 +27,8 @@ from airflow_provider_sendgrid.exports.export import (
 )
 from airflow_provider_sendgrid.exports.name_lookup import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
-from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
+from airflow_provider_sendgrid.exports.start import start_export_once
+from airflow_provider_sendgrid.exports.start_attempt import Attempt
 from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.lineage import SendGridAccount, report_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE

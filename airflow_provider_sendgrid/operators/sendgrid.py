@@ -23,7 +23,7 @@ from airflow_provider_sendgrid._compat import (
 from airflow_provider_sendgrid.exceptions import SendGridError, is_non_retryable
 from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, ConcurrentStarts, PendingStart
+from airflow_provider_sendgrid.exports.start_attempt import Attempt, Baseline, Clock, ConcurrentStarts, PendingStart
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import SendGridExportsLink
 from airflow_provider_sendgrid.stopping import StopSignal

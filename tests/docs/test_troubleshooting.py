@@ -14,7 +14,7 @@ import pytest
 from airflow_provider_sendgrid.emulator import Emulator, Fault
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportSelection
 from airflow_provider_sendgrid.exports.polling import Outcome, PollResult
-from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.exports.start_attempt import Attempt
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor

@@ -27,15 +27,9 @@ from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGr
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.protocol import Response, RetryPolicy
-from airflow_provider_sendgrid.exports.start import (
-    Attempt,
-    Baseline,
-    Clock,
-    ConcurrentStarts,
-    PendingStart,
-    find_started,
-    start_export_once,
-)
+from airflow_provider_sendgrid.exports.start import start_export_once
+from airflow_provider_sendgrid.exports.start_attempt import Attempt, Baseline, Clock, ConcurrentStarts, PendingStart
+from airflow_provider_sendgrid.exports.start_search import find_started
 
 MARKETING, LEGACY = ExportFamily.MARKETING, ExportFamily.LEGACY
 CALM = RetryPolicy(tries=2, jitter=lambda: 0.0)
@@ -518,7 +512,7 @@ def test_a_rivals_id_counts_in_any_case():
 
 def test_an_export_is_a_doubt_if_not_all_other_runs_were_read():
     with pytest.raises(ExportInDoubtError):
-        start(LOST, *[[export("x")]] * ALL_LOOKS, concurrent_starts=lambda: ConcurrentStarts(are_all=False))
+        start(LOST, *[[export("x")]] * ALL_LOOKS, concurrent_starts=lambda: ConcurrentStarts(is_complete=False))
 
 
 def test_an_export_shortly_before_the_run_is_a_doubt():

@@ -26,9 +26,10 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError, SendGridUnavailableError
 from airflow_provider_sendgrid.exports import start as start_module
+from airflow_provider_sendgrid.exports import start_search as search_module
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.protocol import Response
-from airflow_provider_sendgrid.exports.start import ConcurrentStarts
+from airflow_provider_sendgrid.exports.start_attempt import ConcurrentStarts
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators import sendgrid as operator_module
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
@@ -597,12 +598,12 @@ def announcements_are_ignored(monkeypatch):
 
 
 def a_retry_does_not_look(monkeypatch):
-    monkeypatch.setattr(start_module, "_LOOKS_OF_A_RETRY", ())
-    monkeypatch.setattr(start_module, "_LOOKS_IN_DOUBT", ())
+    monkeypatch.setattr(start_module, "_RETRY_SEARCH_DELAYS", ())
+    monkeypatch.setattr(start_module, "_IN_DOUBT_DELAYS", ())
 
 
 def any_export_counts_as_ours(monkeypatch):
-    monkeypatch.setattr(start_module, "_is_of", lambda *_: True)
+    monkeypatch.setattr(search_module, "_has_selection", lambda *_: True)
 
 
 TWICE = "exports of .* for . starts|two tasks have the same export"

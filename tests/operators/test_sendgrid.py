@@ -656,7 +656,7 @@ def test_after_a_clear_the_earlier_export_counts_as_known_although_it_may_not_be
     run.clear("start")
     if is_killed:
         sendgrid_emulator.inject(*[Fault("reset", method="POST", nth=nth) for nth in (1, 2, 3)])
-        monkeypatch.setattr(start_module, "_LOOKS_AFTER_SECONDS", (0.0,))
+        monkeypatch.setattr(start_module, "_SEARCH_DELAYS", (0.0,))
         with pytest.raises(SendGridError):
             run.execute("start")
     attempts = []
