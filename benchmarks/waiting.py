@@ -27,8 +27,8 @@ from airflow_provider_sendgrid.emulator import Emulator
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 from airflow_provider_sendgrid.exports.polling import PollSchedule
-from airflow_provider_sendgrid.exports.shared_poller import acquire_poller
 
 HOUR = 3600.0
 

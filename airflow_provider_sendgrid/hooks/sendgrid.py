@@ -194,7 +194,7 @@ class SendGridHook(BaseHook):
     async def watch(self) -> AsyncIterator[SharedPoller]:
         """One poll for all who wait for exports of this connection and family on this event loop."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-        from airflow_provider_sendgrid.exports.shared_poller import acquire_poller
+        from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 
         connection = await self.aload_connection()
         # Renewed certificates count for the waits that begin then.

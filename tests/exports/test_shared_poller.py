@@ -32,8 +32,9 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
+from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule
-from airflow_provider_sendgrid.exports.shared_poller import SharedPoller, acquire_poller
+from airflow_provider_sendgrid.exports.shared_poller import SharedPoller
 from tests.support import virtual_time
 
 httpx = pytest.importorskip("httpx")
@@ -47,7 +48,7 @@ FILES = ["https://files.example/1?X-Amz-Signature=5ecret"]
 PENDING = {"status": "pending"}
 READY = {"status": "ready", "urls": FILES, "contact_count": 5}
 FAILURE = {"status": "failure", "message": "list is gone"}
-WATCHER = "airflow_provider_sendgrid.exports.shared_poller"
+LOGGER = "airflow_provider_sendgrid.exports.shared_poller"
 
 
 def expiring_in(seconds, status="pending"):
@@ -117,7 +118,7 @@ class Account:
         self.clients.append(client)
         return client
 
-    def watch(self):
+    def poller(self):
         return SharedPoller(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
 
     async def answer(self, request):
@@ -200,11 +201,11 @@ def schedule(interval=60.0):
     return PollSchedule(interval, jitter=lambda: 0.0)
 
 
-def waits(watch, *export_ids, interval=60.0, started_at=NOW, end_time=NOW + 3600):
+def waits(poller, *export_ids, interval=60.0, started_at=NOW, end_time=NOW + 3600):
     """A task for each export, which waits for it."""
     return [
         asyncio.ensure_future(
-            watch.wait(export_id, schedule(interval), started_at=started_at, end_time=end_time),
+            poller.wait(export_id, schedule(interval), started_at=started_at, end_time=end_time),
         )
         for export_id in export_ids
     ]
@@ -214,9 +215,9 @@ def wait_for_all(account, **options):
     """Wait for all exports of an account at once; return their results or errors in order."""
 
     async def scenario():
-        watch = account.watch()
-        seen = await asyncio.gather(*waits(watch, *account.answers, **options), return_exceptions=True)
-        await watch.aclose()
+        poller = account.poller()
+        seen = await asyncio.gather(*waits(poller, *account.answers, **options), return_exceptions=True)
+        await poller.aclose()
         return seen
 
     return virtual_time.run(scenario())
@@ -313,10 +314,10 @@ def test_an_export_that_nobody_knows_is_asked_for_a_few_times():
     account = Account()
 
     async def scenario():
-        watch = account.watch()
+        poller = account.poller()
         with pytest.raises(SendGridNotFoundError, match="404"):
-            await watch.wait("gone", schedule(), started_at=NOW, end_time=NOW + 60)
-        await watch.aclose()
+            await poller.wait("gone", schedule(), started_at=NOW, end_time=NOW + 60)
+        await poller.aclose()
 
     virtual_time.run(scenario())
     assert account.questions == ["gone"] * 3
@@ -349,14 +350,14 @@ def test_an_outage_that_lasts_ends_it_at_the_deadline_with_the_reason():
 
 def test_a_mistake_of_ours_ends_the_wait_too():
     """Rather than letting everybody wait for a poller that is no more."""
-    with pytest.raises(SendGridError, match="unforeseen KeyError"):
+    with pytest.raises(SendGridError, match="unexpected KeyError"):
         wait(Account({"a": [KeyError("oops")]}))
 
 
 def test_the_log_tells_of_each_poll_but_of_no_url(caplog):
-    caplog.set_level("INFO", logger=WATCHER)
+    caplog.set_level("INFO", logger=LOGGER)
     wait(Account({"a": [{"status": "archived", "urls": FILES}, READY]}))
-    [message] = [record.getMessage() for record in caplog.records if record.name == WATCHER]
+    [message] = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     assert "is 'archived'" in message
     assert "Next poll in 2.0 s" in message
     assert "5ecret" not in message
@@ -384,13 +385,13 @@ def test_a_deadline_is_kept_through_an_outage():
     account = Account({"a": [PENDING]})
 
     async def scenario():
-        watch = account.watch()
-        [waiting] = waits(watch, "a", end_time=NOW + 10)
+        poller = account.poller()
+        [waiting] = waits(poller, "a", end_time=NOW + 10)
         await asyncio.sleep(1)
         account.answer_seconds = 3600.0
         result = await waiting
         ended_at = account.now
-        await watch.aclose()
+        await poller.aclose()
         return result, ended_at
 
     result, ended_at = virtual_time.run(scenario())
@@ -400,10 +401,10 @@ def test_a_deadline_is_kept_through_an_outage():
 def test_one_deadline_is_not_anothers():
     async def scenario():
         account = Account({"a": [PENDING], "b": ready_after(50)})
-        watch = account.watch()
-        waiting = [*waits(watch, "a", end_time=NOW + 10), *waits(watch, "b", end_time=NOW + 100)]
+        poller = account.poller()
+        waiting = [*waits(poller, "a", end_time=NOW + 10), *waits(poller, "b", end_time=NOW + 100)]
         first, second = await asyncio.gather(*waiting)
-        await watch.aclose()
+        await poller.aclose()
         return first, second
 
     first, second = virtual_time.run(scenario())
@@ -415,12 +416,12 @@ def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
         account = Account({"a": ready_after(-7200)})
         account.answers["a"] = lambda _now: READY if len(account.asked) == 2 else PENDING
         back = 0.0
-        watch = SharedPoller(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
-        [waiting] = waits(watch, "a")
+        poller = SharedPoller(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
+        [waiting] = waits(poller, "a")
         await asyncio.sleep(1)
         back = 3600.0
         await waiting
-        await watch.aclose()
+        await poller.aclose()
         return account.times
 
     assert virtual_time.run(scenario()) == [0.0, 2.0]
@@ -465,9 +466,9 @@ def test_refusals_that_last_end_the_wait():
 def test_a_wait_with_silent_fail_goes_on_after_any_refusal():
     async def scenario():
         account = Account({"a": [READY]}, refusals=[401] * 30)
-        watch = account.watch()
-        result = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, ignores_refusals=True)
-        await watch.aclose()
+        poller = account.poller()
+        result = await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, ignores_refusals=True)
+        await poller.aclose()
         return result.outcome
 
     assert virtual_time.run(scenario()) is Outcome.READY
@@ -486,13 +487,13 @@ def test_requests_that_hang_delay_no_other_wait(hanging):
     account = Account(slow | {"fine": ready_after(20)}, hanging=set(slow), unlisted=set(slow) | {"fine"})
 
     async def scenario():
-        watch = account.watch()
-        tasks = waits(watch, *account.answers, end_time=NOW + 100)
+        poller = account.poller()
+        tasks = waits(poller, *account.answers, end_time=NOW + 100)
         result = await tasks[-1]
         seen_at = account.now - NOW
         others = await asyncio.gather(*tasks[:-1])
         ended_at = account.now - NOW
-        await watch.aclose()
+        await poller.aclose()
         return result.outcome, seen_at, {each.outcome for each in others}, ended_at
 
     outcome, seen_at, others, ended_at = virtual_time.run(scenario())
@@ -505,10 +506,10 @@ def test_a_listing_that_hangs_delays_nobody():
     account = Account({f"e{n}": ready_after(20) for n in range(10)}, hanging={LISTING})
 
     async def scenario():
-        watch = account.watch()
-        results = await asyncio.gather(*waits(watch, *account.answers))
+        poller = account.poller()
+        results = await asyncio.gather(*waits(poller, *account.answers))
         seen_at = account.now - NOW
-        await watch.aclose()
+        await poller.aclose()
         return {each.outcome for each in results}, seen_at
 
     outcomes, seen_at = virtual_time.run(scenario())
@@ -688,11 +689,11 @@ def test_a_wait_with_a_wrong_interval_fails_alone():
     account = Account({f"e{n}": ready_after(20) for n in range(5)})
 
     async def scenario():
-        watch = account.watch()
+        poller = account.poller()
         with pytest.raises(TypeError, match="poll_interval must be a number"):
             PollSchedule.for_sensor("60")
-        seen = await asyncio.gather(*waits(watch, *account.answers))
-        await watch.aclose()
+        seen = await asyncio.gather(*waits(poller, *account.answers))
+        await poller.aclose()
         return {each.outcome for each in seen}
 
     assert virtual_time.run(scenario()) == {Outcome.READY}
@@ -703,9 +704,9 @@ def test_a_404_after_another_client_was_served_may_be_a_stray_one():
 
     async def scenario():
         account = Account({"a": [READY]}, refusals=[404] * 3)
-        watch = account.watch()
-        result = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
-        await watch.aclose()
+        poller = account.poller()
+        result = await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
+        await poller.aclose()
         return result.outcome
 
     assert virtual_time.run(scenario()) is Outcome.READY
@@ -714,9 +715,9 @@ def test_a_404_after_another_client_was_served_may_be_a_stray_one():
 def test_a_wait_begins_no_sooner_than_sendgrid_asked_for():
     async def scenario():
         account = Account({"a": [READY]})
-        watch = account.watch()
-        await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, not_before=NOW + 8)
-        await watch.aclose()
+        poller = account.poller()
+        await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, not_before=NOW + 8)
+        await poller.aclose()
         return account.times
 
     assert virtual_time.run(scenario()) == [8.0]
@@ -814,12 +815,12 @@ def test_those_whom_the_listing_lacks_hold_nobody_up():
     seen_at = {}
 
     async def scenario():
-        watch = account.watch()
-        tasks = waits(watch, *account.answers, interval=10.0)
+        poller = account.poller()
+        tasks = waits(poller, *account.answers, interval=10.0)
         for name, task in zip(account.answers, tasks, strict=True):
             task.add_done_callback(lambda _, name=name: seen_at.setdefault(name, account.now - NOW))
         await asyncio.gather(*tasks)
-        await watch.aclose()
+        await poller.aclose()
 
     virtual_time.run(scenario())
     assert max(seen_at[name] for name in listed) <= 100 + 45
@@ -863,9 +864,9 @@ def test_one_unknown_export_among_many_disturbs_nobody():
     account = Account({f"e{n}": ready_after(5) for n in range(20)})
 
     async def scenario():
-        watch = account.watch()
-        seen = await asyncio.gather(*waits(watch, *account.answers, "gone"), return_exceptions=True)
-        await watch.aclose()
+        poller = account.poller()
+        seen = await asyncio.gather(*waits(poller, *account.answers, "gone"), return_exceptions=True)
+        await poller.aclose()
         return seen
 
     *results, error = virtual_time.run(scenario())
@@ -884,14 +885,14 @@ def test_an_unforeseen_error_reaches_everybody_and_the_next_one_starts_anew():
     account = Account({f"e{n}": [KeyError("oops")] for n in range(5)} | {"fine": [READY]}, unlisted={"fine"})
 
     async def scenario():
-        watch = account.watch()
-        errors = await asyncio.gather(*waits(watch, *(f"e{n}" for n in range(5))), return_exceptions=True)
-        [later] = await asyncio.gather(*waits(watch, "fine"))
-        await watch.aclose()
+        poller = account.poller()
+        errors = await asyncio.gather(*waits(poller, *(f"e{n}" for n in range(5))), return_exceptions=True)
+        [later] = await asyncio.gather(*waits(poller, "fine"))
+        await poller.aclose()
         return errors, later
 
     errors, later = virtual_time.run(scenario())
-    assert {str(each) for each in errors} == {"Polling SendGrid was ended by an unforeseen KeyError: 'oops'"}
+    assert {str(each) for each in errors} == {"Polling SendGrid failed with an unexpected KeyError: 'oops'"}
     assert later.outcome is Outcome.READY
 
 
@@ -904,12 +905,12 @@ def test_the_rate_limit_is_obeyed_before_anybody_is_refused():
     seen_at = {}
 
     async def scenario():
-        watch = account.watch()
-        tasks = waits(watch, *account.answers, interval=30.0)
+        poller = account.poller()
+        tasks = waits(poller, *account.answers, interval=30.0)
         for number, task in enumerate(tasks):
             task.add_done_callback(lambda _, number=number: seen_at.setdefault(number, account.now - NOW))
         await asyncio.gather(*tasks)
-        await watch.aclose()
+        await poller.aclose()
 
     virtual_time.run(scenario())
     assert account.refused == []
@@ -937,12 +938,12 @@ def test_a_limit_that_others_use_up_for_ever_is_the_reason_of_each_timeout():
 def test_who_joins_later_is_served_at_once():
     async def scenario():
         account = Account({"a": [PENDING, PENDING, READY], "b": [READY]})
-        watch = account.watch()
-        [first] = waits(watch, "a")
+        poller = account.poller()
+        [first] = waits(poller, "a")
         await asyncio.sleep(0.5)
-        [second] = waits(watch, "b")
+        [second] = waits(poller, "b")
         await asyncio.gather(first, second)
-        await watch.aclose()
+        await poller.aclose()
         return account.asked
 
     assert virtual_time.run(scenario()) == [(0.0, "a"), (0.5, "b"), (2.0, "a"), (4.0, "a")]
@@ -954,12 +955,12 @@ def test_who_leaves_disturbs_nobody(leaves_after):
 
     async def scenario():
         account = Account({"a": [PENDING], "b": [PENDING, PENDING, READY]}, answer_seconds=1.0)
-        watch = account.watch()
-        leaving, staying = waits(watch, "a", "b")
+        poller = account.poller()
+        leaving, staying = waits(poller, "a", "b")
         await asyncio.sleep(leaves_after)
         leaving.cancel()
         result = await staying
-        await watch.aclose()
+        await poller.aclose()
         return result.outcome, leaving.cancelled()
 
     assert virtual_time.run(scenario()) == (Outcome.READY, True)
@@ -968,8 +969,8 @@ def test_who_leaves_disturbs_nobody(leaves_after):
 def test_when_the_last_one_leaves_nobody_asks_any_more():
     async def scenario():
         account = Account({"a": [PENDING]}, answer_seconds=1.0)
-        watch = account.watch()
-        [waiting] = waits(watch, "a")
+        poller = account.poller()
+        [waiting] = waits(poller, "a")
         await asyncio.sleep(0.5)
         waiting.cancel()
         await asyncio.sleep(100)
@@ -983,14 +984,14 @@ def test_who_comes_while_the_poller_of_before_still_ends_has_one_of_their_own():
 
     async def scenario():
         account = Account({"a": [PENDING], "b": [PENDING, PENDING, READY]}, answer_seconds=1.0)
-        watch = account.watch()
-        [leaving] = waits(watch, "a")
+        poller = account.poller()
+        [leaving] = waits(poller, "a")
         await asyncio.sleep(0.5)
         leaving.cancel()
         await asyncio.sleep(0)
-        [staying] = waits(watch, "b")
+        [staying] = waits(poller, "b")
         result = await staying
-        await watch.aclose()
+        await poller.aclose()
         return result.outcome, account.asked
 
     outcome, asked = virtual_time.run(scenario())
@@ -1003,13 +1004,13 @@ def test_a_poller_that_somebody_cancels_tells_everybody():
 
     async def scenario():
         account = Account({"a": [PENDING]})
-        watch = account.watch()
-        [waiting] = waits(watch, "a")
+        poller = account.poller()
+        [waiting] = waits(poller, "a")
         await asyncio.sleep(0.5)
-        watch._poller.cancel()
-        with pytest.raises(SendGridError, match="a cancellation from outside"):
+        poller._polling.cancel()
+        with pytest.raises(SendGridError, match="was cancelled from outside"):
             await waiting
-        await watch.aclose()
+        await poller.aclose()
 
     virtual_time.run(scenario())
 
@@ -1024,15 +1025,15 @@ def test_what_the_poller_logs_stands_in_nobodys_log(caplog):
         def emit(self, record):
             told.append((mine.get(), record.getMessage()))
 
-    async def waiter(watch, name):
+    async def waiter(poller, name):
         mine.set(name)
-        await watch.wait(name, schedule(), started_at=NOW, end_time=NOW + 3600)
+        await poller.wait(name, schedule(), started_at=NOW, end_time=NOW + 3600)
 
     async def scenario():
         account = Account({"a": [PENDING, READY], "b": [PENDING, READY]}, refusals=[500])
-        watch = account.watch()
-        await asyncio.gather(waiter(watch, "a"), waiter(watch, "b"))
-        await watch.aclose()
+        poller = account.poller()
+        await asyncio.gather(waiter(poller, "a"), waiter(poller, "b"))
+        await poller.aclose()
 
     listener = Listener()
     logging.getLogger("airflow_provider_sendgrid").addHandler(listener)
@@ -1058,19 +1059,19 @@ def test_whoever_stays_is_told_whoever_comes_and_goes(visits, answer_seconds, li
     account = Account({f"v{n}": [PENDING] for n in range(len(visits))} | staying, limit=limit)
     account.answer_seconds = answer_seconds
 
-    async def visit(watch, name, comes, stays):
+    async def visit(poller, name, comes, stays):
         await asyncio.sleep(comes)
-        [waiting] = waits(watch, name, end_time=math.inf)
+        [waiting] = waits(poller, name, end_time=math.inf)
         await asyncio.wait([waiting], timeout=stays)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
 
     async def scenario():
         connect: Callable = account.client
-        async with acquire_poller("key", ExportFamily.MARKETING, connect) as watch:
-            watch._clock = lambda: account.now
-            visitors = [visit(watch, f"v{n}", *times) for n, times in enumerate(visits)]
-            stayers = asyncio.gather(*waits(watch, *staying, end_time=math.inf))
+        async with acquire_poller("key", ExportFamily.MARKETING, connect) as poller:
+            poller._clock = lambda: account.now
+            visitors = [visit(poller, f"v{n}", *times) for n, times in enumerate(visits)]
+            stayers = asyncio.gather(*waits(poller, *staying, end_time=math.inf))
             await asyncio.gather(stayers, *visitors)
             return stayers.result()
 
@@ -1107,9 +1108,9 @@ def test_the_rate_limit_is_remembered_when_the_last_one_has_left(family):
     account = Account({"a": [READY]}, limit=2, window_seconds=20.0)
 
     async def visit(chosen):
-        async with acquire_poller("key", chosen, account.client) as watch:
-            watch._clock = lambda: account.now
-            await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600)
+        async with acquire_poller("key", chosen, account.client) as poller:
+            poller._clock = lambda: account.now
+            await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600)
 
     async def scenario():
         for chosen in (ExportFamily.MARKETING, ExportFamily.MARKETING, family):
@@ -1136,8 +1137,8 @@ def test_the_client_is_closed_only_when_no_request_is_under_way():
     """The task is cleared in the middle of a question."""
 
     async def wait_shared(account):
-        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as watch:
-            await watch.wait("a", schedule(), started_at=NOW, end_time=math.inf)
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as poller:
+            await poller.wait("a", schedule(), started_at=NOW, end_time=math.inf)
 
     async def scenario():
         account = Account({"a": [PENDING]}, answer_seconds=5.0)
@@ -1155,8 +1156,8 @@ def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open(seed)
     """In whatever order: also the poller and its request before those who wait for them."""
 
     async def wait_shared(account, export_id):
-        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as watch:
-            await watch.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as poller:
+            await poller.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
 
     async def scenario():
         account = Account({f"e{n}": [PENDING] for n in range(20)}, answer_seconds=5.0)
