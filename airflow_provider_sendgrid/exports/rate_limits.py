@@ -79,7 +79,7 @@ class RateLimit:
         self._remaining: float | None = None
         self._resets_at = 0.0
 
-    def note(self, response: Response) -> None:
+    def record(self, response: Response) -> None:
         """Remember ``X-RateLimit-Remaining`` and ``X-RateLimit-Reset``, if the response has them."""
         self._remaining = _parse_number(response.headers.get("x-ratelimit-remaining", ""))
         window = min(rate_limit_wait_seconds(response) or 0.0, _MAX_WINDOW_SECONDS)

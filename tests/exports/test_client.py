@@ -272,23 +272,23 @@ def test_what_is_no_answer_of_sendgrids_is_never_a_success(speaker, emulator, ki
 
 @pytest.mark.parametrize("kind", ["html", "endless"])
 def test_an_answer_without_end_is_given_up(speaker, emulator, monkeypatch, kind):
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 50)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 50)
     emulator.inject(Fault(kind))
-    with pytest.raises(SendGridServerError, match=r"GET /v3/scopes: the answer is larger than 50 bytes"):
+    with pytest.raises(SendGridServerError, match=r"GET /v3/scopes: the response is larger than 50 bytes"):
         speaker.run_flow(protocol.get_scopes(CALM))
 
 
 @pytest.mark.parametrize("faults", [("trickle",), ("endless_header", "trickle")], ids=" ".join)
 def test_an_answer_that_trickles_is_bounded_in_its_whole_time(speaker, emulator, monkeypatch, faults):
     """A byte comes in time for every read, in the body or in the header, and none of these reads is the last."""
-    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
+    monkeypatch.setattr(client_module, "_RESPONSE_TIMEOUTS", 0.05)
     emulator.inject(*(Fault(kind, bytes_per_second=50) for kind in faults))
     with pytest.raises(SendGridUnavailableError, match=r"did not come in time \(TimeoutError, .*0\.5 s in all"):
         speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_a_start_that_trickles_may_have_been_accepted(speaker, emulator, monkeypatch):
-    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
+    monkeypatch.setattr(client_module, "_RESPONSE_TIMEOUTS", 0.05)
     emulator.inject(Fault("trickle", bytes_per_second=50))
     with pytest.raises(SendGridUnavailableError) as caught:
         speaker.start_export()
@@ -304,9 +304,9 @@ def test_a_header_without_end_is_given_up(speaker, emulator):
 
 def test_a_packed_answer_is_bounded_by_what_it_unpacks_to(speaker, emulator, monkeypatch):
     """A few kilobytes that would become megabytes."""
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 5 * 1024 * 1024)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 5 * 1024 * 1024)
     emulator.inject(Fault("bomb", at=20))
-    with pytest.raises(SendGridServerError, match="the answer is larger than 5242880 bytes"):
+    with pytest.raises(SendGridServerError, match="the response is larger than 5242880 bytes"):
         speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
@@ -317,13 +317,13 @@ def test_a_packed_answer_is_unpacked(speaker, emulator):
 
 def test_an_answer_that_is_not_packed_as_it_says_is_told(speaker, emulator):
     emulator.inject(Fault("bomb", at=2), Fault("corrupt", at=0))
-    with pytest.raises(SendGridServerError, match="the answer is not the gzip that it says it is"):
+    with pytest.raises(SendGridServerError, match="the response is not valid gzip"):
         speaker.get_export(retry_policy=RetryPolicy(tries=1))
 
 
 def test_an_answer_of_just_the_bound_is_read(speaker, monkeypatch):
     size = len(speaker.ask().body)
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", size)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", size)
     assert len(speaker.ask().body) == size
 
 
@@ -388,7 +388,7 @@ def test_a_start_whose_answer_is_lost_is_not_repeated(speaker, emulator, fault):
 
 @pytest.mark.parametrize("kind", ["hang", "reset", "endless", "redirect"])
 def test_a_start_without_a_good_answer_is_not_repeated(speaker, emulator, monkeypatch, kind):
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 100_000)
     emulator.inject(Fault(kind, location="/v3/scopes"))
     with pytest.raises(SendGridError) as caught:
         changed(speaker, timeout_seconds=0.2).start_export()
@@ -426,7 +426,7 @@ FAULTS = [
 def test_no_failure_tells_the_key(speaker, emulator, caplog, monkeypatch, fault):
     """Neither its text, nor its traceback, nor the log."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 100_000)
     key = emulator.api_key
     emulator.inject(replace(fault, message=fault.message.format(key=key), location=fault.location.format(key=key)))
     with pytest.raises(SendGridError) as caught:
@@ -438,7 +438,7 @@ def test_no_failure_tells_the_key(speaker, emulator, caplog, monkeypatch, fault)
 @pytest.mark.parametrize("kind", ["refuse", "hang", "html", "endless"])
 def test_no_failure_tells_a_query(speaker, emulator, caplog, monkeypatch, kind):
     """The queries of SendGrid's pages may hold tokens; httpx and requests tell whole URLs."""
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 100_000)
     emulator.inject(Fault(kind))
     with pytest.raises(SendGridError) as caught:
         changed(speaker, timeout_seconds=0.05).run_flow(protocol.get_lists(MARKETING, CALM))

@@ -960,9 +960,9 @@ def test_a_limit_is_read_by_sendgrids_clock(headers, ahead):
         response(429, {}, date=format_datetime(in_seconds(0), usegmt=True), **headers), received_at=NOW + ahead
     )
     assert protocol.rate_limit_wait_seconds(sent) == 18.0
-    noted = protocol.RateLimit()
-    noted.note(replace(sent, headers=sent.headers | {"x-ratelimit-remaining": "0"}))
-    assert noted.wait_seconds(NOW + ahead) == 18.0
+    rate_limit = protocol.RateLimit()
+    rate_limit.record(replace(sent, headers=sent.headers | {"x-ratelimit-remaining": "0"}))
+    assert rate_limit.wait_seconds(NOW + ahead) == 18.0
 
 
 @pytest.mark.parametrize("date", ["", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"])
@@ -1058,23 +1058,23 @@ def test_the_wait_for_a_slot_is_bounded_and_no_storm(retry_after):
 
 def limit(remaining=None, reset=None, status=200):
     headers = {"x_ratelimit_remaining": remaining, "x_ratelimit_reset": reset}
-    noted = protocol.RateLimit()
-    noted.note(response(status, {}, **{name: value for name, value in headers.items() if value is not None}))
-    return noted
+    rate_limit = protocol.RateLimit()
+    rate_limit.record(response(status, {}, **{name: value for name, value in headers.items() if value is not None}))
+    return rate_limit
 
 
 @pytest.mark.parametrize("reset", ["18", str(int(NOW) + 18)])
 def test_who_has_used_up_the_limit_waits_for_the_next_window(reset):
-    noted = limit("0", reset)
-    assert [noted.wait_seconds(NOW + passed) for passed in (0, 10, 18, 30)] == [18.0, 8.0, 0.0, 0.0]
-    assert [noted.spare(NOW + passed) for passed in (0, 18)] == [0.0, float("inf")]
+    rate_limit = limit("0", reset)
+    assert [rate_limit.wait_seconds(NOW + passed) for passed in (0, 10, 18, 30)] == [18.0, 8.0, 0.0, 0.0]
+    assert [rate_limit.spare(NOW + passed) for passed in (0, 18)] == [0.0, float("inf")]
 
 
 @pytest.mark.parametrize(("remaining", "spare"), [("1", 1.0), ("9", 9.0), (None, float("inf")), ("odd", float("inf"))])
 def test_who_has_requests_left_or_was_told_nothing_does_not_wait(remaining, spare):
-    noted = limit(remaining, "18")
-    assert noted.wait_seconds(NOW) == 0.0
-    assert noted.spare(NOW) == spare
+    rate_limit = limit(remaining, "18")
+    assert rate_limit.wait_seconds(NOW) == 0.0
+    assert rate_limit.spare(NOW) == spare
 
 
 def test_nobody_has_said_anything_yet():
@@ -1089,11 +1089,11 @@ def test_a_window_that_never_ends_is_not_waited_for():
 
 
 def test_the_last_answer_counts():
-    noted = limit("0", "18")
-    noted.note(response(200, {}, x_ratelimit_remaining="5", x_ratelimit_reset="60"))
-    assert noted.wait_seconds(NOW) == 0.0
-    noted.note(response(200, {}))
-    assert noted.spare(NOW) == float("inf")
+    rate_limit = limit("0", "18")
+    rate_limit.record(response(200, {}, x_ratelimit_remaining="5", x_ratelimit_reset="60"))
+    assert rate_limit.wait_seconds(NOW) == 0.0
+    rate_limit.record(response(200, {}))
+    assert rate_limit.spare(NOW) == float("inf")
 
 
 # --- values
@@ -1109,16 +1109,16 @@ def test_reprs_show_neither_answers_nor_secrets():
 
 @pytest.mark.parametrize("reset", ["86400", str(int(NOW) + 86_400), "18000000"])
 def test_no_window_of_a_rate_limit_is_longer_than_two_minutes(reset):
-    noted = protocol.RateLimit()
-    noted.note(response(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset=reset))
-    assert noted.wait_seconds(NOW) == 120.0
-    assert noted.spare(NOW + 121) == float("inf")
+    rate_limit = protocol.RateLimit()
+    rate_limit.record(response(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset=reset))
+    assert rate_limit.wait_seconds(NOW) == 120.0
+    assert rate_limit.spare(NOW + 121) == float("inf")
 
 
 def test_a_clock_that_is_set_back_does_not_lengthen_a_window():
-    noted = protocol.RateLimit()
-    noted.note(response(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset="60"))
-    assert (noted.wait_seconds(NOW - 3600), noted.spare(NOW - 3600)) == (0.0, float("inf"))
+    rate_limit = protocol.RateLimit()
+    rate_limit.record(response(200, {}, x_ratelimit_remaining="0", x_ratelimit_reset="60"))
+    assert (rate_limit.wait_seconds(NOW - 3600), rate_limit.spare(NOW - 3600)) == (0.0, float("inf"))
 
 
 def test_no_retry_begins_after_the_deadline():

@@ -25,7 +25,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Request, RetryPolicy
-from airflow_provider_sendgrid.exports.sending import ERRORS, RequestCancelledError, Sending, When, when_raised
+from airflow_provider_sendgrid.exports.sending import ERRORS, RequestCancelledError, SendState, When, when_raised
 from tests.support.network import Proxy, Server, closed_port, make_certificate, reset, response
 
 KINDS = ("requests", "httpx")
@@ -343,7 +343,7 @@ def let_pass(server, proxy):
 def test_a_start_that_was_given_up_while_connecting_is_never_sent(kind, at, slow, monkeypatch):
     """The whole response's time is over before the connection is made; it is made all the same."""
     server, proxy, connection = slow
-    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
+    monkeypatch.setattr(client_module, "_RESPONSE_TIMEOUTS", 0.05)
     (proxy if at == "proxy" else server).fault = "slow"
     connection = replace(connection, proxy=None) if at == "TLS without proxy" else connection
     with pytest.raises(SendGridUnavailableError, match="no connection") as caught:
@@ -395,57 +395,57 @@ async def test_a_start_whose_trigger_is_cancelled_while_connecting_is_never_sent
 
 
 def test_nothing_begins_after_it_was_given_up():
-    sending = Sending()
-    sending.connect()
-    sending.give_up()
+    send_state = SendState()
+    send_state.record_connecting()
+    send_state.cancel()
     with pytest.raises(RequestCancelledError):
-        sending.begin()
-    assert sending.may_have_been_accepted(TimeoutError()) is False
+        send_state.record_sending()
+    assert send_state.may_have_been_accepted(TimeoutError()) is False
 
 
 def test_what_began_stays_begun_when_it_is_given_up_between_two_parts():
     """A body that is not sent any more leaves a request that nobody accepts, but who knows."""
-    sending = Sending()
-    sending.begin()
-    sending.give_up()
+    send_state = SendState()
+    send_state.record_sending()
+    send_state.cancel()
     with pytest.raises(RequestCancelledError):
-        sending.begin()
-    assert sending.may_have_been_accepted(TimeoutError()) is True
+        send_state.record_sending()
+    assert send_state.may_have_been_accepted(TimeoutError()) is True
 
 
 def test_an_error_that_nobody_knows_may_have_been_accepted():
     class StrangeError(Exception):
         pass
 
-    sending = Sending()
-    sending.connect()
-    assert sending.may_have_been_accepted(StrangeError()) is True
+    send_state = SendState()
+    send_state.record_connecting()
+    assert send_state.may_have_been_accepted(StrangeError()) is True
 
 
 def test_an_error_that_can_happen_later_counts_as_later_without_a_record():
     """Where a client's way of connecting is not recorded, nothing is taken for unsent."""
     import httpx
 
-    assert Sending().may_have_been_accepted(httpx.ReadError("")) is True
-    assert Sending().may_have_been_accepted(httpx.ConnectError("")) is False
+    assert SendState().may_have_been_accepted(httpx.ReadError("")) is True
+    assert SendState().may_have_been_accepted(httpx.ConnectError("")) is False
 
 
 def test_a_record_that_sending_began_wins_over_any_error():
     import httpx
 
-    sending = Sending()
-    sending.begin()
-    assert all(sending.may_have_been_accepted(each("")) for each in (httpx.ConnectError, httpx.PoolTimeout))
+    send_state = SendState()
+    send_state.record_sending()
+    assert all(send_state.may_have_been_accepted(each("")) for each in (httpx.ConnectError, httpx.PoolTimeout))
 
 
 def test_a_socks_handshake_that_fails_sent_nothing():
     """Httpx lets the errors of its SOCKS library through, which need not be installed."""
     error = socks_error()("the proxy closed the connection")
-    sending = Sending()
-    sending.connect()
-    assert sending.may_have_been_accepted(error) is False
-    sending.begin()
-    assert sending.may_have_been_accepted(error) is True
+    send_state = SendState()
+    send_state.record_connecting()
+    assert send_state.may_have_been_accepted(error) is False
+    send_state.record_sending()
+    assert send_state.may_have_been_accepted(error) is True
 
 
 def socks_error():

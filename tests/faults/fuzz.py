@@ -127,7 +127,7 @@ def fuzz_answer(data: bytes) -> None:
     wait = _ours.protocol.rate_limit_wait_seconds(response)
     assert wait is None or 0 <= wait < float("inf")
     limit = _ours.protocol.RateLimit()
-    limit.note(response)
+    limit.record(response)
     assert 0 <= limit.wait_seconds(0.0) <= 120.0
 
 
