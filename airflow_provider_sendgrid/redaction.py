@@ -71,7 +71,7 @@ _LEAST_SECRET_CHARACTERS = 8
 _LONGEST_BODY_BYTES = 64
 
 
-def hide_secret(secret: str) -> None:
+def register_secret(secret: str) -> None:
     """Have `redact` hide this text from now on: as it is, percent-encoded, in base64, or torn apart by blanks."""
     if secret in _HIDDEN or len(secret) < _LEAST_SECRET_CHARACTERS:
         return
@@ -80,7 +80,7 @@ def hide_secret(secret: str) -> None:
     _HIDDEN[secret] = re.compile(rf"{r'[^!-~]*'.join(letters)}|{re.escape(encoded)}=*", re.IGNORECASE)
 
 
-def holds_key(text: str) -> bool:
+def contains_key(text: str) -> bool:
     """Whether there is an API key in a text: one like SendGrid's, or one that is hidden."""
     return any(pattern.search(text) for pattern in (_SECRETS[0][0], *_HIDDEN.values()))
 

@@ -31,7 +31,8 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import redact
-from airflow_provider_sendgrid.exports.connection import SendGridConnection, checked_proxy, is_loopback
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.hosts import is_loopback, parse_proxy_url
 from airflow_provider_sendgrid.exports.sending import RecordedTLSSocket
 
 _PORTS = {"http": 80, "https": 443}
@@ -105,7 +106,7 @@ def _environment_proxies(environ: Mapping[str, str]) -> dict[str, str]:
             if variable := _proxy_variable(kind, environ):
                 value = environ[variable].strip()
                 setting = f"The environment variable {variable}"
-                found[scheme] = checked_proxy(setting, value if "://" in value else f"http://{value}")
+                found[scheme] = parse_proxy_url(setting, value if "://" in value else f"http://{value}")
                 _check_socks(setting, found[scheme])
                 break
     return found
