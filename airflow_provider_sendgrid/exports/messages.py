@@ -1,4 +1,4 @@
-"""The requests and responses of SendGrid's API. Knows no sockets and no clocks."""
+"""The requests and responses that flows exchange with the drivers in `client`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the API host; holds no secret.
+    """One request to the API host, without secrets.
 
     Attributes:
         method: ``GET`` or ``POST``.
         target: path and query, beginning with ``/v3/``.
-        body: sent as JSON, where there is one.
+        body: sent as JSON, if there is one.
         delay_seconds: how long to wait before sending it.
         reason: the reason for the wait, for the log.
     """
@@ -30,14 +30,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One response.
+    """One response of the API, or of a proxy.
 
     Attributes:
         status_code: HTTP status.
         headers: with names in lower case.
         body: decoded from its Content-Encoding; the driver limits its size.
-        received_at: seconds since the epoch, for headers that hold a time.
-        on_behalf_of: the subuser that the request acted for, for messages.
+        received_at: by this machine's clock, in seconds since the epoch.
+        on_behalf_of: the subuser of the request, for messages.
     """
 
     status_code: int

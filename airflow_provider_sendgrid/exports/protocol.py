@@ -62,13 +62,13 @@ __all__ = [
     "time_at_sendgrid",
 ]
 
-# The wait before an export that one response leaves in doubt is requested once more.
+# The wait before an export is requested again to confirm the first response.
 SECOND_LOOK_SECONDS = 5.0
 _SEGMENT_KEYS = ("results", "result", "segments")
 
 
 def is_empty(export: ContactExport) -> bool:
-    """Whether it is ready with a count of 0 and no files."""
+    """Whether the export is ready with a count of 0 and no files."""
     return export.status == READY and not export.urls and export.contact_count == 0
 
 
@@ -92,24 +92,24 @@ def get_export(
             those that are ready with a count of 0 and no URLs, because both may be set shortly after the status.
 
     Raises:
-        SendGridError: the status could not be fetched; the subclass says why.
-        ValueError: `export_id` cannot be an id: it is empty, or dots that a client would resolve in the path.
+        SendGridError: the status could not be fetched.
+        ValueError: `export_id` is empty, or consists of dots, which a client would resolve in the path.
     """
     if (export_id or "").strip() in ("", ".", ".."):
         raise ValueError(f"export_id {export_id!r} is none: it must be the id that starting an export returned.")
     request = Request("GET", f"{FAMILIES[family].exports_path}/{quote(export_id, safe='')}")
-    what = f"status of {family.value} export {export_id}"
+    operation = f"status of {family.value} export {export_id}"
 
-    def read(payload: dict[str, Any], response: Response) -> ContactExport:
+    def parse(payload: dict[str, Any], response: Response) -> ContactExport:
         return ContactExport.from_status(payload, export_id=export_id, as_of=time_at_sendgrid(response))
 
-    export = yield from send_with_retries(request, what, retry_policy, read, also_retried=(404,))
+    export = yield from send_with_retries(request, operation, retry_policy, parse, also_retried=(404,))
     if not needs_confirmation(export):
         return export
-    seen = "ready with a count of 0 and no files" if is_empty(export) else "expired"
-    reason = f"{what}: {seen}, by one response. Checking once more before that counts."
+    status = "ready with a count of 0 and no files" if is_empty(export) else "expired"
+    reason = f"{operation}: {status}, by one response. Checking once more before that counts."
     again = replace(request, delay_seconds=SECOND_LOOK_SECONDS, reason=reason)
-    return (yield from send_with_retries(again, what, retry_policy, read, also_retried=(404,)))
+    return (yield from send_with_retries(again, operation, retry_policy, parse, also_retried=(404,)))
 
 
 def list_exports(family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> Flow[list[ContactExport]]:
@@ -118,14 +118,14 @@ def list_exports(family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY
     Source: "Get All Existing Exports".
     """
 
-    def read(entry: Mapping[str, Any], response: Response) -> ContactExport:
+    def parse(entry: Mapping[str, Any], response: Response) -> ContactExport:
         return ContactExport.from_entry(entry, as_of=time_at_sendgrid(response))
 
-    return (yield from read_all_pages(_exports_listing(family), retry_policy, read))
+    return (yield from read_all_pages(_exports_listing(family), retry_policy, parse))
 
 
 def get_lists(family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> Flow[list[dict[str, Any]]]:
-    """All contact lists, as SendGrid describes them: ``id``, ``name`` and a count."""
+    """All contact lists with ``id``, ``name`` and a count."""
     query = "?page_size=1000" if family is ExportFamily.MARKETING else ""
     keys = ("result", "results", "lists")
     listing = Listing(FAMILIES[family].lists_path + query, f"{family.value} lists", keys, counts_all=True)
@@ -133,9 +133,9 @@ def get_lists(family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_PO
 
 
 def get_segments(family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> Flow[list[dict[str, Any]]]:
-    """All segments, as SendGrid describes them: ``id``, ``name`` and a count.
+    """All segments with ``id``, ``name`` and a count.
 
-    The marketing family's are those of the segments API 2.0; see `get_first_segments` for older ones.
+    For the marketing family, those of the segments API 2.0; see `get_first_segments` for older ones.
     """
     listing = Listing(FAMILIES[family].segments_path, f"{family.value} segments", _SEGMENT_KEYS)
     return (yield from read_all_pages(listing, retry_policy, _as_dict))
@@ -144,7 +144,7 @@ def get_segments(family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY
 def get_first_segments(
     family: ExportFamily, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Flow[list[dict[str, Any]]]:
-    """All segments of the first segments API; none in a family that has only one API."""
+    """All segments of the first segments API; empty for a family with one segments API."""
     path = FAMILIES[family].first_segments_path
     if path is None:
         return []
@@ -155,10 +155,10 @@ def get_first_segments(
 def get_scopes(retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> Flow[list[str]]:
     """The scopes of the API key."""
 
-    def read(payload: dict[str, Any], _response: Response) -> list[str]:
+    def parse(payload: dict[str, Any], _response: Response) -> list[str]:
         return [str(scope) for scope in parse_entries(payload, ("scopes",))]
 
-    return (yield from send_with_retries(Request("GET", "/v3/scopes"), "scopes of the API key", retry_policy, read))
+    return (yield from send_with_retries(Request("GET", "/v3/scopes"), "scopes of the API key", retry_policy, parse))
 
 
 def start_export(
@@ -169,17 +169,17 @@ def start_export(
     Source: "Export Contacts" and "Export Recipients", answered 202.
 
     Raises:
-        SendGridError: it was not started; with ``may_have_been_accepted`` that is not certain.
-        ValueError: an argument cannot be right.
+        SendGridError: it was not started; not certain if ``may_have_been_accepted`` is set.
+        ValueError: an argument is invalid.
     """
     request = Request("POST", FAMILIES[family].exports_path, selection.to_payload(family))
 
-    def read(payload: dict[str, Any], _response: Response) -> str:
+    def parse(payload: dict[str, Any], _response: Response) -> str:
         if (export_id := parse_id(payload.get("id"))) is None:
             raise UnreadableError("it has no usable id")
         return export_id
 
-    return (yield from send_with_retries(request, f"start of a {family.value} export", retry_policy, read))
+    return (yield from send_with_retries(request, f"start of a {family.value} export", retry_policy, parse))
 
 
 def _exports_listing(family: ExportFamily) -> Listing:
