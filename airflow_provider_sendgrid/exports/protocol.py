@@ -37,9 +37,9 @@ from airflow_provider_sendgrid.exports.retries import (
 )
 
 __all__ = [
+    "CONFIRMATION_SECONDS",
     "DEFAULT_RETRY_POLICY",
     "LEGACY_EXPORTS",
-    "SECOND_LOOK_SECONDS",
     "START_RETRY_POLICY",
     "Flow",
     "RateLimit",
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 # The wait before an export is requested again to confirm the first response.
-SECOND_LOOK_SECONDS = 5.0
+CONFIRMATION_SECONDS = 5.0
 _SEGMENT_KEYS = ("results", "result", "segments")
 
 
@@ -108,7 +108,7 @@ def get_export(
         return export
     status = "ready with a count of 0 and no files" if is_empty(export) else "expired"
     reason = f"{operation}: {status}, by one response. Checking once more before that counts."
-    again = replace(request, delay_seconds=SECOND_LOOK_SECONDS, reason=reason)
+    again = replace(request, delay_seconds=CONFIRMATION_SECONDS, reason=reason)
     return (yield from send_with_retries(again, operation, retry_policy, parse, also_retried=(404,)))
 
 

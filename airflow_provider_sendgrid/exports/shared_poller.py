@@ -244,8 +244,8 @@ class SharedPoller:
         if self._listing is None or self._listing_progress.is_slow:  # otherwise the listing in flight may serve them
             self._due += [*self._due_from_listing, *self._take_due()]
             self._due_from_listing.clear()
-        self._due_by_id.extend(waiter for waiter in self._due if waiter.state.needs_second_look)
-        self._due = [waiter for waiter in self._due if not waiter.state.needs_second_look]
+        self._due_by_id.extend(waiter for waiter in self._due if waiter.state.awaits_confirmation)
+        self._due = [waiter for waiter in self._due if not waiter.state.awaits_confirmation]
         if len(self._due) <= max(2, self._listing_progress.request_count) or self._listing is not None:
             self._due_by_id.extend(self._due)
             self._due.clear()
@@ -339,7 +339,7 @@ class SharedPoller:
         async for waiter in _without_blocking(self._waiters):
             if waiter.has_ended or (waiter.due_at == NEVER and waiter not in queued):
                 continue  # a poll by id is in flight
-            if waiter not in queued and waiter.state.needs_second_look:
+            if waiter not in queued and waiter.state.awaits_confirmation:
                 continue  # its second poll is due in a few seconds
             export = listed.get(waiter.export_id)
             outcome = evaluate_poll(export, now=now, started_at=now, polls=1).outcome if export else None

@@ -97,7 +97,7 @@ class Waiter:
         if result.outcome is not Outcome.WAITING:
             self._end(result)
         # A confirming poll may be a little late.
-        elif seconds_left <= 0 and (result.last_error or not self.state.needs_second_look):
+        elif seconds_left <= 0 and (result.last_error or not self.state.awaits_confirmation):
             self._end(replace(result, outcome=Outcome.TIMEOUT))
         else:
             left = seconds_left if seconds_left > 0 else LAST_POLL_GRACE_SECONDS
