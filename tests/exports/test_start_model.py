@@ -573,11 +573,11 @@ def _model(monkeypatch):
 
 
 @pytest.mark.parametrize("machine", [Starts, StartsWithoutStore])
-def test_no_history_exports_twice_or_too_much(machine):
+def test_no_history_starts_an_export_twice(machine):
     run_state_machine_as_test(machine, settings=PROFILE)
 
 
-def test_a_task_that_waits_for_its_retry_may_own_an_export():
+def test_a_task_waiting_for_its_retry_may_own_an_export():
     """Its announcement was deleted, and the worker died before it could announce again."""
     history = StartsWithoutStore()
     history.start(clock=0.0, index=0, number=0, run=0)
@@ -616,7 +616,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("break_rule", BROKEN)
-def test_the_histories_find_a_broken_rule(break_rule, monkeypatch):
+def test_the_model_finds_each_broken_rule(break_rule, monkeypatch):
     break_rule(monkeypatch)
     shorter = settings(PROFILE, max_examples=10_000, stateful_step_count=20, derandomize=True)
     machine, found = BROKEN[break_rule]
