@@ -25,10 +25,11 @@ from airflow_provider_sendgrid.exports.export import (
 )
 from airflow_provider_sendgrid.exports.name_lookup import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
-from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
+from airflow_provider_sendgrid.exports.start import start_export_once
+from airflow_provider_sendgrid.exports.start_attempt import Attempt
 from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.hooks.airflow_connection import form_widgets, read_connection
-from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
+from airflow_provider_sendgrid.lineage import SendGridAccount, report_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 from airflow_provider_sendgrid.stopping import StopSignal
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import requests
 
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
-    from airflow_provider_sendgrid.exports.shared_poller import SharedWatch
+    from airflow_provider_sendgrid.exports.shared_poller import SharedPoller
 
 
 class _NotPassed(tuple[str | int, ...]):
@@ -141,15 +142,15 @@ class SendGridHook(BaseHook):
         return AsyncSendGridClient(await self.aload_connection(), on_retry=self._note_retry)
 
     @asynccontextmanager
-    async def watch(self) -> AsyncIterator[SharedWatch]:
+    async def watch(self) -> AsyncIterator[SharedPoller]:
         """The poller that all waits on this event loop share if connection and family are the same."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-        from airflow_provider_sendgrid.exports.shared_poller import shared_watch
+        from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 
         connection = await self.aload_connection()
         # Waits that begin after CA certificates were renewed use a new poller.
         key = (self.sendgrid_conn_id, connection, resolve_network(connection).tls)
-        async with shared_watch(
+        async with acquire_poller(
             key, self._family, lambda: AsyncSendGridClient(connection, on_retry=self._note_retry)
         ) as watch:
             yield watch
@@ -174,11 +175,11 @@ class SendGridHook(BaseHook):
 
         export_id = parse_export_id(export_id)
         connection = self.connection
-        tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
+        report_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
         self.stop = stop or self.stop
         with self.client() as client, new_download_session(connection) as session:
             files = ExportFiles(
-                lambda: client.converse(protocol.get_export(self._family, export_id)),
+                lambda: client.run_flow(protocol.get_export(self._family, export_id)),
                 session,
                 allow_http=connection.is_local,
                 timeout_seconds=connection.timeout_seconds,
@@ -225,7 +226,7 @@ class SendGridHook(BaseHook):
     def start_selection(self, selection: ExportSelection) -> str:
         """`start_export`, with its arguments in one value."""
         with self.client() as client:
-            return self._report_start(client.converse(protocol.start_export(self._family, selection)), is_found=False)
+            return self._report_start(client.run_flow(protocol.start_export(self._family, selection)), is_found=False)
 
     def start_export_once(self, selection: ExportSelection, attempt: Attempt) -> tuple[str, bool]:
         """Start an export, or find the one that an earlier try started.
@@ -234,7 +235,7 @@ class SendGridHook(BaseHook):
             The export's id, and whether it was found.
         """
         with self.client() as client:
-            export_id, is_found = client.converse(start_export_once(self._family, selection, attempt))
+            export_id, is_found = client.run_flow(start_export_once(self._family, selection, attempt))
         return self._report_start(export_id, is_found=is_found), is_found
 
     def ids_of_lists(self, names: Sequence[str]) -> list[str | int]:
@@ -254,48 +255,48 @@ class SendGridHook(BaseHook):
             SendGridBadRequestError: several segments have one of the names.
         """
         with self.client() as client:
-            return client.converse(ids_of_segments(self._family, names))
+            return client.run_flow(ids_of_segments(self._family, names))
 
     def get_export(self, export_id: str) -> ContactExport:
         """The status of one export; with newly signed URLs if it is ready."""
         with self.client() as client:
-            return client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
+            return client.run_flow(protocol.get_export(self._family, parse_export_id(export_id)))
 
     def list_exports(self) -> list[ContactExport]:
         """All pending and recently completed exports, without counts and messages."""
         with self.client() as client:
-            return client.converse(protocol.list_exports(self._family))
+            return client.run_flow(protocol.list_exports(self._family))
 
     def get_lists(self) -> list[dict[str, Any]]:
         """All contact lists, as SendGrid describes them: ``id``, ``name`` and a count each."""
         with self.client() as client:
-            return client.converse(protocol.get_lists(self._family))
+            return client.run_flow(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
         """All segments, likewise; in the marketing family those of the segments API 2.0."""
         with self.client() as client:
-            return client.converse(protocol.get_segments(self._family))
+            return client.run_flow(protocol.get_segments(self._family))
 
     def get_scopes(self) -> list[str]:
         """The scopes of the API key."""
         with self.client() as client:
-            return client.converse(protocol.get_scopes())
+            return client.run_flow(protocol.get_scopes())
 
     async def aget_export(self, export_id: str) -> ContactExport:
         """`get_export` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
+            return await client.run_flow(protocol.get_export(self._family, parse_export_id(export_id)))
 
     async def alist_exports(self) -> list[ContactExport]:
         """`list_exports` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.list_exports(self._family))
+            return await client.run_flow(protocol.list_exports(self._family))
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the key works, and which families it may export or what to do. Called by the form's "Test" button."""
         try:
             with self.client() as client:
-                scopes = client.converse(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
+                scopes = client.run_flow(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
         except (SendGridError, ValueError) as error:
             return False, redact(str(error))
         except Exception as error:  # noqa: BLE001 - the form needs a text
@@ -315,7 +316,7 @@ class SendGridHook(BaseHook):
 
     def _report_start(self, export_id: str, *, is_found: bool) -> str:
         metrics.export_started(self._family, is_found=is_found)
-        tell_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
+        report_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
         return export_id
 
     def _note_retry(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_sendgrid._compat import Context, task_states, xcoms_of_run
-from airflow_provider_sendgrid.exports.start import Clock, Rivals, Starting
+from airflow_provider_sendgrid.exports.start_attempt import Clock, ConcurrentStarts, PendingStart
 
 # Key of the XCom, and of the record in the task's state store.
 RECORD_KEY = "sendgrid_export"
@@ -35,7 +35,7 @@ def task_name(context: Context) -> str:
     return f"{instance.task_id}[{instance.map_index}]" if is_mapped else instance.task_id
 
 
-def concurrent_starts(context: Context, own: Mapping[str, Any], task_ids: Sequence[str]) -> Rivals:
+def concurrent_starts(context: Context, own: Mapping[str, Any], task_ids: Sequence[str]) -> ConcurrentStarts:
     """Exports that other tasks have started or are starting, in this run and in other runs of the DAG.
 
     Args:
@@ -44,7 +44,7 @@ def concurrent_starts(context: Context, own: Mapping[str, Any], task_ids: Sequen
         task_ids: ids of the DAG's tasks that start exports.
     """
     if "ti" not in context:
-        return Rivals()
+        return ConcurrentStarts()
     ti, own_run, own_type = context["ti"], own.get("run", ""), (own.get("form") or [""])[0]
     states = task_states(ti, task_ids)
     runs, are_all = _runs_to_read(states, own_run)
@@ -53,7 +53,7 @@ def concurrent_starts(context: Context, own: Mapping[str, Any], task_ids: Sequen
         announced += [{**each, "run": run_id} for each in _mappings(xcoms_of_run(ti, task_ids, RECORD_KEY, run_id))]
     others = [each for each in announced if (each["run"], each.get("task")) != (own_run, own["task"])]
     starting = [
-        Starting(
+        PendingStart(
             _describe_task(each["run"], each.get("task"), own_run),
             each.get("since") if each.get("clock") == Clock.SENDGRID else None,
             (each.get("form") or [""])[0],
@@ -64,7 +64,7 @@ def concurrent_starts(context: Context, own: Mapping[str, Any], task_ids: Sequen
     # Airflow deletes the announcement before a retry, so a task without one may have started an export.
     known = {(each["run"], _state_key(each.get("task"))) for each in announced} | {(own_run, _state_key(own["task"]))}
     unannounced = [
-        Starting(_describe_task(run, task, own_run))
+        PendingStart(_describe_task(run, task, own_run))
         for run in (own_run, *runs)
         for task, state in states.get(run, {}).items()
         if state in _STARTED_STATES and (run, task) not in known
@@ -72,7 +72,7 @@ def concurrent_starts(context: Context, own: Mapping[str, Any], task_ids: Sequen
     ids = {each["id"] for each in others if each.get("id")}
     ids.update(*(each.get("earlier_ids", ()) for each in others))
     file_types = {(each.get("form") or [own_type])[0] for each in others if each.get("of") == own["of"]}
-    return Rivals(ids, [*starting, *unannounced], file_types, are_all)
+    return ConcurrentStarts(ids, [*starting, *unannounced], file_types, are_all)
 
 
 def _runs_to_read(states: Mapping[str, Mapping[str, str | None]], own_run: str) -> tuple[list[str], bool]:

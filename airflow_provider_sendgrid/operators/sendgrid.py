@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_provider_sendgrid import lineage
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg, mapped_arguments
-from airflow_provider_sendgrid.exceptions import SendGridError, is_hopeless
+from airflow_provider_sendgrid.exceptions import SendGridError, is_non_retryable
 from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -117,7 +117,7 @@ class SendGridExportContactsOperator(BaseOperator):
             selection = self._selection(hook)
             export_id, is_found = self._start(hook, selection, context)
         except (SendGridError, ValueError, TypeError) as error:
-            if isinstance(error, SendGridError) and not is_hopeless(error):
+            if isinstance(error, SendGridError) and not is_non_retryable(error):
                 raise
             raise AirflowFailException(str(error)) from error
         how = "Found the export that an earlier request started" if is_found else "SendGrid accepted the export"
@@ -137,7 +137,7 @@ class SendGridExportContactsOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """Inputs are the lists and segments, the output is the export."""
-        return lineage.lineage_of_start(*self._started) if self._started else lineage.no_lineage()
+        return lineage.lineage_of_start(*self._started) if self._started else lineage.empty_lineage()
 
     def _mark_as_started(self, context: Context, export_id: str) -> None:
         """Mark the export in the state stores of the inlets (Airflow 3.3), so that no `SendGridNewExportTrigger` fires.

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_sendgrid._compat import Context
 from airflow_provider_sendgrid.exports.export import ExportSelection
-from airflow_provider_sendgrid.exports.start import Attempt, Baseline, Clock, Rivals
+from airflow_provider_sendgrid.exports.start_attempt import Attempt, Baseline, Clock, ConcurrentStarts
 from airflow_provider_sendgrid.operators.announcements import RECORD_KEY, announce, concurrent_starts, task_name
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,10 @@ class StartRecord:
         if not kept:
             earlier = self.record.get("earlier_ids", ())
             return Attempt(
-                self.record["began"], rivals=self._concurrent_starts, known_ids=earlier, keep=self.keep_baseline
+                self.record["began"],
+                concurrent_starts=self._concurrent_starts,
+                known_ids=earlier,
+                save_baseline=self.keep_baseline,
             )
         self.record |= {name: kept[name] for name in _KEPT if name in kept}
         known = kept.get("known_ids")
@@ -83,11 +86,11 @@ class StartRecord:
         return Attempt(
             kept.get("since", kept.get("began", self.record["began"])),
             is_retry=not kept.get("id"),
-            rivals=self._concurrent_starts,
+            concurrent_starts=self._concurrent_starts,
             clock=Clock(kept.get("clock", Clock.WORKER)),
             known_ids=None if known is None else [*known, *kept.get("earlier_ids", ())],
             export_id=kept.get("id", ""),
-            keep=self.keep_baseline,
+            save_baseline=self.keep_baseline,
         )
 
     def keep_baseline(self, baseline: Baseline) -> None:
@@ -142,11 +145,13 @@ class StartRecord:
 
     def _attempt_without_store(self) -> Attempt:
         if not self._is_retry():
-            return Attempt(self.record["began"], rivals=self._concurrent_starts, keep=self.keep_baseline)
+            return Attempt(
+                self.record["began"], concurrent_starts=self._concurrent_starts, save_baseline=self.keep_baseline
+            )
         self.announce()
         started_at = self._context["dag_run"].start_date
         since = started_at.timestamp() if started_at else self.record["began"]
-        return Attempt(since, is_retry=True, rivals=self._concurrent_starts, clock=Clock.RUN, known_ids=None)
+        return Attempt(since, is_retry=True, concurrent_starts=self._concurrent_starts, clock=Clock.RUN, known_ids=None)
 
     def _is_retry(self) -> bool:
         """Whether an earlier try may have started the export; used without a state store.
@@ -164,7 +169,7 @@ class StartRecord:
         first_try = self.record["max_tries"] - retries + 1
         return bool(self._ti.try_number != max(first_try, 1))
 
-    def _concurrent_starts(self) -> Rivals:
+    def _concurrent_starts(self) -> ConcurrentStarts:
         return concurrent_starts(self._context, self.record, self._start_task_ids)
 
 

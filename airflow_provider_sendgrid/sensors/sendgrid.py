@@ -30,12 +30,12 @@ from airflow_provider_sendgrid.exports.polling import (
     POLL_RETRY_POLICY,
     WITHOUT_FILES_SECONDS,
     Outcome,
+    PollResult,
     PollSchedule,
-    Sighting,
     WaitState,
     describe_status,
-    is_doubtful,
     lacks_files,
+    needs_confirmation,
     seconds_without_files,
 )
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
@@ -214,7 +214,7 @@ class SendGridExportSensor(BaseSensorOperator):
         return None if self.reschedule or self._state is None else time.time() - self._state.started_at
 
     def _last_status(self) -> str:
-        last = self._wait_state().last_seen
+        last = self._wait_state().last_result
         reason = f" The last poll failed: {last.last_error}" if last.last_error else ""
         if not last.polls:
             return f"SendGrid export {self.export_id} could not be polled.{reason}"
@@ -225,32 +225,32 @@ class SendGridExportSensor(BaseSensorOperator):
             self._state = WaitState(str(self.export_id), time.time())
         return self._state
 
-    def _poll(self) -> Sighting:
+    def _poll(self) -> PollResult:
         """Poll. If the poll fails with a retryable error, return the previous result with that error."""
         try:
             return self._request_status()
         except (ValueError, TypeError) as error:
             raise AirflowFailException(str(error)) from error
         except SendGridError as error:
-            last = self._wait_state().note_failure(error, time.time())
+            last = self._wait_state().record_failure(error, time.time())
             self.log.warning("Polling SendGrid export %s failed; continuing to wait: %s", self.export_id, error)
             return last
 
-    def _request_status(self) -> Sighting:
+    def _request_status(self) -> PollResult:
         state = self._wait_state()
         retry_policy = replace(POLL_RETRY_POLICY, seconds_left=self._seconds_left)
         family, export_id = parse_family(self.family), parse_export_id(self.export_id)
         with self.hook.client() as client:
             client.connection = self._bounded(client.connection)
-            export = client.converse(
-                protocol.get_export(family, export_id, retry_policy, is_doubtful=self._is_checked_at_once)
+            export = client.run_flow(
+                protocol.get_export(family, export_id, retry_policy, needs_confirmation=self._is_checked_at_once)
             )
         metrics.polled(self.family)
-        return state.note(export, time.time(), is_checked=self._is_checked_at_once(export))
+        return state.record(export, time.time(), is_checked=self._is_checked_at_once(export))
 
     def _is_checked_at_once(self, export: ContactExport) -> bool:
         """Whether a doubtful response is checked by a second request in the same poll, as in reschedule mode."""
-        return self.reschedule and is_doubtful(export, datetime.now(timezone.utc))
+        return self.reschedule and needs_confirmation(export, datetime.now(timezone.utc))
 
     def _seconds_left(self) -> float:
         """Seconds until the deadline; unlimited in reschedule mode, where only Airflow knows the deadline."""
@@ -270,7 +270,7 @@ class SendGridExportSensor(BaseSensorOperator):
             if not self.silent_fail:
                 raise
             self.log.error("Polling SendGrid export %s failed: %s", self.export_id, error)
-            result = self._wait_state().last_seen
+            result = self._wait_state().last_result
         if result.outcome is Outcome.WAITING:
             self.log.info("%s Deferring to the triggerer.", result.describe())
             self.defer(
@@ -313,7 +313,7 @@ class SendGridExportSensor(BaseSensorOperator):
         state = self._wait_state()
         # The last poll is at the deadline, not after it.
         wait = state.pause_seconds(schedule, waited, max(0.0, self.timeout - waited) + 0.001)
-        self.log.info("%s Next poll in %.1f s.", replace(state.last_seen, waited_seconds=waited).describe(), wait)
+        self.log.info("%s Next poll in %.1f s.", replace(state.last_result, waited_seconds=waited).describe(), wait)
         return wait
 
     @property
@@ -325,7 +325,7 @@ class SendGridExportSensor(BaseSensorOperator):
 
         Used in reschedule mode, where each poll is a new process; there the wait must have lasted as long, too.
         """
-        last = self._wait_state().last_seen
+        last = self._wait_state().last_result
         seconds = min(waited, seconds_without_files(last.export, seen_seconds=waited))
         if last.last_error or not lacks_files(last.export) or seconds < WITHOUT_FILES_SECONDS:
             return
@@ -335,13 +335,13 @@ class SendGridExportSensor(BaseSensorOperator):
             raise_error(replace(last, outcome=Outcome.WITHOUT_FILES).error())
 
 
-def _not_before(result: Sighting) -> float | None:
+def _not_before(result: PollResult) -> float | None:
     """When SendGrid's ``Retry-After`` ends, in seconds since the epoch."""
     asked = result.last_error.retry_after_seconds if result.last_error else None
     return time.time() + min(asked, LONGEST_PAUSE_SECONDS) if asked else None
 
 
-def _clock_ahead(result: Sighting) -> float:
+def _clock_ahead(result: PollResult) -> float:
     """Seconds that this worker's clock is ahead of SendGrid's; 0 if they agree or SendGrid sent no time."""
     as_of = result.export.as_of
     ahead = time.time() - as_of.timestamp() if as_of and not result.last_error else 0.0

@@ -11,7 +11,7 @@ from typing import Any
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.delivery.export import ArgumentError, Delivery, DeliveryOptions, deliver_export
-from airflow_provider_sendgrid.exceptions import SendGridError, is_hopeless
+from airflow_provider_sendgrid.exceptions import SendGridError, is_non_retryable
 from airflow_provider_sendgrid.exports.export import ExportFamily, parse_export_id
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
@@ -128,7 +128,7 @@ class DeliveringOperator(BaseOperator, ABC):
                 DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
                 delivery = deliver_export(source, storage, options, file_index, self._stop)
         except (SendGridError, ArgumentError) as error:
-            if isinstance(error, SendGridError) and not is_hopeless(error):
+            if isinstance(error, SendGridError) and not is_non_retryable(error):
                 raise
             raise AirflowFailException(str(error)) from error
         self.log.info("%s", delivery.describe())
@@ -146,7 +146,7 @@ class DeliveringOperator(BaseOperator, ABC):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
         """The input is the export, outputs are its objects with rows and bytes."""
-        return lineage.lineage_of_delivery(*self._delivered) if self._delivered else lineage.no_lineage()
+        return lineage.lineage_of_delivery(*self._delivered) if self._delivered else lineage.empty_lineage()
 
     def _options(self) -> DeliveryOptions:
         return DeliveryOptions(
@@ -169,7 +169,7 @@ class DeliveringOperator(BaseOperator, ABC):
         """Report the delivery to metrics, lineage and the assets."""
         self._delivered = (hook.account, delivery)
         metrics.delivered(self.family, delivery)
-        lineage.tell_hook_lineage(hook, outputs=lineage.object_uris(delivery))
+        lineage.report_hook_lineage(hook, outputs=lineage.object_uris(delivery))
         lineage.describe_in_asset_events(self.outlets, context, delivery, self.partition_key)
 
     @abstractmethod

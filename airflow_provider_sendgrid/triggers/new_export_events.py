@@ -63,9 +63,9 @@ async def _fetch_counts(
     counts: dict[str, int | None] = {}
 
     async def fetch(client: AsyncSendGridClient, export_id: str) -> None:
-        flow = protocol.get_export(family, export_id, protocol.RetryPolicy(tries=2), is_doubtful=lambda _: False)
+        flow = protocol.get_export(family, export_id, protocol.RetryPolicy(tries=2), needs_confirmation=lambda _: False)
         try:
-            counts[export_id] = (await client.converse(flow)).contact_count
+            counts[export_id] = (await client.run_flow(flow)).contact_count
         except (SendGridError, ValueError) as error:
             log.info("Could not fetch the contact count of SendGrid export %s: %s", export_id, error)
 

@@ -24,7 +24,7 @@ from airflow_provider_sendgrid.exports.export import (
     typed_ids,
 )
 from airflow_provider_sendgrid.exports.new_exports import SeenExports
-from airflow_provider_sendgrid.exports.polling import Outcome, PollSchedule, Sighting, require_seconds
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule, require_seconds
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.fired_exports import FiredExports, parse_since
 from airflow_provider_sendgrid.triggers.new_export_events import new_export_events, type_of_export
@@ -124,7 +124,7 @@ class SendGridExportTrigger(BaseTrigger):
             event = {"outcome": "error", "error": broken.to_event()}
         yield TriggerEvent(event)
 
-    async def _wait(self) -> Sighting:
+    async def _wait(self) -> PollResult:
         export_id = parse_export_id(self.export_id)
         for name in ("end_time", "start_time", "not_before"):
             if (value := getattr(self, name)) is not None:
@@ -138,13 +138,13 @@ class SendGridExportTrigger(BaseTrigger):
         end_time = float("inf") if self.end_time is None else self.end_time
         async with hook.watch() as watch:
 
-            async def wait(seconds_ahead: float) -> Sighting:
+            async def wait(seconds_ahead: float) -> PollResult:
                 return await watch.wait(
                     export_id,
                     schedule,
                     started_at=started_at + seconds_ahead,
                     end_time=end_time + seconds_ahead,
-                    rides_out_refusals=self.silent_fail,
+                    ignores_refusals=self.silent_fail,
                     not_before=self.not_before,
                     has_polled=self.start_time is not None,  # by the sensor
                 )
@@ -159,7 +159,7 @@ class SendGridExportTrigger(BaseTrigger):
                 result = await wait(seconds_ahead)
             return result
 
-    def _seconds_ahead(self, result: Sighting) -> float:
+    def _seconds_ahead(self, result: PollResult) -> float:
         """How much too early the wait ended, because this machine's clock is ahead of the worker's."""
         as_of = result.export.as_of
         if result.outcome is not Outcome.TIMEOUT or result.last_error or as_of is None:
@@ -183,7 +183,7 @@ class SendGridExportTrigger(BaseTrigger):
         await hook.aload_connection()
 
 
-def result_event(result: Sighting) -> dict[str, Any]:
+def result_event(result: PollResult) -> dict[str, Any]:
     """The event of a wait that ended, see `SendGridExportTrigger`."""
     error = result.error()
     return {
@@ -297,7 +297,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             try:
                 async with await SendGridHook(kwargs["sendgrid_conn_id"], family).aclient() as client:
                     while True:
-                        yield await client.converse(protocol.list_exports(family))
+                        yield await client.run_flow(protocol.list_exports(family))
                         await _sleep(interval)
             except Exception as error:  # noqa: BLE001 - a watcher must not end
                 problem = f"{type(error).__name__}: {redact(str(error))}"
@@ -314,7 +314,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
             try:
                 seen = seen or await fired.load(parse_since(self.since))
                 wanted = [each for each in listed if self._is_wanted(each)]
-                new = await fired.without_own(seen.news(wanted))
+                new = await fired.without_own(seen.find_new(wanted))
                 hook = SendGridHook(self.sendgrid_conn_id, self.family)
                 payloads = await new_export_events(hook, new, self.count_seconds)
             except Exception as error:  # noqa: BLE001 - a watcher must not end
@@ -323,7 +323,7 @@ class SendGridNewExportTrigger(BaseEventTrigger):
                 continue
             for payload in payloads:
                 yield TriggerEvent(payload)
-            seen.note(wanted, listed if fired.is_kept else ())
+            seen.record(wanted, listed if fired.is_kept else ())
             if payloads:
                 await asyncio.sleep(self.stored_after_seconds)
             await fired.save(seen)

@@ -142,7 +142,7 @@ def without_waits(monkeypatch: pytest.MonkeyPatch, stall_seconds: float = 0.5) -
     limits = DownloadLimits(stall_seconds=stall_seconds)
     monkeypatch.setitem(ExportFiles.__init__.__kwdefaults__, "limits", limits)
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _seconds: None))
-    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 1)
+    monkeypatch.setattr(client_module, "_RESPONSE_TIMEOUTS", 1)
 
 
 def outcome_of(error: BaseException | None) -> str:

@@ -484,7 +484,7 @@ def test_an_export_with_an_unclear_owner_fails_the_task(sendgrid_emulator, dag_r
 
     def start_beside_another(hook, selection, attempt):
         def keep(baseline):
-            attempt.keep(baseline)
+            attempt.save_baseline(baseline)
             dag_run.xcoms["start", -1, "sendgrid_export"] = {
                 **dag_run.xcoms["again", -1, "sendgrid_export"],
                 "task": "start",
@@ -492,7 +492,7 @@ def test_an_export_with_an_unclear_owner_fails_the_task(sendgrid_emulator, dag_r
             }
             sendgrid_emulator.start_export(customers)
 
-        return start_export_once(hook, selection, replace(attempt, keep=keep))
+        return start_export_once(hook, selection, replace(attempt, save_baseline=keep))
 
     sendgrid_emulator.configure(ready_after=3600)  # its type does not show
     sendgrid_emulator.inject(Fault("reset", method="POST", nth=1))
@@ -573,7 +573,7 @@ def test_after_a_clear_the_earlier_export_is_known_if_unlisted(sendgrid_emulator
     run.clear("start")
     if is_killed:
         sendgrid_emulator.inject(*[Fault("reset", method="POST", nth=nth) for nth in (1, 2, 3)])
-        monkeypatch.setattr(start_module, "_LOOKS_AFTER_SECONDS", (0.0,))
+        monkeypatch.setattr(start_module, "_SEARCH_DELAYS", (0.0,))
         with pytest.raises(SendGridError):
             run.execute("start")
     attempts = []
@@ -631,10 +631,10 @@ def test_another_run_with_the_same_lists_keeps_its_export(sendgrid_emulator, mon
 
     def start_beside_another(hook, selection, attempt):
         def keep(baseline):
-            attempt.keep(baseline)
+            attempt.save_baseline(baseline)
             run.other_runs["other"]["id"] = sendgrid_emulator.start_export(customers)
 
-        return start_export_once(hook, selection, replace(attempt, keep=keep))
+        return start_export_once(hook, selection, replace(attempt, save_baseline=keep))
 
     monkeypatch.setattr(SendGridHook, "start_export_once", start_beside_another)
     sendgrid_emulator.inject(Fault("reset", method="POST", nth=1))

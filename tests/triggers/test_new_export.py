@@ -413,7 +413,7 @@ async def test_fired_exports_are_stored_if_a_mark_cannot_be_deleted(caplog):
 
     again = await trigger_on(store)._fired_exports().load(None)
     assert (again.ids, again.listed) == ({"a": 1}, {"gone": 1.0})
-    again.note([])
+    again.record([])
     assert again.forgotten >= {"gone"}
 
 

@@ -15,7 +15,7 @@ from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowNotFoun
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridServerError
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.exports.polling import Outcome, Sighting
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
@@ -143,7 +143,7 @@ async def test_a_triggerer_with_a_fast_clock_ends_no_wait_early(
         async def wait(self, export_id, _schedule, *, end_time, **_):
             asked.append(end_time - now)
             export = ContactExport(export_id, "pending", as_of=datetime.fromtimestamp(now, timezone.utc))
-            return Sighting(export, Outcome.TIMEOUT, last_error=last_error)
+            return PollResult(export, Outcome.TIMEOUT, last_error=last_error)
 
     @asynccontextmanager
     async def watch(_hook):
