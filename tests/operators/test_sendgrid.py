@@ -565,7 +565,7 @@ def test_where_nobody_can_tell_whose_the_export_is_the_task_fails_and_says_so(se
 
     def start_beside_another(hook, selection, attempt):
         def keep(baseline):
-            attempt.keep(baseline)
+            attempt.save_baseline(baseline)
             dag_run.xcoms["start", -1, "sendgrid_export"] = {
                 **dag_run.xcoms["again", -1, "sendgrid_export"],
                 "task": "start",
@@ -573,7 +573,7 @@ def test_where_nobody_can_tell_whose_the_export_is_the_task_fails_and_says_so(se
             }
             sendgrid_emulator.start_export(customers)
 
-        return start_export_once(hook, selection, replace(attempt, keep=keep))
+        return start_export_once(hook, selection, replace(attempt, save_baseline=keep))
 
     sendgrid_emulator.configure(ready_after=3600)  # its type does not show
     sendgrid_emulator.inject(Fault("reset", method="POST", nth=1))
@@ -714,10 +714,10 @@ def test_another_run_that_exports_the_same_keeps_its_own(sendgrid_emulator, monk
 
     def start_beside_another(hook, selection, attempt):
         def keep(baseline):
-            attempt.keep(baseline)
+            attempt.save_baseline(baseline)
             run.other_runs["other"]["id"] = sendgrid_emulator.start_export(customers)
 
-        return start_export_once(hook, selection, replace(attempt, keep=keep))
+        return start_export_once(hook, selection, replace(attempt, save_baseline=keep))
 
     monkeypatch.setattr(SendGridHook, "start_export_once", start_beside_another)
     sendgrid_emulator.inject(Fault("reset", method="POST", nth=1))
