@@ -51,7 +51,7 @@ def error_from_exception(
             may_have_been_accepted=is_start,
         )
     return SendGridUnavailableError(
-        f"{operation}: the connection broke or the answer did not come in time ({kind}, timeout "
+        f"{operation}: the connection broke or the response timed out ({kind}, timeout "
         f"{connection.timeout_seconds:g} s, {response_seconds:g} s in all). Check that the host "
         "answers from here, or raise the connection's timeout.",
         may_have_been_accepted=is_start,

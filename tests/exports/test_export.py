@@ -35,7 +35,7 @@ def test_a_file_without_a_url_is_not_dropped(url):
 
 
 def status_page(spelling, count_field="contact_count"):
-    """A status answer with every field of the documented pages."""
+    """A status response with every documented field."""
     page = {
         "id": "6f0a2c5e",
         "status": "ready",
@@ -265,7 +265,7 @@ def test_an_invalid_time_is_absent(garbage):
     assert ContactExport.from_payload({"expires_at": garbage}).expires_at is None
 
 
-# --- told
+# --- summaries
 
 
 def test_an_export_expires_at_its_time():
@@ -309,7 +309,7 @@ def test_an_export_cannot_be_changed():
         ContactExport("6f0a2c5e", "ready").status = "failure"
 
 
-# --- asked for
+# --- selections
 
 
 def test_no_lists_and_no_segments_mean_all_contacts():

@@ -93,7 +93,7 @@ def outcome(kind, connection):
 
 @dataclass(frozen=True)
 class SetUp:
-    """Words in braces stand for what the fixtures made."""
+    """Words in braces are replaced by values of the fixtures."""
 
     name: str
     works: bool
@@ -452,7 +452,7 @@ def test_an_unused_proxy_variable_is_not_checked():
 
 
 def test_renewed_certificates_are_read_again(tmp_path, right, wrong):
-    """Reading them takes a tenth of a second, in which a triggerer's event loop would stand still."""
+    """Reading them takes a tenth of a second, during which the event loop of a triggerer would be blocked."""
     path = tmp_path / "own.pem"
     path.write_bytes(right.read_bytes())
     connection = SendGridConnection("SG.key", verify=str(path))

@@ -1,4 +1,4 @@
-"""Conversations with SendGrid walked by hand: what is asked, how answers are read, when it is asked again."""
+"""Flows driven by hand: their requests, how they read responses, and when they retry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ READY = {"id": "6f0a2c5e", "status": "ready", "urls": ["https://files.example/1"
 
 
 def response(status=200, payload=None, **headers):
-    """An answer; bytes are sent as they are, anything else as JSON."""
+    """A response; a body that is not bytes is sent as JSON."""
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
     return Response(status, {name.replace("_", "-"): value for name, value in headers.items()}, body, NOW)
 
@@ -46,7 +46,7 @@ def refusal(status, message="no", **fields):
 
 
 def walk(flow, *events):
-    """Answer a flow with replies and failures, in this order; return its requests and its result.
+    """Run a flow with these responses and failures, in this order; return its requests and its result.
 
     The result is the error itself where the flow ends with one; None where it goes on asking.
     """
@@ -99,7 +99,7 @@ def test_the_status_of_an_export_is_requested_by_id(family):
 
 @pytest.mark.parametrize("export_id", ["../lists", "a/b", "a?b=c", "a#b", "a b", "%2e%2e", "..", ".", "a\nb", "ü"])
 def test_an_id_stays_one_path_segment(export_id):
-    """An id comes from another task: whatever it holds, no other endpoint is asked."""
+    """An id comes from another task: no id may lead to another endpoint."""
     try:
         [request], _ = get_export(export_id=export_id)
     except ValueError:
@@ -113,7 +113,7 @@ def test_an_id_stays_one_path_segment(export_id):
 
 @pytest.mark.parametrize("export_id", ["", " ", "\n", None, ".", ".."])
 def test_an_invalid_id_is_refused_without_a_request(export_id):
-    """Most of all the empty one: it would ask for the list. Clients resolve dots in paths."""
+    """An empty id would request the list, and clients resolve dots in paths."""
     with pytest.raises(ValueError, match="export_id"):
         get_export(export_id=export_id)
 
@@ -166,7 +166,7 @@ def test_scopes_are_texts():
 
 
 @pytest.mark.parametrize(
-    ("ask", "family", "target", "field"),
+    ("list_items", "family", "target", "field"),
     [
         (protocol.list_exports, MARKETING, "/v3/marketing/contacts/exports", "result"),
         (protocol.list_exports, LEGACY, "/v3/contactdb/exports", "result"),
@@ -176,10 +176,10 @@ def test_scopes_are_texts():
         (protocol.get_segments, LEGACY, "/v3/contactdb/segments", "segments"),
     ],
 )
-def test_every_listing_has_its_own_key(ask, family, target, field):
-    requests, items = walk(ask(family, CALM), response(200, {field: [entry("a"), entry("b")]}))
+def test_every_listing_has_its_own_key(list_items, family, target, field):
+    requests, items = walk(list_items(family, CALM), response(200, {field: [entry("a"), entry("b")]}))
     assert requests == [Request("GET", target)]
-    assert [item.id if ask is protocol.list_exports else item["id"] for item in items] == ["a", "b"]
+    assert [item.id if list_items is protocol.list_exports else item["id"] for item in items] == ["a", "b"]
 
 
 # --- pages
@@ -280,7 +280,7 @@ GOOD_PAGES = {
     protocol.get_segments: {"results": [{"id": "6f0a2c5e", "name": "Active"}]},
     protocol.get_first_segments: {"results": [{"id": "6f0a2c5e", "name": "Old"}]},
 }
-EVERY_LISTING = pytest.mark.parametrize("ask", GOOD_PAGES)
+EVERY_LISTING = pytest.mark.parametrize("list_items", GOOD_PAGES)
 
 
 @EVERY_LISTING
@@ -308,13 +308,13 @@ EVERY_LISTING = pytest.mark.parametrize("ask", GOOD_PAGES)
         ({"result": [], "_metadata": {"next": 7}}, "'_metadata.next' is not a text"),
     ],
 )
-def test_a_listing_of_unknown_shape_is_repeated_then_an_error(ask, payload, reason):
+def test_a_listing_of_unknown_shape_is_repeated_then_an_error(list_items, payload, reason):
     """Never "there are none": a second export would be started, or a name would be called unknown."""
-    good = response(200, GOOD_PAGES[ask])
-    requests, found = walk(ask(MARKETING, CALM), response(200, payload), good)
+    good = response(200, GOOD_PAGES[list_items])
+    requests, found = walk(list_items(MARKETING, CALM), response(200, payload), good)
     assert (len(requests), len(found)) == (2, 1)
 
-    requests, error = walk(ask(MARKETING, CALM), *[response(200, payload)] * CALM.tries)
+    requests, error = walk(list_items(MARKETING, CALM), *[response(200, payload)] * CALM.tries)
     assert len(requests) == CALM.tries
     assert type(error) is SendGridServerError
     assert "SendGrid answered 200, but" in str(error)
@@ -472,7 +472,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("status", "error_class", "next_step"), ERRORS)
 def test_every_documented_error_becomes_its_exception(status, error_class, next_step):
-    """With what was asked, SendGrid's own words, and what to do next."""
+    """With the operation, SendGrid's message and the next step."""
     answer = refusal(status, "it is so", field="list_ids", error_id="e1", parameter=None, help=None)
     _, error = get_export(*[answer] * CALM.tries)
     assert type(error) is error_class
@@ -818,9 +818,9 @@ def test_a_stray_403_is_repeated_a_few_times():
     assert (len(requests), export_id) == (3, "started")
 
 
-@pytest.mark.parametrize("ask", [get_export, start_export, list_exports])
-def test_the_third_403_is_final(ask):
-    requests, error = ask(*[refusal(403)] * 6)
+@pytest.mark.parametrize("run", [get_export, start_export, list_exports])
+def test_the_third_403_is_final(run):
+    requests, error = run(*[refusal(403)] * 6)
     assert type(error) is SendGridPermissionError
     assert len(requests) == 3
     assert error.may_have_been_accepted is False
@@ -941,7 +941,7 @@ def in_seconds(seconds):
     ],
 )
 def test_the_wait_is_read_from_any_header(headers, seconds):
-    """Reset was seen as an epoch and as seconds to go."""
+    """SendGrid has sent the reset as an epoch and as seconds from now."""
     assert protocol.rate_limit_wait_seconds(response(429, {}, **headers)) == seconds
 
 
@@ -1021,7 +1021,7 @@ def test_retries_at_the_same_time_are_spread_by_jitter():
 
 
 def test_a_past_reset_does_not_shorten_the_wait():
-    """Our clock may be ahead of SendGrid's: a moment that seems past is no reason to ask at once, six times."""
+    """This machine's clock may be ahead: a time in the past is no reason for six immediate retries."""
     requests, _ = get_export(*[response(429, {}, x_ratelimit_reset=str(int(NOW) - 60))] * 4)
     assert waits(requests) == [0.0, 0.5, 1.0, 2.0, 4.0]
 
@@ -1083,7 +1083,7 @@ def test_a_new_rate_limit_does_not_wait():
 
 
 def test_an_endless_window_is_not_waited_for():
-    """SendGrid may be asked then: it answers 429, and that says why."""
+    """The request is sent; the 429 then gives the reason."""
     assert limit("0", "1000000").wait_seconds(NOW) == protocol.DEFAULT_RETRY_POLICY.longest_wait_seconds
     assert limit("0").wait_seconds(NOW) == 0.0
 
@@ -1100,7 +1100,7 @@ def test_the_latest_response_sets_the_limit():
 
 
 def test_reprs_contain_no_bodies_and_no_secrets():
-    """Answers hold signed URLs."""
+    """Responses contain signed URLs."""
     assert "secret" not in repr(response(200, {"urls": ["https://secret"]}))
 
 

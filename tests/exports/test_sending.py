@@ -279,7 +279,7 @@ def test_a_reset_before_tls_leaves_no_socket_open():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_tls", [False, True])
 def test_a_start_on_a_closed_connection_is_sent_once(kind, is_tls, certificate):
-    """The connection looks alive for a moment: neither client sends the request a second time by itself."""
+    """The connection seems open for a moment; neither client sends the request a second time by itself."""
     with Server("stale", certificate if is_tls else None).running() as server:
         connection = SendGridConnection("SG.key", server.url, verify=str(certificate), timeout_seconds=10)
         with suppress(SendGridUnavailableError):
@@ -404,7 +404,7 @@ def test_nothing_is_sent_after_a_cancellation():
 
 
 def test_a_cancelled_request_may_have_been_accepted():
-    """A body that is not sent any more leaves a request that nobody accepts, but who knows."""
+    """SendGrid probably does not accept a request whose body is incomplete, but that is not certain."""
     send_state = SendState()
     send_state.record_sending()
     send_state.cancel()

@@ -1,6 +1,6 @@
-"""One poll serves all who wait, and each wait ends as its own export does.
+"""One poller serves all waits, and each wait ends with its own export.
 
-The client, its tries and its rate limit are real; the answers are made up, and time is virtual.
+The client with its retries and rate limit is real; the responses are made up, and time is virtual.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class Account:
     """SendGrid as seen over the wire.
 
     Attributes:
-        answers: for each export what is answered in turn, the last one again and again; or a function of the time.
+        answers: for each export the responses in turn, the last one repeatedly; or a function of the time.
         unlisted: exports that the listing lacks.
         page_size: exports on each page of the listing.
-        answer_seconds: how long each answer takes.
+        answer_seconds: how long each response takes.
         limit: requests allowed in each `window_seconds`; None is no limit, and no headers that tell of one.
-        refusals: statuses that the next requests are answered with.
+        refusals: statuses of the next responses.
         retry_after: of these, in seconds.
         headers: more headers of the next responses.
         broken_listing: the listing is not JSON.
         hanging: exports, or the listing, that are answered after an hour.
-        asked: what was asked for when, in seconds since the test began.
+        requested: each request and its time, in seconds since the test began.
     """
 
     answers: dict = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Account:
     headers: list = field(default_factory=list)
     broken_listing: bool = False
     hanging: set = field(default_factory=set)
-    asked: list = field(default_factory=list)
+    requested: list = field(default_factory=list)
     refused: list = field(default_factory=list)
     clients: list = field(default_factory=list)
     path: str = PATH
@@ -104,11 +104,11 @@ class Account:
 
     @property
     def questions(self):
-        return [what for _, what in self.asked]
+        return [what for _, what in self.requested]
 
     @property
     def times(self):
-        return [when for when, _ in self.asked]
+        return [when for when, _ in self.requested]
 
     def client(self):
         """A client of ours, with this account at the other end of the wire."""
@@ -123,11 +123,11 @@ class Account:
 
     async def answer(self, request):
         what = request.url.path.removeprefix(self.path).lstrip("/") or LISTING
-        self.asked.append((round(self.now - NOW, 3), what))
+        self.requested.append((round(self.now - NOW, 3), what))
         await asyncio.sleep(3600.0 if what in self.hanging else self.answer_seconds)
         headers = self._take_slot() | self.headers.pop(0) if self.headers else self._take_slot()
         if headers.get("X-RateLimit-Remaining") == "-1":
-            self.refused.append(self.asked[-1])
+            self.refused.append(self.requested[-1])
             return httpx.Response(429, headers=headers | {"X-RateLimit-Remaining": "0"}, json={})
         if self.refusals:
             headers = headers | ({"Retry-After": str(self.retry_after)} if self.retry_after else {})
@@ -231,7 +231,7 @@ def wait(account, **options):
     return seen
 
 
-# --- one who waits
+# --- one wait
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_wait_ends_with_the_status_of_the_export(last, outcome):
     account = Account({"a": [PENDING, {"status": "ready"}, last]})
     result = wait(account)
     assert result == PollResult(ContactExport.from_payload({"id": "a", **last}), outcome, polls=3, waited_seconds=4.0)
-    assert account.asked == [(0.0, "a"), (2.0, "a"), (4.0, "a")]
+    assert account.requested == [(0.0, "a"), (2.0, "a"), (4.0, "a")]
 
 
 def test_an_export_that_is_ready_needs_one_poll():
@@ -258,7 +258,7 @@ def test_an_endless_export_is_polled_until_the_deadline(status):
     assert result.outcome is Outcome.TIMEOUT
     assert result.export.status == status
     assert result.waited_seconds == pytest.approx(100)
-    assert result.polls == len(account.asked)
+    assert result.polls == len(account.requested)
     assert account.times[-1] == pytest.approx(100)
 
 
@@ -273,7 +273,7 @@ def test_a_deadline_in_the_past_polls_once(seen, outcome):
     """A trigger may have been away for long: what is ready by now is no timeout."""
     account = Account({"a": [seen]})
     assert wait(account, end_time=NOW - 100).outcome is outcome
-    assert account.asked == [(0.0, "a")]
+    assert account.requested == [(0.0, "a")]
 
 
 def test_a_wait_without_a_deadline_has_no_timeout():
@@ -282,7 +282,7 @@ def test_a_wait_without_a_deadline_has_no_timeout():
 
 
 def test_a_wait_in_a_new_process_keeps_its_pace():
-    """It knows when it began, not how often it was asked."""
+    """It knows when it began, not the number of polls."""
     account = Account({"a": [PENDING, READY]})
     wait(account, started_at=NOW - 40)
     assert account.times == [0.0, 20.0]
@@ -293,7 +293,7 @@ def test_a_wait_that_begins_in_the_future_begins_now():
     account = Account({"a": ready_after(600)})
     result = wait(account, started_at=NOW + 600)
     assert result.waited_seconds >= 600
-    assert len(account.asked) < 30
+    assert len(account.requested) < 30
 
 
 def test_the_time_of_requests_counts():
@@ -328,7 +328,7 @@ def test_an_invalid_export_id_is_not_requested(export_id):
     account = Account({export_id: [PENDING]})
     with pytest.raises(SendGridError, match="is none: it must be"):
         wait(account)
-    assert account.asked == []
+    assert account.requested == []
 
 
 def test_a_refusal_ends_the_wait_with_sendgrids_message():
@@ -349,7 +349,7 @@ def test_a_long_outage_ends_in_a_timeout_with_the_reason():
 
 
 def test_an_unexpected_error_ends_the_wait():
-    """Rather than letting everybody wait for a poller that is no more."""
+    """Otherwise all waits would hang without a poller."""
     with pytest.raises(SendGridError, match="unexpected KeyError"):
         wait(Account({"a": [KeyError("oops")]}))
 
@@ -363,7 +363,7 @@ def test_each_poll_is_logged_without_urls(caplog):
     assert "5ecret" not in message
 
 
-# --- deadlines while SendGrid cannot be asked
+# --- deadlines while SendGrid is unavailable
 
 
 def test_a_deadline_is_kept_while_the_rate_limit_waits():
@@ -414,7 +414,7 @@ def test_each_wait_has_its_own_deadline():
 def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
     async def scenario():
         account = Account({"a": ready_after(-7200)})
-        account.answers["a"] = lambda _now: READY if len(account.asked) == 2 else PENDING
+        account.answers["a"] = lambda _now: READY if len(account.requested) == 2 else PENDING
         back = 0.0
         poller = SharedPoller(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
         [waiting] = waits(poller, "a")
@@ -599,7 +599,7 @@ def test_a_refused_second_poll_keeps_the_first_result():
     first = account._status
 
     def status(export_id):
-        account.refusals = [429] * 3 * (len(account.asked) == 1)
+        account.refusals = [429] * 3 * (len(account.requested) == 1)
         return first(export_id)
 
     account._status = status
@@ -618,7 +618,7 @@ def test_second_polls_keep_to_the_rate_limit(listed):
     account = Account(names, limit=10, answer_seconds=0.2, unlisted=set() if listed else set(names))
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
     assert account.refused == []
-    assert len(account.asked) <= 2 * 40 + 4
+    assert len(account.requested) <= 2 * 40 + 4
 
 
 def test_many_empty_exports_delay_no_other_wait():
@@ -771,7 +771,7 @@ def test_a_timeout_names_the_request_that_was_not_answered():
     assert "not been answered for 35 s" in result.describe()
 
 
-# --- many who wait
+# --- many waits
 
 
 def test_many_waits_cost_one_listing_and_a_poll_per_ready():
@@ -846,7 +846,7 @@ def test_an_expiry_in_the_listing_ends_the_wait():
 
 
 def test_few_requests_are_spent_on_counts():
-    """The delivery asks for each of them again in any case; here nobody shall wait for the others' counts."""
+    """The delivery requests each of them again; no wait is delayed for counts of others."""
     account = Account({f"e{n}": [READY] for n in range(300)}, answer_seconds=0.5)
     results = wait_for_all(account)
     assert {each.outcome for each in results} == {Outcome.READY}
@@ -915,11 +915,11 @@ def test_the_rate_limit_is_kept_without_a_refusal():
     virtual_time.run(scenario())
     assert account.refused == []
     assert max(seen - number * 0.5 for number, seen in seen_at.items()) <= 45
-    assert len(account.asked) <= 10 * (max(seen_at.values()) / 20 + 1)
+    assert len(account.requested) <= 10 * (max(seen_at.values()) / 20 + 1)
 
 
 def test_a_429_delays_all_waits():
-    """While the limit is used up by others nobody asks."""
+    """No request is sent while others use up the limit."""
     account = Account({f"e{n}": ready_after(30) for n in range(20)}, refusals=[429])
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
     assert len([when for when in account.times if when < 1.9]) == 2
@@ -932,7 +932,7 @@ def test_a_rate_limit_that_others_use_up_is_the_reason():
     assert {type(each.last_error) for each in results} == {SendGridRateLimitError}
 
 
-# --- who comes and goes
+# --- waits that begin and end
 
 
 def test_a_later_wait_is_polled_immediately():
@@ -944,7 +944,7 @@ def test_a_later_wait_is_polled_immediately():
         [second] = waits(poller, "b")
         await asyncio.gather(first, second)
         await poller.aclose()
-        return account.asked
+        return account.requested
 
     assert virtual_time.run(scenario()) == [(0.0, "a"), (0.5, "b"), (2.0, "a"), (4.0, "a")]
 
@@ -974,7 +974,7 @@ def test_polling_stops_with_the_last_wait():
         await asyncio.sleep(0.5)
         waiting.cancel()
         await asyncio.sleep(100)
-        return account.asked, account.under_way
+        return account.requested, account.under_way
 
     assert virtual_time.run(scenario()) == ([(0.0, "a")], 0)
 
@@ -992,15 +992,15 @@ def test_a_new_wait_does_not_need_the_ending_poller():
         [staying] = waits(poller, "b")
         result = await staying
         await poller.aclose()
-        return result.outcome, account.asked
+        return result.outcome, account.requested
 
-    outcome, asked = virtual_time.run(scenario())
+    outcome, requested = virtual_time.run(scenario())
     assert outcome is Outcome.READY
-    assert asked == [(0.0, "a"), (0.5, "b"), (3.5, "b"), (6.75, "b")]
+    assert requested == [(0.0, "a"), (0.5, "b"), (3.5, "b"), (6.75, "b")]
 
 
 def test_a_cancelled_poller_ends_all_waits():
-    """Nobody does; whoever waits for it would wait for ever."""
+    """It should not happen, but the waits must not hang."""
 
     async def scenario():
         account = Account({"a": [PENDING]})
@@ -1016,7 +1016,7 @@ def test_a_cancelled_poller_ends_all_waits():
 
 
 def test_the_poller_does_not_log_into_a_triggers_log(caplog):
-    """Airflow's triggerer tells the tasks' logs apart by context."""
+    """Airflow's triggerer separates the logs of tasks by context."""
     caplog.set_level("DEBUG")
     mine = contextvars.ContextVar("mine", default="nobody's")
     told = []
@@ -1054,7 +1054,7 @@ def test_the_poller_does_not_log_into_a_triggers_log(caplog):
     st.sampled_from([None, 3, 10]),
 )
 def test_waits_that_stay_get_results_as_others_come_and_go(visits, answer_seconds, limit):
-    """Each comes at one time and leaves at another; those who would stay for ever all see their export."""
+    """Waits begin and are cancelled at different times; the others all end with their export."""
     staying = {f"s{n}": ready_after(20) for n in range(3)}
     account = Account({f"v{n}": [PENDING] for n in range(len(visits))} | staying, limit=limit)
     account.answer_seconds = answer_seconds
@@ -1153,7 +1153,7 @@ def test_the_client_is_closed_when_no_request_is_in_flight():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_stopping_triggerer_leaves_nothing_open(seed):
-    """In whatever order: also the poller and its request before those who wait for them."""
+    """In any order: also the poller and its request before the waits."""
 
     async def wait_shared(account, export_id):
         async with acquire_poller("key", ExportFamily.MARKETING, account.client) as poller:

@@ -1,6 +1,6 @@
-"""An export is started once, whatever gets lost on the way.
+"""An export is started once, whichever response is lost.
 
-Walked by hand, without clock and network, and then against the emulator with both clients.
+Flows are driven by hand, without clock and network, and then against the emulator with both clients.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ CUSTOMERS = ExportSelection(list_ids=["customers"])
 LOST = SendGridUnavailableError("the connection broke", may_have_been_accepted=True)
 ACCEPTED = {"id": "started"}
 OTHER = PendingStart("other")
-NOTHING = [[]] * 6  # the looks after a lost response
-ALL_LOOKS = len(NOTHING) + 5  # and then while there is a doubt
+NOTHING = [[]] * 6  # the searches after a lost response
+ALL_SEARCHES = len(NOTHING) + 5  # and further ones while in doubt
 
 
 def at(seconds):
     return datetime.fromtimestamp(NOW + seconds, tz=timezone.utc)
 
 
-def export(export_id, begun=1.0, lists=("customers",), segments=(), status="pending", **fields):
-    """An item of the listing, begun so many seconds after the attempt."""
+def export(export_id, created=1.0, lists=("customers",), segments=(), status="pending", **fields):
+    """An item of the listing, created this many seconds after the attempt."""
     return {
         "id": export_id,
         "status": status,
-        "created_at": at(begun).isoformat(),
+        "created_at": at(created).isoformat(),
         "lists": [{"ID": each, "Name": "x"} for each in lists],
         "segments": [{"ID": each, "Name": "x"} for each in segments],
         **fields,
@@ -59,7 +59,7 @@ def export(export_id, begun=1.0, lists=("customers",), segments=(), status="pend
 
 
 def walk(flow, *answers):
-    """Carry a flow on with these answers; return its requests and its result or error.
+    """Run a flow with these responses; return its requests and its result or error.
 
     An answer is an exception, the payload of a 202 or, as a list, the items of a listing.
     """
@@ -74,7 +74,7 @@ def walk(flow, *answers):
                 request = flow.send(answer if isinstance(answer, Response) else response(answer))
     except StopIteration as end:
         return requests, end.value
-    raise AssertionError(f"it goes on and asks {request}")
+    raise AssertionError(f"the flow continues with {request}")
 
 
 def response(payload, ahead_seconds=None):
@@ -88,20 +88,20 @@ def start(*answers, family=MARKETING, selection=CUSTOMERS, **attempt):
     return walk(start_export_once(family, selection, Attempt(NOW, **attempt), CALM), *answers)
 
 
-def said(requests):
+def sent(requests):
     return [(each.method, each.delay_seconds) for each in requests]
 
 
-# --- when all goes well
+# --- without failures
 
 
 def test_an_accepted_start_costs_one_request():
     requests, result = start(ACCEPTED)
-    assert (said(requests), result) == ([("POST", 0.0)], ("started", False))
+    assert (sent(requests), result) == ([("POST", 0.0)], ("started", False))
 
 
 def test_a_refused_start_is_not_searched_for():
-    """It was surely not accepted."""
+    """It was certainly not accepted."""
     refusal = Response(401, {}, b"{}", NOW)
     with pytest.raises(SendGridAuthError):
         start(refusal)
@@ -112,18 +112,18 @@ def test_an_invalid_selection_sends_no_request():
         next(start_export_once(MARKETING, ExportSelection(file_type="xlsx"), Attempt(NOW, is_retry=True)))
 
 
-# --- a lost answer
+# --- a lost response
 
 
 def test_the_export_of_a_lost_start_is_found():
     requests, result = start(LOST, [export("ours")])
-    assert (said(requests), result) == ([("POST", 0.0), ("GET", 2.0)], ("ours", True))
+    assert (sent(requests), result) == ([("POST", 0.0), ("GET", 2.0)], ("ours", True))
     assert "the connection broke" in requests[1].reason
 
 
 def test_an_export_may_be_listed_late():
     requests, result = start(LOST, [], [], [export("ours")])
-    assert (said(requests)[1:], result) == ([("GET", 2.0), ("GET", 5.0), ("GET", 10.0)], ("ours", True))
+    assert (sent(requests)[1:], result) == ([("GET", 2.0), ("GET", 5.0), ("GET", 10.0)], ("ours", True))
 
 
 def test_a_start_that_was_not_accepted_is_repeated():
@@ -132,7 +132,7 @@ def test_a_start_that_was_not_accepted_is_repeated():
 
 
 def test_the_number_of_starts_is_limited():
-    """The next try of the task looks again."""
+    """The next attempt of the task searches again."""
     with pytest.raises(SendGridUnavailableError, match="the connection broke"):
         start(LOST, *NOTHING, LOST, *NOTHING, LOST, *NOTHING)
 
@@ -150,7 +150,7 @@ def test_a_server_error_may_have_been_accepted(status):
 
 
 def test_without_the_list_no_other_export_is_started():
-    """And what is told is the loss, not that of the list."""
+    """The error is that of the start, not that of the list."""
     broken = Response(500, {}, b"{}", NOW)
     with pytest.raises(SendGridUnavailableError, match="the connection broke") as caught:
         start(LOST, broken, broken)
@@ -162,7 +162,7 @@ def test_without_the_list_no_other_export_is_started():
 
 def test_a_retry_searches_before_it_starts():
     requests, result = start([export("ours")], is_retry=True)
-    assert (said(requests), result) == ([("GET", 0.0)], ("ours", True))
+    assert (sent(requests), result) == ([("GET", 0.0)], ("ours", True))
 
 
 def test_a_retry_that_finds_nothing_starts():
@@ -184,7 +184,7 @@ def test_a_retry_without_the_list_starts_nothing():
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (export("x", begun=-700), "begun before"),
+        (export("x", created=-700), "created before"),
         (export("x", lists=["others"]), "of other lists"),
         (export("x", lists=["customers", "others"]), "of more lists"),
         (export("x", lists=[]), "of the whole account"),
@@ -248,7 +248,7 @@ def test_a_listing_with_an_invalid_time_proves_nothing():
         (ExportSelection([7, "8"], [9]), LEGACY, export("ours", lists=[8, 7], segments=[9])),
         (CUSTOMERS, MARKETING, export("ours", status="ready", urls=["https://f.example/contacts.csv.gzip?x=y"])),
         (CUSTOMERS, MARKETING, export("ours", status="simmering")),
-        (CUSTOMERS, MARKETING, export("ours", begun=-1.5)),
+        (CUSTOMERS, MARKETING, export("ours", created=-1.5)),
     ],
 )
 def test_the_export_must_have_the_same_lists_and_segments(selection, family, listed):
@@ -260,14 +260,14 @@ def test_the_export_must_have_the_same_lists_and_segments(selection, family, lis
 
 @pytest.mark.parametrize(("ahead_seconds", "is_found"), [(-300, True), (0, False), (300, False)])
 def test_times_are_compared_by_sendgrids_clock(ahead_seconds, is_found):
-    """Ours may differ by minutes: SendGrid's answer tells what time it is there."""
-    listing = response([export("ours", begun=-299)], ahead_seconds)
+    """This machine's clock may differ by minutes; SendGrid's response has its time."""
+    listing = response([export("ours", created=-299)], ahead_seconds)
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
     assert (found is not None) == is_found
 
 
 def test_a_clock_ahead_does_not_adopt_an_older_export():
-    listing = response([export("before", begun=240), export("ours", begun=301)], 300)
+    listing = response([export("before", created=240), export("ours", created=301)], 300)
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
     assert found.id == "ours"
 
@@ -283,9 +283,9 @@ def test_an_invalid_date_header_is_ignored(date):
 
 
 def test_two_possible_exports_are_in_doubt():
-    two = [export("first"), export("second", begun=2.0)]
+    two = [export("first"), export("second", created=2.0)]
     with pytest.raises(ExportInDoubtError, match="first, second") as caught:
-        start(LOST, *[two] * ALL_LOOKS)
+        start(LOST, *[two] * ALL_SEARCHES)
     assert "durable=False" in str(caught.value)
     assert at(0).isoformat(timespec="seconds") in str(caught.value)
 
@@ -317,12 +317,14 @@ def test_a_concurrent_start_without_an_id_leaves_a_doubt():
     with pytest.raises(
         ExportInDoubtError, match=r"whose\. Other tasks that are starting the same: other\[3\]"
     ) as caught:
-        start(LOST, *[one] * ALL_LOOKS, concurrent_starts=lambda: ConcurrentStarts(starting=[PendingStart("other[3]")]))
+        start(
+            LOST, *[one] * ALL_SEARCHES, concurrent_starts=lambda: ConcurrentStarts(starting=[PendingStart("other[3]")])
+        )
     assert caught.value.may_have_been_accepted
 
 
 def test_other_tasks_can_resolve_a_doubt():
-    """All that is there is theirs: ours was never begun."""
+    """All exports belong to other tasks: this one was never started."""
     told = iter([ConcurrentStarts(starting=[OTHER]), *[ConcurrentStarts(ids={"theirs"})] * 5])
     _, result = start(LOST, *[[export("theirs")]] * 6, ACCEPTED, concurrent_starts=lambda: next(told))
     assert result == ("started", False)
@@ -350,7 +352,7 @@ def test_a_pending_export_waits_for_its_file_type():
     others = ConcurrentStarts(file_types={"csv", "json"})
     assert start(LOST, [pending], *[[ready]] * 5, ACCEPTED, concurrent_starts=lambda: others)[1] == ("started", False)
     with pytest.raises(ExportInDoubtError):
-        start(LOST, *[[pending]] * ALL_LOOKS, concurrent_starts=lambda: others)
+        start(LOST, *[[pending]] * ALL_SEARCHES, concurrent_starts=lambda: others)
 
 
 def test_a_task_of_another_type_does_not_own_a_csv_file():
@@ -370,12 +372,12 @@ def test_a_task_that_began_later_does_not_own_an_older_export():
 def test_an_export_that_was_listed_before_the_start_is_not_adopted():
     kept = []
     requests, result = start(
-        [export("before", begun=10)],
+        [export("before", created=10)],
         LOST,
-        [export("before", begun=10), export("ours", begun=10)],
+        [export("before", created=10), export("ours", created=10)],
         save_baseline=kept.append,
     )
-    assert (said(requests)[:2], result) == ([("GET", 0.0), ("POST", 0.0)], ("ours", True))
+    assert (sent(requests)[:2], result) == ([("GET", 0.0), ("POST", 0.0)], ("ours", True))
     assert kept == [Baseline(NOW + 10, Clock.WORKER, ("before",))]
 
 
@@ -386,7 +388,7 @@ def test_the_baseline_is_in_sendgrids_time():
 
 
 def test_nothing_is_started_without_a_baseline():
-    """A definite failure: nothing has to be looked for."""
+    """A definite failure: there is nothing to search for."""
     broken = Response(500, {}, b"{}", NOW)
     with pytest.raises(SendGridServerError) as caught:
         start(broken, broken, save_baseline=lambda _: None)
@@ -395,7 +397,7 @@ def test_nothing_is_started_without_a_baseline():
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_key_that_may_not_list_exports_may_start_one(status):
-    """The worker's clock stands in for SendGrid's."""
+    """The worker's clock is used instead of SendGrid's."""
     kept = []
     refused = [Response(status, {}, b"{}", NOW)] * (3 if status == 403 else 1)
     retry_policy = replace(CALM, tries=6)
@@ -415,8 +417,8 @@ def test_a_refused_search_of_a_retry_leaves_a_doubt():
 @pytest.mark.parametrize("ahead_seconds", [0, 1, 3, 60, 300, 600])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_another_workers_clock_still_finds_the_export(ahead_seconds, sign):
-    """The first try ran where the clock was wrong; the second asks five minutes later."""
-    listing = response([export("ours", begun=-299.5)], ahead_seconds=0)
+    """The first attempt ran on a worker with a wrong clock; the second one searches five minutes later."""
+    listing = response([export("ours", created=-299.5)], ahead_seconds=0)
     attempt = Attempt(NOW - 299.5 + sign * ahead_seconds, is_retry=True, known_ids=())
     assert walk(start_export_once(MARKETING, CUSTOMERS, attempt, CALM), listing)[1] == ("ours", True)
 
@@ -426,19 +428,19 @@ def test_an_older_export_is_in_doubt_without_a_baseline(clock):
     """The key was not allowed to list exports, or an older version of this package kept no list."""
     attempt = Attempt(NOW, is_retry=True, clock=clock, known_ids=None)
     with pytest.raises(ExportInDoubtError, match="shortly_before"):
-        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", begun=-20)])
+        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", created=-20)])
 
 
-@pytest.mark.parametrize("begun", [-45, -120, -46_800])
-def test_a_wrong_date_leaves_a_doubt_instead_of_a_second_export(begun):
+@pytest.mark.parametrize("created", [-45, -120, -46_800])
+def test_a_wrong_date_leaves_a_doubt_instead_of_a_second_export(created):
     """A proxy whose clock is ahead wrote the Date header; the export was not in the list before the start."""
-    ours = export("ours", begun=begun, expires_at=at(begun + 43_200).isoformat())
+    ours = export("ours", created=created, expires_at=at(created + 43_200).isoformat())
     with pytest.raises(ExportInDoubtError, match="ours"):
-        start(response([], 0), LOST, *[response([ours], 20)] * ALL_LOOKS, save_baseline=lambda _: None)
+        start(response([], 0), LOST, *[response([ours], 20)] * ALL_SEARCHES, save_baseline=lambda _: None)
 
 
 def test_a_worker_with_a_fast_clock_finds_its_export():
-    assert start([], LOST, [export("ours", begun=-5)], save_baseline=lambda _: None)[1] == ("ours", True)
+    assert start([], LOST, [export("ours", created=-5)], save_baseline=lambda _: None)[1] == ("ours", True)
 
 
 def test_a_refusal_after_a_lost_start_is_not_definite():
@@ -473,13 +475,13 @@ def test_a_gateway_timeout_is_searched_before_a_second_start():
 def test_an_export_missing_from_a_cached_list_is_in_doubt():
     """The copy is from before the export, and the export from before the start."""
     kept = Response(200, {**response([], -600).headers, "age": "600"}, b'{"result": []}', NOW)
-    foreign = export("foreign", begun=-120)
+    foreign = export("foreign", created=-120)
     with pytest.raises(ExportInDoubtError, match="foreign"):
-        start(kept, LOST, *[response([foreign], 0)] * ALL_LOOKS, save_baseline=lambda _: None)
+        start(kept, LOST, *[response([foreign], 0)] * ALL_SEARCHES, save_baseline=lambda _: None)
 
 
 def test_an_export_from_before_a_clear_is_not_adopted():
-    earlier = response([export("earlier", begun=5)], 0)
+    earlier = response([export("earlier", created=5)], 0)
     flow_answers = [response([], 0), LOST, *[earlier] * len(NOTHING), ACCEPTED]
     assert start(*flow_answers, known_ids=["earlier"], save_baseline=lambda _: None)[1] == ("started", False)
 
@@ -487,10 +489,10 @@ def test_an_export_from_before_a_clear_is_not_adopted():
 @pytest.mark.parametrize("headers", [{"age": "30"}, {"date": format_datetime(at(5), usegmt=True)}])
 def test_a_cached_list_proves_nothing(headers):
     old = Response(200, headers, b'{"result": []}', NOW + 10)
-    _, result = start(response([], 0), LOST, *[old] * 7, [export("ours", begun=10)], save_baseline=lambda _: None)
+    _, result = start(response([], 0), LOST, *[old] * 7, [export("ours", created=10)], save_baseline=lambda _: None)
     assert result == ("ours", True)
     with pytest.raises(SendGridUnavailableError, match="the connection broke"):
-        start(response([], 0), LOST, *[old] * ALL_LOOKS, save_baseline=lambda _: None)
+        start(response([], 0), LOST, *[old] * ALL_SEARCHES, save_baseline=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +500,7 @@ def test_a_cached_list_proves_nothing(headers):
     [(["customers"], None, "segment_export"), (None, ["s"], "list_export"), (["customers"], ["s"], "contacts_export")],
 )
 def test_an_export_of_unknown_selection_is_in_doubt(lists, segments, kind):
-    """Its type says that there are some; it may hold more than was asked for, or be ours."""
+    """Its type shows that there are lists or segments; it may belong to this task or not."""
     listed = export("x", lists=lists or (), segments=segments or ()) | {"export_type": kind}
     listed |= {"lists": None} if lists is None else {"segments": None} if segments is None else {}
     with pytest.raises(ExportInDoubtError, match="x"):
@@ -512,27 +514,27 @@ def test_ids_of_other_tasks_match_in_any_case():
 
 def test_unread_runs_leave_a_doubt():
     with pytest.raises(ExportInDoubtError):
-        start(LOST, *[[export("x")]] * ALL_LOOKS, concurrent_starts=lambda: ConcurrentStarts(is_complete=False))
+        start(LOST, *[[export("x")]] * ALL_SEARCHES, concurrent_starts=lambda: ConcurrentStarts(is_complete=False))
 
 
 def test_an_export_shortly_before_the_run_is_in_doubt():
     """The run's time is from another machine: neither ours for sure, nor none."""
     attempt = Attempt(NOW, is_retry=True, clock=Clock.RUN)
     with pytest.raises(ExportInDoubtError, match="shortly_before"):
-        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", begun=-300)])
+        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", created=-300)])
     assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("ours")])[1].id == "ours"
-    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("before", begun=-700)])[1] is None
+    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("before", created=-700)])[1] is None
 
 
 @pytest.mark.parametrize("ahead_seconds", [60, 300, 420])
 def test_a_fast_clock_leaves_an_earlier_export_in_doubt(ahead_seconds):
-    """By such a worker's clock, the run seems to have begun earlier than it did."""
+    """By this worker's clock, the run seems to have started earlier than it did."""
     began = -60 - ahead_seconds
     attempt = Attempt(NOW + began, is_retry=True, clock=Clock.RUN)
-    listing = response([export("before", begun=began - 30)], ahead_seconds=-ahead_seconds)
+    listing = response([export("before", created=began - 30)], ahead_seconds=-ahead_seconds)
     with pytest.raises(ExportInDoubtError, match="before"):
         walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)
-    listing = response([export("ours", begun=began + 10)], ahead_seconds=-ahead_seconds)
+    listing = response([export("ours", created=began + 10)], ahead_seconds=-ahead_seconds)
     assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)[1].id == "ours"
 
 
@@ -555,7 +557,7 @@ def test_a_cached_list_does_not_prove_an_export_missing():
 
 def test_a_known_export_is_returned_without_another_start():
     requests, result = start({"id": "known", "status": "pending"}, export_id="known", save_baseline=lambda _: None)
-    assert (said(requests), result) == ([("GET", 0.0)], ("known", True))
+    assert (sent(requests), result) == ([("GET", 0.0)], ("known", True))
 
 
 @pytest.mark.parametrize(
@@ -644,7 +646,7 @@ def exports_of(emulator):
     return [each for each in emulator.requests("POST") if each.path.endswith("/exports")]
 
 
-def begun(emulator):
+def created(emulator):
     """How many exports there are."""
     return len(emulator._backend.account.exports())
 
@@ -672,7 +674,7 @@ def test_a_lost_response_leaves_exactly_one_export(sendgrid_emulator, run_flow, 
 
     export_id, _ = run_flow(start_export_once(family, ExportSelection([customers]), Attempt(time.time())))
 
-    assert begun(sendgrid_emulator) == 2
+    assert created(sendgrid_emulator) == 2
     [file] = sendgrid_emulator.export_files(export_id)
     assert file.rows == 500
 

@@ -100,7 +100,7 @@ class Task:
     max_tries: int = 0
     state: str | None = None
     stored: dict = field(default_factory=dict)
-    # One entry for each logical start: a first run, or a clear that asks for a new export.
+    # One entry for each logical start: a first run, or a clear that requests a new export.
     starts: list = field(default_factory=list)
     active: object = None
 
@@ -137,7 +137,7 @@ def new_operators():
 
 
 class Try:
-    """One try of a task on a worker, in a thread of its own that runs only when it is told to go on."""
+    """One attempt of a task on a worker, in its own thread, which runs step by step."""
 
     def __init__(self, machine, task, clock):
         self.machine, self.task, self.clock = machine, task, clock
@@ -235,7 +235,7 @@ class Try:
 
 
 class ModelClient:
-    """Stands in for a client: hands each request of a flow to the history."""
+    """Replaces a client: passes each request of a flow to the history."""
 
     def __enter__(self):
         return self
@@ -392,7 +392,7 @@ class Starts(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 3), is_sent=st.booleans())
     def kill(self, which, is_sent):
-        """A worker dies; a request that it was sending may still arrive."""
+        """A worker is killed; a request that it was sending may still arrive."""
         task = self.pick(which)
         if task is None:
             return
