@@ -27,8 +27,8 @@ from airflow_provider_sendgrid.emulator import Emulator
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 from airflow_provider_sendgrid.exports.polling import PollSchedule
-from airflow_provider_sendgrid.exports.shared_poller import shared_watch
 
 HOUR = 3600.0
 
@@ -103,7 +103,7 @@ async def wait(sendgrid: Account, export_id: str, interval: float, key: int) -> 
     def connect() -> AsyncSendGridClient:
         return AsyncSendGridClient(sendgrid.connection)
 
-    async with shared_watch(key, ExportFamily.MARKETING, connect) as watch:
+    async with acquire_poller(key, ExportFamily.MARKETING, connect) as watch:
         began = time.time() - HOUR
         await watch.wait(export_id, PollSchedule(interval), started_at=began, end_time=float("inf"))
 

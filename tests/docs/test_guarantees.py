@@ -6,7 +6,7 @@ import re
 
 from airflow_provider_sendgrid import exceptions
 from airflow_provider_sendgrid.emulator.emulator import DEFAULT_API_KEY
-from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError
+from airflow_provider_sendgrid.exceptions import NON_RETRYABLE_ERRORS, SendGridError
 from tests.docs.blocks import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -33,7 +33,7 @@ def test_every_error_is_listed_and_says_if_a_retry_helps():
     assert {} == {
         name: retry
         for name, retry in listed.items()
-        if issubclass(classes[name], HOPELESS_ERRORS) == ("helps" in retry)
+        if issubclass(classes[name], NON_RETRYABLE_ERRORS) == ("helps" in retry)
     }
 
 

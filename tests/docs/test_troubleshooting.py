@@ -13,8 +13,8 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportSelection
-from airflow_provider_sendgrid.exports.polling import Outcome, Sighting
-from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult
+from airflow_provider_sendgrid.exports.start_attempt import Attempt
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
@@ -125,7 +125,7 @@ class Trouble:
     def without_files(self):
         ready = datetime(2026, 1, 1, tzinfo=timezone.utc)
         export = ContactExport("an-id", "ready", completed_at=ready)
-        raise Sighting(export, Outcome.WITHOUT_FILES).error()
+        raise PollResult(export, Outcome.WITHOUT_FILES).error()
 
     def wait_for(self, export_id):
         SendGridExportSensor(task_id="wait", export_id=export_id).execute({})

@@ -21,11 +21,11 @@ def question(export_id):
 def ask(kind: str, connection: SendGridConnection, export_id: str) -> object:
     if kind == "requests":
         with SendGridClient(connection) as client:
-            return client.converse(question(export_id))
+            return client.run_flow(question(export_id))
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.converse(question(export_id))
+            return await client.run_flow(question(export_id))
 
     return asyncio.run(on_a_loop())
 

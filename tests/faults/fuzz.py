@@ -111,38 +111,38 @@ def fuzz_answer(data: bytes) -> None:
     lines = [line.partition(":") for line in head.decode("latin-1").split("\n")]
     names = ("retry-after", "x-ratelimit-reset", "x-ratelimit-remaining", "date", "content-type")
     headers = {name: value.strip() for name, (*_, value) in zip(names, lines, strict=False)}
-    reply = _ours.Reply(status, headers, body, 1_767_323_045.0)
+    response = _ours.Response(status, headers, body, 1_767_323_045.0)
     for ask in (
         lambda: _ours.protocol.get_export(FAMILIES[len(data) % 2], "an-export"),
         lambda: _ours.protocol.list_exports(FAMILIES[len(data) % 2]),
         lambda: _ours.protocol.start_export(FAMILIES[0], _ours.ExportSelection()),
         _ours.protocol.get_scopes,
     ):
-        result = _converse(ask(), reply)
+        result = _run_flow(ask(), response)
         for export in result if isinstance(result, list) else [result]:
             if isinstance(export, _ours.ContactExport):
                 json.dumps(export.summary())
                 export.is_expired_at(_ours.now)
-                _ours.judge(export, _ours.now)
-    wait = _ours.protocol.rate_limit_wait_seconds(reply)
+                _ours.outcome_of(export, _ours.now)
+    wait = _ours.protocol.rate_limit_wait_seconds(response)
     assert wait is None or 0 <= wait < float("inf")
     limit = _ours.protocol.RateLimit()
-    limit.note(reply)
+    limit.record(response)
     assert 0 <= limit.wait_seconds(0.0) <= 120.0
 
 
-def _converse(conversation: object, reply: object) -> object:
+def _run_flow(flow: object, response: object) -> object:
     """The same answer again and again, to the end."""
     try:
-        next(conversation)  # type: ignore[call-overload]
+        next(flow)  # type: ignore[call-overload]
         for _ in range(2_000):
-            conversation.send(reply)  # type: ignore[attr-defined]
+            flow.send(response)  # type: ignore[attr-defined]
     except StopIteration as end:
         return end.value
     except _ours.SendGridError as error:
         json.dumps(error.to_event())
         return None
-    raise AssertionError("a conversation without end")
+    raise AssertionError("a flow without end")
 
 
 def fuzz_payload(data: bytes) -> None:
@@ -155,7 +155,7 @@ def fuzz_payload(data: bytes) -> None:
     payload = dict(zip(names, values, strict=False))
     export = _ours.ContactExport.from_payload(payload, export_id="an-export")
     json.dumps(export.summary())
-    _ours.judge(export, _ours.now)
+    _ours.outcome_of(export, _ours.now)
     assert export.contact_count is None or export.contact_count >= 0
     if isinstance(payload.get("urls"), list):
         assert len(export.urls) == len(payload["urls"])

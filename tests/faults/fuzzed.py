@@ -28,8 +28,8 @@ def import_instrumented() -> SimpleNamespace:
         from airflow_provider_sendgrid.exceptions import ExportIncompleteError, SendGridError, redact
         from airflow_provider_sendgrid.exports import protocol
         from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily, ExportSelection
-        from airflow_provider_sendgrid.exports.polling import judge
-        from airflow_provider_sendgrid.exports.protocol import Reply
+        from airflow_provider_sendgrid.exports.polling import outcome_of
+        from airflow_provider_sendgrid.exports.protocol import Response
         from airflow_provider_sendgrid.files.download import RetryableError, parse_content_range
         from airflow_provider_sendgrid.files.rows import record_counter
 

@@ -39,7 +39,7 @@ from airflow_provider_sendgrid.emulator.faults import KINDS
 from tests.faults.cells import NEXT_STEP
 from tests.faults.storage_proxy import ERRORS, TROUBLES, StorageFault
 from tests.faults.world import Sendgrid, World, all_texts, is_ours, without_waits
-from tests.operators.test_sendgrid import Run
+from tests.support.dag_run import DagRun
 
 TRIES: Final = 3
 OPERATIONS: Final = (
@@ -164,7 +164,7 @@ def play(world: World, pipeline: Pipeline) -> str:
 
 
 def _all_tasks(world: World, pipeline: Pipeline, list_id: str, prefix: str) -> list[str]:
-    run = Run(has_stores=pipeline.chance.random() < 0.5)
+    run = DagRun(has_stores=pipeline.chance.random() < 0.5)
     run.add("start", list_ids=[list_id])
     export_id = _task(pipeline, lambda: run.execute("start"))
     _task(pipeline, lambda: world.wait(pipeline.mode, export_id, lambda: None))

@@ -25,8 +25,8 @@ from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
 from tests.faults.storage_proxy import StorageProxy
-from tests.sensors.test_sendgrid import Wait
 from tests.support.clock import FakeClock, advance_at_status_requests
+from tests.support.sensor_run import SensorRun
 
 EXPORTS: Final = "/v3/marketing/contacts/exports"
 MIB: Final = 1024 * 1024
@@ -120,7 +120,7 @@ class World:
 
     def wait(self, mode: str, export_id: str, break_it: Any, timeout: float = 60.0) -> Any:
         """Wait in a mode; what is to break does so before the first look, in a deferred wait right after it."""
-        wait = Wait(mode, self.airflow_version, export_id=export_id, timeout=timeout)
+        wait = SensorRun(mode, self.airflow_version, export_id=export_id, timeout=timeout)
         if mode == "deferrable":
             wait.between = break_it
         else:
@@ -142,7 +142,7 @@ def without_waits(monkeypatch: pytest.MonkeyPatch, stall_seconds: float = 0.5) -
     limits = DownloadLimits(stall_seconds=stall_seconds)
     monkeypatch.setitem(ExportFiles.__init__.__kwdefaults__, "limits", limits)
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _seconds: None))
-    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 1)
+    monkeypatch.setattr(client_module, "_RESPONSE_TIMEOUTS", 1)
 
 
 def outcome_of(error: BaseException | None) -> str:

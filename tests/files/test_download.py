@@ -26,7 +26,7 @@ from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.source import ExportFiles, file_path
 from airflow_provider_sendgrid.stopping import StoppedError
 from tests.support.clock import FakeClock
-from tests.support.file_server import FileServer
+from tests.support.file_server import FileServer, redirecting
 from tests.support.network import Server, read_request, reset
 from tests.support.sendgrid_source import LIMITS, SendGrid
 from tests.support.short_lived_urls import fetch_over_short_lived_urls
@@ -657,16 +657,6 @@ def test_a_stopped_download_ends_while_it_skips_bytes(sendgrid):
 
 
 # --- redirects
-
-
-def redirecting(*locations: str):
-    """Responses with redirects, one location after the other, then the file."""
-    left = list(locations)
-
-    def bend(status, headers):
-        return (302, {"Location": left.pop(0), "Content-Length": "0"}) if left else (status, headers)
-
-    return bend
 
 
 def test_redirects_are_followed_without_own_headers(session):
