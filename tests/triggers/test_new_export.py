@@ -431,7 +431,7 @@ async def test_what_has_fired_is_stored_although_a_mark_cannot_be_deleted(caplog
 
     again = await trigger_on(store)._recall()
     assert (again.ids, again.listed) == ({"a": 1}, {"gone": 1.0})
-    again.note([])
+    again.record([])
     assert again.forgotten >= {"gone"}
 
 
