@@ -73,11 +73,11 @@ class SeenExports:
     def record(self, wanted: Sequence[ContactExport], others: Sequence[ContactExport] = ()) -> None:
         """Record the ready exports of `wanted` as seen, and forget those that were of no use for a day."""
         now, known = self.clock(), self.ids or {}
-        useful = {each.id for each in (*wanted, *others) if each.status != FAILURE and not self._is_expired(each)}
+        active = {each.id for each in (*wanted, *others) if each.status != FAILURE and not self._is_expired(each)}
         # In state that an older version stored, `listed` is empty: then the time it was first seen counts.
-        of_no_use = {each: self.listed.get(each, known.get(each, 0.0)) or now for each in {*known, *self.listed}}
-        of_no_use |= {each.id: self.listed.get(each.id) or now for each in (*wanted, *others)}
-        kept = {each: 0.0 if each in useful else since for each, since in of_no_use.items()}
+        inactive_since = {each: self.listed.get(each, known.get(each, 0.0)) or now for each in {*known, *self.listed}}
+        inactive_since |= {each.id: self.listed.get(each.id) or now for each in (*wanted, *others)}
+        kept = {each: 0.0 if each in active else since for each, since in inactive_since.items()}
         listed = {each: since for each, since in kept.items() if not since or since > now - _KEEP_SECONDS}
         # In the first listing, also exports that seem expired: one wrong `Date` must not make them new.
         is_seen = self._is_seen_at_first if self.ids is None else self._is_seen

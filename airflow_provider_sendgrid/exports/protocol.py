@@ -96,7 +96,7 @@ def get_export(
         ValueError: `export_id` is empty, or consists of dots, which a client would resolve in the path.
     """
     if (export_id or "").strip() in ("", ".", ".."):
-        raise ValueError(f"export_id {export_id!r} is none: it must be the id that starting an export returned.")
+        raise ValueError(f"export_id {export_id!r} is invalid: it must be the id that starting an export returned.")
     request = Request("GET", f"{FAMILIES[family].exports_path}/{quote(export_id, safe='')}")
     operation = f"status of {family.value} export {export_id}"
 

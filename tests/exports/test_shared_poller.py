@@ -326,7 +326,7 @@ def test_an_unknown_export_is_requested_a_few_times():
 @pytest.mark.parametrize("export_id", ["", ".."])
 def test_an_invalid_export_id_is_not_requested(export_id):
     account = Account({export_id: [PENDING]})
-    with pytest.raises(SendGridError, match="is none: it must be"):
+    with pytest.raises(SendGridError, match="is invalid: it must be"):
         wait(account)
     assert account.requested == []
 
