@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_sendgrid.emulator.contacts import HEADER, ContactBook
+from airflow_provider_sendgrid.emulator.contacts import HEADER, ContactGenerator
 
 KINDS = ("gzip", "plain")
 _ROWS_AT_ONCE = 100
@@ -92,7 +92,7 @@ def _as_random_as_real(rows: bytes, chance: random.Random) -> bytes:
 def _contacts() -> Iterator[tuple[bytes, int]]:
     """The header, then rows without end, each with the number of its records."""
     yield HEADER, 1
-    book, chance, first = ContactBook(seed=7), random.Random(7), 0
+    generator, chance, first = ContactGenerator(seed=7), random.Random(7), 0
     while True:
-        yield _as_random_as_real(book.rows("csv", first, _ROWS_AT_ONCE), chance), _ROWS_AT_ONCE
+        yield _as_random_as_real(generator.rows("csv", first, _ROWS_AT_ONCE), chance), _ROWS_AT_ONCE
         first += _ROWS_AT_ONCE

@@ -187,9 +187,9 @@ def _task(pipeline: Pipeline, act: Callable[[], Any]) -> Any:
 def _look_at_success(world: Any, sendgrid: Any, uris: list[str], found: dict, prefix: str, export_id: str) -> None:
     keys = [uri.removeprefix(f"s3://{world.s3.bucket}/") for uri in uris]
     assert sorted([*keys, f"{prefix}_manifest.json"]) == sorted(found), "objects that nobody names, or too few"
-    editions = _editions(sendgrid, export_id)
+    versions = _versions(sendgrid, export_id)
     for number, key in enumerate(keys):
-        assert _plain(key, found[key]) in [truth[number] for truth in editions], f"{key} is not what SendGrid has"
+        assert _plain(key, found[key]) in [truth[number] for truth in versions], f"{key} is not what SendGrid has"
 
 
 def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list[str]) -> None:
@@ -205,21 +205,21 @@ def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list
         if "/_receipts/" in key:
             continue
         number = int(re.search(r"-(\d{5})-of-", key)[1]) - 1  # type: ignore[index]
-        assert _plain(key, content) in [truth[number] for truth in _editions(sendgrid, exports[0])], (
+        assert _plain(key, content) in [truth[number] for truth in _versions(sendgrid, exports[0])], (
             f"{key} is not whole"
         )
 
 
-def _editions(sendgrid: Sendgrid, export_id: str) -> list[list[bytes]]:
+def _versions(sendgrid: Sendgrid, export_id: str) -> list[list[bytes]]:
     """What the export holds, and what it holds once it has changed."""
     backend = sendgrid.emulator._backend
     export = backend.account.export(export_id)
-    editions = [
-        [_unpacked(file.path.read_bytes()[: file.stored_bytes]) for file in backend.files(export, edition)]
-        for edition in (0, 1)
+    versions = [
+        [_unpacked(file.path.read_bytes()[: file.stored_bytes]) for file in backend.files(export, version)]
+        for version in (0, 1)
     ]
     # An export of nobody may be a header or nothing at all: both agree with SendGrid's count.
-    return [*editions, [b""] * len(editions[0])] if backend.count(export) == 0 else editions
+    return [*versions, [b""] * len(versions[0])] if backend.count(export) == 0 else versions
 
 
 def _unpacked(content: bytes) -> bytes:
