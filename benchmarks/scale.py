@@ -26,9 +26,9 @@ import psutil
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.emulator.recording import RecordedRequest
-from dev.airflow.instance import RealAirflow
-from dev.environment import REPOSITORY
-from dev.waiting import wait_until
+from dev import REPOSITORY
+from dev.airflow.instance import AirflowInstance
+from dev.services.waiting import wait_until
 from tests.e2e.on_airflow import airflow_with, connection_to
 
 DAG_ID = "wait_at_scale"
@@ -122,7 +122,7 @@ def watch(exports: int, *, is_alone: bool, restarts: bool) -> Watched:
 
 
 def run(
-    airflow: RealAirflow,
+    airflow: AirflowInstance,
     emulator: Emulator,
     plan: Path,
     connection_ids: list[str],
@@ -154,8 +154,8 @@ def run(
     if restarts:
         wait_until("half of them are ready", lambda: time.time() > ready_at[len(lists) // 2], seconds=600)
         used = cpu_seconds(airflow) - before
-        airflow.parts["triggerer"].stop()
-        airflow.parts["triggerer"].start()
+        airflow.components["triggerer"].stop()
+        airflow.components["triggerer"].start()
         before = 0.0
     airflow.wait_for_run(DAG_ID, run_id, seconds=900)
     used += cpu_seconds(airflow) - before
@@ -174,7 +174,7 @@ def run(
     )
 
 
-def connect(airflow: RealAirflow, emulator: Emulator, exports: int, folder: Path, *, is_alone: bool) -> list[str]:
+def connect(airflow: AirflowInstance, emulator: Emulator, exports: int, folder: Path, *, is_alone: bool) -> list[str]:
     """The id of each export's connection; triggers on connections of different names share nothing."""
     connection = connection_to(emulator)
     if not is_alone:
@@ -188,21 +188,21 @@ def connect(airflow: RealAirflow, emulator: Emulator, exports: int, folder: Path
     return ids
 
 
-def deferred(airflow: RealAirflow, run_id: str) -> int:
+def deferred(airflow: AirflowInstance, run_id: str) -> int:
     path = f"/dags/{DAG_ID}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances?state=deferred&limit=1"
     count: int = airflow.api.request("GET", path)["total_entries"]
     return count
 
 
-def cpu_while(airflow: RealAirflow, seconds: float) -> float:
+def cpu_while(airflow: AirflowInstance, seconds: float) -> float:
     before = cpu_seconds(airflow)
     time.sleep(seconds)
     return cpu_seconds(airflow) - before
 
 
-def cpu_seconds(airflow: RealAirflow) -> float:
+def cpu_seconds(airflow: AirflowInstance) -> float:
     """Of the triggerer and its children, so far."""
-    triggerer = airflow.parts["triggerer"].running
+    triggerer = airflow.components["triggerer"].running
     if triggerer is None:
         return 0.0
     process = psutil.Process(triggerer.pid)

@@ -9,8 +9,8 @@ from typing import Any
 
 from playwright.sync_api import expect, sync_playwright
 
+from dev import REPOSITORY
 from dev.airflow.settings import ADMIN
-from dev.environment import REPOSITORY
 
 IMAGES = REPOSITORY / "docs" / "images"
 CHROMIUM = Path("/usr/bin/chromium")

@@ -9,10 +9,10 @@ import pytest
 from playwright.sync_api import expect
 
 from airflow_provider_sendgrid.emulator import Emulator
-from dev.airflow.instance import RealAirflow
-from dev.demo.stage import EXAMPLE_DAGS
+from dev.airflow.instance import AirflowInstance
+from dev.demo.stack import EXAMPLE_DAGS
 from dev.services.processes import end_on_sigterm
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 
 CONNECTION_ID = "sendgrid_default"
@@ -33,9 +33,9 @@ def airflow(tmp_path_factory):
     end_on_sigterm()
     settings = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     home = tmp_path_factory.mktemp("browser") / "airflow"
-    with RealAirflow(Path(sys.executable), home, EXAMPLE_DAGS, environment=settings) as airflow:
+    with AirflowInstance(Path(sys.executable), home, EXAMPLE_DAGS, environment=settings) as airflow:
         airflow.migrate()
-        pages = next(iter(airflow.parts.values()))
+        pages = next(iter(airflow.components.values()))
         pages.start()
         wait_until("the pages", airflow.api.health, seconds=120, evidence=pages.tail)
         yield airflow
@@ -48,7 +48,7 @@ def page():
 
 
 def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
-    if airflow.place.is_airflow_2:
+    if airflow.config.is_airflow_2:
         fill_test_and_save_in_airflow_2(airflow, sendgrid, page)
     else:
         fill_save_and_test_in_airflow_3(airflow, sendgrid, page)
@@ -60,8 +60,8 @@ def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
 
 def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
     page.set_viewport_size({"width": 1100, "height": 1400})
-    log_in_to_airflow_2(page, airflow.place.url)
-    page.goto(f"{airflow.place.url}/connection/add")
+    log_in_to_airflow_2(page, airflow.config.url)
+    page.goto(f"{airflow.config.url}/connection/add")
     page.wait_for_load_state("networkidle")
     page.fill("#conn_id", CONNECTION_ID)
     page.locator(".select2-selection").click()
@@ -83,7 +83,7 @@ def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
 
 
 def fill_save_and_test_in_airflow_3(airflow, sendgrid, page):
-    page.goto(f"{airflow.place.url}/connections")
+    page.goto(f"{airflow.config.url}/connections")
     page.get_by_role("button", name="Add Connection").first.click()
     form = page.get_by_role("dialog")
     form.locator("input[name=connection_id]").fill(CONNECTION_ID)
@@ -106,7 +106,7 @@ def fill_save_and_test_in_airflow_3(airflow, sendgrid, page):
     # Airflow 3.3's button sends port 0 for none, and refuses that as another port than the one stored.
     airflow.api.request("PATCH", f"/connections/{CONNECTION_ID}?update_mask=port", stored_with_port(airflow))
     page.set_viewport_size({"width": 1100, "height": 560})
-    page.goto(f"{airflow.place.url}/connections")
+    page.goto(f"{airflow.config.url}/connections")
     with page.expect_response("**/connections/test") as answered:
         page.get_by_label("Test Connection").click()
     assert answered.value.json()["status"] is True

@@ -16,11 +16,11 @@ import pytest
 from playwright.sync_api import expect
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from dev.airflow.instance import RealAirflow
-from dev.demo.stage import EXAMPLE_DAGS, NO_SCHEDULES, lab_folder
+from dev.airflow.instance import AirflowInstance
+from dev.demo.stack import EXAMPLE_DAGS, NO_SCHEDULES, temporary_folder
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import amazon_s3
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 from tests.support.clock import FakeClock
 
@@ -46,14 +46,14 @@ class Run:
 
     @property
     def is_airflow_2(self):
-        return self.airflow.place.is_airflow_2
+        return self.airflow.config.is_airflow_2
 
     def state(self, task_id):
         return {task.task_id: task.state for task in self.airflow.api.task_instances(DAG_ID, self.run_id)}.get(task_id)
 
     def address(self, task_id="", tab=""):
         """Of a page: of the run, of one of its tasks, and of a part of that."""
-        dag, run = f"{self.airflow.place.url}/dags/{DAG_ID}", quote(self.run_id, safe="")
+        dag, run = f"{self.airflow.config.url}/dags/{DAG_ID}", quote(self.run_id, safe="")
         if self.is_airflow_2:
             return f"{dag}/grid?dag_run_id={run}&tab={tab or 'graph'}" + (f"&task_id={task_id}" if task_id else "")
         return f"{dag}/runs/{run}" + (f"/tasks/{task_id}" if task_id else "") + (f"/{tab}" if tab == "details" else "")
@@ -65,14 +65,14 @@ def run():
     end_on_sigterm()
     clock = FakeClock(is_running=True)
     settings = Settings(ready_after=HELD_SECONDS, bytes_per_second=BYTES_PER_SECOND)
-    with lab_folder("pages") as folder:
+    with temporary_folder("pages") as folder:
         dags_folder = folder / "dags"
         dags_folder.mkdir()
         (dags_folder / f"{DAG_ID}.py").symlink_to(EXAMPLE_DAGS / f"{DAG_ID}.py")
         with (
             Emulator(settings, contacts=CONTACTS, clock=clock) as sendgrid,
             amazon_s3("lake", folder) as s3,
-            RealAirflow(
+            AirflowInstance(
                 Path(sys.executable),
                 folder / "airflow",
                 dags_folder,
@@ -89,7 +89,7 @@ def run():
 def page(run):
     with browser_page(1280, 640) as page:
         if run.is_airflow_2:
-            log_in_to_airflow_2(page, run.airflow.place.url)
+            log_in_to_airflow_2(page, run.airflow.config.url)
         yield page
 
 
@@ -145,7 +145,7 @@ def test_the_asset_lists_what_was_delivered(run, page):
     """As an event, whose source is the run."""
     if run.is_airflow_2:
         pytest.skip("Airflow 2 shows datasets in a graph")
-    page.goto(f"{run.airflow.place.url}/assets")
+    page.goto(f"{run.airflow.config.url}/assets")
     page.get_by_role("link", name="s3://lake/sendgrid/contacts").first.click()
     expect(page.get_by_role("heading", name="1 Asset Event")).to_be_visible()
     expect(page.get_by_role("link", name=DAG_ID).last).to_be_visible()

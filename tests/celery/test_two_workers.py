@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from dev.airflow.instance import RealAirflow
+from dev.airflow.instance import AirflowInstance
 from dev.demo.delivery import Delivery
-from dev.demo.stage import lab_folder
+from dev.demo.stack import temporary_folder
 from dev.services.postgres import postgres
 from dev.services.processes import Process, end_on_sigterm
 from dev.services.redis import redis_server
 from dev.services.s3 import S3, s3_server
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
 DAG_ID = "spread_export"
 FILES = 8
@@ -43,7 +43,7 @@ SETTINGS = {
 class World:
     """All that runs."""
 
-    airflow: RealAirflow
+    airflow: AirflowInstance
     sendgrid: Emulator
     s3: S3
     workers: dict[str, Process]
@@ -79,7 +79,7 @@ class World:
         return {int(index) for index in re.findall(r"store_file\D.*?map_index=(\d+)", text_of(self.workers[name]))}
 
     def assert_delivered(self, run_id: str, export_id: str) -> None:
-        account = self.airflow.account_of(DAG_ID, run_id)
+        account = self.airflow.describe_run(DAG_ID, run_id)
         delivery = Delivery(self.s3, self.airflow.api.xcom(DAG_ID, run_id, "write_manifest"))
         manifest = delivery.manifest()
         assert FILES == len(delivery.keys) == len(manifest["entries"]), account
@@ -94,7 +94,7 @@ def text_of(worker: Process) -> str:
 @pytest.fixture(scope="module")
 def world():
     end_on_sigterm()
-    with lab_folder("celery") as folder, ExitStack() as stack:
+    with temporary_folder("celery") as folder, ExitStack() as stack:
         folder.chmod(0o755)
         sendgrid = stack.enter_context(
             Emulator(Settings(encoding="plain", contacts_per_file=CONTACTS_PER_FILE), populate=False)
@@ -109,7 +109,7 @@ def world():
             "AIRFLOW__CELERY__RESULT_BACKEND": "db+" + database,
         }
         airflow = stack.enter_context(
-            RealAirflow(
+            AirflowInstance(
                 Path(sys.executable),
                 folder / "airflow",
                 Path(__file__).parent / "dags",

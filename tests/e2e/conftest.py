@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator
+from dev import WORK_FOLDER
 from dev.airflow.api import TaskInstance
-from dev.airflow.instance import RealAirflow, airflow_version
-from dev.demo.stage import LAB_FOLDER
+from dev.airflow.instance import AirflowInstance, airflow_version
 from dev.services.postgres import postgres
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import S3, s3_server
@@ -35,7 +35,7 @@ RUN_SECONDS = 600
 class World:
     """All that runs."""
 
-    airflow: RealAirflow
+    airflow: AirflowInstance
     sendgrid: Emulator
     clock: FakeClock
     s3: S3
@@ -52,8 +52,8 @@ class World:
 @pytest.fixture(scope="session")
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     end_on_sigterm()
-    LAB_FOLDER.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"e2e-{airflow_version(Path(sys.executable))}-", dir=LAB_FOLDER))
+    WORK_FOLDER.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"e2e-{airflow_version(Path(sys.executable))}-", dir=WORK_FOLDER))
     # PostgreSQL runs as a user of its own, and passes through.
     folder.chmod(0o755)
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         sendgrid = stack.enter_context(Emulator(clock=clock, populate=False))
         s3 = stack.enter_context(s3_server("lake", folder))
         url = stack.enter_context(postgres(folder))
-        airflow = RealAirflow(
+        airflow = AirflowInstance(
             Path(sys.executable), folder / "airflow", DAGS_FOLDER, database_url=url, environment=SETTINGS
         )
         stack.enter_context(airflow)
@@ -77,6 +77,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def add_connection(airflow: RealAirflow, connection_id: str, connection: str) -> None:
+def add_connection(airflow: AirflowInstance, connection_id: str, connection: str) -> None:
     """Into the metadata database, as an administrator does it."""
     airflow.airflow("connections", "add", connection_id, "--conn-json", connection)

@@ -20,13 +20,13 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
 from dev.airflow.faketime import shifted_clock
-from dev.airflow.instance import RealAirflow
-from dev.demo.stage import lab_folder
+from dev.airflow.instance import AirflowInstance
+from dev.demo.stack import temporary_folder
 from dev.services.ports import LOCALHOST
 from dev.services.postgres import postgres
 from dev.services.processes import Process, end_on_sigterm
 from dev.services.redis import redis_server
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.e2e.on_airflow import EXPORTS, PYTHON, version
 from tests.support.clock import FakeClock
 from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
@@ -91,7 +91,7 @@ RUN_SECONDS = 900
 class World:
     """All that runs, but for the workers."""
 
-    airflow: RealAirflow
+    airflow: AirflowInstance
     sendgrid: Emulator
     clock: FakeClock
     proxy: CuttingProxy
@@ -116,7 +116,7 @@ class World:
             lambda: {*self.exports_of(list_id)} - {older},
             seconds=240,
             pause_seconds=0.05,
-            evidence=lambda: worker.tail() + self.airflow.tails(),
+            evidence=lambda: worker.tail() + self.airflow.log_tails(),
         )
 
     @contextmanager
@@ -154,7 +154,7 @@ def task_process(worker: Process) -> psutil.Process:
 @pytest.fixture(scope="module")
 def world():
     end_on_sigterm()
-    with lab_folder("cut") as folder, ExitStack() as stack:
+    with temporary_folder("cut") as folder, ExitStack() as stack:
         folder.chmod(0o755)
         (folder / "dags").mkdir()
         (folder / "dags" / "start_behind_a_proxy.py").write_text(DAG)
@@ -175,7 +175,7 @@ def assert_time_is_sent(port: int) -> None:
         assert connection.getresponse().headers["Date"]
 
 
-def airflow_with_celery(stack: ExitStack, folder: Path) -> RealAirflow:
+def airflow_with_celery(stack: ExitStack, folder: Path) -> AirflowInstance:
     database = stack.enter_context(postgres(folder))
     celery = {
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
@@ -183,7 +183,7 @@ def airflow_with_celery(stack: ExitStack, folder: Path) -> RealAirflow:
         "AIRFLOW__CELERY__RESULT_BACKEND": "db+" + database,
     }
     settings = celery | (SETTINGS_OF_2 if AIRFLOW_2 else SETTINGS_OF_3)
-    return RealAirflow(PYTHON, folder / "airflow", folder / "dags", database_url=database, environment=settings)
+    return AirflowInstance(PYTHON, folder / "airflow", folder / "dags", database_url=database, environment=settings)
 
 
 def connection_through(proxy: CuttingProxy, sendgrid: Emulator) -> dict:
@@ -228,7 +228,7 @@ def test_without_a_state_store_a_recent_export_leaves_a_named_doubt(world):
     list_id, older = world.new_list(older_by_minutes=5)
     run_id, state = start_on_two_workers(world, list_id, older, 0, 7)
 
-    assert state == "failed", world.airflow.account_of(DAG_ID, run_id)
+    assert state == "failed", world.airflow.describe_run(DAG_ID, run_id)
     assert_doubt(world, run_id, list_id, older)
 
 
@@ -276,7 +276,7 @@ def start_on_two_workers(world: World, list_id: str, older: str, first: int, sec
 
 def assert_only_export(world: World, run_id: str, state: str, list_id: str, older: str) -> None:
     """The run has started one export, and hands its id on."""
-    account = world.airflow.account_of(DAG_ID, run_id)
+    account = world.airflow.describe_run(DAG_ID, run_id)
     started = only_export(world, list_id, older, account)
     assert state == "success", account
     assert world.airflow.api.xcom(DAG_ID, run_id, "start") == started, account
@@ -284,7 +284,7 @@ def assert_only_export(world: World, run_id: str, state: str, list_id: str, olde
 
 def assert_doubt(world: World, run_id: str, list_id: str, older: str) -> None:
     """The run has started one export; the error of its last try names it."""
-    account = world.airflow.account_of(DAG_ID, run_id)
+    account = world.airflow.describe_run(DAG_ID, run_id)
     started = only_export(world, list_id, older, account)
     [task] = world.airflow.api.task_instances(DAG_ID, run_id)
     log = world.airflow.api.task_log(DAG_ID, run_id, "start", task.try_number)

@@ -11,7 +11,7 @@ import pytest
 
 from dev.airflow.api import TaskInstance
 from dev.demo.delivery import Delivery
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
 DAG_ID = "exports_to_s3"
 EXPORTS = 12
@@ -50,14 +50,14 @@ def night(world):
         return world.tasks(DAG_ID, run_id, "export_list.wait")
 
     def deferred():
-        world.airflow._check_parts()
+        world.airflow._check_components()
         return [task for task in waits() if task.state == "deferred"]
 
     wait_until(
         "all exports deferred",
         lambda: len(deferred()) == EXPORTS + 1,
         seconds=400,
-        evidence=lambda: world.airflow.account_of(DAG_ID, run_id),
+        evidence=lambda: world.airflow.describe_run(DAG_ID, run_id),
     )
     deferred_at_once = len(deferred())
     world.clock.advance(HELD_SECONDS)
@@ -129,7 +129,7 @@ def test_no_key_goes_to_the_file_storage(world):
 @pytest.mark.usefixtures("night")
 def test_neither_key_nor_signed_url_stands_in_any_log(world):
     """Of tasks, of the triggerer, of the scheduler and all others."""
-    files = [path for path in world.airflow.place.home.rglob("*.log") if path.is_file()]
+    files = [path for path in world.airflow.config.home.rglob("*.log") if path.is_file()]
 
     text = "\n".join(path.read_text(errors="replace") for path in files)
 

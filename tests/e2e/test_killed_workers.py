@@ -113,7 +113,7 @@ def test_there_is_exactly_one_export_afterwards(airflow, sendgrid, dies, fault):
         airflow.api.clear(DAG_ID, run_id, "start")
         state = airflow.wait_for_run(DAG_ID, run_id)
 
-    account, begun = airflow.account_of(DAG_ID, run_id), exports_of(sendgrid, wanted)
+    account, begun = airflow.describe_run(DAG_ID, run_id), exports_of(sendgrid, wanted)
     assert state == "success", account
     told = airflow.api.xcom(DAG_ID, run_id, "start")
     assert told in begun, account
@@ -131,7 +131,7 @@ def test_two_mapped_tasks_that_start_the_same_at_once_have_one_each(airflow, sen
     run_id = airflow.trigger("twins", {"list": wanted})
     state = airflow.wait_for_run("twins", run_id)
 
-    account = airflow.account_of("twins", run_id)
+    account = airflow.describe_run("twins", run_id)
     assert state == "success", account
     told = [airflow.api.xcom("twins", run_id, "start", map_index=number) for number in (0, 1)]
     assert sorted(told) == sorted(exports_of(sendgrid, wanted)), account

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
 DAG_ID = "waits"
 EXPORTS = 12
@@ -22,14 +22,14 @@ def survived(world):
     run_id = world.airflow.trigger(DAG_ID, {"exports": exports})
 
     def account():
-        return world.airflow.account_of(DAG_ID, run_id)
+        return world.airflow.describe_run(DAG_ID, run_id)
 
     def states():
-        world.airflow._check_parts()
+        world.airflow._check_components()
         return [task.state for task in world.tasks(DAG_ID, run_id, "wait")]
 
     wait_until("all deferred", lambda: ["deferred"] * EXPORTS == states(), seconds=300, evidence=account)
-    triggerer = world.airflow.parts["triggerer"]
+    triggerer = world.airflow.components["triggerer"]
     triggerer.kill()
     polls_before = world.sendgrid.count("GET", STATUS_PATH)
     triggerer.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.e2e.on_airflow import EXPORTS, airflow_with, connection_to, runs_of, version
 
 DAG_ID = "sendgrid_new_export_to_s3"
@@ -44,15 +44,15 @@ def test_three_exports_begun_outside_start_three_runs_and_a_restart_starts_none(
             wait_for_runs(airflow, len(begun))
 
         look(emulator)  # what has fired is remembered two seconds later, before the next look
-        airflow.parts["triggerer"].stop()
-        airflow.parts["triggerer"].start()
+        airflow.components["triggerer"].stop()
+        airflow.components["triggerer"].start()
         look(emulator, 3)
         assert len(runs_of(airflow, DAG_ID)) == 3
 
-        airflow.parts["triggerer"].kill()
+        airflow.components["triggerer"].kill()
         emulator.configure(ready_after=0)
         begun.append(emulator.start_export([emulator.list_id("Customers")]))
-        airflow.parts["triggerer"].start()
+        airflow.components["triggerer"].start()
         wait_for_runs(airflow, 4)
 
         emulator.configure(ready_after=5)
@@ -83,7 +83,7 @@ def wait_for_runs(airflow, count):
     def done():
         runs = runs_of(airflow, DAG_ID)
         states = [run["state"] for run in runs]
-        assert "failed" not in states, airflow.account_of(DAG_ID, runs[-1]["dag_run_id"])
+        assert "failed" not in states, airflow.describe_run(DAG_ID, runs[-1]["dag_run_id"])
         return states.count("success") >= count
 
-    wait_until(f"{count} runs of {DAG_ID}", done, seconds=120, evidence=airflow.tails)
+    wait_until(f"{count} runs of {DAG_ID}", done, seconds=120, evidence=airflow.log_tails)

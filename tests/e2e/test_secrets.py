@@ -128,15 +128,15 @@ def places(signed, tmp_path_factory) -> Iterator[dict[str, str]]:  # noqa: ARG00
     ):
         store_connections(airflow, sendgrid, f"http://127.0.0.1:{silent.getsockname()[1]}", s3)
         run_id = airflow.trigger(DAG_ID, conf_of(sendgrid, s3.bucket))
-        assert "failed" == airflow.wait_for_run(DAG_ID, run_id, seconds=BOUND_SECONDS), airflow.tails()
+        assert "failed" == airflow.wait_for_run(DAG_ID, run_id, seconds=BOUND_SECONDS), airflow.log_tails()
         tasks = airflow.api.task_instances(DAG_ID, run_id)
         assert "success" in {task.state for task in tasks if task.task_id == "store"}
         assert [] == sendgrid.leaks()
         found = {
-            **{f"log {path.name} {number}": text for number, (path, text) in enumerate(files_of(airflow.place.home))},
-            **tables_of(airflow.place.database_url),
+            **{f"log {path.name} {number}": text for number, (path, text) in enumerate(files_of(airflow.config.home))},
+            **tables_of(airflow.config.database_url),
             **{f"object {key}": s3.open(key).read().decode("latin-1") for key in s3.sizes("")},
-            "tasks": "\n".join(airflow.account_of(DAG_ID, run_id).splitlines()),
+            "tasks": "\n".join(airflow.describe_run(DAG_ID, run_id).splitlines()),
             "lineage": "\n".join(path.read_text() for path in events.parent.iterdir()),
         }
         yield found

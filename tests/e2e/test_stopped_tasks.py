@@ -16,7 +16,7 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.airflow.api import run_path
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.e2e.on_airflow import airflow_with, connection_to, version
 from tests.support.throttling_proxy import throttling_proxy
 
@@ -178,7 +178,7 @@ def test_a_task_that_is_stopped_ends_and_leaves_no_upload_open(world, export, na
     run_id = world.airflow.trigger(dag_id, {"export": export_id, "prefix": prefix})
 
     def account():
-        return world.airflow.account_of(dag_id, run_id)
+        return world.airflow.describe_run(dag_id, run_id)
 
     began = wait_until("the task runs", lambda: world.process_of(run_id), seconds=120, evidence=account)
     process = psutil.Process(began["pid"])

@@ -50,5 +50,5 @@ def test_the_task_fails_in_time_and_says_what_to_do(world, run_id, task_id, name
 @pytest.mark.usefixtures("run_id")
 def test_the_triggerer_lives_on(world):
     """On Airflow 3.0 a connection looked up in the wrong way ended it."""
-    assert world.airflow.parts["triggerer"].is_running()
+    assert world.airflow.components["triggerer"].is_running()
     assert "healthy" == world.airflow.api.health()["triggerer"]

@@ -22,7 +22,7 @@ from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.airflow.api import run_path
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import S3, amazon_s3
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.e2e.on_airflow import airflow_with, connection_to, version
 from tests.support.clock import FakeClock
 

@@ -106,7 +106,7 @@ class Killer:
             if self._kill_a_worker():
                 self.killed.append(kind)
             return
-        part = self.airflow.parts[kind]
+        part = self.airflow.components[kind]
         part.kill()
         time.sleep(self.chance.uniform(0.0, 3.0))
         part.start()
@@ -114,7 +114,7 @@ class Killer:
 
     def _kill_a_worker(self) -> bool:
         """The process in which one task's operator runs, with no word to the one that watches over it."""
-        scheduler = psutil.Process(self.airflow.parts["scheduler"].running.pid)
+        scheduler = psutil.Process(self.airflow.components["scheduler"].running.pid)
         deadline = time.monotonic() + 30
         while not (tasks := sorted(tasks_below(scheduler), key=lambda each: each.pid)):
             if time.monotonic() > deadline or self.is_over():
@@ -164,7 +164,7 @@ def survived():
         airflow.wait_until_healthy()
         state = airflow.wait_for_run(DAG_ID, run_id, seconds=900)
         print(f"KILLS_SEED={SEED}: {len(killer.killed)} kills: {', '.join(killer.killed)}")
-        assert "success" == state, airflow.account_of(DAG_ID, run_id)
+        assert "success" == state, airflow.describe_run(DAG_ID, run_id)
         yield Survived(airflow, sendgrid, s3, run_id, lists, killer.killed)
 
 
