@@ -590,10 +590,7 @@ def test_attempts_are_limited_and_their_causes_listed(sendgrid):
         read(reader)
     message = str(caught.value)
     assert message.startswith(f"SendGrid export {export_id} file 1 of 1: failed after 6 attempts in a row")
-    assert (
-        f"the storage responded with 500 InternalError: injected fault at 100000 of {len(stored)} bytes"
-        in message
-    )
+    assert f"the storage responded with 500 InternalError: injected fault at 100000 of {len(stored)} bytes" in message
     assert "refused the URL (403 AccessDenied: Request has expired)" in message
     assert "the connection ended early at 100007 of" in message
     assert "run the task again" in message
