@@ -4,8 +4,8 @@
         news = sendgrid.add_list("News", contacts=1_000)
         print(sendgrid.url, sendgrid.api_key)
 
-or `python -m airflow_provider_sendgrid.emulator`. Needs only the standard library; imports neither Airflow nor
-the rest of this package.
+or `python -m airflow_provider_sendgrid.emulator`. Needs only the standard library; imports neither Airflow nor the rest
+of this package.
 """
 
 from __future__ import annotations

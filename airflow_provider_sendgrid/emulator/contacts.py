@@ -2,8 +2,8 @@
 
 Knows SendGrid's rows. Must not know lists, exports, files or gzip.
 
-Fast, because tests export millions: `_POOL` rows are composed once, from lists of values with coprime
-strides, with placeholders for the contact's number. A block of rows is one string formatting.
+Fast, because tests export millions: `_POOL` rows are composed once, from lists of values with coprime strides, with
+placeholders for the contact's number. A block of rows is one string formatting.
 """
 
 from __future__ import annotations

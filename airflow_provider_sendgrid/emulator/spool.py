@@ -1,7 +1,7 @@
 """The files of exports on disk: written in the background, once for each content, deleted on close.
 
-Knows rows, gzip and a temporary folder. Must not know accounts, URLs, HTTP or clocks. Holds one block of
-rows in memory, never a file.
+Knows rows, gzip and a temporary folder. Must not know accounts, URLs, HTTP or clocks. Holds one block of rows in
+memory, never a file.
 """
 
 from __future__ import annotations

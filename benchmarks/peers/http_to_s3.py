@@ -1,4 +1,4 @@
-"""Airflow's HttpToS3Operator, its execute called without a scheduler; connections stand in the environment."""
+"""Airflow's HttpToS3Operator, executed without a scheduler; connections are in the environment."""
 
 import json
 import os

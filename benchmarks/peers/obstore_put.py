@@ -1,6 +1,6 @@
-"""obstore at both ends, 16 MiB x 4: Rust does it all.
+"""obstore for download and upload, 16 MiB x 4.
 
-Its threads abort the process now and then as the interpreter ends, after all is done: it ends without ceremony.
+Its threads sometimes abort the process while the interpreter exits, so the program ends with os._exit.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Our delivery, put together as SendGridToS3Operator does it; with ``imports_only`` all but the delivery."""
+"""This provider's delivery, as in SendGridToS3Operator; with ``imports_only`` everything but the delivery."""
 
 import json
 import logging

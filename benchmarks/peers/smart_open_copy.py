@@ -1,4 +1,4 @@
-"""smart_open at both ends."""
+"""smart_open for download and upload."""
 
 import shutil
 

@@ -2,8 +2,8 @@
 
     python -m dev.demo.run [s3|file|gcs|azure]
 
-SendGrid's emulator, the storage's server and Airflow run on this machine. With
-SENDGRID_API_KEY, SENDGRID_EXPORT_BUCKET and AWS credentials in the environment, the real services are used.
+SendGrid's emulator, the storage's server and Airflow run on this machine. With SENDGRID_API_KEY, SENDGRID_EXPORT_BUCKET
+and AWS credentials in the environment, the real services are used.
 """
 
 from __future__ import annotations
