@@ -96,7 +96,7 @@ waiting: $(ENVIRONMENT) ## CPU and memory of 5,000 waiting exports; WAITING="--w
 	@$(BIN)/python -m benchmarks.waiting $(WAITING)
 
 faults: $(ENVIRONMENT) ## every fault at every operator, under every condition; writes build/faults.md
-	@$(BIN)/python -m pytest tests/faults/whole_matrix.py -q $(PYTEST)
+	@$(BIN)/python -m pytest tests/faults/full_matrix.py -q $(PYTEST)
 	@$(BIN)/python -m tests.faults.table
 
 soak: $(ENVIRONMENT) ## random faults for hundreds of pipelines; SOAK="--pipelines 300 --seed 7"

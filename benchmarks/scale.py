@@ -29,7 +29,7 @@ from airflow_provider_sendgrid.emulator.recording import RecordedRequest
 from dev import REPOSITORY
 from dev.airflow.instance import AirflowInstance
 from dev.services.waiting import wait_until
-from tests.e2e.on_airflow import airflow_with, connection_to
+from tests.support.local_airflow import airflow_with, connection_to
 
 DAG_ID = "wait_at_scale"
 DAG = """

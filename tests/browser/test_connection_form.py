@@ -13,7 +13,7 @@ from dev.airflow.instance import AirflowInstance
 from dev.demo.stack import EXAMPLE_DAGS
 from dev.services.processes import end_on_sigterm
 from dev.services.waiting import wait_until
-from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+from tests.support.browser import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 
 CONNECTION_ID = "sendgrid_default"
 ANSWER = "The API key works; it may export: marketing, legacy."

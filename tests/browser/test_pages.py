@@ -21,7 +21,7 @@ from dev.demo.stack import EXAMPLE_DAGS, NO_SCHEDULES, temporary_folder
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import amazon_s3
 from dev.services.waiting import wait_until
-from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+from tests.support.browser import CHROMIUM, browser_page, keep, log_in_to_airflow_2
 from tests.support.clock import FakeClock
 
 DAG_ID = "sendgrid_contacts_to_s3"

@@ -27,9 +27,9 @@ from dev.services.postgres import postgres
 from dev.services.processes import Process, end_on_sigterm
 from dev.services.redis import redis_server
 from dev.services.waiting import wait_until
-from tests.e2e.on_airflow import EXPORTS, PYTHON, version
 from tests.support.clock import FakeClock
 from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.support.local_airflow import EXPORTS, PYTHON, version
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="libfaketime is preloaded into programs by Linux's loader"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
-from tests.e2e.on_airflow import airflow_with, connection_to, version
+from tests.support.local_airflow import airflow_with, connection_to, version
 
 DAG_ID = "dying_start"
 # Airflow 3.0 fails a task whose process was killed, whatever its retries: there somebody has to clear it, and a task

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.services.waiting import wait_until
-from tests.e2e.on_airflow import EXPORTS, airflow_with, connection_to, runs_of, version
+from tests.support.local_airflow import EXPORTS, airflow_with, connection_to, runs_of, version
 
 DAG_ID = "sendgrid_new_export_to_s3"
 EXAMPLE = Path(__file__).parents[2] / "example_dags" / f"{DAG_ID}.py"

@@ -21,7 +21,7 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings, backend
 from dev.services.s3 import PASSWORD
-from tests.e2e.on_airflow import airflow_with, connection_to
+from tests.support.local_airflow import airflow_with, connection_to
 
 DAG_ID = "secrets"
 KEY = "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"

@@ -17,7 +17,7 @@ import pytest
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.airflow.api import run_path
 from dev.services.waiting import wait_until
-from tests.e2e.on_airflow import airflow_with, connection_to, version
+from tests.support.local_airflow import airflow_with, connection_to, version
 from tests.support.throttling_proxy import throttling_proxy
 
 TASK_ID = "store"

@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.demo.delivery import Delivery
-from tests.e2e.on_airflow import airflow_with, connection_to, version
+from tests.support.local_airflow import airflow_with, connection_to, version
 
 pytestmark = pytest.mark.skipif(
     version() == (3, 0), reason="Airflow 3.0 fails a killed task whatever its retries: see test_killed_workers"

@@ -23,8 +23,8 @@ from dev.airflow.api import run_path
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import S3, amazon_s3
 from dev.services.waiting import wait_until
-from tests.e2e.on_airflow import airflow_with, connection_to, version
 from tests.support.clock import FakeClock
+from tests.support.local_airflow import airflow_with, connection_to, version
 
 DAG_ID = "seen"
 DAG = """
