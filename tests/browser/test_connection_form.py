@@ -1,4 +1,4 @@
-"""The connection's form in a real browser: filled, saved and tested; what is seen goes into the documentation."""
+"""The connection's form in a real browser, with screenshots for the documentation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dev.airflow.instance import AirflowInstance
 from dev.demo.stack import EXAMPLE_DAGS
 from dev.services.processes import end_on_sigterm
 from dev.services.waiting import wait_until
-from tests.support.browser import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+from tests.support.browser import CHROMIUM, browser_page, log_in_to_airflow_2, save_screenshot
 
 CONNECTION_ID = "sendgrid_default"
-ANSWER = "The API key works; it may export: marketing, legacy."
+RESULT = "The API key works; it may export: marketing, legacy."
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser: apt-get install chromium")
 
@@ -29,7 +29,7 @@ def sendgrid():
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
-    """Its pages alone, with the button that Airflow hides by default."""
+    """Only Airflow's UI, with the "Test" button, which is hidden by default."""
     end_on_sigterm()
     settings = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     home = tmp_path_factory.mktemp("browser") / "airflow"
@@ -73,11 +73,11 @@ def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
     page.fill("#password", sendgrid.api_key)
     page.fill("[id$=sendgrid__region]", "global")
     page.evaluate("window.scrollTo(0, 0)")
-    keep(page, "connection-form-airflow-2")
+    save_screenshot(page, "connection-form-airflow-2")
     page.click("#test-connection")
     page.evaluate("window.scrollTo(0, 0)")
-    expect(page.get_by_text(ANSWER)).to_be_visible()
-    keep(page, "connection-test-airflow-2")
+    expect(page.get_by_text(RESULT)).to_be_visible()
+    save_screenshot(page, "connection-test-airflow-2")
     page.locator("button[type=submit]", has_text="Save").click()
     expect(page.get_by_text("Added Row")).to_be_visible()
 
@@ -95,24 +95,24 @@ def fill_save_and_test_in_airflow_3(airflow, sendgrid, page):
     for field in ("login", "schema", "port"):
         expect(form.locator(f"[name={field}]")).to_have_count(0)
     expect(form.get_by_text("API key", exact=True)).to_be_visible()
-    keep(page, "connection-form-airflow-3")
+    save_screenshot(page, "connection-form-airflow-3")
     form.get_by_text("Extra Fields", exact=True).click()
     form.get_by_role("combobox").nth(1).click()
     expect(page.get_by_role("option", name="eu")).to_be_visible()
-    keep(page, "connection-fields-airflow-3")
+    save_screenshot(page, "connection-fields-airflow-3")
     page.get_by_role("option", name="global").click()
     form.get_by_role("button", name="Save").click()
     expect(page.get_by_text("successfully created")).to_be_visible()
-    # Airflow 3.3's button sends port 0 for none, and refuses that as another port than the one stored.
+    # Airflow 3.3's button sends port 0 for none; then the stored key is not used.
     airflow.api.request("PATCH", f"/connections/{CONNECTION_ID}?update_mask=port", stored_with_port(airflow))
     page.set_viewport_size({"width": 1100, "height": 560})
     page.goto(f"{airflow.config.url}/connections")
-    with page.expect_response("**/connections/test") as answered:
+    with page.expect_response("**/connections/test") as response_info:
         page.get_by_label("Test Connection").click()
-    assert answered.value.json()["status"] is True
-    assert ANSWER in answered.value.json()["message"]
+    assert response_info.value.json()["status"] is True
+    assert RESULT in response_info.value.json()["message"]
     expect(page.get_by_text("Test Connection Successful")).to_be_visible()
-    keep(page, "connection-test-airflow-3")
+    save_screenshot(page, "connection-test-airflow-3")
 
 
 def stored_with_port(airflow):

@@ -21,13 +21,13 @@ from dev.demo.stack import EXAMPLE_DAGS, NO_SCHEDULES, temporary_folder
 from dev.services.processes import end_on_sigterm
 from dev.services.s3 import amazon_s3
 from dev.services.waiting import wait_until
-from tests.support.browser import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+from tests.support.browser import CHROMIUM, browser_page, log_in_to_airflow_2, save_screenshot
 from tests.support.clock import FakeClock
 
 DAG_ID = "sendgrid_contacts_to_s3"
 SENSOR, DELIVERY = "wait_for_export", "store"
 HELD_SECONDS = 7200
-# Three parts of a file, of which each takes longer than the time between two lines that tell the progress.
+# Three parts of a file, each of which takes longer than the interval of progress lines.
 CONTACTS = 300_000
 BYTES_PER_SECOND = 500_000
 OBJECTS = "https://console.aws.amazon.com/s3/buckets/lake?prefix=sendgrid%2Fcontacts%2Frun%3D"
@@ -99,8 +99,8 @@ def name(run):
     return lambda what: f"{what}-airflow-{2 if run.is_airflow_2 else 3}"
 
 
-def test_the_graph_shows_a_wait_that_holds_no_worker(run, page, name):
-    if run.is_airflow_2:  # more stands above the graph there
+def test_the_graph_shows_a_deferred_wait(run, page, name):
+    if run.is_airflow_2:  # its page has more above the graph
         page.set_viewport_size({"width": 1280, "height": 860})
     page.goto(run.address())
     if not run.is_airflow_2:
@@ -109,12 +109,12 @@ def test_the_graph_shows_a_wait_that_holds_no_worker(run, page, name):
     expect(page.get_by_text("SendGridToS3Operator").last).to_be_visible()
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(3_000)  # the graph is moved into its place
-    keep(page, name("graph"))
+    save_screenshot(page, name("graph"))
     if not run.is_airflow_2:  # it remembers what it was asked to show
         page.get_by_label("Show Grid (Press g)").click()
 
 
-def test_the_log_tells_the_progress_and_the_outcome(run, page, name):
+def test_the_log_shows_progress_and_outcome(run, page, name):
     run.clock.advance(HELD_SECONDS)
     assert "success" == run.airflow.wait_for_run(DAG_ID, run.run_id, seconds=600)
 
@@ -127,7 +127,7 @@ def test_the_log_tells_the_progress_and_the_outcome(run, page, name):
         page.keyboard.press("w")  # likewise
     page.wait_for_timeout(1_500)
     expect(page.get_by_text("s left").first).to_be_visible()
-    keep(page, name("log"))
+    save_screenshot(page, name("log"))
 
 
 def test_the_links_lead_to_the_exports_and_the_objects(run, page, name):
@@ -138,10 +138,10 @@ def test_the_links_lead_to_the_exports_and_the_objects(run, page, name):
         expect(found).to_be_visible()
         assert found.get_attribute("href").startswith(address)
     page.wait_for_timeout(1_000)
-    keep(page, name("links"))
+    save_screenshot(page, name("links"))
 
 
-def test_the_asset_lists_what_was_delivered(run, page):
+def test_the_asset_lists_the_deliveries(run, page):
     """As an event, whose source is the run."""
     if run.is_airflow_2:
         pytest.skip("Airflow 2 shows datasets in a graph")
@@ -151,4 +151,4 @@ def test_the_asset_lists_what_was_delivered(run, page):
     expect(page.get_by_role("link", name=DAG_ID).last).to_be_visible()
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(3_000)
-    keep(page, "asset-airflow-3")
+    save_screenshot(page, "asset-airflow-3")
