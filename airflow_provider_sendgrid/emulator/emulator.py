@@ -45,7 +45,7 @@ class Emulator:
         seed: Determines the contacts and the ids of lists.
         contacts: The minimum number of contacts in the account.
         populate: Whether the account starts with lists and segments (`DEFAULT_LISTS`, `DEFAULT_SEGMENTS`).
-        clock: Returns the time in seconds since the epoch; tests pass a clock of their own.
+        clock: Returns the time in seconds since the epoch; tests pass a fake clock.
         observe: Called with every request as it is recorded.
     """
 

@@ -38,7 +38,8 @@ class Clock:
 class SendGrid:
     """One account; for the real one, `emulator` is None and `clock` has no effect.
 
-    The connection has a host and a port, because Airflow 3.3's "Test" button refuses a stored connection without them.
+    The connection has a host and a port. Without them, Airflow 3.3's "Test" button sends others than the stored ones, and
+    the key is not used.
     """
 
     connection: dict[str, Any] = field(repr=False)

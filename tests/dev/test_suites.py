@@ -1,4 +1,4 @@
-"""How the results of many versions are told."""
+"""Results of test suites."""
 
 from dev.environments.suites import Result, counts, table
 

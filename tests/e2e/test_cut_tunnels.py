@@ -222,7 +222,7 @@ def test_a_worker_killed_behind_a_cut_tunnel_leaves_one_export(services, first, 
         assert_only_export(services, run_id, state, list_id, older)
 
 
-@pytest.mark.skipif(KEEPS_STATE, reason="from Airflow 3.3 on, the state store tells the two exports apart")
+@pytest.mark.skipif(KEEPS_STATE, reason="from Airflow 3.3 on, the state store distinguishes the two exports")
 def test_without_a_state_store_a_recent_export_is_in_doubt(services):
     """The other export is five minutes older than the run, and clocks may differ by that much."""
     list_id, older = services.new_list(older_by_minutes=5)
