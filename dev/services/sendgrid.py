@@ -38,8 +38,8 @@ class Clock:
 class SendGrid:
     """One account; for the real one, `emulator` is None and `clock` has no effect.
 
-    The connection has a host and a port. Without them, Airflow 3.3's "Test" button sends others than the stored ones, and
-    the key is not used.
+    The connection has a host and a port. Without them, Airflow 3.3's "Test" button sends other values than the stored
+    ones, and Airflow does not use the stored key.
     """
 
     connection: dict[str, Any] = field(repr=False)
