@@ -1,7 +1,4 @@
-"""An export in Airflow's pages, in a real browser: the graph with a wait in the triggerer, the log, the links.
-
-What is seen goes into the documentation.
-"""
+"""An export in Airflow's UI, in a real browser: graph, log, links and asset, with screenshots for the documentation."""
 
 from __future__ import annotations
 
@@ -51,8 +48,8 @@ class Run:
     def state(self, task_id):
         return {task.task_id: task.state for task in self.airflow.api.task_instances(DAG_ID, self.run_id)}.get(task_id)
 
-    def address(self, task_id="", tab=""):
-        """Of a page: of the run, of one of its tasks, and of a part of that."""
+    def url(self, task_id="", tab=""):
+        """The URL of the run, of one of its tasks, or of a tab."""
         dag, run = f"{self.airflow.config.url}/dags/{DAG_ID}", quote(self.run_id, safe="")
         if self.is_airflow_2:
             return f"{dag}/grid?dag_run_id={run}&tab={tab or 'graph'}" + (f"&task_id={task_id}" if task_id else "")
@@ -61,7 +58,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run():
-    """Up to where it waits."""
+    """Start a run, and wait until its sensor is deferred."""
     end_on_sigterm()
     clock = FakeClock(is_running=True)
     settings = Settings(ready_after=HELD_SECONDS, bytes_per_second=BYTES_PER_SECOND)
@@ -80,9 +77,9 @@ def run():
             ) as airflow,
         ):
             airflow.up({"sendgrid_default": json.loads(sendgrid.connection_json()), "aws_default": s3.connection})
-            found = Run(airflow, clock, airflow.trigger(DAG_ID))
-            wait_until("the wait deferred", lambda: found.state(SENSOR) == "deferred", seconds=300)
-            yield found
+            started = Run(airflow, clock, airflow.trigger(DAG_ID))
+            wait_until("the wait deferred", lambda: started.state(SENSOR) == "deferred", seconds=300)
+            yield started
 
 
 @pytest.fixture(scope="module")
@@ -95,22 +92,22 @@ def page(run):
 
 @pytest.fixture(scope="module")
 def name(run):
-    """Of a picture."""
+    """The name of a screenshot."""
     return lambda what: f"{what}-airflow-{2 if run.is_airflow_2 else 3}"
 
 
 def test_the_graph_shows_a_deferred_wait(run, page, name):
     if run.is_airflow_2:  # its page has more above the graph
         page.set_viewport_size({"width": 1280, "height": 860})
-    page.goto(run.address())
+    page.goto(run.url())
     if not run.is_airflow_2:
         page.get_by_label("Show Graph (Press g)").click()
     expect(page.get_by_text("deferred").last).to_be_visible()
     expect(page.get_by_text("SendGridToS3Operator").last).to_be_visible()
     page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(3_000)  # the graph is moved into its place
+    page.wait_for_timeout(3_000)  # until the graph is laid out
     save_screenshot(page, name("graph"))
-    if not run.is_airflow_2:  # it remembers what it was asked to show
+    if not run.is_airflow_2:  # Airflow remembers the view
         page.get_by_label("Show Grid (Press g)").click()
 
 
@@ -119,12 +116,12 @@ def test_the_log_shows_progress_and_outcome(run, page, name):
     assert "success" == run.airflow.wait_for_run(DAG_ID, run.run_id, seconds=600)
 
     page.set_viewport_size({"width": 1280, "height": 720})
-    page.goto(run.address(DELIVERY, "logs"))
+    page.goto(run.url(DELIVERY, "logs"))
     expect(page.get_by_text("Delivered SendGrid export").first).to_be_visible(timeout=180_000)
     if run.is_airflow_2:
         page.get_by_text("Wrap", exact=True).click()
     else:
-        page.keyboard.press("w")  # likewise
+        page.keyboard.press("w")  # wraps lines, too
     page.wait_for_timeout(1_500)
     expect(page.get_by_text("s left").first).to_be_visible()
     save_screenshot(page, name("log"))
@@ -132,17 +129,17 @@ def test_the_log_shows_progress_and_outcome(run, page, name):
 
 def test_the_links_lead_to_the_exports_and_the_objects(run, page, name):
     page.set_viewport_size({"width": 1280, "height": 640})
-    page.goto(run.address(DELIVERY, "details"))
-    for link, address in (("SendGrid exports", EXPORTS), ("Delivered objects", OBJECTS)):
+    page.goto(run.url(DELIVERY, "details"))
+    for link, url in (("SendGrid exports", EXPORTS), ("Delivered objects", OBJECTS)):
         found = page.get_by_role("link", name=link)
         expect(found).to_be_visible()
-        assert found.get_attribute("href").startswith(address)
+        assert found.get_attribute("href").startswith(url)
     page.wait_for_timeout(1_000)
     save_screenshot(page, name("links"))
 
 
 def test_the_asset_lists_the_deliveries(run, page):
-    """As an event, whose source is the run."""
+    """As an event of the run."""
     if run.is_airflow_2:
         pytest.skip("Airflow 2 shows datasets in a graph")
     page.goto(f"{run.airflow.config.url}/assets")
