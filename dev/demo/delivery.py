@@ -33,10 +33,10 @@ class Delivery:
         return self.keys[0].rpartition("/")[0] + "/"
 
     def sizes(self) -> dict[str, int]:
-        return self.config.sizes(self.prefix)
+        return self.store.sizes(self.prefix)
 
     def manifest(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.config.open(self.prefix + MANIFEST).read())
+        content: dict[str, Any] = json.loads(self.store.open(self.prefix + MANIFEST).read())
         return content
 
     def contacts(self) -> int:
@@ -47,7 +47,7 @@ class Delivery:
         return [line.rstrip("\n") for line in islice(self._text(self.keys[0]), count)]
 
     def _text(self, key: str) -> TextIO:
-        body = self.config.open(key)
+        body = self.store.open(key)
         plain = gzip.GzipFile(fileobj=body) if key.endswith(".gz") else body
         return io.TextIOWrapper(plain, encoding="utf-8", newline="")
 
