@@ -61,7 +61,7 @@ class Job:
         return session
 
 
-def job() -> Job:
+def read_job() -> Job:
     return Job(**json.loads(sys.argv[1]))
 
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 trust = ["--cacert", job.authority] if job.authority else []
 
 

@@ -4,9 +4,9 @@ import json
 import os
 from urllib.parse import urlsplit
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 source = urlsplit(job.urls[0])
 os.environ["AIRFLOW_CONN_HTTP_DEFAULT"] = json.dumps(
     {"conn_type": "http", "schema": source.scheme, "host": source.hostname, "port": source.port}

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.store import HTTPStore, S3Store
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
 PART_BYTES = 16 * 1024 * 1024
 
-job = job()
+job = read_job()
 source = urlsplit(job.urls[0])
 plain_http = {"allow_http": True}
 web = HTTPStore.from_url(f"{source.scheme}://{source.netloc}", client_options=plain_http)

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 from isal import isal_zlib  # noqa: TID253 - this is not a DAG file
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
 BUFFER_BYTES, BUFFERS = 1024 * 1024, 8
 PIECE_BYTES = 64 * 1024
-job = job()
+job = read_job()
 
 
 def gunzip() -> Callable[[memoryview], None]:

@@ -4,9 +4,9 @@ import shutil
 
 import smart_open
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 client = job.s3_client()
 
 
