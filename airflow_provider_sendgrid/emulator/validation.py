@@ -1,6 +1,6 @@
-"""Values from outside into frozen dataclasses: names and types are checked, nothing is coerced.
+"""Replaces fields of frozen dataclasses by external values: checks names and types, coerces nothing.
 
-Knows dataclasses and JSON's types. Must not know whose values they are.
+Knows dataclasses and JSON's types. Must not know particular dataclasses.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def replace_checked(value: Value, changes: Mapping[str, Any]) -> Value:
     Raises:
         ValueError: for a field that does not exist, or a value of the wrong type.
     """
-    kinds = {each.name: str(each.type) for each in fields(value)}
+    types = {each.name: str(each.type) for each in fields(value)}
     for name, change in changes.items():
-        if name not in kinds:
-            raise ValueError(f"there is no {name!r}; there are {', '.join(kinds)}")
-        if not _is_a(change, kinds[name]):
-            raise ValueError(f"{name} must be {kinds[name]}, not {change!r}")
+        if name not in types:
+            raise ValueError(f"there is no {name!r}; there are {', '.join(types)}")
+        if not _has_type(change, types[name]):
+            raise ValueError(f"{name} must be {types[name]}, not {change!r}")
     frozen: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()}
     return replace(value, **frozen)
 
 
-def _is_a(value: object, kind: str) -> bool:
-    """Tell whether a value fits a field; true and false are no numbers."""
-    return isinstance(value, _TYPES[kind]) and (isinstance(value, bool) == (kind == "bool"))
+def _has_type(value: object, type_name: str) -> bool:
+    """Return whether a value fits a field; a boolean is not a number."""
+    return isinstance(value, _TYPES[type_name]) and (isinstance(value, bool) == (type_name == "bool"))

@@ -1,7 +1,7 @@
-"""Plays S3 for uploads: takes PUTs and multipart uploads, drops the bodies but those of JSON, counts them.
+"""A fake S3 for uploads: accepts PUTs and multipart uploads, counts bytes, and keeps the bodies of JSON only.
 
-It checks no signature and no checksum, so that it is nobody's bottleneck. ``GET /-/report`` says what came since it
-was last asked; started with ``--digest`` also each object's SHA-256, for which it keeps the bodies in memory: not for
+It checks no signature and no checksum, so that it is not a bottleneck. ``GET /-/report`` returns what was received
+since the last report. With ``--digest``, it includes each object's SHA-256, and bodies are kept in memory: not for
 timed runs.
 """
 
@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from benchmarks.serving import Request, Server, Stream, run, tls_arguments, tls_of
+from benchmarks.http_server import Request, Server, Stream, run, tls_arguments, tls_of
 
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _LAST_MODIFIED = "Fri, 27 Nov 2026 08:00:00 GMT"
-_NOT_FOUND = _XML + "<Error><Code>NoSuchKey</Code><Message>there is nothing here</Message></Error>"
+_NOT_FOUND = _XML + "<Error><Code>NoSuchKey</Code><Message>not found</Message></Error>"
 
 
 @dataclass
 class Body:
-    """What is left of a body: its size, and its bytes where they are kept."""
+    """The size of a body, and its bytes if they are kept."""
 
     size: int = 0
     content: bytearray | None = None
@@ -46,7 +46,7 @@ class Body:
 
 @dataclass
 class Sink:
-    """Answers S3's calls; bodies by part for uploads underway, sizes and digests by key for what is complete."""
+    """Handles S3's requests; has the bodies of open uploads by part, and the sizes of objects by key."""
 
     latency_seconds: float = 0.0
     keeps_digests: bool = False
@@ -60,7 +60,7 @@ class Sink:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, request: Request, stream: Stream) -> None:
+    def respond(self, request: Request, stream: Stream) -> None:
         if request.target == "/-/report":
             self._send(stream, "200 OK", json.dumps(self.report()))
             return
@@ -151,12 +151,12 @@ class Sink:
 
 
 def metadata_of(request: Request) -> tuple[str, ...]:
-    """The headers of the user's metadata, which a look at the object shows again."""
+    """The headers of user metadata, which responses for the object repeat."""
     return tuple(f"{name}: {value}" for name, value in request.headers.items() if name.startswith("x-amz-meta-"))
 
 
 def receive(request: Request, stream: Stream, body: Body) -> None:
-    """Take a request's body: as it is, in HTTP's chunks, in those of S3's streaming signatures, or both."""
+    """Read a request's body: plain, in HTTP chunks, in chunks of S3's streaming signatures, or both."""
     if request.headers.get("expect", "").lower() == "100-continue":
         stream.send_head("100 Continue")
     is_framed = "aws-chunked" in request.headers.get("content-encoding", "")
@@ -167,7 +167,7 @@ def receive(request: Request, stream: Stream, body: Body) -> None:
         target.take(stream, int(request.headers.get("content-length", "0")))
     if is_framed:
         body.size = int(request.headers["x-amz-decoded-content-length"])
-        body.content = unframed(target.bytes) if body.content is not None else None
+        body.content = decode_aws_chunks(target.bytes) if body.content is not None else None
 
 
 def _receive_chunks(stream: Stream, body: Body) -> None:
@@ -178,8 +178,8 @@ def _receive_chunks(stream: Stream, body: Body) -> None:
         pass
 
 
-def unframed(content: bytes) -> bytearray:
-    """What S3's chunks hold: ``size;signature``, bytes, and so on to a chunk of nothing, then trailers."""
+def decode_aws_chunks(content: bytes) -> bytearray:
+    """The content of S3's chunks: ``size;signature``, bytes, and so on to an empty chunk, then trailers."""
     plain, at = bytearray(), 0
     while True:
         line_end = content.index(b"\r\n", at)
@@ -206,11 +206,11 @@ def _completed(key: str, etag: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--digest", action="store_true", help="keep bodies and say their SHA-256")
+    parser.add_argument("--digest", action="store_true", help="keep bodies and report their SHA-256")
     tls_arguments(parser)
-    given = parser.parse_args()
-    sink = Sink(latency_seconds=given.latency_seconds, keeps_digests=given.digest)
-    run(Server(sink.answer, tls_of(given)))
+    options = parser.parse_args()
+    sink = Sink(latency_seconds=options.latency_seconds, keeps_digests=options.digest)
+    run(Server(sink.respond, tls_of(options)))
 
 
 if __name__ == "__main__":

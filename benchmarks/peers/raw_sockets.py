@@ -1,7 +1,7 @@
-"""The least that the same work takes: one connection in, one PUT out, no check, no second try, nothing told.
+"""The minimum for the same work: one download, one PUT, no checks, no retries, no logs.
 
-What ours does besides moving bytes runs in a thread of its own, by the same libraries: SHA-256, and gunzip where the
-options say so. It shows what is left for everything else that a delivery does.
+SHA-256, and gunzip with its option, run in their own threads, with the same libraries as in this provider. The rest is
+the cost of everything else that a delivery does.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from queue import SimpleQueue
 from threading import Thread
 from urllib.parse import urlsplit
 
-from isal import isal_zlib  # noqa: TID253 - this is no DAG file
+from isal import isal_zlib  # noqa: TID253 - this is not a DAG file
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
 BUFFER_BYTES, BUFFERS = 1024 * 1024, 8
 PIECE_BYTES = 64 * 1024
-job = job()
+job = read_job()
 
 
 def gunzip() -> Callable[[memoryview], None]:
@@ -38,14 +38,14 @@ def gunzip() -> Callable[[memoryview], None]:
     return feed
 
 
-def stage(work: Callable[[memoryview], object], taken: "SimpleQueue", given: "SimpleQueue") -> Thread:
-    """A thread that does its work on each buffer and hands it on; an empty one is the last."""
+def start_thread(work: Callable[[memoryview], object], source: "SimpleQueue", target: "SimpleQueue") -> Thread:
+    """Start a thread that processes each buffer and passes it on; an empty one is the last."""
 
     def run() -> None:
         while True:
-            part = taken.get()
+            part = source.get()
             work(part)
-            given.put(part)
+            target.put(part)
             if not part:
                 return
 
@@ -70,16 +70,16 @@ def copy() -> None:
     sink.endheaders()
     works = [hashlib.sha256().update, *([gunzip()] if job.options.get("gunzip") else []), sink.send]
     queues = [SimpleQueue() for _ in range(len(works) + 1)]
-    threads = [stage(work, *pair) for work, pair in zip(works, itertools.pairwise(queues), strict=True)]
+    threads = [start_thread(work, *pair) for work, pair in zip(works, itertools.pairwise(queues), strict=True)]
     for _ in range(BUFFERS):
         queues[-1].put(memoryview(bytearray(BUFFER_BYTES)))
     left = response.length
     while left:
-        room = memoryview(queues[-1].get().obj)
-        if not (count := response.readinto(room[:left])):
+        buffer = memoryview(queues[-1].get().obj)
+        if not (count := response.readinto(buffer[:left])):
             raise SystemExit("the source ended early")
         left -= count
-        queues[0].put(room[:count])
+        queues[0].put(buffer[:count])
     queues[0].put(memoryview(b""))
     for thread in threads:
         thread.join()

@@ -3,9 +3,9 @@
 import re
 
 from benchmarks.cases import QUICK, all_cases
-from benchmarks.picture import draw
-from benchmarks.running import Outcome
-from benchmarks.runs import Run
+from benchmarks.chart import draw
+from benchmarks.measurements import Run
+from benchmarks.runner import Outcome
 
 
 def test_the_default_is_the_first_bar(tmp_path):

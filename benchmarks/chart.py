@@ -1,4 +1,4 @@
-"""Draws one chart: how long each program takes to copy one file. SVG that reads well on phones and in dark mode."""
+"""Draws one chart: the time of each program to copy one file. An SVG for small screens and dark mode."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from benchmarks.running import Outcome
-from benchmarks.runs import Spread, values
+from benchmarks.measurements import Spread, values
+from benchmarks.runner import Outcome
 
 _WIDTH, _LINE, _BAR = 480, 40, 14
 _VALUE_WIDTH = 56
@@ -33,7 +33,7 @@ class Bar:
     is_ours: bool = False
 
 
-# What is shown of our runs: the default first, then without counting.
+# Our runs in the chart: the default first, then without counting rows.
 _OURS = {
     ("rows", "ours, rows counted"): "this provider",
     ("one-file", "ours"): "this provider, verify_row_count=False",
@@ -59,7 +59,7 @@ def _median(outcome: Outcome, name: str) -> float:
 
 
 def chart(bars: Sequence[Bar], title: str) -> str:
-    """Horizontal bars, each below its name; fonts and background are the reader's."""
+    """Horizontal bars, each below its name, with the reader's fonts and background."""
     height = 36 + _LINE * len(bars)
     longest = max((bar.seconds for bar in bars), default=1.0)
     size = f'width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}"'

@@ -7,9 +7,9 @@ import http.client
 import pytest
 
 from benchmarks.content import block, empty_gzip
-from benchmarks.serving import Server
-from benchmarks.sink import Sink, unframed
-from benchmarks.source import Source, extent
+from benchmarks.http_server import Server
+from benchmarks.s3_sink import Sink, decode_aws_chunks
+from benchmarks.source import Source, parse_range
 
 BLOCK_BYTES = 200_000
 
@@ -41,19 +41,19 @@ def ask(connection, method, target, body=None, headers=(), **options):
     return answer, answer.read()
 
 
-def test_a_block_of_gzip_is_as_long_as_wanted_and_may_be_repeated(content):
+def test_a_gzip_block_has_its_size_and_can_be_repeated(content):
     stored = content.path.read_bytes()
     plain = gzip.decompress(stored * 2)
     assert (len(stored), len(plain)) == (BLOCK_BYTES, 2 * content.plain_size)
 
 
-def test_an_empty_gzip_is_exactly_as_long_as_wanted():
+def test_an_empty_gzip_member_has_its_size():
     assert (len(empty_gzip(1000)), gzip.decompress(empty_gzip(1000))) == (1000, b"")
 
 
-def test_a_file_is_the_block_repeated_and_ranges_agree_with_it(serve, content):
+def test_a_file_repeats_the_block_and_has_ranges(serve, content):
     stored = content.path.read_bytes()
-    connection = serve(Source(content.path).answer)
+    connection = serve(Source(content.path).respond)
     whole, body = ask(connection, "GET", f"/{2 * BLOCK_BYTES}/file.csv.gz")
     ranged, part = ask(connection, "GET", f"/{2 * BLOCK_BYTES}/file.csv.gz", headers={"Range": "bytes=199990-200009"})
     assert (whole.status, body) == (200, stored * 2)
@@ -63,19 +63,19 @@ def test_a_file_is_the_block_repeated_and_ranges_agree_with_it(serve, content):
 
 
 def test_a_limited_source_sends_the_same_bytes(serve, content):
-    connection = serve(Source(content.path, bytes_per_second=1e9).answer)
+    connection = serve(Source(content.path, bytes_per_second=1e9).respond)
     assert ask(connection, "GET", f"/{BLOCK_BYTES}/f")[1] == content.path.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("header", "expected"), [(None, (0, 9)), ("bytes=2-", (2, 9)), ("bytes=2-4", (2, 5)), ("bytes=2-99", (2, 9))]
 )
-def test_a_range_is_read_with_its_last_byte(header, expected):
-    assert extent(header, 9) == expected
+def test_a_range_includes_its_last_byte(header, expected):
+    assert parse_range(header, 9) == expected
 
 
-def test_a_multipart_upload_becomes_one_object_in_the_order_of_its_parts(serve):
-    connection = serve(Sink(keeps_digests=True).answer)
+def test_a_multipart_upload_joins_its_parts_in_order(serve):
+    connection = serve(Sink(keeps_digests=True).respond)
     started = ask(connection, "POST", "/bench/a/key?uploads")[1].decode()
     upload = started.partition("<UploadId>")[2].partition("<")[0]
     ask(connection, "PUT", f"/bench/a/key?uploadId={upload}&partNumber=2", b"second")
@@ -88,7 +88,7 @@ def test_a_multipart_upload_becomes_one_object_in_the_order_of_its_parts(serve):
 
 def test_an_aborted_upload_leaves_nothing(serve):
     sink = Sink()
-    connection = serve(sink.answer)
+    connection = serve(sink.respond)
     started = ask(connection, "POST", "/bench/key?uploads")[1].decode()
     upload = started.partition("<UploadId>")[2].partition("<")[0]
     answer, _ = ask(connection, "DELETE", f"/bench/key?uploadId={upload}")
@@ -96,17 +96,17 @@ def test_an_aborted_upload_leaves_nothing(serve):
     assert (answer.status, report["objects"], report["aborted"], report["unfinished"]) == (204, {}, 1, 0)
 
 
-def test_bodies_in_chunks_are_taken_whole(serve):
+def test_chunked_bodies_are_read_completely(serve):
     sink = Sink()
-    ask(serve(sink.answer), "PUT", "/bench/key", iter([b"one", b"three"]), encode_chunked=True)
+    ask(serve(sink.respond), "PUT", "/bench/key", iter([b"one", b"three"]), encode_chunked=True)
     assert sink.report()["objects"]["key"]["size"] == 8
 
 
-def test_what_is_not_there_is_not_found(serve):
-    connection = serve(Sink().answer)
+def test_a_missing_object_is_404(serve):
+    connection = serve(Sink().respond)
     assert [ask(connection, method, "/bench/key")[0].status for method in ("HEAD", "GET")] == [404, 404]
 
 
-def test_signed_chunks_hold_what_was_signed():
+def test_signed_chunks_are_decoded():
     framed = b"3;chunk-signature=f\r\nabc\r\n2\r\nde\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"
-    assert unframed(framed) == b"abcde"
+    assert decode_aws_chunks(framed) == b"abcde"

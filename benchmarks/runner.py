@@ -1,4 +1,4 @@
-"""Runs the contenders of a case in turn, and checks that what they say they brought is what came."""
+"""Runs the programs of a case in turn, and checks what the sink received."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, Contender
-from benchmarks.certificates import Trust
+from benchmarks.certificates import Certificates
 from benchmarks.content import Block, block
 from benchmarks.job import Job
-from benchmarks.runs import Run
-from benchmarks.servers import REPOSITORY, Servers, Setting, running
+from benchmarks.measurements import Run
+from benchmarks.servers import Servers, ServerSettings, running
+from dev import REPOSITORY
 
-_NEEDS = {
+_REQUIRED_MODULES = {
     "http_to_s3": "airflow.providers.http",
     "smart_open_copy": "smart_open",
     "obstore_put": "obstore",
@@ -28,12 +29,12 @@ _TIMEOUT_SECONDS = 1200
 
 
 class PeerFailedError(Exception):
-    """A contender could not do its job; the text is the end of what it said."""
+    """A program failed; the message has the end of its output."""
 
 
 @dataclass
 class Outcome:
-    """The runs of each contender, and why some took no part."""
+    """The runs of each program, and the reasons for missing ones."""
 
     case: Case
     runs: dict[str, list[Run]] = field(default_factory=dict)
@@ -41,32 +42,32 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Laboratory:
-    """Where things are kept, and whom clients trust."""
+class Workspace:
+    """The folder of content, and the certificates."""
 
     folder: Path
-    trust: Trust
+    certificates: Certificates
 
     def block(self, case: Case) -> Block:
         return block(self.folder / "content", case.kind, case.block_bytes)
 
-    def setting(self, case: Case) -> Setting:
-        return Setting(
-            self.block(case).path, self.trust if case.tls else None, case.latency_seconds, case.bytes_per_second
+    def settings(self, case: Case) -> ServerSettings:
+        return ServerSettings(
+            self.block(case).path, self.certificates if case.tls else None, case.latency_seconds, case.bytes_per_second
         )
 
 
-def run_case(case: Case, laboratory: Laboratory, rounds: int, say: Callable[[str], object]) -> Outcome:
-    """Everyone once to warm up, then in turn: A B C, A B C, ..."""
+def run_case(case: Case, workspace: Workspace, rounds: int, say: Callable[[str], object]) -> Outcome:
+    """Run every program once to warm up, then in turn: A B C, A B C, ..."""
     outcome = Outcome(case)
-    content = laboratory.block(case)
-    with running(laboratory.setting(case)) as servers:
+    content = workspace.block(case)
+    with running(workspace.settings(case)) as servers:
         for number in range(rounds + 1):
             for contender in case.contenders:
                 if contender.name in outcome.missing or number > contender.most_rounds:
                     continue
                 try:
-                    run = run_once(case, contender, content, servers, laboratory.folder)
+                    run = run_once(case, contender, content, servers, workspace.folder)
                 except PeerFailedError as error:
                     outcome.missing[contender.name] = str(error)
                     say(f"  {contender.name}: {error}")
@@ -78,12 +79,12 @@ def run_case(case: Case, laboratory: Laboratory, rounds: int, say: Callable[[str
 
 
 def run_once(case: Case, contender: Contender, content: Block, servers: Servers, folder: Path) -> Run:
-    """One run in a process of its own.
+    """Run a program once, in its own process.
 
     Raises:
-        PeerFailedError: it is not installed, failed, or did not bring what it should.
+        PeerFailedError: it is not installed, failed, or did not deliver every file.
     """
-    if (needed := _NEEDS.get(contender.peer)) and not _is_installed(needed):
+    if (needed := _REQUIRED_MODULES.get(contender.peer)) and not _is_installed(needed):
         raise PeerFailedError(f"missing: {needed} is not installed")
     job = _job(case, contender, content, servers)
     servers.report()
@@ -106,14 +107,14 @@ def _job(case: Case, contender: Contender, content: Block, servers: Servers) -> 
     size = contender.size or case.size
     urls = [f"{servers.source}/{size}/{number:05}.csv.gz" for number in range(case.files)]
     rows = size // content.size * content.records * case.files
-    # Each file begins with a header; repeated blocks repeat it, there it counts as a row.
+    # Each block begins with a header; all but the first of a file count as rows.
     return Job(
         urls, servers.sink, servers.authority, rows - case.files if contender.counts_rows else None, contender.options
     )
 
 
 def _stored_size(case: Case, contender: Contender, content: Block) -> int | None:
-    """How large each object should be; None where only the compressor knows."""
+    """The expected size of each object; None if it depends on the compressor."""
     size = contender.size or case.size
     wants_gzip = contender.options.get("compression", "gzip") == "gzip"
     if contender.peer != "ours" or wants_gzip == (case.kind == "gzip"):
@@ -122,16 +123,16 @@ def _stored_size(case: Case, contender: Contender, content: Block) -> int | None
 
 
 def _check_delivered(contender: Contender, report: dict[str, Any], files: int, size: int | None) -> None:
-    """A run counts only where the sink got every byte of every file."""
+    """A run is only valid if the sink received every byte of every file."""
     if contender.options.get("imports_only"):
         return
     sizes = [stored["size"] for key, stored in report["objects"].items() if key.endswith((".csv", ".gz"))]
     if len(sizes) != files or (size is not None and set(sizes) != {size}) or report["unfinished"]:
-        raise PeerFailedError(f"failed: {len(sizes)} objects came, {sorted(set(sizes))[:3]} bytes long, not {size}")
+        raise PeerFailedError(f"failed: {len(sizes)} objects received, {sorted(set(sizes))[:3]} bytes long, not {size}")
 
 
 def environment(servers: Servers, folder: Path) -> dict[str, str]:
-    """No proxies and nobody's settings: made-up credentials, the sink, and whom to trust."""
+    """Variables without proxies and user settings: fake credentials and the certificate authority."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     trusted = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE", "SSL_CERT_FILE")
     return {

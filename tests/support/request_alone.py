@@ -1,4 +1,4 @@
-"""Asks for an export's status in a process of its own and prints by how much its memory grew: `test_memory.py`."""
+"""Requests an export's status in its own process and prints the growth of its memory, for `test_memory.py`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily
 
 
-def question(export_id):
+def get_export(export_id):
     return protocol.get_export(ExportFamily.MARKETING, export_id, protocol.RetryPolicy(tries=1))
 
 
-def ask(kind: str, connection: SendGridConnection, export_id: str) -> object:
+def request(kind: str, connection: SendGridConnection, export_id: str) -> object:
     if kind == "requests":
         with SendGridClient(connection) as client:
-            return client.run_flow(question(export_id))
+            return client.run_flow(get_export(export_id))
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.run_flow(question(export_id))
+            return await client.run_flow(get_export(export_id))
 
     return asyncio.run(on_a_loop())
 
@@ -36,14 +36,14 @@ def peak_kib() -> int:
 
 def main(kind: str, url: str, good_id: str, *bad_ids: str) -> None:
     connection = SendGridConnection("SG.a-key", url)
-    ask(kind, connection, good_id)
-    idle_kib, told = peak_kib(), []
+    request(kind, connection, good_id)
+    idle_kib, messages = peak_kib(), []
     for bad_id in bad_ids:
         try:
-            ask(kind, connection, bad_id)
+            request(kind, connection, bad_id)
         except SendGridError as error:
-            told.append(str(error))
-    print(json.dumps({"grown_kib": peak_kib() - idle_kib, "told": told}))
+            messages.append(str(error))
+    print(json.dumps({"grown_kib": peak_kib() - idle_kib, "messages": messages}))
 
 
 if __name__ == "__main__":

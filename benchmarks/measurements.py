@@ -1,4 +1,4 @@
-"""What runs say: medians, ratios of runs in turn, and whether a bar is met. Pure arithmetic."""
+"""Medians and ratios of runs, and whether goals are met."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Quantity: TypeAlias = Literal["wall", "cpu", "peak"]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one contender: seconds, CPU seconds, bytes of memory at the highest."""
+    """One run of one program: seconds, CPU seconds, bytes of peak memory."""
 
     wall: float
     cpu: float
@@ -43,20 +43,20 @@ def values(runs: Runs, name: str, quantity: Quantity) -> list[float]:
 
 
 def ratio(runs: Runs, name: str, other: str, quantity: Quantity = "wall") -> Spread:
-    """Of runs in turn: each run of `name` against the run of `other` in the same round."""
+    """The ratio of each run of `name` to the run of `other` in the same round."""
     pairs = zip(values(runs, name, quantity), values(runs, other, quantity), strict=False)
     return Spread.of([one / another for one, another in pairs])
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What must be seen.
+class Goal:
+    """An expected result.
 
     Attributes:
-        text: the bar in words.
-        needs: the contenders it is about; where one is missing, it cannot be judged.
-        measure: answers the number to judge.
-        most: the highest number that meets the bar, or
+        text: its description.
+        needs: its programs; if one is missing, it is not evaluated.
+        measure: returns the number to evaluate.
+        most: the highest number that meets the goal, or
         least: the lowest.
     """
 
@@ -66,36 +66,36 @@ class Bar:
     most: float | None = None
     least: float | None = None
 
-    def judge(self, runs: Runs) -> Judgement:
+    def evaluate(self, runs: Runs) -> GoalResult:
         if any(not runs.get(name) for name in self.needs):
-            return Judgement(self.text, None, None)
+            return GoalResult(self.text, None, None)
         seen = self.measure(runs)
         is_low_enough = self.most is None or seen.middle <= self.most
         is_high_enough = self.least is None or seen.middle >= self.least
-        return Judgement(self.text, seen, is_low_enough and is_high_enough)
+        return GoalResult(self.text, seen, is_low_enough and is_high_enough)
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """A bar beside what was seen; None where nothing was."""
+class GoalResult:
+    """A goal and the measured number; None without runs."""
 
     text: str
     seen: Spread | None
     is_met: bool | None
 
 
-def ratio_bar(text: str, name: str, other: str, *, most: float | None = None, least: float | None = None) -> Bar:
-    return Bar(text, (name, other), lambda runs: ratio(runs, name, other), most, least)
+def ratio_goal(text: str, name: str, other: str, *, most: float | None = None, least: float | None = None) -> Goal:
+    return Goal(text, (name, other), lambda runs: ratio(runs, name, other), most, least)
 
 
-def speedup_bar(text: str, name: str, other: str, *, least: float) -> Bar:
+def speedup_goal(text: str, name: str, other: str, *, least: float) -> Goal:
     """How many times as fast as the other."""
-    return Bar(text, (name, other), lambda runs: ratio(runs, other, name), least=least)
+    return Goal(text, (name, other), lambda runs: ratio(runs, other, name), least=least)
 
 
-def cpu_bar(text: str, name: str, size: int, *, most: float) -> Bar:
+def cpu_goal(text: str, name: str, size: int, *, most: float) -> Goal:
     """CPU seconds per GiB."""
-    return Bar(
+    return Goal(
         text,
         (name,),
         lambda runs: Spread.of([seconds * GIB / size for seconds in values(runs, name, "cpu")]),
@@ -103,21 +103,21 @@ def cpu_bar(text: str, name: str, size: int, *, most: float) -> Bar:
     )
 
 
-def rate_bar(text: str, name: str, without: str, size: int, *, least: float) -> Bar:
-    """MB a CPU second, of the CPU time that `name` uses more than `without`."""
+def rate_goal(text: str, name: str, without: str, size: int, *, least: float) -> Goal:
+    """MB per CPU second, of the CPU time that `name` needs in addition to `without`."""
 
     def rates(runs: Runs) -> Spread:
         pairs = zip(values(runs, name, "cpu"), values(runs, without, "cpu"), strict=False)
         return Spread.of([size / 1e6 / max(one - another, 1e-9) for one, another in pairs])
 
-    return Bar(text, (name, without), rates, least=least)
+    return Goal(text, (name, without), rates, least=least)
 
 
-def memory_bar(text: str, name: str, imports: str, *, most: float) -> Bar:
+def memory_goal(text: str, name: str, imports: str, *, most: float) -> Goal:
     """MiB that a run needs more than imports alone."""
 
     def more(runs: Runs) -> Spread:
         floor = median(values(runs, imports, "peak"))
         return Spread.of([(peak - floor) / MIB for peak in values(runs, name, "peak")])
 
-    return Bar(text, (name, imports), more, most=most)
+    return Goal(text, (name, imports), more, most=most)

@@ -1,4 +1,4 @@
-"""What the tests of starting and waiting share: a whole Airflow of this environment's version with their own DAGs."""
+"""A whole Airflow of this environment's version, with given DAGs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sendgrid.emulator import Emulator
-from dev.airflow.instance import RealAirflow, airflow_version
-from dev.demo.stage import lab_folder
+from dev.airflow.instance import AirflowInstance, airflow_version
+from dev.demo.stack import temporary_folder
 from dev.services.postgres import postgres
 from dev.services.s3 import S3, s3_server
 
@@ -20,12 +20,12 @@ EXPORTS = "/v3/marketing/contacts/exports"
 
 
 def version() -> tuple[int, ...]:
-    """Of that Airflow: major and minor."""
+    """Airflow's major and minor version."""
     return tuple(int(part) for part in airflow_version(PYTHON).split(".")[:2])
 
 
 def connection_to(emulator: Emulator) -> dict[str, Any]:
-    """As it is stored in Airflow's database."""
+    """The Airflow connection to an emulator."""
     connection: dict[str, Any] = json.loads(emulator.connection_json())
     return connection
 
@@ -36,9 +36,9 @@ def airflow_with(
     dags: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
     storage: Callable[[str, Path], AbstractContextManager[S3]] = s3_server,
-) -> Iterator[tuple[RealAirflow, S3]]:
-    """A whole Airflow on PostgreSQL with these DAG files, and a bucket; all healthy."""
-    with lab_folder(name) as folder, ExitStack() as stack:
+) -> Iterator[tuple[AirflowInstance, S3]]:
+    """Start Airflow on PostgreSQL with these DAG files, and an S3 server with a bucket."""
+    with temporary_folder(name) as folder, ExitStack() as stack:
         folder.chmod(0o755)
         dags_folder = folder / "dags"
         dags_folder.mkdir()
@@ -47,7 +47,7 @@ def airflow_with(
         s3 = stack.enter_context(storage("lake", folder))
         settings = {"SENDGRID_EXPORT_BUCKET": s3.bucket, **(environment or {})}
         airflow = stack.enter_context(
-            RealAirflow(
+            AirflowInstance(
                 PYTHON,
                 folder / "airflow",
                 dags_folder,
@@ -59,8 +59,8 @@ def airflow_with(
         yield airflow, s3
 
 
-def runs_of(airflow: RealAirflow, dag_id: str) -> list[dict[str, Any]]:
-    """All runs of a DAG, the first one first."""
-    answer = airflow.api.request("GET", f"/dags/{dag_id}/dagRuns?limit=100&order_by=id")
-    runs: list[dict[str, Any]] = answer["dag_runs"]
+def runs_of(airflow: AirflowInstance, dag_id: str) -> list[dict[str, Any]]:
+    """All runs of a DAG, the oldest first."""
+    response = airflow.api.request("GET", f"/dags/{dag_id}/dagRuns?limit=100&order_by=id")
+    runs: list[dict[str, Any]] = response["dag_runs"]
     return runs

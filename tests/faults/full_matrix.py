@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.cells import prove
+from tests.faults.cell_checks import check_cell
 from tests.faults.matrix import cells
 
 
 @pytest.mark.parametrize("cell", list(cells()), ids=lambda cell: cell.name)
-def test_a_fault_ends_as_declared_and_nothing_is_left_behind(world, cell):
-    prove(world, cell)
+def test_a_fault_has_the_declared_outcome(services, cell):
+    check_cell(services, cell)

@@ -1,7 +1,7 @@
-"""A proxy in front of an S3 server that lets whatever can go wrong there go wrong, on demand and only then.
+"""A proxy in front of an S3 server that injects faults.
 
-It knows S3's operations by method and query, answers S3's errors in S3's words, damages bytes on their way, and refuses
-a body whose CRC32 is not the announced one, as S3 does (the server behind it does not look).
+It recognises S3's operations by method and query, responds with S3's errors, damages bytes in transit, and refuses a
+body with a wrong CRC32, as S3 does (the server behind it does not).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 _RESET: Final = struct.pack("ii", 1, 0)
 
-# What S3 answers: status, code, message.
+# S3's errors: status, code, message.
 ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "internal_error": (500, "InternalError", "We encountered an internal error. Please try again."),
@@ -34,16 +34,16 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "unknown_key": (403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
     "error_in_200": (200, "InternalError", "We encountered an internal error. Please try again."),
 }
-# What happens to the connection or to the bytes.
-TROUBLES: Final = ("reset", "lost", "delay", "corrupt", "wrong_crc32")
+# Faults of the connection or of bytes.
+TRANSPORT_FAULTS: Final = ("reset", "lost", "delay", "corrupt", "wrong_crc32")
 
 
 @dataclass(frozen=True, slots=True)
 class StorageFault:
-    """One thing to go wrong at S3, for operations of a name (a shell pattern): each, the `nth`, or the `first` few.
+    """A fault of S3, for operations with a name (a shell pattern): each, the `nth`, or the `first` few.
 
-    `reset` carries nothing out; `lost` carries it out and gives no answer; `delay` answers after `seconds`; `corrupt`
-    turns one byte of the body over on the way, `wrong_crc32` the announced checksum.
+    `reset` forwards nothing; `lost` forwards the request without returning the response; `delay` responds after
+    `seconds`; `corrupt` inverts one byte of the body, `wrong_crc32` replaces its checksum.
     """
 
     kind: str
@@ -53,8 +53,8 @@ class StorageFault:
     seconds: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind not in (*ERRORS, *TROUBLES):
-            raise ValueError(f"there is no fault {self.kind!r}; there are {', '.join((*ERRORS, *TROUBLES))}")
+        if self.kind not in (*ERRORS, *TRANSPORT_FAULTS):
+            raise ValueError(f"there is no fault {self.kind!r}; there are {', '.join((*ERRORS, *TRANSPORT_FAULTS))}")
 
     def is_due(self, number: int) -> bool:
         return (self.nth == 0 and self.first == 0) or number == self.nth or number <= self.first
@@ -62,15 +62,15 @@ class StorageFault:
 
 @dataclass
 class StorageProxy:
-    """Listens on localhost between `__enter__` and `__exit__`; `operations` counts what was asked for."""
+    """Listens on localhost between `__enter__` and `__exit__`; `operations` counts the requests."""
 
     upstream: str
     ignores_checksums: bool = False
-    """Take any bytes, whatever checksum comes with them, and return no checksum."""
+    """Accept bytes with a wrong checksum, and return no checksum."""
     before: Callable[[str, str], None] | None = None
     """Called with operation and path before each request."""
     operations: Counter[str] = field(default_factory=Counter)
-    struck: Counter[str] = field(default_factory=Counter)
+    applied: Counter[str] = field(default_factory=Counter)
     _faults: list[tuple[StorageFault, list[int]]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,17 +99,17 @@ class StorageProxy:
             self._faults.clear()
             self.ignores_checksums, self.before = False, None
             self.operations.clear()
-            self.struck.clear()
+            self.applied.clear()
 
     def due(self, operation: str) -> list[StorageFault]:
         with self._lock:
             self.operations[operation] += 1
             due = []
-            for fault, asked in self._faults:
+            for fault, matched in self._faults:
                 if fnmatchcase(operation, fault.operation):
-                    asked[0] += 1
-                    due += [fault] if fault.is_due(asked[0]) else []
-            self.struck.update(fault.kind for fault in due)
+                    matched[0] += 1
+                    due += [fault] if fault.is_due(matched[0]) else []
+            self.applied.update(fault.kind for fault in due)
             return due
 
 
@@ -154,14 +154,14 @@ class _Handler(BaseHTTPRequestHandler):
         for fault in due:
             if fault.kind in ERRORS:
                 return self._refuse(*ERRORS[fault.kind])
-            step = _STEPS[fault.kind]
+            step = _ALTERATIONS[fault.kind]
             body = step(self, headers, body, fault)
         if not self.proxy.ignores_checksums and _is_damaged(headers, body):
             return self._refuse(400, "BadDigest", "The CRC32 you specified did not match the calculated checksum.")
-        answer, content = self._forward(headers, body)
+        response, content = self._forward(headers, body)
         if any(fault.kind == "lost" for fault in due):
             return self._drop()
-        return self._answer(answer.status, dict(answer.getheaders()), content)
+        return self._respond(response.status, dict(response.getheaders()), content)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - the standard library's names
 
@@ -169,12 +169,12 @@ class _Handler(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=120)
         sent = {name: value for name, value in headers.items() if name.lower() not in ("expect", "connection")}
         connection.request(self.command, self.path, body, sent)
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        return answer, content
+        return response, content
 
-    def _answer(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+    def _respond(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             is_hidden = self.proxy.ignores_checksums and name.lower().startswith("x-amz-checksum-")
@@ -187,15 +187,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        told = f"<Code>{code}</Code><Message>{message}</Message><RequestId>PROXY</RequestId>"
-        xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{told}</Error>'.encode()
-        self._answer(status, {"Content-Type": "application/xml"}, xml)
+        details = f"<Code>{code}</Code><Message>{message}</Message><RequestId>PROXY</RequestId>"
+        xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{details}</Error>'.encode()
+        self._respond(status, {"Content-Type": "application/xml"}, xml)
 
     def _drop(self) -> None:
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            # Files made of the socket keep it open: its last descriptor has to go for the reset to leave.
+            # The socket is only reset when its last file object is closed.
             self.rfile.close()
             self.connection.shutdown(socket.SHUT_RD)
             self.connection.close()
@@ -212,22 +212,22 @@ class _Handler(BaseHTTPRequestHandler):
         middle = len(body) // 2
         return body[:middle] + bytes(byte ^ 0xFF for byte in body[middle : middle + 1]) + body[middle + 1 :]
 
-    def _mislabel(self, headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
+    def _change_crc32(self, headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
         for name in headers:
             if name.lower() == "x-amz-checksum-crc32":
                 headers[name] = "AAAAAA=="
         return body
 
-    def _nothing(self, _headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
+    def _leave_unchanged(self, _headers: dict[str, str], body: bytes, _fault: StorageFault) -> bytes:
         return body
 
 
-_STEPS: Final[Mapping[str, Callable[[_Handler, dict[str, str], bytes, StorageFault], bytes]]] = {
+_ALTERATIONS: Final[Mapping[str, Callable[[_Handler, dict[str, str], bytes, StorageFault], bytes]]] = {
     "reset": _Handler._reset,
-    "lost": _Handler._nothing,
+    "lost": _Handler._leave_unchanged,
     "delay": _Handler._delay,
     "corrupt": _Handler._corrupt,
-    "wrong_crc32": _Handler._mislabel,
+    "wrong_crc32": _Handler._change_crc32,
 }
 
 

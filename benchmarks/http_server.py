@@ -1,7 +1,7 @@
-"""As much HTTP as a fast server of benchmarks needs: requests are read, answers are written, bodies are the server's.
+"""A minimal, fast HTTP server for benchmarks; its users read and write the bodies.
 
-One thread for each connection, buffers that are used again, nothing copied that can be left where it is. Listens on
-127.0.0.1; says its port on the first line of its output, and ends with whoever holds its standard input.
+One thread for each connection, reused buffers, few copies. Listens on 127.0.0.1, prints its port on the first line of
+its output, and exits when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BUFFER_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Request:
-    """The head of a request; names of headers in lower case."""
+    """The head of a request; header names in lower case."""
 
     method: str
     target: str
@@ -32,7 +32,7 @@ class Request:
 
 
 class Stream:
-    """One connection: bytes that were received but not asked for yet stand in a buffer."""
+    """One connection, with a buffer of received bytes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -41,7 +41,7 @@ class Stream:
         self._start = self._end = 0
 
     def read_request(self) -> Request | None:
-        """The next request's head, None where the peer has gone."""
+        """The next request's head, or None if the client has disconnected."""
         if (head := self._read_until(b"\r\n\r\n")) is None:
             return None
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -51,11 +51,11 @@ class Stream:
 
     def read_line(self) -> bytes:
         if (line := self._read_until(b"\r\n")) is None:
-            raise ConnectionError("the peer went within a line")
+            raise ConnectionError("the client disconnected within a line")
         return line
 
     def pieces(self, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes, in pieces; each is gone when the next is asked for."""
+        """The next `size` bytes, in pieces; each is only valid until the next one."""
         while size > 0:
             if self._start == self._end:
                 self._receive()
@@ -66,15 +66,15 @@ class Stream:
             yield piece
 
     def drop(self, size: int) -> None:
-        """Leave the next `size` bytes unread; without TLS the kernel does not even copy them."""
+        """Discard the next `size` bytes; without TLS the kernel does not copy them."""
         flags = 0 if isinstance(self.connection, ssl.SSLSocket) else socket.MSG_TRUNC
-        at_hand = min(size, self._end - self._start)
-        self._start += at_hand
-        size -= at_hand
+        buffered = min(size, self._end - self._start)
+        self._start += buffered
+        size -= buffered
         while size > 0:
             count = self.connection.recv_into(self._view, min(size, _BUFFER_BYTES), flags)
             if not count:
-                raise ConnectionError("the peer has gone")
+                raise ConnectionError("the client has disconnected")
             size -= count
 
     def _read_until(self, mark: bytes) -> bytes | None:
@@ -96,19 +96,19 @@ class Stream:
             self._start, self._end = 0, len(rest)
         count = self.connection.recv_into(self._view[self._end :])
         if not count:
-            raise ConnectionError("the peer has gone")
+            raise ConnectionError("the client has disconnected")
         self._end += count
 
     def send_head(self, status: str, *headers: str) -> None:
         self.connection.sendall("\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode())
 
 
-Answer = Callable[[Request, Stream], None]
+Respond = Callable[[Request, Stream], None]
 
 
 @dataclass(frozen=True)
 class Tls:
-    """A certificate and its key, both as files of PEM."""
+    """A certificate and its key, as PEM files."""
 
     certificate: str
     key: str
@@ -120,11 +120,11 @@ class Tls:
 
 
 class Server:
-    """Accepts connections and has each request answered."""
+    """Accepts connections and serves their requests."""
 
-    def __init__(self, answer: Answer, tls: Tls | None = None) -> None:
+    def __init__(self, respond: Respond, tls: Tls | None = None) -> None:
         self.connections = 0
-        self._answer = answer
+        self._respond = respond
         self._tls = tls.context() if tls else None
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
@@ -153,11 +153,11 @@ class Server:
                 connection = self._tls.wrap_socket(connection, server_side=True)
             stream = Stream(connection)
             while (request := stream.read_request()) is not None:
-                self._answer(request, stream)
+                self._respond(request, stream)
                 if not request.keeps_alive:
                     return
         except OSError:
-            return  # peers may leave whenever they like
+            return  # clients may disconnect at any time
         finally:
             connection.close()
 
@@ -168,8 +168,8 @@ def tls_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency-seconds", type=float, default=0.0, help="for each request")
 
 
-def tls_of(given: argparse.Namespace) -> Tls | None:
-    return Tls(given.certificate, given.key) if given.certificate else None
+def tls_of(options: argparse.Namespace) -> Tls | None:
+    return Tls(options.certificate, options.key) if options.certificate else None
 
 
 def run(server: Server) -> None:

@@ -1,6 +1,6 @@
-"""What is fuzzed, imported so that atheris sees which of its lines were reached."""
+"""The fuzzed functions, imported so that atheris can measure their coverage."""
 
-# ruff: noqa: F401 - they are handed on by their names
+# ruff: noqa: F401 - they are returned by their names
 from __future__ import annotations
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def _instrumented() -> Any:
-    if "--target" not in sys.argv:  # a test, or the parent of those that fuzz
+    if "--target" not in sys.argv:  # a test, or the parent process
         return nullcontext()
     try:
         import atheris
@@ -21,7 +21,7 @@ def _instrumented() -> Any:
 
 
 def import_instrumented() -> SimpleNamespace:
-    """Everything that reads foreign bytes."""
+    """Import every parser of external data."""
     with _instrumented():
         from airflow_provider_sendgrid.compression import Gunzip
         from airflow_provider_sendgrid.delivery.manifest import KnownManifest

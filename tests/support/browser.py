@@ -1,4 +1,4 @@
-"""What the tests of Airflow's pages share: a browser, and where pictures are kept."""
+"""A browser for Airflow's UI, and screenshots for the documentation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from playwright.sync_api import expect, sync_playwright
 
+from dev import REPOSITORY
 from dev.airflow.settings import ADMIN
-from dev.environment import REPOSITORY
 
 IMAGES = REPOSITORY / "docs" / "images"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -35,8 +35,8 @@ def log_in_to_airflow_2(page: Any, url: str) -> None:
     page.click("input[type=submit]")
 
 
-def keep(page: Any, name: str) -> None:
-    """A picture for the documentation."""
+def save_screenshot(page: Any, name: str) -> None:
+    """Save a screenshot for the documentation."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     path = IMAGES / f"{name}.png"
     page.screenshot(path=path, animations="disabled")

@@ -1,15 +1,14 @@
-"""Runs the tests on other Airflow versions, each in an environment of its own, and tells the results in a table.
+"""Runs the tests on other Airflow versions, each in its own environment, and prints a table of results.
 
-    python3 -m dev.suite test 2.10.3 3.3.1
-    python3 -m dev.suite e2e 3.0.6
+    python3 -m dev.environments.suites test 2.10.3 3.3.1
+    python3 -m dev.environments.suites e2e 3.0.6
 
-Runs under any Python >= 3.10 with the standard library alone, as `dev.environment` does.
+Needs only Python >= 3.10 and its standard library, as `dev.environments.virtualenv` does.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -18,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from dev.environment import REPOSITORY, Wish, make, say
-from dev.pythons import version_of
+from dev import REPOSITORY, WORK_FOLDER, inherited_environment
+from dev.environments.interpreters import version_of
+from dev.environments.virtualenv import EnvironmentSpec, create, say
 
-LAB_FOLDER = REPOSITORY / ".lab"
 SUITES = {"test": "tests", "e2e": "tests/e2e", "kills": "tests/kills", "browser": "tests/browser"}
-# What an old Airflow and its dependencies warn of is theirs; what we or an example do to be warned is an error.
+# Only warnings of this package and of the example DAGs are errors.
 WARNINGS = "default\nerror:::airflow_provider_sendgrid\nerror:::sendgrid_"
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one suite went on one version; `is_green` is what pytest says."""
+    """The result of one suite on one version; `is_green` is pytest's exit code."""
 
     airflow: str
     python: str
@@ -42,43 +41,38 @@ class Result:
 
 
 def run(suite: str, airflow: str, more: Iterable[str] = ()) -> Result:
-    """Makes the environment where it is not there, and runs one suite in it, or what `more` names of it."""
-    wish = Wish(LAB_FOLDER / f"env-{airflow}", airflow, group="e2e", choose_python=True)
-    if not wish.is_fulfilled:
-        make(wish)
-    python = wish.folder / "bin" / "python"
-    report = wish.folder / f"{suite}.xml"
+    """Create the environment if necessary, and run a suite in it, or the tests of it named in `more`."""
+    spec = EnvironmentSpec(WORK_FOLDER / f"env-{airflow}", airflow, group="e2e", choose_python=True)
+    if not spec.is_current:
+        create(spec)
+    python = spec.folder / "bin" / "python"
+    report = spec.folder / f"{suite}.xml"
     report.unlink(missing_ok=True)
     say(f"Airflow {airflow}, Python {version_of(python)}: {SUITES[suite]}")
     arguments = ["-p", "no:cacheprovider", "-o", f"filterwarnings={WARNINGS}", f"--junitxml={report}"]
     more = list(more)
     tests = [] if any(each.startswith(SUITES[suite]) for each in more) else [SUITES[suite]]
     started = time.monotonic()
-    ended = subprocess.run(
-        [python, "-m", "pytest", *tests, *arguments, *more], cwd=REPOSITORY, env=environment(), check=False
+    done = subprocess.run(
+        [python, "-m", "pytest", *tests, *arguments, *more], cwd=REPOSITORY, env=inherited_environment(), check=False
     )
     seconds = time.monotonic() - started
-    return Result(airflow, version_of(python), wish.pins, *counts(report), seconds, ended.returncode == 0)
-
-
-def environment() -> dict[str, str]:
-    """With that variable every airflow command would compile thousands of modules anew."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return Result(airflow, version_of(python), spec.pins, *counts(report), seconds, done.returncode == 0)
 
 
 def counts(report: Path) -> tuple[int, int, int]:
-    """How many tests passed, failed (or broke) and were skipped, as pytest wrote it down."""
+    """The numbers of tests that passed, failed (errors included) and were skipped, from pytest's report."""
     if not report.exists():
         return 0, 0, 0
-    suites = ET.parse(report).getroot().iter("testsuite")
-    told = [{name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")} for suite in suites]
-    total = {name: sum(each[name] for each in told) for name in ("tests", "failures", "errors", "skipped")}
+    suites = list(ET.parse(report).getroot().iter("testsuite"))
+    names = ("tests", "failures", "errors", "skipped")
+    total = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in names}
     failed = total["failures"] + total["errors"]
     return total["tests"] - failed - total["skipped"], failed, total["skipped"]
 
 
 def table(results: Iterable[Result]) -> str:
-    """In Markdown."""
+    """The results in Markdown."""
     rows = ["| " + " | ".join(map(str, cells(each))) + " |" for each in results]
     head = [
         "| Airflow | Python | installed | passed | failed | skipped | seconds | green |",
@@ -97,10 +91,10 @@ def main() -> None:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("versions", nargs="+", metavar="VERSION")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
-    given = parser.parse_args()
+    options = parser.parse_args()
     results: list[Result] = []
-    for version in given.versions:
-        results.append(run(given.suite, version, given.pytest.split()))
+    for version in options.versions:
+        results.append(run(options.suite, version, options.pytest.split()))
         print("\n" + table(results) + "\n", flush=True)
     sys.exit(0 if all(result.is_green for result in results) else 1)
 
