@@ -26,7 +26,7 @@ class Part(Protocol):
     """A buffer to fill."""
 
     @property
-    def room(self) -> memoryview:
+    def unfilled(self) -> memoryview:
         """The bytes to fill."""
 
     def release(self) -> None:
@@ -123,7 +123,7 @@ class _Parts(Generic[P]):
             self._stream_end = self._position
         if (part := self._next_part(not self._pending)) is None:
             return False
-        buffer, start = part.room, self._position
+        buffer, start = part.unfilled, self._position
         self._position += len(buffer)
         if is_stream:
             self._stream_end = self._position

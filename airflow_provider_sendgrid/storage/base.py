@@ -131,7 +131,7 @@ def is_version(listed: str | None, version: str) -> bool:
     return bool(listed) and f"{version} ".startswith(f"{listed} ")
 
 
-def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:
+def part_size(number: int, part_bytes: int, max_bytes: int | None = None) -> int:
     """The size of part `number` (from 1), in bytes.
 
     Some storages, such as Cloudflare R2, require one size for all parts but the last. All parts have one size if it is
@@ -141,10 +141,10 @@ def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) ->
     Args:
         number: of the part.
         part_bytes: the preferred size; parts are larger only if 10,000 would not suffice.
-        at_most_bytes: the object is not larger; None if that is not known.
+        max_bytes: the object is not larger; None if that is not known.
     """
     wanted = max(part_bytes, MIN_PART_BYTES)
-    if at_most_bytes is not None:
-        return min(max(wanted, -(-at_most_bytes // MAX_PARTS)), MAX_PART_BYTES)
+    if max_bytes is not None:
+        return min(max(wanted, -(-max_bytes // MAX_PARTS)), MAX_PART_BYTES)
     doublings = 0 if number <= _EQUAL_PARTS else (number - _EQUAL_PARTS - 1) // _PARTS_PER_SIZE + 1
     return min(wanted << doublings, MAX_PART_BYTES)

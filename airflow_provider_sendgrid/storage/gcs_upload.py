@@ -13,7 +13,7 @@ from airflow_provider_sendgrid.exceptions import DestinationChangedError, Destin
 from airflow_provider_sendgrid.storage.errors import ATTEMPTS, NO_RESPONSE, Failure, pause_seconds
 from airflow_provider_sendgrid.storage.gcs_errors import reasons_of, retried_calls
 from airflow_provider_sendgrid.storage.gcs_object import StoredObject, encoded
-from airflow_provider_sendgrid.storage.sequential import InOrderUpload
+from airflow_provider_sendgrid.storage.sequential import SequentialUpload
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _TIMEOUT_SECONDS = (30, 120)
 _ABORT_TIMEOUT_SECONDS = 5
 
 
-class GcsUpload(InOrderUpload):
+class GcsUpload(SequentialUpload):
     """A resumable upload: whole units of 256 KiB are sent at once, the rest with the next ones.
 
     There is always a rest, because the last request must carry at least one byte.

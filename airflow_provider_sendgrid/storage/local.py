@@ -25,7 +25,7 @@ from typing import Any
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.local_errors import translated
-from airflow_provider_sendgrid.storage.sequential import InOrderUpload
+from airflow_provider_sendgrid.storage.sequential import SequentialUpload
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class LocalStorage:
         self._logged.add(what)
 
 
-class LocalUpload(InOrderUpload):
+class LocalUpload(SequentialUpload):
     """A file that has another name until it is published."""
 
     def __init__(self, root: Path, name: str, info: ObjectInfo, over: str | None, own_unfinished: set[Path]) -> None:

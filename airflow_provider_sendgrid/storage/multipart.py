@@ -35,7 +35,7 @@ class PartWriter:
         buffers: memory for the parts.
         executor: its threads upload the parts.
         part_bytes: size of a part, see `part_size`.
-        at_most_bytes: the object is not larger, None if that is not known. Small objects then need small buffers, and
+        max_bytes: the object is not larger, None if that is not known. Small objects then need small buffers, and
             large ones get parts of one size.
         over: the version that the object is stored over, see `Storage`.
         tap: is given each part's bytes; returns a future that is done when they are no longer needed, or None.
@@ -55,7 +55,7 @@ class PartWriter:
         buffers: PartBuffers,
         executor: Executor,
         part_bytes: int,
-        at_most_bytes: int | None = None,
+        max_bytes: int | None = None,
         over: str | None = ANY_VERSION,
         tap: Callable[[memoryview], Future[None] | None] | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class PartWriter:
         self._buffers = buffers
         self._executor = executor
         self._part_bytes = part_bytes
-        self._at_most_bytes = at_most_bytes
+        self._max_bytes = max_bytes
         self._over = over
         self._tap = tap
         self._digest = hashlib.sha256()
@@ -103,11 +103,11 @@ class PartWriter:
             part = self._open_part
             if part is None:
                 raise RuntimeError("no part although waited for")
-            count = min(len(part.room), len(rest))
-            part.room[:count] = rest[:count]
+            count = min(len(part.unfilled), len(rest))
+            part.unfilled[:count] = rest[:count]
             part.filled += count
             rest = rest[count:]
-            if not part.room:
+            if not part.unfilled:
                 self._open_part = None
                 self._submit_filled(part)
 
@@ -121,7 +121,7 @@ class PartWriter:
 
     def submit(self, part: Part) -> None:
         """Upload a filled part; parts are submitted in the order of `next_part`."""
-        part.filled += len(part.room)
+        part.filled += len(part.unfilled)
         self._submit_filled(part)
 
     def finish(self) -> None:
@@ -191,9 +191,9 @@ class PartWriter:
     def _acquire_part(self, *, wait: bool) -> Part | None:
         self._submit_kept()
         self._raise_failure()
-        size = part_size(self._acquired_parts + 1, self._part_bytes, self._at_most_bytes)
-        if self._at_most_bytes is not None:
-            size = min(size, max(1, self._at_most_bytes - self._acquired_bytes))
+        size = part_size(self._acquired_parts + 1, self._part_bytes, self._max_bytes)
+        if self._max_bytes is not None:
+            size = min(size, max(1, self._max_bytes - self._acquired_bytes))
         if (part := self._buffers.acquire(size, wait=wait)) is not None:
             self._acquired_parts += 1
             self._acquired_bytes += size

@@ -24,10 +24,15 @@ from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, UPLOAD_KEY, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3_arguments import folder_prefix, split_s3_uri
-from airflow_provider_sendgrid.storage.s3_calls import ATTEMPTS_IF_DAMAGED, DAMAGE_MESSAGE, S3Calls, client_config
+from airflow_provider_sendgrid.storage.s3_calls import (
+    ATTEMPTS_IF_DAMAGED,
+    DAMAGE_MESSAGE,
+    S3Calls,
+    client_config,
+    list_objects,
+)
 from airflow_provider_sendgrid.storage.s3_checksums import EtagTrial, S3Checksums, bare_etag, md5_of
 from airflow_provider_sendgrid.storage.s3_errors import NO_LISTING, is_not_allowed, was_sent_before
-from airflow_provider_sendgrid.storage.s3_listing import list_objects
 from airflow_provider_sendgrid.storage.s3_objects import S3Objects, etag_of
 from airflow_provider_sendgrid.storage.s3_uploads import OpenUploads, S3Upload
 

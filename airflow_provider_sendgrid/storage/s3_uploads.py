@@ -11,10 +11,9 @@ from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo
-from airflow_provider_sendgrid.storage.s3_calls import S3Calls
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls, listing_prefix
 from airflow_provider_sendgrid.storage.s3_checksums import bare_etag, etag_of_parts
 from airflow_provider_sendgrid.storage.s3_errors import NO_UPLOAD, is_not_allowed, was_sent_before
-from airflow_provider_sendgrid.storage.s3_listing import listing_prefix
 from airflow_provider_sendgrid.storage.s3_objects import S3Objects, etag_of
 
 log = logging.getLogger(__name__)

@@ -133,9 +133,9 @@ def test_a_released_buffer_is_used_again():
     """Fresh memory is costly."""
     buffers = PartBuffers(2 * PART)
     first = buffers.acquire(PART)
-    memory = first.room.obj
+    memory = first.unfilled.obj
     first.release()
-    assert memory is buffers.acquire(PART).room.obj
+    assert memory is buffers.acquire(PART).unfilled.obj
 
 
 def test_memory_is_bounded_however_the_sizes_vary():
@@ -171,7 +171,7 @@ def test_a_waiting_thread_gets_a_part_when_one_is_released(threads):
     part = buffers.acquire(10)
     waiting = threads.submit(buffers.acquire, 10)
     part.release()
-    assert 10 == len(waiting.result(DEADLINE_SECONDS).room)
+    assert 10 == len(waiting.result(DEADLINE_SECONDS).unfilled)
 
 
 def test_a_part_is_free_when_the_last_of_its_users_is_done():
@@ -193,7 +193,7 @@ def test_a_part_is_free_when_the_last_of_its_users_is_done():
 def test_a_stream_arrives_whole(threads, size, is_known):
     """Whatever its length is, and whether it is known before."""
     storage, content = Memory(), CONTENT[:size]
-    writer = writer_to(storage, threads, at_most_bytes=size if is_known else None)
+    writer = writer_to(storage, threads, max_bytes=size if is_known else None)
     write_all(writer, content)
     assert {} == storage.objects
     writer.complete({})
@@ -204,13 +204,13 @@ def test_a_stream_arrives_whole(threads, size, is_known):
 def test_parts_filled_by_the_caller_follow_written_bytes(threads):
     """As the head of a file is written and the rest is fetched in parts."""
     storage = Memory()
-    writer = writer_to(storage, threads, at_most_bytes=len(CONTENT))
+    writer = writer_to(storage, threads, max_bytes=len(CONTENT))
     writer.write(CONTENT[:1_000])
     position = 1_000
     while position < len(CONTENT):
         part = writer.next_part()
-        part.room[:] = CONTENT[position : position + len(part.room)]
-        position += len(part.room)
+        part.unfilled[:] = CONTENT[position : position + len(part.unfilled)]
+        position += len(part.unfilled)
         writer.submit(part)
     writer.finish()
     writer.complete({})

@@ -16,8 +16,7 @@ import pytest
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config, split_s3_uri
-from airflow_provider_sendgrid.storage.s3_calls import S3Calls
-from airflow_provider_sendgrid.storage.s3_listing import listing_prefix
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls, listing_prefix
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.destinations import s3_client
