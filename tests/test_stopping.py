@@ -104,7 +104,7 @@ def test_a_pause_ends_when_stopped():
     ends_when_stopped(lambda: (begun.set(), stop.wait(LONG_SECONDS)), stop, begun)
 
 
-def test_a_pause_that_nobody_stops_takes_its_time_and_no_longer():
+def test_a_pause_without_a_stop_takes_its_time():
     StopSignal().wait(0.0)
     with pytest.raises(TimeoutError):
         StopSignal().result(Future(), 0.0)
@@ -136,7 +136,7 @@ def test_children_that_are_gone_leave_nothing_behind():
     assert not parent._callbacks
 
 
-def test_a_call_is_left_alone_when_stopped_and_its_late_result_is_given_back():
+def test_a_stopped_call_passes_on_its_late_result():
     stop, begun, release, late = StopSignal(), threading.Event(), threading.Event(), threading.Event()
 
     def work() -> str:
@@ -230,7 +230,7 @@ def test_an_error_body_that_does_not_come_ends_when_stopped():
         ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.asked)
 
 
-def test_a_connection_that_is_not_made_ends_when_stopped(certificate):
+def test_a_pending_connection_ends_when_stopped(certificate):
     """The server accepts it, and says nothing in TLS."""
     with Server("hang", certificate).running() as server, new_download_session(connection_to(server)) as session:
         stop = StopSignal()
@@ -245,7 +245,7 @@ def assert_threads_end(name: str) -> None:
         assert not thread.is_alive()
 
 
-def test_a_pause_between_tries_ends_when_stopped():
+def test_a_pause_between_attempts_ends_when_stopped():
     with (
         Scripted(answer=lambda _: HEAD % (b"503 Slow Down", 0, b"")).running() as server,
         new_download_session(connection_to(server)) as session,
@@ -270,7 +270,7 @@ def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
     assert not stop.is_set
 
 
-def test_parts_that_are_under_way_end_when_stopped(server_certificate):
+def test_running_parts_end_when_stopped(server_certificate):
     @dataclass
     class Part:
         room: memoryview
@@ -321,7 +321,7 @@ def test_the_wait_for_a_response_of_the_api_ends_when_stopped(server_certificate
         ends_when_stopped(lambda: get_export(server, stop), stop, server.asked)
 
 
-def test_a_connection_to_the_api_that_is_not_made_ends_when_stopped(certificate):
+def test_a_pending_connection_to_the_api_ends_when_stopped(certificate):
     with Server("hang", certificate).running() as server:
         stop = StopSignal()
         ends_when_stopped(lambda: get_export(server, stop), stop, server.accepted)
@@ -336,7 +336,7 @@ def test_a_stopped_client_sends_nothing():
     assert server.connections == 0
 
 
-def test_threads_that_wait_for_the_same_urls_end_all_at_once():
+def test_all_threads_that_wait_for_urls_end_when_stopped():
     """They do not ask in turn, each for as long as SendGrid takes."""
     stop, asked, questions = StopSignal(), threading.Event(), []
 

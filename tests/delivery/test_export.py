@@ -177,7 +177,7 @@ def test_the_manifest_is_the_one_that_redshift_reads(sendgrid, s3):
 @pytest.mark.parametrize("file_type", ["csv", "json"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("encoding", ["x-gzip", "bare", "plain"])
-def test_whatever_came_is_stored_as_asked_for(sendgrid, s3, encoding, compression, file_type):
+def test_each_encoding_is_stored_with_the_compression_asked_for(sendgrid, s3, encoding, compression, file_type):
     """Told by its bytes, passed through where that will do, else recoded; rows are counted in every case."""
     sendgrid.emulator.configure(encoding=encoding, contacts_per_file=1_500)
     export_id = sendgrid.export(2_500, file_type=file_type)
@@ -191,7 +191,7 @@ def test_whatever_came_is_stored_as_asked_for(sendgrid, s3, encoding, compressio
 
 
 @pytest.mark.parametrize("repeat_header", [True, False])
-def test_rows_are_right_whether_or_not_later_files_repeat_the_header(sendgrid, s3, repeat_header):
+def test_rows_are_right_if_later_files_repeat_the_header_or_not(sendgrid, s3, repeat_header):
     """Nobody knows which SendGrid does."""
     sendgrid.emulator.configure(repeat_header=repeat_header)
     assert [100, 100, 50] == [file.rows for file in deliver(sendgrid, s3, sendgrid.export(250)).files]
@@ -229,7 +229,7 @@ def test_a_file_of_several_gzip_members_is_one_file(s3, compression):
     assert b"".join(lines) == gzip.decompress(content) == s3.read_plain(delivery.files[0].uri)
 
 
-def test_a_large_file_goes_in_parts_and_arrives_identical(large, s3):
+def test_a_large_file_is_stored_in_parts_and_is_identical(large, s3):
     """With a part for each connection that pays."""
     sendgrid, export_id = large
     delivery = deliver(sendgrid, s3, export_id, compression="none")
@@ -240,7 +240,7 @@ def test_a_large_file_goes_in_parts_and_arrives_identical(large, s3):
         assert s3.head(file.uri)["ETag"].endswith('-2"')
 
 
-def test_large_recoded_files_arrive_whole(large, s3):
+def test_large_files_are_complete_after_recompression(large, s3):
     """Plain to gzip, over one connection, for the CPU is the bound."""
     sendgrid, export_id = large
     delivery = deliver(sendgrid, s3, export_id, 0)
@@ -249,7 +249,7 @@ def test_large_recoded_files_arrive_whole(large, s3):
 
 @pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
 @pytest.mark.parametrize("file_type", ["csv", "json"])
-def test_rows_are_counted_in_small_pieces_however_large_the_parts(sendgrid, s3, monkeypatch, encoding, file_type):
+def test_rows_are_counted_in_small_pieces_of_large_parts(sendgrid, s3, monkeypatch, encoding, file_type):
     """A counter may copy what it is given: a part may be of 1 GiB."""
     sendgrid.emulator.configure(encoding=encoding, contacts_per_file=LARGE)
     export_id = sendgrid.export(LARGE, file_type=file_type)
@@ -269,7 +269,7 @@ def test_rows_need_not_be_counted(sendgrid, s3):
     assert {"content_length"} == manifest(s3)["meta"].keys()
 
 
-def test_a_missing_count_cannot_be_compared_and_is_told(s3, caplog):
+def test_a_missing_count_is_logged(s3, caplog):
     with source_with(gzip.compress(b'"EMAIL"\n"a@b.c"\n'), None) as source:
         assert 1 == deliver_export(source, storage_of(s3), DeliveryOptions()).rows
     assert "SendGrid names no count for export 6f; its 1 rows cannot be compared." in caplog.text
@@ -295,7 +295,7 @@ def test_a_count_that_disagrees_leaves_nothing(large, s3):
 
 
 @pytest.mark.parametrize("contacts", [250, LARGE])
-def test_a_count_that_disagrees_costs_no_earlier_delivery(sendgrid, s3, contacts):
+def test_a_wrong_count_loses_no_earlier_delivery(sendgrid, s3, contacts):
     """The manifest of a delivery that did not count, and what it names, stay as they are."""
     sendgrid.emulator.configure(encoding="plain", contacts_per_file=max(100, contacts // 2))
     export_id = sendgrid.export(contacts)
@@ -309,7 +309,7 @@ def test_a_count_that_disagrees_costs_no_earlier_delivery(sendgrid, s3, contacts
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_what_an_earlier_try_stored_is_fetched_anew_where_the_rows_disagree(sendgrid, s3, caplog, compression):
+def test_files_of_earlier_tries_are_checked_if_the_rows_differ(sendgrid, s3, caplog, compression):
     """A plain file that the storage cut between two rows looks whole, until the rows of all files are compared."""
     sendgrid.emulator.configure(encoding="plain")
     export_id = sendgrid.export(250)
@@ -368,7 +368,7 @@ def test_a_truncated_plain_file_is_not_stored(sendgrid, s3, compression):
 @pytest.mark.parametrize("contacts", [0, 100])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("verify_row_count", [True, False])
-def test_a_page_in_the_place_of_a_file_is_not_stored(sendgrid, s3, contacts, compression, verify_row_count):
+def test_a_page_instead_of_a_file_is_not_stored(sendgrid, s3, contacts, compression, verify_row_count):
     """Its one line would pass for the header of an empty export, and for anything where rows are not counted."""
     export_id = sendgrid.export(contacts)
     sendgrid.emulator.inject(Fault("html", listener="files"))
@@ -389,7 +389,7 @@ def test_a_file_cut_for_good_leaves_no_upload(large, s3):
     assert_nothing_stored(s3)
 
 
-def test_a_file_that_changes_on_the_way_is_fetched_anew_and_the_log_says_so(sendgrid, s3, caplog):
+def test_a_file_that_changes_is_downloaded_again_from_its_start(sendgrid, s3, caplog):
     """What was read of the old one is dropped."""
     export_id = sendgrid.export(100)
     sendgrid.emulator.inject(Fault("cut", listener="files", nth=1), Fault("changed", listener="files", nth=2))
@@ -399,7 +399,7 @@ def test_a_file_that_changes_on_the_way_is_fetched_anew_and_the_log_says_so(send
     assert "Restarting the download." in caplog.text
 
 
-def test_a_file_that_never_stops_changing_is_given_up(sendgrid, s3):
+def test_a_file_that_keeps_changing_fails(sendgrid, s3):
     export_id = sendgrid.export(100)
     sendgrid.emulator.inject(
         *(Fault("cut", listener="files", nth=number) for number in range(1, 20, 2)),
@@ -413,7 +413,7 @@ def test_a_file_that_never_stops_changing_is_given_up(sendgrid, s3):
 
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject"])
 @pytest.mark.parametrize("error", [OSError("S3 is gone"), KeyboardInterrupt()], ids=repr)
-def test_whatever_fails_at_s3_nothing_is_left_and_nobody_waits_for_ever(large, s3, operation, error):
+def test_after_any_error_of_s3_nothing_is_left_and_nothing_hangs(large, s3, operation, error):
     """The other files of the pool wait for memory that the failed one has to give back."""
     sendgrid, export_id = large
     s3 = with_own_client(s3)
@@ -447,7 +447,7 @@ def test_one_file_that_fails_stops_all(sendgrid, s3):
     assert sum(request.bytes_sent for request in third) < len(sendgrid.stored(export_id, 2))
 
 
-def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(sendgrid, s3):
+def test_earlier_files_are_stored_if_a_later_one_fails(sendgrid, s3):
     """The third file is given up while the second is still being stored; the second is stored all the same."""
     export_id = sendgrid.export(500)
     s3 = with_own_client(s3)
@@ -468,7 +468,7 @@ def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(sendg
 # --- order
 
 
-def test_large_files_go_one_after_the_other(large, s3):
+def test_large_files_are_stored_one_after_the_other(large, s3):
     """A task that is killed has whole files behind it, not five halves."""
     sendgrid, export_id = large
     s3 = with_own_client(s3)
@@ -511,7 +511,7 @@ def test_a_task_tried_again_fetches_only_what_is_missing(sendgrid, s3):
     assert truth(sendgrid, export_id) == [s3.read_plain(file.uri) for file in delivery.files]
 
 
-def test_large_files_leave_a_receipt_until_the_manifest_is_written(large, s3, caplog):
+def test_large_files_have_a_receipt_until_there_is_a_manifest(large, s3, caplog):
     """Their metadata had to be sent before their last byte was known."""
     caplog.set_level(logging.INFO)
     sendgrid, export_id = large
@@ -532,7 +532,7 @@ def test_large_files_leave_a_receipt_until_the_manifest_is_written(large, s3, ca
     assert f"file 1 of 5 is stored already, as {export_id}-00001-of-00005.csv." in caplog.text
 
 
-def test_a_task_that_is_cleared_after_its_end_fetches_nothing(large, s3):
+def test_a_task_that_is_cleared_after_its_end_downloads_nothing(large, s3):
     """The receipts are gone; the manifest says what they said."""
     sendgrid, export_id = large
     first = deliver(sendgrid, s3, export_id, compression="none")
@@ -542,7 +542,7 @@ def test_a_task_that_is_cleared_after_its_end_fetches_nothing(large, s3):
     assert (first.files, first.rows) == (second.files, second.rows)
 
 
-def test_a_receipt_that_was_left_behind_goes_with_the_next_try(large, s3):
+def test_a_leftover_receipt_is_deleted_by_the_next_try(large, s3):
     """The delivery was cut short between the manifest and the last receipt."""
     sendgrid, export_id = large
     deliver(sendgrid, s3, export_id, compression="none")
@@ -582,7 +582,7 @@ def test_a_receipt_that_was_damaged_is_not_believed(large, s3):
     assert facts["sha256"] == file.sha256
 
 
-def test_an_object_of_somebody_else_is_not_taken_for_ours(sendgrid, s3):
+def test_an_object_of_another_export_is_not_a_stored_file(sendgrid, s3):
     """It has our name and is whole, but says that it is of another export."""
     export_id = sendgrid.export(100)
     [name] = names(export_id, 1)
@@ -592,7 +592,7 @@ def test_an_object_of_somebody_else_is_not_taken_for_ours(sendgrid, s3):
     assert sendgrid.stored(export_id) == s3.read(name)
 
 
-def test_files_stored_without_counting_are_fetched_again_to_be_counted(sendgrid, s3):
+def test_uncounted_files_are_downloaded_again_to_be_counted(sendgrid, s3):
     export_id = sendgrid.export(100)
     deliver(sendgrid, s3, export_id, verify_row_count=False)
     assert 100 == deliver(sendgrid, s3, export_id).rows
@@ -610,7 +610,7 @@ def test_a_delivery_of_what_is_delivered_fetches_nothing(sendgrid, s3):
     assert (2, 0) == (sendgrid.emulator.count(listener="files"), again.fetched_bytes)
 
 
-def test_a_worker_killed_in_the_third_file_costs_neither_the_first_two_nor_an_open_upload(large, s3):
+def test_a_worker_killed_in_the_third_file_keeps_the_first_two(large, s3):
     """SIGKILL, when part of file 3 is up: the second try downloads files 3 to 5 alone."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
@@ -651,7 +651,7 @@ def test_a_worker_killed_in_the_third_file_costs_neither_the_first_two_nor_an_op
 # --- shared among tasks
 
 
-def test_tasks_that_share_an_export_leave_nothing_to_fetch_for_the_last(large, s3):
+def test_after_mapped_tasks_a_delivery_downloads_nothing(large, s3):
     """One file each, no manifest; the last one compares the rows and writes it."""
     sendgrid, export_id = large
     for index in (3, 0, 4, 1, 2):
@@ -678,7 +678,7 @@ def test_a_file_that_the_export_does_not_have_is_a_mistake(sendgrid, s3, index):
 # --- what stands there
 
 
-def test_what_another_export_stored_is_not_touched_without_being_told_to(sendgrid, s3):
+def test_without_replace_another_export_is_not_touched(sendgrid, s3):
     """Refused before anything is downloaded, with what stands there."""
     first, second = sendgrid.export(10), sendgrid.export(20)
     deliver(sendgrid, s3, first)
@@ -693,7 +693,7 @@ def test_what_another_export_stored_is_not_touched_without_being_told_to(sendgri
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"entries": 1}', b"\xff", b"[" * 100_000])
-def test_a_manifest_that_is_none_of_ours_is_not_overwritten(sendgrid, s3, content):
+def test_a_manifest_of_other_software_is_not_overwritten(sendgrid, s3, content):
     s3.client.put_object(Bucket=s3.bucket, Key="in/_manifest.json", Body=content)
     with pytest.raises(DestinationConflictError, match="not a manifest of this provider"):
         deliver(sendgrid, s3, sendgrid.export(10))
@@ -740,7 +740,7 @@ def test_replace_deletes_nothing_that_a_bent_manifest_points_at(sendgrid, s3):
     assert {*tempting, "in/_manifest.json", *names(second, 1)} == set(s3.stored_keys())
 
 
-def test_replace_deletes_nothing_that_a_manifest_of_other_people_names(sendgrid, s3):
+def test_replace_deletes_nothing_that_a_foreign_manifest_names(sendgrid, s3):
     key, uri = "in/unload-00001-of-00001.csv.gz", f"s3://{s3.bucket}/in/unload-00001-of-00001.csv.gz"
     s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"x")
     theirs = json.dumps({"entries": [{"url": uri}]}).encode()
@@ -760,7 +760,7 @@ def test_a_swap_that_fails_leaves_the_old_export_as_it_was(sendgrid, s3):
     assert set(names(first, 2)) <= set(s3.stored_keys())
 
 
-def test_a_swap_that_is_cut_short_is_ended_by_the_next_try(sendgrid, s3, monkeypatch):
+def test_an_interrupted_replacement_is_completed_by_the_next_try(sendgrid, s3, monkeypatch):
     """The new manifest stands, the old objects too: the manifest still knows that they are to go."""
     first, second = sendgrid.export(150), sendgrid.export(50)
     deliver(sendgrid, s3, first)
@@ -773,7 +773,7 @@ def test_a_swap_that_is_cut_short_is_ended_by_the_next_try(sendgrid, s3, monkeyp
     assert {*names(second, 1), "in/_manifest.json"} == set(s3.stored_keys())
 
 
-def test_the_same_export_in_another_form_takes_the_place_of_its_own(sendgrid, s3):
+def test_the_same_export_in_another_form_replaces_its_files(sendgrid, s3):
     export_id = sendgrid.export(10)
     deliver(sendgrid, s3, export_id)
     deliver(sendgrid, s3, export_id, compression="none")

@@ -93,7 +93,7 @@ def test_a_manifest_of_an_earlier_version_is_known_too():
 
 
 @given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_whatever_stands_there_is_read_without_an_error(content):
+def test_any_content_of_a_manifest_is_read_without_an_error(content):
     """It may be anything: another tool's manifest, half a file, an image."""
     known = KnownManifest.from_content(content)
     assert isinstance(known.export_id, str)
@@ -144,5 +144,5 @@ def test_the_first_record_is_known_again():
     "metadata",
     [{}, {"size": "1"}, {"sha256": "ab"}, {"size": "x", "sha256": "ab"}, {"size": "1", "sha256": "ab", "records": "x"}],
 )
-def test_facts_that_are_not_whole_are_none(metadata):
+def test_an_incomplete_description_is_ignored(metadata):
     assert None is StoredFile.parse("6f-00001-of-00001.csv", metadata)

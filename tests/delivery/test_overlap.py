@@ -132,7 +132,7 @@ def once(operation: str, name: str, act):
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_files_that_are_listed_in_another_order_by_a_retry_are_stored_once(size):
+def test_a_retry_finds_files_that_are_listed_in_another_order(size):
     make = large_csv if size == "large" else lambda tag: csv(tag, 10)
     files = {"/x/one.csv": make("a"), "/x/two.csv": make("b")}
     rows = sum(content.count(b"\n") - 1 for content in files.values())
@@ -165,7 +165,7 @@ def test_a_url_that_is_listed_twice_is_one_file():
     assert 2 == manifest(storage)["sendgrid_export"]["file_count"]
 
 
-def test_mapped_tasks_that_see_different_orders_deliver_each_file_once():
+def test_mapped_tasks_with_different_orders_deliver_all_files():
     files = {f"/x/{letter}.csv": csv(letter, 10) for letter in "abc"}
     orders = [list("abc"), list("cab"), list("bca")]
     storage = MemoryStorage()
@@ -178,7 +178,7 @@ def test_mapped_tasks_that_see_different_orders_deliver_each_file_once():
     assert list(files.values()) == stored
 
 
-def test_a_file_whose_path_changed_is_stored_again_under_its_number():
+def test_a_file_whose_path_changed_keeps_its_number():
     files = {"/x/a": csv("a", 10), "/x/b": csv("b", 10), "/x/c": csv("c", 10)}
     storage = MemoryStorage()
     with exports(files) as source:
@@ -214,7 +214,7 @@ def test_an_object_of_an_earlier_version_without_a_path_counts():
 # --- two runs
 
 
-def test_a_second_export_does_not_replace_one_that_came_meanwhile():
+def test_an_export_that_was_stored_meanwhile_is_not_replaced():
     """It names the other, and deletes nothing, for another run of its export may have found its file."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     with exports(files) as source:
@@ -230,7 +230,7 @@ def test_a_second_export_does_not_replace_one_that_came_meanwhile():
     assert_proves(storage)
 
 
-def test_an_order_that_a_run_deletes_at_its_end_is_not_stored_in_another_way():
+def test_a_deleted_order_is_not_replaced_by_another_one():
     """The second run read that there is no manifest before the first wrote it, and lists the files in another order."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     with exports(files) as source:
@@ -259,7 +259,7 @@ def test_a_rollback_leaves_what_another_run_stored():
         assert stored.items() <= storage.objects.items()
 
 
-def test_what_a_manifest_replaces_is_deleted_although_its_response_was_lost():
+def test_replaced_files_are_deleted_after_a_lost_response():
     """The storage's client sent it again, and was told that the manifest has changed."""
 
     class Repeating(MemoryStorage):
@@ -276,7 +276,7 @@ def test_what_a_manifest_replaces_is_deleted_although_its_response_was_lost():
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_of_two_exports_that_replace_the_last_stays_whole_and_alone(size):
+def test_of_two_exports_with_replace_only_the_last_remains(size):
     """The first lists the second's objects as to be deleted; the second stores them again."""
     make = large_csv if size == "large" else lambda tag: csv(tag, 10)
     files = {"/o": csv("o", 5), "/a": make("a"), "/b": make("b")}
@@ -299,7 +299,7 @@ def by_another_name(storage: MemoryStorage) -> MemoryStorage:
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_what_a_manifest_names_is_known_by_another_name_of_the_place(replace):
+def test_files_of_a_manifest_are_found_at_another_uri(replace):
     """It is neither fetched again nor overwritten."""
     files = {"/a": large_csv("a"), "/b": csv("b", 20)}
     options = {"compression": "none", "replace": replace}
@@ -315,7 +315,7 @@ def test_what_a_manifest_names_is_known_by_another_name_of_the_place(replace):
     assert_proves(other)
 
 
-def test_what_a_killed_run_was_to_delete_is_known_by_another_name_of_the_place():
+def test_replaced_files_are_recognized_at_another_uri():
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     with exports(files) as source:
         storage = Locked()  # as if killed before it deleted anything
@@ -327,7 +327,7 @@ def test_what_a_killed_run_was_to_delete_is_known_by_another_name_of_the_place()
         assert version != storage.objects[doomed].version
 
 
-def test_a_manifest_is_withdrawn_whose_object_the_run_before_still_deletes():
+def test_a_manifest_is_withdrawn_if_another_run_deletes_its_file():
     """Between its look and its delete the object was stored again with the same bytes, which have the same ETag.
 
     Both exports would be gone then: the run that withdraws the other's manifest delivers its own again.
@@ -355,7 +355,7 @@ def test_a_manifest_is_withdrawn_whose_object_the_run_before_still_deletes():
     assert_proves(storage)
 
 
-def test_objects_that_a_killed_run_was_to_delete_are_stored_again():
+def test_objects_that_a_killed_run_would_delete_are_stored_again():
     """The run wrote its manifest and was killed before it deleted the other's objects."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     with exports(files) as source:
@@ -378,7 +378,7 @@ def test_objects_that_a_killed_run_was_to_delete_are_stored_again():
     assert_proves(storage)
 
 
-def test_replace_deletes_what_no_manifest_names_and_nothing_of_another_prefix():
+def test_replace_deletes_unnamed_files_of_its_own_prefix_only():
     """A prefix without a slash at its end is the beginning of others."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     storage, longer = MemoryStorage(), MemoryStorage("memory://lake/in/old")
@@ -423,7 +423,7 @@ def test_without_the_permission_to_delete_a_delivery_succeeds(write_manifest, ca
     assert write_manifest == len(warnings)
 
 
-def test_without_a_manifest_receipts_stay_so_that_a_retry_fetches_nothing():
+def test_without_a_manifest_receipts_remain_for_retries():
     files = {"/a": large_csv("a"), "/b": large_csv("b")}
     storage = MemoryStorage()
     with exports(files) as source:
@@ -471,7 +471,7 @@ def test_another_compression_replaces_only_the_same_rows(rows, is_replaced):
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("storage_type", [MemoryStorage, Locked])
 @pytest.mark.parametrize("options", [{"file_index": 0}, {"write_manifest": False}, {"replace": True}, {}])
-def test_a_manifest_that_came_while_its_object_was_replaced_is_withdrawn(options, storage_type, size):
+def test_a_manifest_written_while_a_file_changed_is_withdrawn(options, storage_type, size):
     """SendGrid makes its gzip again for each download. The run that replaces the object counts rows, the other not."""
     content = large_csv("a") if size == "large" else csv("a", 10)
     level = 0 if size == "large" else 9
@@ -508,7 +508,7 @@ def test_a_manifest_that_came_while_its_object_was_replaced_is_withdrawn(options
     assert_proves(storage)
 
 
-def test_without_the_permission_to_delete_replace_withdraws_the_manifest():
+def test_replace_withdraws_a_manifest_that_it_may_not_delete():
     storage = Locked()
     with exports({"/a": gzip.compress(csv("a", 10), mtime=1)}) as source:
         deliver(source("6f", ["/a"], 10), storage, verify_row_count=False)
@@ -517,7 +517,7 @@ def test_without_the_permission_to_delete_replace_withdraws_the_manifest():
     assert_proves(storage)
 
 
-def test_a_withdrawn_manifest_names_nothing_and_is_of_the_same_export():
+def test_a_withdrawn_manifest_has_no_entries_and_the_same_export():
     """A try that was killed then leaves it; also one without replace goes on."""
     storage = Locked()
     with exports({"/a": gzip.compress(csv("a", 10), mtime=1)}) as source:
@@ -542,7 +542,7 @@ def test_the_last_task_deletes_other_objects_of_its_export():
     assert 3 == len(named(storage))
 
 
-def test_an_object_of_an_earlier_version_does_not_count_for_any_of_several_files():
+def test_an_old_object_without_a_path_counts_for_no_file():
     """It does not say which file it holds, and SendGrid lists them in another order now."""
     files = {"/a": csv("a", 10), "/b": csv("b", 10)}
     storage = MemoryStorage()
@@ -557,7 +557,7 @@ def test_an_object_of_an_earlier_version_does_not_count_for_any_of_several_files
     assert [files["/b"], files["/a"]] == [storage.objects[file.name].content for file in delivery.files]
 
 
-def test_a_changed_manifest_costs_one_more_download_at_most():
+def test_a_changed_manifest_causes_at_most_one_more_download():
     """Another export's manifest comes while a file is fetched whose name is taken by older content."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     storage = MemoryStorage()
@@ -608,7 +608,7 @@ def test_a_file_of_an_ended_round_is_not_fetched_twice_at_once():
 # --- rows that disagree
 
 
-def test_replace_fetches_again_what_the_manifest_names_if_the_rows_disagree():
+def test_replace_downloads_named_files_again_if_the_rows_differ():
     """A plain file was cut between two rows while SendGrid named no count."""
     storage = MemoryStorage()
     with exports({"/a": csv("a", 6)}) as source:
@@ -644,7 +644,7 @@ def test_the_only_file_is_not_published_if_its_rows_disagree(content, compressio
 
 
 @pytest.mark.parametrize("options", [{"verify_row_count": False}, {"file_index": 0}, {}])
-def test_nothing_in_the_place_of_an_export_with_contacts_is_no_file(options):
+def test_an_empty_file_of_an_export_with_contacts_is_refused(options):
     """A proxy answers 200 without a body; the rows need not be compared to notice that."""
     storage = MemoryStorage()
     with exports({"/a": csv("a", 6)}) as source:
@@ -661,7 +661,7 @@ def test_nothing_in_the_place_of_an_export_with_contacts_is_no_file(options):
         assert 1 == len(data(empty))
 
 
-def test_the_only_file_is_compared_with_the_count_by_a_mapped_task_too():
+def test_a_mapped_task_compares_the_rows_of_an_only_file():
     storage = MemoryStorage()
     with exports({"/a": csv("a", 6)}) as source:
         with pytest.raises(ExportIncompleteError, match="its files hold 6 rows, SendGrid counted 7"):
@@ -672,7 +672,7 @@ def test_the_only_file_is_compared_with_the_count_by_a_mapped_task_too():
 
 
 @pytest.mark.parametrize("nth", range(2, 6))
-def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
+def test_wrong_rows_are_reported_without_a_readable_manifest(nth):
     """Whichever read fails after the rows were compared, the error names what remains."""
     reads = []
 
@@ -691,7 +691,7 @@ def test_an_error_about_rows_is_raised_even_if_the_manifest_cannot_be_read(nth):
 
 
 @pytest.mark.parametrize("options", [{"verify_row_count": False}, {}], ids=["not counted", "counted"])
-def test_a_manifest_is_withdrawn_whose_object_a_refused_run_still_deletes(options):
+def test_a_manifest_is_withdrawn_if_a_rollback_deletes_its_file(options):
     """The other run found the files, and wrote its manifest after the refused run had looked for one."""
     files = {"/a": csv("a", 6), "/b": csv("b", 6)}
     with exports(files) as source:
@@ -708,7 +708,7 @@ def test_a_manifest_is_withdrawn_whose_object_a_refused_run_still_deletes(option
 
 @pytest.mark.parametrize("is_counted", [True, False])
 @pytest.mark.parametrize("change", ["made again", "cut"])
-def test_a_count_that_disagrees_costs_no_delivery_of_several_files_with_replace(is_counted, change):
+def test_with_replace_a_wrong_count_loses_no_earlier_delivery(is_counted, change):
     """SendGrid makes its gzip again for each download, or a plain file is cut between two rows."""
     plain = {"/a": csv("a", 6), "/b": csv("b", 6)}
     storage = MemoryStorage()
@@ -746,7 +746,7 @@ def test_files_are_replaced_only_by_the_rows_that_were_counted():
     assert before["6f-00002-of-00002.csv.gz"] is storage.objects["6f-00002-of-00002.csv.gz"]
 
 
-def test_another_exports_manifest_does_not_keep_files_whose_rows_disagree():
+def test_a_rollback_ignores_the_manifest_of_another_export():
     """It was written while the files were stored, where `replace` is off."""
     other = json.dumps({"entries": [], "sendgrid_export": {"id": "other"}}).encode()
     storage = Paused(
@@ -773,7 +773,7 @@ def test_a_manifest_with_odd_numbers_is_replaced(number):
 
 
 @pytest.mark.parametrize("url", ["https://[bad/x", "https://a\u2100b/x", "https://a/\ud800", "https://a:x/b"])
-def test_a_url_that_cannot_be_read_is_named_before_the_first_byte(url):
+def test_an_unreadable_url_is_reported_before_any_download(url):
     storage = MemoryStorage()
     with exports({"/a": csv("a", 10)}) as source:
         given = source("6f", ["/a"], 10)
@@ -796,7 +796,7 @@ def test_a_url_that_cannot_be_read_is_named_before_the_first_byte(url):
         ("https://a/x", "https://a:8443/x", False),
     ],
 )
-def test_urls_of_one_path_are_one_file_only_if_they_differ_in_the_signature_alone(one, other, are_same):
+def test_urls_that_differ_only_in_the_signature_are_one_file(one, other, are_same):
     export = ContactExport("6f", "ready", urls=(one, other), contact_count=10)
     source = ExportFiles(lambda: export, session=None)
     if are_same:
@@ -821,7 +821,7 @@ def test_urls_of_one_path_are_one_file_only_if_they_differ_in_the_signature_alon
     ],
 )
 @pytest.mark.parametrize("is_gzip", [True, False])
-def test_content_of_another_type_than_its_name_says_is_no_file(path, content, is_gzip):
+def test_content_of_another_type_than_the_name_is_refused(path, content, is_gzip):
     storage = MemoryStorage()
     sent = gzip.compress(content) if is_gzip else content
     with exports({path: sent}) as source, pytest.raises(ExportIncompleteError, match=r"place of the (CSV|JSON) file"):
@@ -831,7 +831,7 @@ def test_content_of_another_type_than_its_name_says_is_no_file(path, content, is
 
 @pytest.mark.parametrize("content", [gzip.compress(csv("a", 3)), b"\0\0\0", csv("a", 3).decode().encode("utf-16")])
 @pytest.mark.parametrize("is_gzip", [True, False])
-def test_binary_data_in_the_place_of_text_is_no_file(content, is_gzip):
+def test_binary_data_instead_of_text_is_refused(content, is_gzip):
     """A proxy that compresses gzip again, for one."""
     sent = gzip.compress(content) if is_gzip else content
     if not is_gzip and content.startswith(GZIP_MAGIC):
@@ -853,7 +853,7 @@ def test_a_file_index_of_an_export_without_files_says_so():
 @pytest.mark.parametrize("verify_row_count", [True, False])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "followed"])
-def test_gzip_is_verified_to_its_end_whether_or_not_rows_are_counted(damage, compression, verify_row_count):
+def test_gzip_is_verified_even_if_rows_are_not_counted(damage, compression, verify_row_count):
     good = gzip.compress(csv("a", 5_000))
     at = len(good) // 2
     bad = {
@@ -878,7 +878,7 @@ def test_rows_of_one_later_file_are_known_only_if_the_header_is():
     assert [20, 10, 20, 30] == rows
 
 
-def test_rows_of_one_file_without_header_are_known_once_the_header_is():
+def test_rows_without_a_header_are_known_once_the_header_is():
     files = {"/a": csv("a", 10), "/b": csv("b", 20).partition(b"\n")[2]}
     storage = MemoryStorage()
     with exports(files) as source:
@@ -886,7 +886,7 @@ def test_rows_of_one_file_without_header_are_known_once_the_header_is():
     assert [None, 10, 20] == rows
 
 
-def test_rows_are_right_if_the_file_with_the_header_is_not_listed_first():
+def test_the_file_with_the_header_may_be_listed_anywhere():
     """The sum would be right in any case."""
     files = {"/b": csv("b", 20).partition(b"\n")[2], "/a": csv("a", 10)}
     storage = MemoryStorage()
@@ -908,13 +908,13 @@ def test_the_mark_of_a_header_survives_in_receipts_and_metadata():
     assert ([250_000, 10], 0) == ([file.rows for file in delivery.files], delivery.fetched_bytes)
 
 
-def test_the_header_is_the_first_record_of_the_first_file_that_has_any():
+def test_the_header_is_the_first_record_of_the_first_file():
     files = {"/a": b"", "/b": csv("b", 20), "/c": csv("c", 30)}
     with exports(files) as source:
         assert [0, 20, 30] == [file.rows for file in deliver(source("6f", list(files), 50), MemoryStorage()).files]
 
 
-def test_json_is_known_as_json_whatever_its_path_and_found_by_a_retry():
+def test_json_is_detected_whatever_its_path_and_found_by_a_retry():
     files = {"/a": gzip.compress(b'\n \n{"email": "a@b.c"}\n'), "/b": b'\xef\xbb\xbf{"email": "a@b.c"}\n'}
     storage = MemoryStorage()
     with exports(files) as source:
@@ -953,7 +953,7 @@ def leave_behind(source, storage, at: str, **options) -> None:
 
 @pytest.mark.parametrize("write_manifest", [True, False])
 @pytest.mark.parametrize("at", ["old-00002-of-00003.csv", "old-00003-of-00003.csv", "_manifest.json"])
-def test_a_replace_leaves_nothing_of_killed_runs_of_other_exports(at, write_manifest):
+def test_replace_cleans_up_after_killed_runs_of_other_exports(at, write_manifest):
     storage = Paused(lambda *_: None)
     with exports(FILES) as source:
         if write_manifest or at != "_manifest.json":
@@ -968,7 +968,7 @@ def test_a_replace_leaves_nothing_of_killed_runs_of_other_exports(at, write_mani
     assert_proves(storage)
 
 
-def test_mapped_tasks_agree_on_their_files_although_another_export_replaces_them_meanwhile():
+def test_mapped_tasks_keep_their_order_despite_a_replacement():
     """Without the order that the first of them pinned, the second would store another file in the place of its file."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
     storage = Paused(lambda *_: None)
@@ -1016,7 +1016,7 @@ def test_a_replace_leaves_what_is_not_surely_left_over():
     assert 2 == len(storage.uploads)
 
 
-def test_a_delivery_without_replace_leaves_receipts_and_uploads_of_others():
+def test_without_replace_receipts_and_uploads_of_others_remain():
     storage = MemoryStorage()
     storage.put("_receipts/old-00001-of-00001.csv.json", b"{}", ObjectInfo("", {}))
     storage.begin("old-00001-of-00001.csv", ObjectInfo("", {}))
@@ -1027,7 +1027,7 @@ def test_a_delivery_without_replace_leaves_receipts_and_uploads_of_others():
 
 
 @pytest.mark.parametrize("operation", ["receipt", "complete"])
-def test_a_run_whose_upload_and_receipts_another_export_ends_ends_well(operation):
+def test_a_run_survives_the_cleanup_of_its_upload_and_receipts(operation):
     """It fetches that file once more, and its manifest proves what is there."""
 
     class Overtaken(Paused):
@@ -1056,7 +1056,7 @@ def test_a_run_whose_upload_and_receipts_another_export_ends_ends_well(operation
     assert requests <= 1 + 2 * len(FILES) + 1, "each file of the run that was overtaken at most twice, and one more"
 
 
-def test_what_others_left_fails_no_delivery_if_it_cannot_be_listed(caplog):
+def test_a_failed_listing_of_leftovers_fails_no_delivery(caplog):
     class Failing(MemoryStorage):
         def versions(self, beginning=""):
             if beginning == "_receipts/":
@@ -1083,7 +1083,7 @@ def test_a_large_file_is_requested_once():
 # --- stopped
 
 
-def test_a_delivery_that_is_stopped_ends_within_seconds_and_leaves_no_upload():
+def test_a_stopped_delivery_ends_soon_and_leaves_no_upload():
     """Also if the storage does not answer: a thread hangs in a request for a minute."""
     hang, is_writing = threading.Event(), threading.Event()
     stop = StopSignal()
@@ -1140,7 +1140,7 @@ def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):
     assert 1 == caplog.text.count("no longer needed remain")
 
 
-def test_an_object_on_hold_does_not_keep_others_that_are_replaced():
+def test_an_object_on_hold_does_not_prevent_other_deletes():
     class Holding(MemoryStorage):
         def delete(self, name, version="*"):
             if name == "old-00001-of-00003.csv.gz":
@@ -1154,7 +1154,7 @@ def test_an_object_on_hold_does_not_keep_others_that_are_replaced():
     assert {"old-00001-of-00003.csv.gz", *named(storage)} == data(storage)
 
 
-def test_a_look_that_hangs_at_the_end_does_not_keep_a_stopped_task():
+def test_a_hanging_request_at_the_end_does_not_delay_a_stop():
     """Objects are looked at in threads once more when the manifest is written."""
     stop, is_released = StopSignal(), threading.Event()
 

@@ -239,7 +239,7 @@ def test_the_url_of_an_upload_is_in_no_log_of_any_library(session_with, everythi
     assert "secret" not in everything_logged.getvalue()
 
 
-def test_the_url_of_an_upload_that_the_client_begins_is_in_no_log(everything_logged):
+def test_the_url_of_an_upload_is_in_no_log(everything_logged):
     with gcs_server() as url:
         place = Destination.fresh("gs", url)
         storage = place.storage()

@@ -74,7 +74,7 @@ def test_metadata_that_cannot_be_read_is_none(storage, tmp_path, told):
     assert {} == storage.head("a.csv").metadata
 
 
-def test_a_crash_before_the_file_is_published_leaves_the_old_file(storage, monkeypatch):
+def test_a_crash_before_publishing_leaves_the_old_file(storage, monkeypatch):
     """The metadata of the new file was written already; it does not count for the old one."""
     storage.put("a.csv", b"12345", ObjectInfo("text/csv", {"made-by": "them"}))
     upload = storage.begin("a.csv", INFO)
@@ -119,7 +119,7 @@ def test_only_unfinished_uploads_of_this_file_are_removed(storage, tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_file_systems_without_hard_links_still_refuse_to_overwrite(storage, monkeypatch, code):
+def test_file_systems_without_hard_links_refuse_to_overwrite(storage, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 

@@ -190,7 +190,7 @@ def test_a_part_is_free_when_the_last_of_its_users_is_done():
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 2 * PART, len(CONTENT)])
 @pytest.mark.parametrize("is_known", [True, False], ids=["length known", "length unknown"])
-def test_a_stream_arrives_whole(threads, size, is_known):
+def test_a_stream_is_stored_completely(threads, size, is_known):
     """Whatever its length is, and whether it is known before."""
     storage, content = Memory(), CONTENT[:size]
     writer = writer_to(storage, threads, max_bytes=size if is_known else None)
@@ -217,7 +217,7 @@ def test_parts_filled_by_the_caller_follow_written_bytes(threads):
     assert {"contacts.csv": CONTENT} == storage.objects
 
 
-def test_every_part_is_tapped_in_order_before_its_memory_is_used_again(threads):
+def test_each_part_is_tapped_before_its_memory_is_reused(threads):
     """The counting may lag behind: the buffer is not given away under it."""
     tapped: list[bytes] = []
     released: list[Future[None]] = []
@@ -254,7 +254,7 @@ def test_several_writers_share_one_pool_without_a_deadlock(threads, limit_bytes)
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
 @pytest.mark.parametrize("failing", ["begin", "write_part", "complete", "put"])
-def test_however_it_ends_no_upload_and_no_memory_is_left(threads, failing, error):
+def test_no_upload_and_no_memory_is_left_after_any_end(threads, failing, error):
     """Whoever else waits for a part of the same pool would wait for ever."""
     storage, buffers = Memory(failing, error), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
@@ -324,7 +324,7 @@ def test_an_abort_waits_for_parts_that_are_being_written(threads):
     assert (set(), 0) == (storage.open_uploads, buffers._used_bytes)
 
 
-def test_an_abort_of_a_stopped_task_does_not_wait_for_a_part_that_hangs(threads):
+def test_an_abort_after_a_stop_does_not_wait_for_a_hanging_part(threads):
     """The upload is aborted while the part is still being written."""
     storage = Memory(gate=threading.Event())
     buffers = PartBuffers(4 * PART)

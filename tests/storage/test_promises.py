@@ -271,7 +271,7 @@ def test_a_retried_task_fetches_only_what_is_missing(place, large):
     assert (first.files, 3 * LARGE) == (again.files, again.rows)
 
 
-def test_tasks_that_share_an_export_leave_nothing_to_fetch_for_the_last(place, large):
+def test_after_mapped_tasks_a_delivery_downloads_nothing(place, large):
     """One file each, no manifest, at once; the last one compares the rows and writes it."""
     sendgrid, export_id = large
     tasks = [

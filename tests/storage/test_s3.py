@@ -96,7 +96,7 @@ def test_a_small_object_is_what_was_put(s3, storage):
     assert f"s3://{s3.bucket}/in/a.csv" == storage.uri("a.csv")
 
 
-def test_the_same_bytes_of_two_uploads_in_one_second_are_two_versions(storage):
+def test_two_uploads_of_the_same_bytes_are_two_versions(storage):
     """The ETag is the same, and so is the second."""
     first, second = (
         storage.put("a.csv", CONTENT, ObjectInfo("text/csv", {"sendgrid-upload": upload})) for upload in ("one", "two")
@@ -260,7 +260,7 @@ def test_open_uploads_are_ended_only_for_that_key(s3, storage):
     assert 0 == storage.abort_uploads(["a.csv"])
 
 
-def test_uploads_are_ended_where_only_whole_names_are_listed(s3, storage):
+def test_uploads_are_aborted_if_only_exact_names_are_listed(s3, storage):
     """MinIO takes the prefix for the name of an object."""
     asked: list[str] = []
 
@@ -386,7 +386,7 @@ def test_a_404_means_absent_for_reads_and_an_error_for_writes(s3, storage, code)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_server_with_one_response_to_everything_stores_nothing(answer):
+def test_a_server_with_one_response_to_everything_is_refused(answer):
     """A wrong endpoint, or a gateway's page."""
     with alike_server(answer) as url:
         client = client_of(url, retries={"max_attempts": 0})
@@ -435,7 +435,7 @@ def test_without_checksum_headers_the_error_names_the_setting(s3, storage):
         ("InvalidRequest", "If-None-Match is not supported"),
     ],
 )
-def test_without_conditions_an_object_is_looked_at_before_a_write(s3, storage, caplog, calls, code, message):
+def test_without_conditions_a_head_precedes_each_write(s3, storage, caplog, calls, code, message):
     """It is asked with a condition once, and said so once."""
     caplog.set_level("INFO")
     refuse(s3, "PutObject", code, message, only_if="If-None-Match")
@@ -470,7 +470,7 @@ def test_a_delete_is_not_repeated_over_what_another_run_stored(s3, storage):
 
 
 @pytest.mark.parametrize("is_theirs", [False, True])
-def test_without_conditions_an_object_is_looked_at_before_a_retry(s3, monkeypatch, is_theirs):
+def test_without_conditions_a_head_precedes_each_retry(s3, monkeypatch, is_theirs):
     members = S3Calls.members
     monkeypatch.setattr(
         S3Calls,
@@ -510,7 +510,7 @@ def test_a_listing_without_versions_still_names_the_objects(s3, storage, field):
 
 
 @pytest.mark.parametrize("operation", ["HeadObject", "PutObject"])
-def test_a_connection_that_is_reset_each_time_is_an_error_of_the_storage(s3, storage, operation):
+def test_a_connection_that_is_always_reset_is_a_storage_error(s3, storage, operation):
     """This error of botocore has a response, which is None."""
     from botocore.exceptions import HTTPClientError
 
@@ -616,9 +616,7 @@ def storage_with(bucket, url, **config):
     ],
 )
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_bodies_are_signed_unless_tls_and_a_checksum_protect_them(
-    s3, scheme, config, is_signed, has_checksum, in_parts
-):
+def test_bodies_are_signed_without_tls_or_a_checksum(s3, scheme, config, is_signed, has_checksum, in_parts):
     """What the user says of signatures wins; nothing is sent to the https endpoint."""
     storage, calls = storage_with(s3.bucket, f"{scheme}://127.0.0.1:9", retries={"max_attempts": 0}, **config)
     with pytest.raises(DestinationError):
@@ -642,7 +640,7 @@ def test_the_environment_switches_checksum_headers_off(s3, monkeypatch):
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_a_server_that_compares_nothing_cannot_keep_damaged_bytes(s3, in_parts):
+def test_damaged_bytes_are_deleted_if_the_server_does_not_check(s3, in_parts):
     """The one of these tests looks neither at checksums nor at signatures; its ETag shows what it took."""
     with FlippingProxy(urlsplit(s3.url).port, CONTENT[8:20], times=None).running() as proxy:
         storage, _ = storage_with(s3.bucket, f"http://127.0.0.1:{proxy.port}")
@@ -686,7 +684,7 @@ def test_without_the_permission_to_delete_a_delete_is_refused(s3, storage):
             storage.delete("a.csv", *arguments)
 
 
-def test_a_delivery_does_not_need_permission_to_end_uploads(s3, storage, caplog):
+def test_a_delivery_does_not_need_permission_to_abort_uploads(s3, storage, caplog):
     refuse(s3, "AbortMultipartUpload")
     for _ in range(2):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
@@ -803,7 +801,7 @@ def test_an_upload_that_is_not_listed_any_more_was_ended(s3, storage, code):
 
 @pytest.mark.parametrize("returned", ["", None])
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_an_upload_without_returned_etag_is_identified_by_its_parts(s3, storage, returned, is_replaced):
+def test_an_upload_without_an_etag_is_identified_by_its_parts(s3, storage, returned, is_replaced):
     """Ceph RGW 16 returns none. What another run stored right after is not taken for this object."""
     upload = storage.begin("a.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
@@ -852,7 +850,7 @@ def test_bodies_without_a_crc32_carry_their_md5(s3, in_parts):
     assert base64.b64encode(hashlib.md5(CONTENT).digest()).decode() == calls.sent[0]["content-md5"]
 
 
-def test_a_bucket_with_a_default_retention_takes_bodies_with_their_md5(s3):
+def test_a_bucket_with_default_retention_gets_an_md5(s3):
     lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}}}
     s3.client.create_bucket(Bucket="kept", ObjectLockEnabledForBucket=True)
     s3.client.put_object_lock_configuration(Bucket="kept", ObjectLockConfiguration=lock)

@@ -244,7 +244,7 @@ def test_two_uploads_of_one_key_exist_until_one_is_published(server, bucket):
     third.abort()
 
 
-def test_a_begin_whose_response_is_lost_ends_no_upload_of_another_run(server, client, bucket):
+def test_a_lost_response_to_begin_aborts_no_upload_of_others(server, client, bucket):
     theirs = client.create_multipart_upload(Bucket=bucket, Key="in/a.csv")["UploadId"]
     with StorageProxy(server) as proxy:
         proxy.inject(StorageFault("lost", "CreateMultipartUpload", first=1))
