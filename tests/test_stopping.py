@@ -36,7 +36,7 @@ HEAD = b'HTTP/1.1 %s\r\nETag: "1"\r\nAccept-Ranges: bytes\r\nContent-Length: %d\
 
 @dataclass
 class Scripted(Server):
-    """Answers each request as `answer` says, then keeps the connection until the end."""
+    """Responds to each request as `answer` says, then keeps the connection open until the end."""
 
     answer: Callable[[bytes], bytes] = lambda _: b""
     certificate: object = None
@@ -72,7 +72,7 @@ def connection_to(server: Server) -> SendGridConnection:
 
 
 def ends_when_stopped(work: Callable[[], object], stop: StopSignal, under_way: threading.Event) -> None:
-    """Run `work` in threads, stop it when it is under way, and see that it ends by `StoppedError`."""
+    """Run `work` in threads, stop it while it runs, and check that it ends with `StoppedError`."""
     outcomes: list[BaseException | object] = []
 
     def run() -> None:
@@ -160,7 +160,7 @@ def test_a_call_returns_and_raises_what_its_function_does():
 
 
 def test_a_stop_may_come_while_the_same_thread_waits_or_stops():
-    """As from a signal handler: neither may lock itself out."""
+    """As from a signal handler: neither may deadlock."""
     stop = StopSignal()
     stop.on_set(stop.set)
     with stop._changed:
@@ -231,7 +231,7 @@ def test_an_error_body_that_does_not_come_ends_when_stopped():
 
 
 def test_a_pending_connection_ends_when_stopped(certificate):
-    """The server accepts it, and says nothing in TLS."""
+    """The server accepts the connection, and sends nothing of TLS."""
     with Server("hang", certificate).running() as server, new_download_session(connection_to(server)) as session:
         stop = StopSignal()
         ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.accepted)
@@ -239,7 +239,7 @@ def test_a_pending_connection_ends_when_stopped(certificate):
 
 
 def assert_threads_end(name: str) -> None:
-    """What the task does not wait for is closed at once all the same, long before the timeout of the connection."""
+    """A connection that the task does not wait for is closed at once, long before its timeout."""
     for thread in [each for each in threading.enumerate() if each.name == name]:
         thread.join(DEADLINE_SECONDS)
         assert not thread.is_alive()
@@ -255,7 +255,7 @@ def test_a_pause_between_attempts_ends_when_stopped():
 
 
 def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
-    """A sibling's failure stops the file; SendGrid may take its time for the others."""
+    """The failure of another part stops the file; requests for other files go on."""
     stop, begun, release = StopSignal(), threading.Event(), threading.Event()
 
     def get_export() -> ContactExport:
@@ -337,7 +337,7 @@ def test_a_stopped_client_sends_nothing():
 
 
 def test_all_threads_that_wait_for_urls_end_when_stopped():
-    """They do not ask in turn, each for as long as SendGrid takes."""
+    """They do not send requests one after the other, each as slow as SendGrid."""
     stop, asked, questions = StopSignal(), threading.Event(), []
 
     def ask() -> ContactExport:
@@ -370,7 +370,7 @@ def test_all_threads_that_wait_for_urls_end_when_stopped():
 
 @pytest.mark.parametrize("method", ["read", "head", "versions", "delete", "put"])
 def test_a_storage_that_does_not_answer_keeps_no_stopped_task(method):
-    """The client's own request is left alone; Airflow 3 calls `on_kill` and nothing else."""
+    """The client's request is left running; Airflow 3 calls `on_kill` and nothing else."""
     with Scripted().running() as server:
         stop = StopSignal()
         arguments = {"versions": (), "put": ("a.csv", b"1", ObjectInfo("text/csv", {}))}.get(method, ("a.csv",))

@@ -131,7 +131,7 @@ BINARY = {
 @pytest.mark.parametrize("path", ["/file.csv", "/file.json"])
 @pytest.mark.parametrize("kind", [kind for kind in BINARY if kind != "gzip in gzip"])
 def test_binary_data_instead_of_a_file_is_refused(kind, path, count, verify, pack):
-    """A first line without a count would pass for a header, or nothing is counted at all."""
+    """Without a count, a first line would pass for a header; or nothing is counted at all."""
     assert_refused(pack(BINARY[kind][0]), count=count, verify=verify, path=path)
 
 
@@ -231,7 +231,7 @@ def test_every_file_with_a_column_of_sendgrid_is_accepted(content, rows, pack, c
 @pytest.mark.parametrize("content", [ROW, b'"a@b.c"\n', b'"a@b.c","x"\n', b"a,b,c\n", b"1;a@b.c\n"])
 @pytest.mark.parametrize("content_type", ["", "text/csv", "text/plain", "application/gzip"])
 def test_a_file_without_a_header_is_accepted(content, content_type):
-    """Whether later files repeat it is not known; an only file has it."""
+    """It is not known whether later files repeat it; an only file has it."""
 
     def typed(status, headers):
         return status, {**headers, "Content-Type": content_type}
@@ -285,7 +285,7 @@ def test_the_content_type_is_a_hint_only_if_rows_are_not_counted():
     ids=["csv", "json", "long"],
 )
 def test_gzip_may_have_several_members_cut_anywhere(content, path, cut):
-    """What type it is, and what its first line is, may show only in a later one."""
+    """The type and the first line may be found only in a later member."""
     assert rows_of(gzip.compress(content[:cut]) + gzip.compress(content[cut:]), path=path, count=2) == 2
 
 

@@ -103,7 +103,7 @@ PATHS = {text: path for export in EXPORTS for path, text in export.plain.items()
 
 
 def path_of(content, known={}):  # noqa: B006 - a cache
-    """The path of the file that stored bytes are whole of; None if they are of none."""
+    """The path of the file whose complete content these stored bytes are; None if there is none."""
     if content not in known:
         try:
             plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -169,7 +169,7 @@ class Abilities:
 
 
 class Destination:
-    """The storage as one try sees it: each call is a step of the history, and may have no answer.
+    """The storage as one try sees it: each call is a step of the history, and its response may be lost.
 
     Where it has no conditional writes or deletes, it looks right before it writes, and a history can do something else
     in between: then `is_torn` is set.
@@ -256,7 +256,7 @@ class Destination:
             raise KilledError
         if fate == "lost":
             raise DestinationError(f"{what}: no answer.")
-        # The storage's own client sends a request again whose answer was lost.
+        # The storage's own client repeats a request whose response was lost.
         return effect() if fate == "repeated" else result
 
 
@@ -303,7 +303,7 @@ class Task:
 
 
 class Try:
-    """One try of a task, in a thread of its own that runs only when it is told to go on."""
+    """One try of a task, in its own thread, which runs only when the history lets it."""
 
     def __init__(self, machine, task):
         self.machine, self.task, self.spec = machine, task, task.spec
@@ -352,7 +352,7 @@ class Try:
             self.machine.fail(f"fetched {path}, which is stored as {stored[0]}")
 
     def get_export(self):
-        """SendGrid's answer to the question for the export's status."""
+        """SendGrid's response with the export's status."""
         fate = self.access("export", "status")
         if fate == "unavailable":
             raise SendGridError("SendGrid is not available")
@@ -851,7 +851,7 @@ def test_no_history_breaks_the_promise_of_a_manifest(machine):
 
 
 class FewDeliveries(Deliveries):
-    """Three tasks only: what is wrong with them shows soon."""
+    """Three tasks are enough: an error with them shows soon."""
 
     most_tasks = 3
 

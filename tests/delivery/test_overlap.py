@@ -78,7 +78,7 @@ def named(storage: MemoryStorage) -> list[str]:
 
 
 def assert_proves(storage: MemoryStorage) -> None:
-    """Whatever the manifest names is there, with its size and SHA-256."""
+    """All objects that the manifest names exist, with its sizes and SHA-256."""
     for entry in manifest(storage)["entries"]:
         content = storage.objects[entry["url"].removeprefix(storage.prefix)].content
         assert entry["meta"]["content_length"] == len(content)
@@ -215,7 +215,7 @@ def test_an_object_of_an_earlier_version_without_a_path_counts():
 
 
 def test_an_export_that_was_stored_meanwhile_is_not_replaced():
-    """It names the other, and deletes nothing, for another run of its export may have found its file."""
+    """The error names the other, and nothing is deleted: another run of that export may have found its file."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     with exports(files) as source:
         storage = Paused(lambda *_: None)
@@ -260,7 +260,7 @@ def test_a_rollback_leaves_what_another_run_stored():
 
 
 def test_replaced_files_are_deleted_after_a_lost_response():
-    """The storage's client sent it again, and was told that the manifest has changed."""
+    """The storage's client repeated the request, and the response was that the manifest has changed."""
 
     class Repeating(MemoryStorage):
         def put(self, name, content, info, over="*"):
@@ -300,7 +300,7 @@ def by_another_name(storage: MemoryStorage) -> MemoryStorage:
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_files_of_a_manifest_are_found_at_another_uri(replace):
-    """It is neither fetched again nor overwritten."""
+    """It is neither downloaded again nor overwritten."""
     files = {"/a": large_csv("a"), "/b": csv("b", 20)}
     options = {"compression": "none", "replace": replace}
     with exports(files) as source:
@@ -379,7 +379,7 @@ def test_objects_that_a_killed_run_would_delete_are_stored_again():
 
 
 def test_replace_deletes_unnamed_files_of_its_own_prefix_only():
-    """A prefix without a slash at its end is the beginning of others."""
+    """A prefix without a trailing slash is the beginning of other prefixes."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     storage, longer = MemoryStorage(), MemoryStorage("memory://lake/in/old")
     with exports(files) as source:
@@ -472,7 +472,7 @@ def test_another_compression_replaces_only_the_same_rows(rows, is_replaced):
 @pytest.mark.parametrize("storage_type", [MemoryStorage, Locked])
 @pytest.mark.parametrize("options", [{"file_index": 0}, {"write_manifest": False}, {"replace": True}, {}])
 def test_a_manifest_written_while_a_file_changed_is_withdrawn(options, storage_type, size):
-    """SendGrid makes its gzip again for each download. The run that replaces the object counts rows, the other not."""
+    """SendGrid compresses again for each download. Only the run that replaces the object counts rows."""
     content = large_csv("a") if size == "large" else csv("a", 10)
     level = 0 if size == "large" else 9
     is_done = []
@@ -518,7 +518,7 @@ def test_replace_withdraws_a_manifest_that_it_may_not_delete():
 
 
 def test_a_withdrawn_manifest_has_no_entries_and_the_same_export():
-    """A try that was killed then leaves it; also one without replace goes on."""
+    """A try that was killed then leaves it; a try without replace continues, too."""
     storage = Locked()
     with exports({"/a": gzip.compress(csv("a", 10), mtime=1)}) as source:
         deliver(source("6f", ["/a"], 10), storage, verify_row_count=False)
@@ -543,7 +543,7 @@ def test_the_last_task_deletes_other_objects_of_its_export():
 
 
 def test_an_old_object_without_a_path_counts_for_no_file():
-    """It does not say which file it holds, and SendGrid lists them in another order now."""
+    """It does not say which file it is, and SendGrid lists them in another order now."""
     files = {"/a": csv("a", 10), "/b": csv("b", 10)}
     storage = MemoryStorage()
     with exports(files) as source:
@@ -558,7 +558,7 @@ def test_an_old_object_without_a_path_counts_for_no_file():
 
 
 def test_a_changed_manifest_causes_at_most_one_more_download():
-    """Another export's manifest comes while a file is fetched whose name is taken by older content."""
+    """Another export's manifest is written while a file is downloaded that replaces an older object."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20)}
     storage = MemoryStorage()
     storage.put("6f-00001-of-00001.csv.gz", b"old", ObjectInfo("", {"sendgrid-export-id": "6f"}))
@@ -634,7 +634,7 @@ def test_an_error_about_rows_says_what_could_not_be_deleted():
 @pytest.mark.parametrize("content", [csv("a", 6), large_csv("a")], ids=["small", "large"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_the_only_file_is_not_published_if_its_rows_disagree(content, compression):
-    """Not even for a moment: nothing has to be deleted."""
+    """It is never published, so nothing has to be deleted."""
     storage = Locked()
     is_refused = pytest.raises(ExportIncompleteError, match=r"SendGrid counted 10 contacts\. This task stored nothing")
     with exports({"/a": content}) as source, is_refused:
@@ -673,7 +673,7 @@ def test_a_mapped_task_compares_the_rows_of_an_only_file():
 
 @pytest.mark.parametrize("nth", range(2, 6))
 def test_wrong_rows_are_reported_without_a_readable_manifest(nth):
-    """Whichever read fails after the rows were compared, the error names what remains."""
+    """Whichever read fails after the comparison, the error names what remains."""
     reads = []
 
     def fail(operation: str, name: str) -> None:
@@ -709,7 +709,7 @@ def test_a_manifest_is_withdrawn_if_a_rollback_deletes_its_file(options):
 @pytest.mark.parametrize("is_counted", [True, False])
 @pytest.mark.parametrize("change", ["made again", "cut"])
 def test_with_replace_a_wrong_count_loses_no_earlier_delivery(is_counted, change):
-    """SendGrid makes its gzip again for each download, or a plain file is cut between two rows."""
+    """SendGrid compresses again for each download, or a plain file is cut between two rows."""
     plain = {"/a": csv("a", 6), "/b": csv("b", 6)}
     storage = MemoryStorage()
     with exports({path: gzip.compress(text, mtime=1) for path, text in plain.items()}) as source:
@@ -727,7 +727,7 @@ def test_with_replace_a_wrong_count_loses_no_earlier_delivery(is_counted, change
 
 
 def test_files_are_replaced_only_by_the_rows_that_were_counted():
-    """All rows agreed, then a plain file is cut between two rows when it is fetched to be stored."""
+    """All rows agreed; then a plain file is cut between two rows when it is downloaded to be stored."""
     files, cut = {"/a": csv("a", 6), "/b": csv("b", 6)}, csv("b", 5)
     storage, requests = MemoryStorage(), []
 
@@ -832,7 +832,7 @@ def test_content_of_another_type_than_the_name_is_refused(path, content, is_gzip
 @pytest.mark.parametrize("content", [gzip.compress(csv("a", 3)), b"\0\0\0", csv("a", 3).decode().encode("utf-16")])
 @pytest.mark.parametrize("is_gzip", [True, False])
 def test_binary_data_instead_of_text_is_refused(content, is_gzip):
-    """A proxy that compresses gzip again, for one."""
+    """For example by a proxy that compresses gzip again."""
     sent = gzip.compress(content) if is_gzip else content
     if not is_gzip and content.startswith(GZIP_MAGIC):
         pytest.skip("this is what SendGrid sends")
@@ -898,7 +898,7 @@ def test_the_file_with_the_header_may_be_listed_anywhere():
 
 
 def test_the_mark_of_a_header_survives_in_receipts_and_metadata():
-    """A task tried again finds these, and fetches nothing."""
+    """A retry finds them, and downloads nothing."""
     files = {"/b": large_csv("b").partition(b"\n")[2], "/a": csv("a", 10)}
     storage = MemoryStorage()
     with exports(files) as source:
@@ -969,7 +969,7 @@ def test_replace_cleans_up_after_killed_runs_of_other_exports(at, write_manifest
 
 
 def test_mapped_tasks_keep_their_order_despite_a_replacement():
-    """Without the order that the first of them pinned, the second would store another file in the place of its file."""
+    """Without the order that the first task pinned, the second would store another file instead of its own."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
     storage = Paused(lambda *_: None)
     with exports(files) as source:
@@ -994,7 +994,7 @@ def test_a_receipt_without_its_object_is_deleted_with_a_replace():
 
 
 def test_a_replace_leaves_what_is_not_surely_left_over():
-    """An order may be that of mapped tasks that are still underway; other names are not this provider's."""
+    """Mapped tasks that still run may need an order; other names are not of this provider."""
     storage = MemoryStorage()
     kept = {
         "_receipts/other.json",
@@ -1028,7 +1028,7 @@ def test_without_replace_receipts_and_uploads_of_others_remain():
 
 @pytest.mark.parametrize("operation", ["receipt", "complete"])
 def test_a_run_survives_the_cleanup_of_its_upload_and_receipts(operation):
-    """It fetches that file once more, and its manifest proves what is there."""
+    """It downloads that file once more, and its manifest describes what is stored."""
 
     class Overtaken(Paused):
         def begin(self, name, info, over="*"):
@@ -1084,7 +1084,7 @@ def test_a_large_file_is_requested_once():
 
 
 def test_a_stopped_delivery_ends_soon_and_leaves_no_upload():
-    """Also if the storage does not answer: a thread hangs in a request for a minute."""
+    """Even if the storage does not respond: a thread hangs in a request for a minute."""
     hang, is_writing = threading.Event(), threading.Event()
     stop = StopSignal()
 
@@ -1155,7 +1155,7 @@ def test_an_object_on_hold_does_not_prevent_other_deletes():
 
 
 def test_a_hanging_request_at_the_end_does_not_delay_a_stop():
-    """Objects are looked at in threads once more when the manifest is written."""
+    """Threads look at the objects once more when the manifest is written."""
     stop, is_released = StopSignal(), threading.Event()
 
     class Hanging(MemoryStorage):

@@ -67,7 +67,7 @@ def test_small_files_are_reported_in_mib_and_together(clock, lines):
 
 
 def test_a_line_is_logged_every_ten_seconds_even_without_bytes(clock, lines):
-    """And not more often, however often it is asked for."""
+    """And not more often, however often `report` is called."""
     fetching = Fetching(clock, 1)
     fetching.begin(0, GIB)
     for _ in range(100):
@@ -131,7 +131,7 @@ def test_no_length_and_no_time_are_too_small_to_be_reported(clock, lines, length
 
 
 def test_a_rate_is_that_of_the_file_not_of_the_delivery(clock, lines):
-    """A file that was begun late is not slow; bytes that came twice do not count twice."""
+    """A file that was begun late is not slow; bytes that were received twice count once."""
     fetching = Fetching(clock, 2)
     clock.advance(1_000)
     fetching.begin(1, 100 * MIB)

@@ -16,7 +16,7 @@ LARGE_BYTES = 100
 
 
 class Transfer:
-    """A file that is stored when it is told to; `story` is what happened to all files of a test."""
+    """A file that is stored when the test says so; `story` is what happened to all files of a test."""
 
     def __init__(self, index, story, *, size=1, is_stored=False, error=None, at_open=None, before=lambda: None):
         self.index = index
@@ -100,7 +100,7 @@ def test_a_large_file_that_is_stored_already_counts_as_large(queue):
 
 
 def test_files_before_one_that_fails_are_stored(queue):
-    """A large one too, which is only open by then."""
+    """Also a large file, which is only open by then."""
     story, is_begun = [], threading.Event()
     large = Transfer(2, story, size=101, at_open=is_begun.wait)
     failing = Transfer(3, story, error=ExportIncompleteError("file 3"), at_open=is_begun.set)

@@ -79,7 +79,7 @@ def assert_stopped(running: Future[object]) -> None:
 
 
 def test_an_upload_that_begins_after_the_stop_is_aborted(s3, caplog):
-    """S3 has begun it, and nothing but the answer knows its id."""
+    """S3 has begun it, and only the response has its ID."""
     stop = StopSignal(DEADLINE_SECONDS)
     with proxy_of(s3, begins_upload) as proxy, delivery_of(s3, proxy, stop) as running:
         assert proxy.held.wait(DEADLINE_SECONDS)
@@ -92,7 +92,7 @@ def test_an_upload_that_begins_after_the_stop_is_aborted(s3, caplog):
 
 
 def test_an_upload_whose_begin_is_not_answered_in_time_is_named(s3, caplog):
-    """Bucket, key, and who ends it."""
+    """The bucket, the key, and how the upload ends."""
     stop = StopSignal(grace_seconds=0.2)
     with proxy_of(s3, begins_upload) as proxy, delivery_of(s3, proxy, stop) as running:
         assert proxy.held.wait(DEADLINE_SECONDS)
@@ -158,7 +158,7 @@ class Busy(Server):
 @pytest.mark.parametrize("mode", ["legacy", "standard", "adaptive"])
 @pytest.mark.parametrize("is_part", [False, True])
 def test_boto3_sends_nothing_again_after_a_stop(monkeypatch, mode, is_part):
-    """It pauses between its attempts; by then the upload is aborted."""
+    """The client waits between its attempts; by then the upload is aborted."""
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _seconds: None))
     server, stop = Busy(), StopSignal()
     server.stop = stop

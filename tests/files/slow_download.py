@@ -1,4 +1,4 @@
-"""What takes too long for every run: ask for this file by its name."""
+"""A test that takes too long for every run: run this file by its name."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SENT, CAME = b"the-mark,1", b"the-marK,1"
 
 @contextmanager
 def careless_account(*, keeps=True, may_delete=True):  # noqa: C901  a server in one place
-    """Takes damaged bytes, and names their MD5; the storage that uses it, and the bytes and metadata of its blobs."""
+    """Accepts damaged bytes and returns their MD5; the storage that uses it, and its blobs' bytes and metadata."""
     blobs = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -86,7 +86,7 @@ def test_a_small_blob_whose_md5_differs_is_deleted():
 
 
 def test_a_damaged_blob_without_permission_to_delete_is_emptied():
-    """Its metadata says that it is whole: the next try would take it for that."""
+    """Its metadata says that it is complete, and the next try would believe that."""
     with careless_account(may_delete=False) as (storage, blobs):
         with pytest.raises(DestinationError, match="damaged on their way"):
             storage.put("a.csv", SENT, INFO)
@@ -124,7 +124,7 @@ def test_a_blob_that_is_damaged_on_its_way_back_is_not_read():
 
 
 def test_no_signature_is_in_a_traceback():
-    """Airflow logs it with all causes; a proxy's page may repeat the whole URL."""
+    """Airflow logs it with all causes; a proxy's page may repeat the full URL."""
     from azure.storage.blob import BlobServiceClient
 
     class Proxy(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What a folder needs beyond what every storage promises: its own metadata, and an eye for what is left over."""
+"""Folders: their metadata, and what is left over in them, beyond what `test_promises` covers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def storage(tmp_path):
 
 
 def test_metadata_counts_only_for_its_own_file(storage, tmp_path):
-    """Not for one that somebody put in its place, though it be of the same size."""
+    """It is not used for a file that was put there by others, even if it has the same size."""
     storage.put("a.csv", b"12345", INFO)
     assert INFO.metadata == storage.head("a.csv").metadata
     (tmp_path / "a.csv").write_bytes(b"54321")
@@ -197,7 +197,7 @@ def test_runs_that_store_and_delete_in_one_folder_do_not_fail(tmp_path):
 
 
 def test_an_abort_does_not_wait_for_a_part_that_is_being_written(storage, tmp_path, monkeypatch):
-    """Parts that wait for their turn fail at once, and the file is closed when the part is done."""
+    """Waiting parts fail at once, and the file is closed when the running part is done."""
     upload = storage.begin("a.csv", INFO)
     begun, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr(upload, "_append", lambda _part: begun.set() or go_on.wait(30))

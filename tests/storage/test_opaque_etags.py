@@ -142,7 +142,7 @@ OURS = ObjectInfo("text/csv", {UPLOAD_KEY: "ours"})
 
 
 def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
-    """It is known by its content, or by its upload; all later writes go by the ETag that it has."""
+    """Its content or its upload identifies it; all later writes use the ETag that it has."""
     caplog.set_level("INFO")
     with storage_behind_gateway(s3) as (_, storage):
         store_parts(storage, OURS)
@@ -160,7 +160,7 @@ def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
 
 @pytest.mark.parametrize("is_small", [True, False])
 def test_another_runs_object_is_not_ours_whatever_the_etags(s3, is_small):
-    """It was stored right after the own one, with the same size."""
+    """It was stored right after this run's object, with the same size."""
     with storage_behind_gateway(s3) as (proxy, storage):
         looks = []
 

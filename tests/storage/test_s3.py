@@ -1,4 +1,4 @@
-"""Parts and objects in S3's words, against a real S3 protocol."""
+"""The storage in S3, against a server of the S3 protocol."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _text(value: Any) -> str:
 
 @dataclass
 class Calls:
-    """What boto3 was asked for, and what it then sent."""
+    """The calls of boto3, and what it then sent."""
 
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
@@ -109,7 +109,7 @@ def test_two_uploads_of_the_same_bytes_are_two_versions(storage):
 
 
 def test_a_missing_object_is_none(storage):
-    """And can be deleted all the same."""
+    """And can be deleted nevertheless."""
     storage.delete("a.csv")
     assert (None, None) == (storage.head("a.csv"), storage.read("a.csv"))
 
@@ -133,7 +133,7 @@ def test_an_aborted_upload_leaves_nothing(s3, storage):
 
 
 def test_every_byte_is_sent_with_its_crc32(storage, calls):
-    """S3 compares it with what came. The server of these tests only keeps it, so what was sent is looked at."""
+    """S3 compares it with the body. The server of these tests only stores it, so the request is checked."""
     storage.put("a.csv", CONTENT, INFO)
     upload = storage.begin("b.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
@@ -146,13 +146,13 @@ def test_every_byte_is_sent_with_its_crc32(storage, calls):
 
 
 def test_the_crc32_given_is_the_one_sent(storage, calls):
-    """So that a byte that changed in memory is noticed by S3, not covered up."""
+    """So that S3 detects a byte that changed in memory."""
     storage.begin("a.csv", INFO).write_part(1, bytearray(CONTENT), zlib.crc32(b"as it was"))
     assert base64_crc32(b"as it was") == calls.sent[-1]["x-amz-checksum-crc32"]
 
 
 def test_extra_args_reach_only_the_calls_that_take_them(s3, calls):
-    """What is for objects goes where they begin; what is for requests goes with all."""
+    """Arguments for objects are sent where those begin; arguments for requests are always sent."""
     storage = S3Storage(s3.client, s3.bucket, "in/", EXTRA_ARGS)
     storage.put("a.csv", CONTENT, INFO)
     upload = storage.begin("b.csv", INFO)
@@ -176,7 +176,7 @@ def test_extra_args_reach_only_the_calls_that_take_them(s3, calls):
 
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
-    """Encryption, storage class, tags and metadata of the user, beside ours."""
+    """The user's encryption, storage class, tags and metadata, beside the provider's."""
     storage = S3Storage(s3.client, s3.bucket, "in/", EXTRA_ARGS)
     if in_parts:
         upload = storage.begin("a.csv", INFO)
@@ -218,7 +218,7 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
     ],
 )
 def test_invalid_extra_args_are_refused(s3, extra_args, error, message):
-    """Before any byte is fetched: a misspelled ServerSideEncryption would store plain objects."""
+    """Before any download: a misspelled ServerSideEncryption would store unencrypted objects."""
     with pytest.raises(error) as caught:
         S3Storage(s3.client, s3.bucket, "in/", extra_args)
     assert message in str(caught.value)
@@ -252,7 +252,7 @@ def test_another_checksum_in_extra_args_is_ignored(s3, calls):
 
 
 def test_open_uploads_are_ended_only_for_that_key(s3, storage):
-    """Others may be somebody else's, and on their way."""
+    """Others may be active uploads of other software."""
     for key in ("in/a.csv", "in/a.csv", "in/a.csv.gz", "a.csv"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
     assert 2 == storage.abort_uploads(["a.csv"])
@@ -261,7 +261,7 @@ def test_open_uploads_are_ended_only_for_that_key(s3, storage):
 
 
 def test_uploads_are_aborted_if_only_exact_names_are_listed(s3, storage):
-    """MinIO takes the prefix for the name of an object."""
+    """MinIO treats the prefix as the name of an object."""
     asked: list[str] = []
 
     def note(params, **_):
@@ -299,7 +299,7 @@ def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
 
 
 def refuse(s3, operation: str, code: str = "AccessDenied", message: str = "Access Denied", only_if: str = "") -> None:
-    """Have S3 deny an operation, as without the permission for it; only a request with the header `only_if`."""
+    """Make S3 deny an operation, as without the permission for it; with `only_if`, only requests with that header."""
 
     def deny(params: Any = None, **_: Any) -> Any:
         if only_if and only_if not in params["headers"]:
@@ -311,7 +311,7 @@ def refuse(s3, operation: str, code: str = "AccessDenied", message: str = "Acces
 
 
 def test_a_delivery_does_not_need_permission_to_list_uploads(s3, storage, caplog):
-    """It says so, and a rule of the bucket has to do."""
+    """It is logged, and a lifecycle rule of the bucket must abort them."""
     caplog.set_level("INFO")
     refuse(s3, "ListMultipartUploads")
     assert (0, 0) == (storage.abort_uploads(["a.csv"]), storage.abort_uploads("a.csv"))
@@ -323,7 +323,7 @@ def test_a_delivery_does_not_need_permission_to_list_uploads(s3, storage, caplog
     ("operation", "ask", "method"), [("HeadObject", "head", "head_object"), ("GetObject", "read", "get_object")]
 )
 def test_a_refusal_does_not_mean_absence(s3, storage, operation, ask, method):
-    """What cannot be seen may be there: nothing is to be written over it."""
+    """An object that cannot be read may exist: it must not be overwritten."""
     refuse(s3, operation)
     with pytest.raises(
         DestinationRefusedError, match=f"{method} of s3://{s3.bucket}/in/a.csv: S3 answered AccessDenied"
@@ -436,7 +436,7 @@ def test_without_checksum_headers_the_error_names_the_setting(s3, storage):
     ],
 )
 def test_without_conditions_a_head_precedes_each_write(s3, storage, caplog, calls, code, message):
-    """It is asked with a condition once, and said so once."""
+    """It gets one request with a condition, and one line is logged."""
     caplog.set_level("INFO")
     refuse(s3, "PutObject", code, message, only_if="If-None-Match")
     for name in ("a.csv", "b.csv"):
@@ -617,7 +617,7 @@ def storage_with(bucket, url, **config):
 )
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_bodies_are_signed_without_tls_or_a_checksum(s3, scheme, config, is_signed, has_checksum, in_parts):
-    """What the user says of signatures wins; nothing is sent to the https endpoint."""
+    """The user's setting for signatures wins; nothing is sent to the https endpoint."""
     storage, calls = storage_with(s3.bucket, f"{scheme}://127.0.0.1:9", retries={"max_attempts": 0}, **config)
     with pytest.raises(DestinationError):
         store(storage, in_parts)
@@ -641,7 +641,7 @@ def test_the_environment_switches_checksum_headers_off(s3, monkeypatch):
 
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_damaged_bytes_are_deleted_if_the_server_does_not_check(s3, in_parts):
-    """The one of these tests looks neither at checksums nor at signatures; its ETag shows what it took."""
+    """The server of these tests checks neither checksums nor signatures; its ETag shows what it stored."""
     with FlippingProxy(urlsplit(s3.url).port, CONTENT[8:20], times=None).running() as proxy:
         storage, _ = storage_with(s3.bucket, f"http://127.0.0.1:{proxy.port}")
         upload_id = storage.begin("a.csv", INFO)._upload_id
@@ -747,7 +747,7 @@ def body_of(content):
 
 @pytest.mark.parametrize("came", [CONTENT[:5], CONTENT.replace(b"ada", b"bda"), b""])
 def test_what_is_read_is_what_is_stored(s3, storage, came):
-    """It is read again; if it is damaged each time, it is an error, never something else's content."""
+    """It is read again; if it is damaged each time, that is an error, never another content."""
     storage.put("a.csv", CONTENT, INFO)
     times = iter(range(100))
 
@@ -765,7 +765,7 @@ def test_what_is_read_is_what_is_stored(s3, storage, came):
 @pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("argument", ["ServerSideEncryption", "SSECustomerAlgorithm"])
 def test_an_object_that_a_server_stores_unencrypted_is_deleted(s3, argument, in_parts):
-    """Ceph RGW 16 takes AES256 and stores plain objects."""
+    """Ceph RGW 16 accepts AES256 and stores unencrypted objects."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {argument: "AES256"})
     bend(s3, "HeadObject", lambda parsed: parsed.pop(argument, None))
     s3.client.meta.events.register("before-parameter-build.s3", lambda params, **_: params.pop(argument, None))
@@ -802,7 +802,7 @@ def test_an_upload_that_is_not_listed_any_more_was_ended(s3, storage, code):
 @pytest.mark.parametrize("returned", ["", None])
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_an_upload_without_an_etag_is_identified_by_its_parts(s3, storage, returned, is_replaced):
-    """Ceph RGW 16 returns none. What another run stored right after is not taken for this object."""
+    """Ceph RGW 16 returns none. An object that another run stored right after is not mistaken for it."""
     upload = storage.begin("a.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
 
@@ -873,7 +873,7 @@ def test_no_advice_disables_a_required_checksum(s3, storage, code, message):
 
 
 def test_if_match_in_a_name_is_not_a_refused_condition(s3, calls):
-    """Only S3's own words do: it is asked once."""
+    """Only S3's own message does: there is one request."""
     storage = S3Storage(s3.client, s3.bucket, "if-match/")
     refuse(s3, "PutObject")
     with pytest.raises(DestinationRefusedError):
@@ -889,7 +889,7 @@ def test_a_condition_that_is_refused_in_other_words_is_omitted(s3, storage, code
 
 
 def test_a_refusal_that_is_not_about_the_condition_is_final(s3, storage, calls):
-    """It is asked once more without one; the next object is asked for with one again."""
+    """The request is repeated without one; the next object's request has one again."""
     refuse(s3, "PutObject", "InvalidArgument", "Invalid tag")
     for name in ("a.csv", "b.csv"):
         with pytest.raises(DestinationRefusedError, match="Invalid tag"):
@@ -910,7 +910,7 @@ def test_an_unknown_code_with_the_status_403_is_refused(s3, storage):
 
 
 def forbid(s3, operation, code):
-    """Have S3 answer a code as it does, with the status 403 in the response's metadata."""
+    """Make S3 respond with a code as it does, with the status 403 in the response's metadata."""
 
     def answer(**_):
         response = type("Answer", (), {"status_code": 403, "headers": {}})()
