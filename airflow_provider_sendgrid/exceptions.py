@@ -18,7 +18,7 @@
     ├── DestinationConflictError       another export's files, or delivered ones that would be lost, are there
     ├── DestinationChangedError        another run stored something there meanwhile; try again
     ├── DestinationRefusedError        the storage says no: bucket, permission, keys; mend these
-    └── DestinationError               the storage failed, or its credentials have run out; try again
+    └── DestinationError               the storage failed, or its credentials have expired; try again
 
 They are plain exceptions, not Airflow's: a task that was resumed with ``soft_fail`` is skipped on any
 ``AirflowException``, and a refused key must never look like a skip. No text of theirs holds an API key

@@ -190,7 +190,7 @@ _ERROR_KEYS = {"error", "errors", "message", "detail", "code", "fault"}
 # An object with only these keys is an error, too; RFC 9457 requires none of its keys.
 _ERROR_DETAIL_KEYS = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
 _MESSAGE_TYPES = ("text/html", "xml", "json")
-# SendGrid has 18 columns of its own; a message has few commas, and no more lines than a page.
+# SendGrid has 18 reserved columns; a message has few commas, and no more lines than a page.
 _MIN_COLUMNS, MAX_MESSAGE_LINES = 3, 100
 
 

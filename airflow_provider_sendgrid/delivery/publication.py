@@ -50,7 +50,7 @@ class Publication:
     """The manifest as it was read, and what follows from it.
 
     Args:
-        storage: where it is.
+        storage: where the manifest is.
         export_id: the export that is delivered.
         replace: whether another export's manifest may be replaced.
         writes_manifest: whether this delivery writes a manifest.

@@ -41,7 +41,7 @@ class AzureStorage:
 
     Args:
         container: azure-storage-blob's ``ContainerClient``; shared by all threads.
-        address: of the container, such as ``abfs://container/``, for URIs.
+        address: the container's address, such as ``abfs://container/``, for URIs.
         prefix: what all names begin with, ``path/to/`` or empty.
         sleep: waits between attempts of a request, seconds.
     """
@@ -191,11 +191,11 @@ class AzureStorage:
             what = "the storage accepted the blob, but does not have all of it"
             raise self._calls.unverified(operation, self.uri(name), what)
         if _metadata(properties).get(_TOKEN) != token:
-            raise self._calls.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
+            raise self._calls.error(operation, self.uri(name), Failure(("412",), "another run stored the blob"))
         etag = _etag(properties.etag)
         if md5 is not None and (_has_other_md5(response, md5) or _has_other_md5(properties.content_settings, md5)):
             self._discard(name, etag)
-            what = "the stored blob has another MD5 than what was sent; the bytes were damaged on their way"
+            what = "the stored blob has another MD5 than what was sent; the bytes were damaged in transit"
             raise self._calls.unverified(operation, self.uri(name), what)
         return etag
 
@@ -215,10 +215,10 @@ class AzureUpload:
     """Blocks that are staged for one blob.
 
     Args:
-        blob: its client.
-        uri: of the blob, for messages.
-        calls: to Azure.
-        commit: publishes a list of blocks; is also given their size in bytes.
+        blob: the client of the blob.
+        uri: the URI of the blob, for messages.
+        calls: the calls of Azure's client.
+        commit: publishes a list of blocks; called with that and their size in bytes.
     """
 
     def __init__(self, blob: Any, uri: str, calls: RetriedCalls, commit: Callable[[list[Any], int], None]) -> None:

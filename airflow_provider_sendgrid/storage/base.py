@@ -113,9 +113,9 @@ class Storage(Protocol):
         """
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """End all other uploads of objects, such as a killed worker leaves open; return how many there were.
+        """Abort all other uploads of objects, such as a killed worker leaves open; return how many there were.
 
-        Without the permission to list or to end uploads it does nothing, and logs so once.
+        Without the permission to list or to abort uploads it does nothing, and logs that once.
         """
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
@@ -139,7 +139,7 @@ def part_size(number: int, part_bytes: int, max_bytes: int | None = None) -> int
     every 360 parts, so that any object fits into 10,000 parts: the largest has 5 TiB.
 
     Args:
-        number: of the part.
+        number: number of the part, from 1.
         part_bytes: the preferred size; parts are larger only if 10,000 would not suffice.
         max_bytes: the object is not larger; None if that is not known.
     """

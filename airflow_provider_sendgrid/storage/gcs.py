@@ -193,11 +193,11 @@ class GcsStorage:
         if stored is None:
             raise self._calls.unverified(operation, uri, "the storage accepted the object, but it is not there")
         if stored.metadata.get(WRITE_KEY) != token:
-            raise self._calls.error(operation, uri, Failure(("412",), "the object is of another run"))
+            raise self._calls.error(operation, uri, Failure(("412",), "another run stored the object"))
         if stored.crc32c != checksum:
             with suppress(SendGridError):
                 self.delete(name, stored.generation)
-            what = f"the stored object's CRC32C is {stored.crc32c}, not {checksum}; the bytes were damaged on their way"
+            what = f"the stored object's CRC32C is {stored.crc32c}, not {checksum}; the bytes were damaged in transit"
             raise self._calls.unverified(operation, uri, what)
         return stored.generation
 

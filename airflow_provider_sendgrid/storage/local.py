@@ -138,7 +138,7 @@ class LocalStorage:
 
     def _log_once(self, what: str, error: OSError) -> None:
         if what not in self._logged:
-            log.warning("Could not %s %s (%s); the delivery goes on without.", what, self._folder, error)
+            log.warning("Could not %s %s (%s); the delivery continues without that.", what, self._folder, error)
         self._logged.add(what)
 
 

@@ -30,18 +30,18 @@ class PartWriter:
 
     Args:
         storage: where the object goes.
-        name: of the object.
+        name: name of the object.
         info: what the object carries.
         buffers: memory for the parts.
         executor: its threads upload the parts.
         part_bytes: size of a part, see `part_size`.
         max_bytes: the object is not larger, None if that is not known. Small objects then need small buffers, and
             large ones get parts of one size.
-        over: the version that the object is stored over, see `Storage`.
-        tap: is given each part's bytes; returns a future that is done when they are no longer needed, or None.
+        over: the version that may be replaced, see `Storage`.
+        tap: called with each part's bytes; returns a future that is done when they are no longer needed, or None.
 
     Attributes:
-        name: of the object.
+        name: name of the object.
         size: bytes submitted so far.
         may_be_open: whether the storage may hold an upload that is neither complete nor aborted.
     """
@@ -81,12 +81,12 @@ class PartWriter:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes of the object; known after `finish`."""
+        """The digest of all bytes of the object, in hexadecimal; known after `finish`."""
         return self._digest.hexdigest()
 
     @property
     def uri(self) -> str:
-        """Of the object."""
+        """The URI of the object."""
         return self._storage.uri(self.name)
 
     @property
@@ -167,9 +167,9 @@ class PartWriter:
         Waits for parts that are being written, but not for long if the task was stopped.
         """
         # The last first: in a sequential upload, a part that has started may wait for the ones before it.
-        underway = [pending for pending in reversed(self._pending) if not pending.cancel()]
+        running = [pending for pending in reversed(self._pending) if not pending.cancel()]
         stop = self._buffers.stop
-        while wait(underway, _CHECK_EVERY_SECONDS).not_done:
+        while wait(running, _CHECK_EVERY_SECONDS).not_done:
             if stop.is_set and not stop.seconds_left(_ABORT_AFTER_SHARE):
                 break
         self._release_all()

@@ -88,7 +88,7 @@ class S3Storage:
             # With another ETag than in the response, the content was compared.
             if etag_of(version) != bare_etag(etag) or not checksums.is_damaged(response, content, sent):
                 return version
-            log.warning("%s was damaged on its way to S3; sending it again.", self.uri(name))
+            log.warning("%s was damaged in transit to S3; sending it again.", self.uri(name))
             over = version
         self._objects.discard(name, version)
         raise self._calls.damage_error("put_object", name, DAMAGE_MESSAGE)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # How often a body is sent, or read, before damage in transit is an error.
 ATTEMPTS_IF_DAMAGED = 3
-DAMAGE_MESSAGE = "S3 holds other bytes than were sent"
+DAMAGE_MESSAGE = "S3 received other bytes than were sent"
 _NOT_WHEN_STOPPED = ("CreateMultipartUpload", "UploadPart")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
 _CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
@@ -90,7 +90,7 @@ class S3Calls:
 
     @property
     def endpoint_url(self) -> str:
-        """The server's, for messages."""
+        """The server's URL, for messages."""
         return str(self._client.meta.endpoint_url)
 
     def uri(self, name: str) -> str:
@@ -125,9 +125,9 @@ class S3Calls:
         """Call one of boto3's methods, with those of the extra arguments that it takes.
 
         Args:
-            method: its name.
-            name: of the object, None for the bucket.
-            arguments: of the call.
+            method: the name of the method.
+            name: the name of the object, None for the bucket.
+            arguments: the arguments of the call.
             is_damaged: whether the response shows that S3 received other bytes; then they are sent again.
 
         Raises:
@@ -148,7 +148,7 @@ class S3Calls:
                 if error.code not in DAMAGED or not attempts_left:
                     raise
                 code = error.code
-            log.warning("%s was damaged on its way to S3 (%s); sending it again.", uri, code)
+            log.warning("%s was damaged in transit to S3 (%s); sending it again.", uri, code)
         raise error_from_code(method, uri, "BadDigest", DAMAGE_MESSAGE, given, is_signed=self.is_signed)
 
     def damage_error(self, method: str, name: str, message: str) -> Exception:
@@ -163,7 +163,7 @@ class S3Calls:
         """
         value = response.get(field)
         if value is None or value == "":
-            raise not_s3_error(f"{method} of {self.uri(name)}: the response holds no {field}")
+            raise not_s3_error(f"{method} of {self.uri(name)}: the response has no {field}")
         return value
 
     def log_once(self, what: str, level: int, message: str, *arguments: Any) -> None:
@@ -212,7 +212,7 @@ def list_objects(calls: S3Calls, beginning: str) -> Iterator[Mapping[str, Any]]:
     while True:
         response = calls.call("list_objects_v2", None, Delimiter="/", **prefix, **following)
         if not response.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"}:
-            raise not_s3_error(f"{what}: the response is no listing")
+            raise not_s3_error(f"{what}: the response is not a listing")
         yield from response.get("Contents") or []
         if not response.get("IsTruncated"):
             return

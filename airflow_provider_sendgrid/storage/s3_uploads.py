@@ -34,7 +34,7 @@ class OpenUploads:
         """The open uploads of objects; None if uploads cannot be listed."""
         keys = {self._calls.prefix + name: name for name in names}
         found, following = dict[str, str](), dict[str, Any]()
-        # Of texts, not of paths.
+        # The common prefix of texts, not of paths.
         prefix = listing_prefix(self._calls, os.path.commonprefix(list(keys)))  # noqa: RUF071
         try:
             while True:
@@ -70,12 +70,12 @@ class S3Upload:
     """A multipart upload.
 
     Args:
-        objects: of the bucket.
-        uploads: that are open there.
-        name: of the object.
-        upload_id: S3's.
+        objects: the objects of the bucket.
+        uploads: the open uploads of the bucket.
+        name: name of the object.
+        upload_id: S3's ID of the upload.
         info: what the object carries.
-        over: the version that the object is stored over, see `Storage`.
+        over: the version that may be replaced, see `Storage`.
     """
 
     def __init__(

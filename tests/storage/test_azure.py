@@ -80,7 +80,7 @@ def careless_account(*, keeps=True, may_delete=True):  # noqa: C901  a server in
 
 def test_a_small_blob_whose_md5_differs_is_deleted():
     with careless_account() as (storage, blobs):
-        with pytest.raises(DestinationError, match=r"put of .*damaged on their way"):
+        with pytest.raises(DestinationError, match=r"put of .*damaged in transit"):
             storage.put("a.csv", SENT, INFO)
         assert {} == blobs
 
@@ -88,7 +88,7 @@ def test_a_small_blob_whose_md5_differs_is_deleted():
 def test_a_damaged_blob_without_permission_to_delete_is_emptied():
     """Its metadata says that it is complete, and the next try would believe that."""
     with careless_account(may_delete=False) as (storage, blobs):
-        with pytest.raises(DestinationError, match="damaged on their way"):
+        with pytest.raises(DestinationError, match="damaged in transit"):
             storage.put("a.csv", SENT, INFO)
         assert [(b"", {})] == list(blobs.values())
 
@@ -97,7 +97,7 @@ def test_a_block_whose_md5_differs_is_refused():
     with careless_account() as (storage, _):
         upload = storage.begin("a.csv", INFO)
         part = bytearray(SENT)
-        with pytest.raises(DestinationError, match=r"upload of .*damaged on their way"):
+        with pytest.raises(DestinationError, match=r"upload of .*damaged in transit"):
             upload.write_part(1, part, crc32(part))
 
 
@@ -117,7 +117,7 @@ def test_a_block_list_counts_as_stored_only_if_the_blob_is_there():
 def test_a_blob_that_is_damaged_on_its_way_back_is_not_read():
     with careless_account() as (storage, blobs):
         blobs["/account/lake/in/a.csv"] = CAME, {}
-        with pytest.raises(DestinationError, match=r"read of .*damaged on their way"):
+        with pytest.raises(DestinationError, match=r"read of .*damaged in transit"):
             storage.read("a.csv")
         blobs["/account/lake/in/a.csv"] = SENT, {}
         assert SENT == storage.read("a.csv").content

@@ -75,7 +75,7 @@ def test_a_damaged_body_is_found_where_etags_are_md5s(s3, in_parts, encryption):
     """Also where the server encrypts with its own keys: S3 has MD5s then."""
     with (
         storage_behind(s3, is_turned=False, encryption=encryption, mark=MARK) as (proxy, storage),
-        pytest.raises(DestinationError, match="damaged on its way"),
+        pytest.raises(DestinationError, match="damaged in transit"),
     ):
         store(storage, in_parts=in_parts)
     assert proxy.damaged == 3
@@ -104,7 +104,7 @@ def test_without_a_trial_etags_of_unencrypted_objects_are_md5s(s3, monkeypatch):
 
     send = S3Calls.send
     monkeypatch.setattr(S3Calls, "send", refuse)
-    with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged on its way"):
+    with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged in transit"):
         storage.put("a.csv", CONTENT, INFO, None)
     with storage_behind(s3, encryption="AES256") as (_, storage):
         storage.put("a.csv", CONTENT, INFO, None)

@@ -201,12 +201,12 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
         ({"storage_class": "GLACIER_IR"}, ValueError, "Did you mean StorageClass?"),
         ({"CopySourceSSECustomerKey": "secret"}, ValueError, "Did you mean SSECustomerKey?"),
         ({"Quux": 1}, ValueError, "It knows ACL, "),
-        ({"Bucket": "elsewhere"}, ValueError, "may not hold Bucket: the operator's own parameters say"),
-        ({"Key": "other"}, ValueError, "may not hold Key"),
-        ({"Body": b"x"}, ValueError, "may not hold Body: the delivery sends and checks the bytes"),
-        ({"ContentMD5": "x"}, ValueError, "may not hold ContentMD5"),
-        ({"IfNoneMatch": "*"}, ValueError, "may not hold IfNoneMatch: the delivery decides"),
-        ({"UploadId": "1"}, ValueError, "may not hold UploadId"),
+        ({"Bucket": "elsewhere"}, ValueError, "must not contain Bucket: the operator's own parameters say"),
+        ({"Key": "other"}, ValueError, "must not contain Key"),
+        ({"Body": b"x"}, ValueError, "must not contain Body: the delivery sends and checks the bytes"),
+        ({"ContentMD5": "x"}, ValueError, "must not contain ContentMD5"),
+        ({"IfNoneMatch": "*"}, ValueError, "must not contain IfNoneMatch: the delivery decides"),
+        ({"UploadId": "1"}, ValueError, "must not contain UploadId"),
         ({"SSEKMSKeyId": ""}, ValueError, "SSEKMSKeyId was passed but is empty"),
         ({"SSEKMSKeyId": None}, ValueError, "SSEKMSKeyId was passed but is empty"),
         ({"ServerSideEncryption": "None"}, ValueError, "ServerSideEncryption was passed but is empty"),
@@ -444,7 +444,7 @@ def test_without_conditions_a_head_precedes_each_write(s3, storage, caplog, call
         with pytest.raises(DestinationChangedError):
             storage.put(name, CONTENT, INFO, None)
     assert ["*", None, None] == [params.get("IfNoneMatch") for name, params in calls.asked if name == "PutObject"]
-    assert 1 == caplog.text.count("This server takes no conditions")
+    assert 1 == caplog.text.count("This server does not support conditional requests")
 
 
 def lose_response(s3, method, act):
@@ -645,7 +645,7 @@ def test_damaged_bytes_are_deleted_if_the_server_does_not_check(s3, in_parts):
     with FlippingProxy(urlsplit(s3.url).port, CONTENT[8:20], times=None).running() as proxy:
         storage, _ = storage_with(s3.bucket, f"http://127.0.0.1:{proxy.port}")
         upload_id = storage.begin("a.csv", INFO)._upload_id
-        with pytest.raises(DestinationError, match="damaged on its way"):
+        with pytest.raises(DestinationError, match="damaged in transit"):
             store(storage, in_parts, upload_id)
     assert [] == s3.stored_keys()
 
@@ -758,7 +758,7 @@ def test_what_is_read_is_what_is_stored(s3, storage, came):
     bend(s3, "GetObject", damage_once)
     assert CONTENT == storage.read("a.csv").content
     bend(s3, "GetObject", lambda parsed: parsed.update(Body=body_of(came)))
-    with pytest.raises(DestinationError, match="damaged on its way"):
+    with pytest.raises(DestinationError, match="damaged in transit"):
         storage.read("a.csv")
 
 

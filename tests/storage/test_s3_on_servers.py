@@ -191,7 +191,7 @@ def test_a_wrong_crc32_is_refused(server, bucket):
     """And sent again a few times, because it may have been damaged in transit."""
     storage = S3Storage(impatient(server), bucket, "in/")
     upload = storage.begin("a.csv", INFO)
-    with pytest.raises(DestinationError, match=r"BadDigest .*damaged on its way"):
+    with pytest.raises(DestinationError, match=r"BadDigest .*damaged in transit"):
         upload.write_part(1, bytearray(CONTENT), zlib.crc32(b"as it was"))
     upload.abort()
     assert storage.head("a.csv") is None
@@ -213,7 +213,7 @@ def test_a_byte_flipped_on_its_way_is_sent_again(server, client, bucket, store, 
 def test_a_byte_that_is_always_flipped_leaves_nothing(server, bucket, store, calculation):
     with FlippingProxy(port_of(server), MARK, times=None).running() as proxy:
         storage = S3Storage(impatient(url_of(proxy), request_checksum_calculation=calculation), bucket, "in/")
-        with pytest.raises(DestinationError, match="damaged on its way"):
+        with pytest.raises(DestinationError, match="damaged in transit"):
             store(storage, None)
     assert storage.head("a.csv") is None
 
