@@ -54,7 +54,7 @@ class Publication:
         export_id: the export that is delivered.
         replace: whether another export's manifest may be replaced.
         writes_manifest: whether this delivery writes a manifest.
-        head_all: looks at several objects at once, see `Storage.head`.
+        head_all: returns what is known of several objects at once, see `Storage.head`.
 
     Raises:
         DestinationConflictError: there is another export's manifest, and `replace` is off.
@@ -293,7 +293,7 @@ class Publication:
         return self._storage.versions(f"{self._export_id}-")
 
     def _raise_if_file_changed(self, files: Sequence[StoredFile], listed: Mapping[str, str] | None = None) -> None:
-        """Raise if an object has another version; a fresh listing that shows the version saves a look."""
+        """Raise if an object has another version; a fresh listing that shows the version saves a request."""
         unsure = [file for file in files if not is_version((listed or {}).get(file.name), file.version)]
         for file, info in zip(unsure, self._head_all([file.name for file in unsure]), strict=True):
             if info is None or info.version != file.version or info.size != file.size:

@@ -76,7 +76,7 @@ class Uploads:
             self._writers.discard(writer)
 
     def head_all(self, names: Collection[str]) -> list[StoredInfo | None]:
-        """Look at several objects at once, see `Storage.head`."""
+        """What is known of several objects at once, see `Storage.head`."""
         heads = [self._threads.submit(self._storage.head, name) for name in names]
         return [self._stop.result(head) for head in heads]
 

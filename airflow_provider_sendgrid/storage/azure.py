@@ -104,7 +104,7 @@ class AzureStorage:
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a blob without reading it, None if there is none."""
-        properties = self._look(name)
+        properties = self._find(name)
         if properties is None:
             return None
         metadata = {key: value for key, value in _metadata(properties).items() if key != _TOKEN}
@@ -145,11 +145,11 @@ class AzureStorage:
     def _blob(self, name: str) -> Any:
         return self._container.get_blob_client(self._prefix + name)
 
-    def _look(self, name: str) -> Any:
+    def _find(self, name: str) -> Any:
         """Azure's properties of a blob, with an ETag and a size; None if there is no blob."""
-        properties = self._calls.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
+        properties = self._calls.find("head", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
         if properties is not None and (not properties.etag or properties.size is None):
-            raise self._calls.unverified("look", self.uri(name), "the response has no ETag or no size")
+            raise self._calls.unverified("head", self.uri(name), "the response has no ETag or no size")
         return properties
 
     def _publish(
@@ -164,7 +164,7 @@ class AzureStorage:
     ) -> str:
         """Store the blob with our token in its metadata; return its ETag.
 
-        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is looked at and must
+        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is requested and must
         carry the token.
         """
         token = secrets.token_hex(8)
@@ -186,7 +186,7 @@ class AzureStorage:
             DestinationChangedError: another run stored the blob.
             DestinationError: it is not there, or its bytes are not those that were sent; such a blob is deleted.
         """
-        properties = self._look(name)
+        properties = self._find(name)
         if properties is None or properties.size != size:
             what = "the storage accepted the blob, but does not have all of it"
             raise self._calls.unverified(operation, self.uri(name), what)

@@ -84,7 +84,7 @@ class Storage(Protocol):
     """Objects below one prefix.
 
     `over` is the version that an object may replace: None if there must be no object, `ANY_VERSION` if it does not
-    matter. Storages without conditional writes look at the object right before they write.
+    matter. Storages without conditional writes check the object right before they write.
     """
 
     def uri(self, name: str) -> str:

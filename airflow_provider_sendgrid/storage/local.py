@@ -77,7 +77,7 @@ class LocalStorage:
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a file without reading it, None if there is none."""
         path = self._folder / name
-        with translated("look", path), _locked(self._folder):
+        with translated("head", path), _locked(self._folder):
             status = _status(path)
             if status is None:
                 return None

@@ -126,7 +126,7 @@ class S3Storage:
                 key = str(entry.get("Key", ""))
                 name = key.removeprefix(prefix)
                 if name and key.startswith(prefix + beginning) and "/" not in name.removeprefix(beginning):
-                    # Some servers list no ETags: then each object is looked at.
+                    # Some servers list no ETags: then each object gets a HEAD request.
                     is_whole = entry.get("ETag") and entry.get("LastModified")
                     found[name] = self._objects.version(entry, "list_objects_v2", name) if is_whole else ""
         except (DestinationError, DestinationRefusedError) as error:

@@ -1,7 +1,7 @@
 """Single objects of a bucket: reads them, changes them only over the expected version, verifies what was stored.
 
-An object is looked at right before it is written, and the write carries a condition where boto3 and the server know
-it. After the write it is looked at again: only what is there, with the size, metadata and ETag of this write, and
+An object is checked right before it is written, and the write carries a condition where boto3 and the server know
+it. After the write it is checked again: only what is there, with the size, metadata and ETag of this write, and
 encrypted if that was asked for, counts as stored.
 """
 
@@ -50,7 +50,7 @@ class S3Objects:
         self._changing = threading.local()
         self._unconditional: set[tuple[str, ...]] = set()
         self._etag_quote = '"'
-        calls.on_event("request-created", _CHANGING, self._look_before_sending_again)
+        calls.on_event("request-created", _CHANGING, self._check_before_sending_again)
 
     def read(self, name: str) -> StoredContent | None:
         """A small object, None if there is none; read again if it was damaged in transit."""
@@ -82,7 +82,7 @@ class S3Objects:
         return f"{bare_etag(etag)} {int(modified.timestamp())} {_metadata(response).get(UPLOAD_KEY, '')}".rstrip()
 
     def change(self, method: str, name: str, over: str | None, **arguments: Any) -> Any:
-        """Write or delete an object if its version is `over`: looked at right before, and by S3 itself if it can.
+        """Write or delete an object if its version is `over`: checked right before, and by S3 itself if it can.
 
         Raises:
             DestinationChangedError: it is another.
@@ -235,8 +235,8 @@ class S3Objects:
         is_unknown = (method, *condition) in self._unconditional or condition.keys() - self.calls.members(method).keys()
         return {} if over == ANY_VERSION or is_unknown else condition
 
-    def _look_before_sending_again(self, request: Any, **_: Any) -> None:
-        """Look again before boto3 repeats a change whose response was lost.
+    def _check_before_sending_again(self, request: Any, **_: Any) -> None:
+        """Check again before boto3 repeats a change whose response was lost.
 
         The condition alone is not enough: another run may have stored the same bytes since, which have the same ETag.
         """
