@@ -127,8 +127,8 @@ class S3Storage:
                 name = key.removeprefix(prefix)
                 if name and key.startswith(prefix + beginning) and "/" not in name.removeprefix(beginning):
                     # Some servers list no ETags: then each object gets a HEAD request.
-                    is_whole = entry.get("ETag") and entry.get("LastModified")
-                    found[name] = self._objects.version(entry, "list_objects_v2", name) if is_whole else ""
+                    has_version = entry.get("ETag") and entry.get("LastModified")
+                    found[name] = self._objects.version(entry, "list_objects_v2", name) if has_version else ""
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not is_not_allowed(error):
                 raise
@@ -137,7 +137,7 @@ class S3Storage:
         return found
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """End the multipart uploads of objects that others left open; return how many there were."""
+        """Abort the multipart uploads of objects that others left open; return how many there were."""
         found = self._uploads.names_by_id(names) or {}
         left_open = sorted((name, upload_id) for upload_id, name in found.items() if upload_id not in self._uploads.own)
         return sum(self._upload(name, upload_id).end() for name, upload_id in left_open)
@@ -161,14 +161,14 @@ class S3Storage:
         return None
 
     def _abort_unanswered(self, name: str, known: set[str] | None) -> None:
-        """End the uploads that were started since `known` was listed, though the response with their id was lost."""
+        """Abort the uploads that were started since `known` was listed, whose ID is unknown because the response was lost."""
         if known is None:
             return
         for upload_id in (self._uploads.ids(name) or set()) - known - self._uploads.own:
             try:
                 self._upload(name, upload_id).end()
             except DestinationError as error:
-                log.info("An upload that may have been started could not be ended: %s", error)
+                log.info("An upload that may have been started could not be aborted: %s", error)
 
     def _described(self, name: str, info: ObjectInfo) -> dict[str, Any]:
         ours, extra_args = info.metadata, self._calls.extra_args

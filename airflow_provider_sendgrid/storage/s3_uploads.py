@@ -153,7 +153,7 @@ class S3Upload:
             self._calls.call("abort_multipart_upload", self._name, UploadId=self._upload_id)
         except (DestinationError, DestinationRefusedError) as error:
             if is_not_allowed(error):
-                self._calls.log_once("abort", logging.WARNING, "Unfinished uploads cannot be ended: %s", error)
+                self._calls.log_once("abort", logging.WARNING, "Unfinished uploads cannot be aborted: %s", error)
                 return False
             if error.code not in NO_UPLOAD:
                 raise

@@ -690,7 +690,7 @@ def test_a_delivery_does_not_need_permission_to_abort_uploads(s3, storage, caplo
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
     storage.begin("a.csv", INFO).abort()
     assert 0 == storage.abort_uploads(["a.csv"])
-    assert 1 == caplog.text.count("Unfinished uploads cannot be ended")
+    assert 1 == caplog.text.count("Unfinished uploads cannot be aborted")
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchKey"])
