@@ -161,7 +161,7 @@ class S3Storage:
         return None
 
     def _abort_unanswered(self, name: str, known: set[str] | None) -> None:
-        """Abort the uploads that were started since `known` was listed, whose ID is unknown because the response was lost."""
+        """Abort uploads that began after `known` was listed, and whose ID was lost with the response."""
         if known is None:
             return
         for upload_id in (self._uploads.ids(name) or set()) - known - self._uploads.own:

@@ -1,4 +1,4 @@
-"""The arguments that users may add to S3's calls: checked before the first download, passed to the calls that accept them."""
+"""Arguments that users may add to S3's calls: checked before the first download, passed to calls that accept them."""
 
 from __future__ import annotations
 
