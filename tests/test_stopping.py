@@ -273,7 +273,7 @@ def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
 def test_running_parts_end_when_stopped(server_certificate):
     @dataclass
     class Part:
-        room: memoryview
+        unfilled: memoryview
 
         def release(self) -> None:
             released.append(self)

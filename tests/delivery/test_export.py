@@ -801,7 +801,7 @@ def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
 
 
 @pytest.mark.parametrize(
-    ("export", "error", "told"),
+    ("export", "error", "message"),
     [
         (ContactExport("6f", "failure", message="no contacts"), ExportFailedError, "no contacts"),
         (ContactExport("6f", "pending"), ExportIncompleteError, "its status is 'pending'"),
@@ -815,9 +815,9 @@ def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
     ],
     ids=["failure", "pending", "unknown", "without files", "expired"],
 )
-def test_what_is_not_ready_is_not_delivered(export, error, told):
+def test_what_is_not_ready_is_not_delivered(export, error, message):
     source = ExportFiles(lambda: export, session=None)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
 
@@ -849,7 +849,7 @@ def test_an_export_about_to_expire_is_not_begun():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"compression": "zip"}, "compression must be 'gzip' or 'none', not 'zip'"),
         ({"part_bytes": 5 * MIB - 1}, "part_size must be from 5 MiB"),
@@ -858,8 +858,8 @@ def test_an_export_about_to_expire_is_not_begun():
         ({"max_concurrency": 65}, "max_concurrency must be from 1 to 64"),
     ],
 )
-def test_options_that_cannot_be_right_are_refused(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_options_that_cannot_be_right_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         DeliveryOptions(**options)
 
 

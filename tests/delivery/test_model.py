@@ -401,7 +401,7 @@ class CallsAtOnce(Executor):
         future.set_running_or_notify_cancel()
         try:
             future.set_result(function(*arguments, **named))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller of result()
             future.set_exception(error)
         return future
 
@@ -662,7 +662,7 @@ class Deliveries(RuleBasedStateMachine):
             task.state = "failed"
             return
         if isinstance(outcome, BaseException):
-            self.fail(f"an error that nobody expects: {outcome!r}")
+            self.fail(f"an unexpected error: {outcome!r}")
             raise self.error from outcome
         task.state = "success"
         self.check_success(active, outcome)
@@ -791,8 +791,8 @@ class Deliveries(RuleBasedStateMachine):
 class DeliveriesWithoutConditions(Deliveries):
     """Neither writes nor deletes are conditional.
 
-    Where another run stores an object between the look and the write, only these hold: nobody else's objects are
-    changed, no upload stays open, and a later run alone ends well.
+    Where another run stores an object between the check and the write, only these hold: objects of
+    others are not changed, no upload stays open, and a later run alone ends well.
     """
 
     abilities = Abilities(conditional_writes=False, conditional_deletes=False)

@@ -136,10 +136,10 @@ def test_replaced_files_are_recognized_at_another_uri():
         storage = Locked()  # as if killed before it deleted anything
         deliver(source("aa", ["/a"], 10), storage)
         deliver(source("bb", ["/b"], 20), storage, replace=True)
-        [doomed] = [name for name in data(storage) if name.startswith("aa")]
-        version = storage.objects[doomed].version
+        [replaced] = [name for name in data(storage) if name.startswith("aa")]
+        version = storage.objects[replaced].version
         deliver(source("aa", ["/a"], 10), by_another_name(storage), replace=True)
-        assert version != storage.objects[doomed].version
+        assert version != storage.objects[replaced].version
 
 
 def test_a_manifest_is_withdrawn_if_another_run_deletes_its_file():
@@ -185,11 +185,11 @@ def test_objects_that_a_killed_run_would_delete_are_stored_again():
         with pytest.raises(KeyboardInterrupt):
             deliver(source("aa", ["/a"], 10), storage, replace=True)
         storage.before = lambda *_: None
-        [doomed] = [name for name in data(storage) if name.startswith("bb")]
-        version = storage.objects[doomed].version
+        [replaced] = [name for name in data(storage) if name.startswith("bb")]
+        version = storage.objects[replaced].version
         deliver(source("bb", ["/b"], 20), storage, replace=True)
-        assert version != storage.objects[doomed].version
-    assert data(storage) == set(named(storage)) == {doomed}
+        assert version != storage.objects[replaced].version
+    assert data(storage) == set(named(storage)) == {replaced}
     assert_proves(storage)
 
 

@@ -25,7 +25,7 @@ class Part:
     """A part, and its owner."""
 
     owner: Buffers
-    room: memoryview
+    unfilled: memoryview
 
     def release(self) -> None:
         self.owner.held -= 1

@@ -67,10 +67,10 @@ def test_a_file_system_that_syncs_no_folders_can_be_used(storage, monkeypatch, c
     assert version == storage.head("a.csv").version
 
 
-@pytest.mark.parametrize("told", ["", "{", "[]", "null", '{"size": 5}'])
-def test_metadata_that_cannot_be_read_is_none(storage, tmp_path, told):
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"size": 5}'])
+def test_metadata_that_cannot_be_read_is_none(storage, tmp_path, content):
     storage.put("a.csv", b"12345", INFO)
-    (tmp_path / "_metadata" / "a.csv.json").write_text(told)
+    (tmp_path / "_metadata" / "a.csv.json").write_text(content)
     assert {} == storage.head("a.csv").metadata
 
 

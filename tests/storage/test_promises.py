@@ -154,11 +154,11 @@ def test_every_file_arrives_and_is_in_the_manifest(place, sendgrid, encoding, co
     assert [place.root + name for name in expected] == [file.uri for file in delivery.files]
     assert truth(sendgrid, export_id) == [place.read_plain(file.uri) for file in delivery.files]
     contents = [place.read(file.uri) for file in delivery.files]
-    told = [entry["meta"] for entry in manifest(place)["entries"]]
+    metas = [entry["meta"] for entry in manifest(place)["entries"]]
     assert [(len(each), hashlib.sha256(each).hexdigest()) for each in contents] == [
-        (meta["content_length"], meta["sha256"]) for meta in told
+        (meta["content_length"], meta["sha256"]) for meta in metas
     ]
-    assert ([100, 100, 50], 250) == ([meta["record_count"] for meta in told], delivery.rows)
+    assert ([100, 100, 50], 250) == ([meta["record_count"] for meta in metas], delivery.rows)
     assert f"{place.root}in/_manifest.json" == delivery.manifest_uri
     assert [] == place.unfinished()
 
