@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import inspect
 import io
 import json
 import logging
@@ -383,11 +382,7 @@ class Try:
             self.get_export, Session(self), limits=LIMITS, clock=clock, sleep=lambda _: None, stop=self.stop
         )
         storage = Destination(self, self.machine.memory, self.machine.abilities)
-        extra = {"stop": self.stop} if TAKES_STOP else {}
-        return deliver_export(source, storage, self.spec.options, self.spec.file_index, **extra)
-
-
-TAKES_STOP = "stop" in inspect.signature(deliver_export).parameters
+        return deliver_export(source, storage, self.spec.options, self.spec.file_index, self.stop)
 
 
 class CallsAtOnce(Executor):
@@ -511,7 +506,7 @@ class Deliveries(RuleBasedStateMachine):
     def stop(self, which):
         """Airflow calls `on_kill`."""
         task = self.pick(which)
-        if task is not None and TAKES_STOP and which > 15:
+        if task is not None and which > 15:
             self.story.append(f"{self.name(task)}: stopped")
             task.active.stop.set()
 
