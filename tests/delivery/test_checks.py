@@ -79,7 +79,7 @@ def test_urls_that_differ_only_in_the_signature_are_one_file(one, other, are_sam
 def test_content_of_another_type_than_the_name_is_refused(path, content, is_gzip):
     storage = MemoryStorage()
     sent = gzip.compress(content) if is_gzip else content
-    with exports({path: sent}) as source, pytest.raises(ExportIncompleteError, match=r"place of the (CSV|JSON) file"):
+    with exports({path: sent}) as source, pytest.raises(ExportIncompleteError, match=r"instead of the (CSV|JSON) file"):
         deliver(source("6f", [path], None), storage, verify_row_count=False)
     assert {} == storage.objects
 

@@ -44,7 +44,7 @@ def test_replace_downloads_named_files_again_if_the_rows_differ():
 def test_an_error_about_rows_says_what_could_not_be_deleted():
     with exports({"/a": csv("a", 6), "/b": csv("b", 6)}) as source:
         for storage, what in (
-            (Locked(), "remains, .*: memory://lake/in/6f-00001.*, memory://lake/in/6f-00002"),
+            (Locked(), "remains because .*: memory://lake/in/6f-00001.*, memory://lake/in/6f-00002"),
             (MemoryStorage(), "was deleted"),
         ):
             with pytest.raises(ExportIncompleteError, match=f"What this task stored {what}") as raised:
