@@ -52,7 +52,7 @@ def test_no_write_succeeds(storage_at, answer, over):
             lambda: storage_at(url).put("a.csv", b"1", INFO, over),
             lambda: upload_whole(storage_at(url), over),
         ):
-            with pytest.raises(ERRORS, match=r"(begin|upload|put|commit|look) of \w+://lake/in/a\.csv") as caught:
+            with pytest.raises(ERRORS, match=r"(begin|upload|put|commit|head) of \w+://lake/in/a\.csv") as caught:
                 write()
             assert "secret" not in str(caught.value)
 

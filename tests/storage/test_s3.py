@@ -868,7 +868,7 @@ def test_a_bucket_with_default_retention_gets_an_md5(s3):
 )
 def test_no_advice_disables_a_required_checksum(s3, storage, code, message):
     refuse(s3, "PutObject", code, message)
-    with pytest.raises(DestinationRefusedError, match="take request_checksum_calculation out"):
+    with pytest.raises(DestinationRefusedError, match="remove request_checksum_calculation from"):
         storage.put("a.csv", CONTENT, INFO)
 
 
