@@ -1,6 +1,6 @@
-"""The names that moved between Airflow 2.10 and 3.x; the only file that knows versions.
+"""What differs between Airflow 2.10 and 3.x; no other module checks Airflow's version.
 
-Each name is taken from where the newest Airflow keeps it, and from its older place where that fails.
+Each name is imported from its place in the newest Airflow, or else from its older place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         BaseOperatorLink,
         BaseSensorOperator,
         Context,
-        ObjectStoragePath,  # for annotations alone: importing it brings fsspec
+        ObjectStoragePath,  # only for annotations: it imports fsspec
         PokeReturnValue,
         XComArg,
     )
@@ -75,12 +75,12 @@ else:
 from airflow.configuration import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-# Airflow 2 knows no triggers that start DAGs.
+# Airflow 2 has no triggers that start DAGs.
 HAS_EVENT_TRIGGERS = BaseEventTrigger is not BaseTrigger
 
 
 def read_xcom(ti_key: Any, key: str) -> Any:
-    """An XCom of one task instance, None where there is none: in a task, or in the pages of Airflow 2."""
+    """The XCom of one task instance, or None; usable in a task, and in Airflow 2's webserver."""
     try:
         from airflow.sdk.execution_time.xcom import XCom
     except ImportError:
@@ -89,15 +89,15 @@ def read_xcom(ti_key: Any, key: str) -> Any:
 
 
 def mapped_arguments(operator: Any) -> Collection[str]:
-    """Names of the arguments that a mapped task passed to `operator`, also those that are None; else empty."""
+    """Names of the arguments that a mapped task passed to `operator`, even if they are None; empty if not mapped."""
     is_mapped = getattr(operator, "_BaseOperator__from_mapped", False)
     return frozenset(getattr(operator, "_BaseOperator__init_kwargs", ())) if is_mapped else frozenset()
 
 
 def task_states(ti: Any, task_ids: Iterable[str]) -> dict[str, dict[str, str | None]]:
-    """States of these tasks in all runs of their DAG: run id, then task id (mapped: ``<task id>_<map index>``).
+    """States of these tasks in all runs of their DAG, by run id and by task id.
 
-    Empty where `ti` is no task instance of a running Airflow.
+    The key of a mapped task is ``<task id>_<map index>``. Empty if `ti` is not a task instance of a running Airflow.
     """
     if hasattr(ti, "get_task_states"):  # Airflow 3
         states: dict[str, dict[str, str | None]] = ti.get_task_states(dag_id=ti.dag_id, task_ids=list(task_ids))
@@ -121,7 +121,7 @@ def task_states(ti: Any, task_ids: Iterable[str]) -> dict[str, dict[str, str | N
 
 
 def xcoms_of_run(ti: Any, task_ids: Iterable[str], key: str, run_id: str) -> Any:
-    """What these tasks of another run of the same DAG pushed under `key`, with the values of mapped tasks."""
+    """The XComs that these tasks pushed under `key` in another run of the same DAG, mapped tasks included."""
     if hasattr(ti, "get_task_states"):  # Airflow 3
         return ti.xcom_pull(task_ids=list(task_ids), key=key, run_id=run_id)
     from airflow.models.xcom import XCom
@@ -129,14 +129,24 @@ def xcoms_of_run(ti: Any, task_ids: Iterable[str], key: str, run_id: str) -> Any
 
     with create_session() as session:
         found = XCom.get_many(key=key, task_ids=list(task_ids), dag_ids=ti.dag_id, run_id=run_id, session=session)
-        # Rows, not XComs: loading an XCom replaces its stored bytes by its value, which cannot be deserialized again.
+        # Loading an XCom object would replace its stored bytes by the value, which cannot be deserialized again.
         return [XCom.deserialize_value(row) for row in found.with_entities(XCom.value)]
 
 
-def note_hook_lineage(context: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
-    """Tell Airflow's collector of hook lineage what `context`, a hook, read and wrote: URIs of assets.
+def is_deferral_timeout(error: Exception) -> bool:
+    """Whether a deferral ended at the task's ``execution_timeout``; Airflow 2 says so only in the message."""
+    return type(error).__name__ == "TaskDeferralTimeout" or (
+        type(error).__name__ == "TaskDeferralError" and "timeout" in str(error)
+    )
 
-    Airflow 2 calls assets datasets. Where nobody reads what is collected, the collector does nothing.
+
+def note_hook_lineage(context: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
+    """Report to Airflow's hook lineage which assets a hook read and wrote. Airflow 2 calls assets datasets.
+
+    Args:
+        context: the hook.
+        inputs: URIs of the assets that it read.
+        outputs: URIs of the assets that it wrote.
     """
     try:
         from airflow.sdk.lineage import get_hook_lineage_collector
@@ -171,6 +181,7 @@ __all__ = [
     "TriggerEvent",
     "XComArg",
     "conf",
+    "is_deferral_timeout",
     "mapped_arguments",
     "mask_secret",
     "note_hook_lineage",

@@ -1,28 +1,27 @@
-"""What can go wrong, and what you can do about it.
+"""The exceptions of this provider, and what to do about each.
 
 ::
 
-    SendGridError                      anything below; has ``status_code`` and ``errors``
+    SendGridError                      base class; has ``status_code`` and ``errors``
     ├── SendGridBadRequestError        400, 402, 409, 413, 422: SendGrid does not accept the request; correct it
     ├── SendGridAuthError              401, 407: the API key or the proxy's password is wrong; correct the connection
     ├── SendGridPermissionError        403, 451: scope, product or address; the message names the causes
-    ├── SendGridNotFoundError          404: no such export here; mend the id, the family or the account
+    ├── SendGridNotFoundError          404: no such export here; correct the id, the family or the account
     ├── SendGridRateLimitError         429: too many requests; wait ``retry_after_seconds``
     ├── SendGridServerError            5xx, or a response of unknown shape; try again
-    ├── SendGridUnavailableError       no answer: name, network, TLS, timeout; or no such connection; try again
-    ├── ExportFailedError              SendGrid says ``failure``; start another export
-    ├── ExportExpiredError             its files are gone; start another export
-    ├── ExportWithoutFilesError        ready for minutes, but names no files; start another export
-    ├── ExportIncompleteError          truncated, or a count that disagrees; nothing was published
-    ├── ExportInDoubtError             several exports may be the one that a lost start began; choose
-    ├── DestinationConflictError       another export's files, or delivered ones that would be lost, are there
-    ├── DestinationChangedError        another run stored something there meanwhile; try again
-    ├── DestinationRefusedError        the storage says no: bucket, permission, keys; mend these
+    ├── SendGridUnavailableError       no response: name, network, TLS, timeout; or no such connection; try again
+    ├── ExportFailedError              SendGrid reports ``failure``; start another export
+    ├── ExportExpiredError             its files are deleted; start another export
+    ├── ExportWithoutFilesError        ready for minutes without files; start another export
+    ├── ExportIncompleteError          truncated, or a count that differs; nothing was published
+    ├── ExportInDoubtError             several exports may belong to a start whose response was lost; choose one
+    ├── DestinationConflictError       the destination has files of another export, or files that would be lost
+    ├── DestinationChangedError        another run stored an object there meanwhile; try again
+    ├── DestinationRefusedError        the storage refuses: bucket, permission, keys; correct them
     └── DestinationError               the storage failed, or its credentials have expired; try again
 
-They are plain exceptions, not Airflow's: a task that was resumed with ``soft_fail`` is skipped on any
-``AirflowException``, and a refused key must never look like a skip. No text of theirs holds an API key
-or a signed URL: every message goes through `redact`.
+They do not derive from Airflow's exceptions: a resumed task with ``soft_fail`` is skipped on any ``AirflowException``,
+and a refused key must never look like a skip. Every message is redacted (see `redact`).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def redact(text: str) -> str:
 
 
 def redact_all(value: Any) -> Any:
-    """A JSON value with each text in it redacted, keys of mappings too."""
+    """A JSON value in which all texts are redacted, including the keys of mappings."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -48,15 +47,15 @@ def redact_all(value: Any) -> Any:
 
 
 class SendGridError(Exception):
-    """Anything that went wrong between us and SendGrid.
+    """An error in an export or its delivery.
 
     Attributes:
-        status_code: HTTP status of SendGrid's answer, None where there was none.
-        errors: SendGrid's own list of errors, each with ``message`` and, where given, ``field``,
-            ``error_id``, ``parameter`` and ``help``.
-        may_have_been_accepted: the request may have been carried out although no good answer came.
-        retry_after_seconds: how long SendGrid asks to wait, None where it does not say.
-        is_of_proxy: a proxy or gateway seems to have refused, not SendGrid.
+        status_code: HTTP status of SendGrid's response; None if there was none.
+        errors: SendGrid's list of errors, each with ``message`` and perhaps ``field``, ``error_id``, ``parameter`` and
+            ``help``.
+        may_have_been_accepted: SendGrid may have processed the request although it did not confirm it.
+        retry_after_seconds: how long SendGrid asks to wait; None if it names no time.
+        is_of_proxy: a proxy or gateway probably refused, not SendGrid.
     """
 
     retry_after_seconds: float | None = None
@@ -76,7 +75,7 @@ class SendGridError(Exception):
         self.may_have_been_accepted = may_have_been_accepted
 
     def to_event(self) -> dict[str, Any]:
-        """What a trigger's event may carry of this error: JSON values without secrets."""
+        """The error as JSON values without secrets, for the event of a trigger."""
         return {
             "type": type(self).__name__,
             "message": str(self),
@@ -86,7 +85,7 @@ class SendGridError(Exception):
 
     @staticmethod
     def from_event(event: Mapping[str, Any]) -> SendGridError:
-        """The error that `to_event` described, of the same class."""
+        """The error in an event of `to_event`, of the same class."""
         error_class = _CLASSES.get(str(event.get("type")), SendGridError)
         return error_class(
             str(event.get("message") or "unknown error"),
@@ -108,7 +107,7 @@ class SendGridPermissionError(SendGridError):
 
 
 class SendGridNotFoundError(SendGridError):
-    """404: SendGrid knows no such thing for this account and family."""
+    """404: the resource does not exist in this account and family."""
 
 
 class SendGridRateLimitError(SendGridError):
@@ -120,31 +119,31 @@ class SendGridServerError(SendGridError):
 
 
 class SendGridUnavailableError(SendGridError):
-    """No answer: the name, the network, TLS or a timeout; or no connection of this name was found."""
+    """No response: the name, the network, TLS or a timeout; or no connection with this id was found."""
 
 
 class ExportFailedError(SendGridError):
-    """SendGrid says ``failure``: this export will never be ready."""
+    """SendGrid reports ``failure``: this export will never be ready."""
 
 
 class ExportExpiredError(SendGridError):
-    """The export's files are no longer kept: they live for 12 hours."""
+    """The export's files are deleted, 12 hours after its start."""
 
 
 class ExportWithoutFilesError(SendGridError):
-    """SendGrid calls the export ready, but names no files and no count of 0; its lists are probably empty."""
+    """SendGrid calls the export ready without files and without a count of 0; its lists are probably empty."""
 
 
 class ExportIncompleteError(SendGridError):
-    """A file or the export as a whole is not what SendGrid says it is; nothing incomplete was published."""
+    """A file, or the export as a whole, differs from what SendGrid reports; nothing incomplete was published."""
 
 
 class ExportInDoubtError(SendGridError):
-    """Several exports may be the one that a start, whose answer was lost, began; a person has to choose."""
+    """Several exports may belong to a start whose response was lost; a person has to choose one."""
 
 
 class DestinationConflictError(SendGridError):
-    """The destination holds another export's files, or delivered ones that would be lost, and ``replace`` is off."""
+    """The destination has files of another export, or files that would be lost, and ``replace`` is off."""
 
 
 class DestinationChangedError(SendGridError):
@@ -152,27 +151,27 @@ class DestinationChangedError(SendGridError):
 
 
 class DestinationRefusedError(SendGridError):
-    """The storage says no, and will again: there is no such bucket, permission or key; somebody has to mend that.
+    """The storage refuses permanently: the bucket, the permission or the key is missing or wrong.
 
     Attributes:
-        code: the storage's own word for it.
+        code: the storage's error code.
     """
 
     code: str | None = None
 
 
 class DestinationError(SendGridError):
-    """The storage failed, did not answer, or found the credentials out of date; nothing incomplete was published.
+    """The storage failed, did not respond, or the credentials have expired; nothing incomplete was published.
 
     Attributes:
-        code: the storage's own word for it, None where it gave no answer.
+        code: the storage's error code; None if it did not respond.
     """
 
     code: str | None = None
 
 
-# What a further try cannot help: somebody has to mend the connection or the arguments, or start anew.
-HOPELESS_ERRORS = (
+# Someone has to correct the connection or the arguments, or start another export.
+NON_RETRYABLE_ERRORS = (
     SendGridBadRequestError,
     SendGridAuthError,
     SendGridPermissionError,
@@ -186,12 +185,12 @@ HOPELESS_ERRORS = (
 )
 
 
-def is_hopeless(error: SendGridError) -> bool:
-    """Whether no further try helps. What a gateway refused it may let pass later, unless it wants a login (407)."""
-    return isinstance(error, HOPELESS_ERRORS) and not (error.is_of_proxy and error.status_code != 407)
+def is_non_retryable(error: SendGridError) -> bool:
+    """Whether a retry cannot help. A gateway may accept later what it refused, unless it requires a login (407)."""
+    return isinstance(error, NON_RETRYABLE_ERRORS) and not (error.is_of_proxy and error.status_code != 407)
 
 
-# Errors that may pass: a wait goes on until its deadline.
+# A wait continues after these until its deadline.
 RETRYABLE_ERRORS = (SendGridRateLimitError, SendGridServerError, SendGridUnavailableError)
 
 _CLASSES = {error_class.__name__: error_class for error_class in SendGridError.__subclasses__()}

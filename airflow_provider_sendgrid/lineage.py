@@ -1,10 +1,9 @@
-"""Where contacts came from and went to, for whoever keeps an account of it: hook lineage, OpenLineage, asset events.
+"""Lineage of contacts, for hook lineage, OpenLineage and asset events.
 
-Datasets are named as OpenLineage wants it: a namespace that says where, a name that says what. An export is
-``marketing/contacts/exports/<id>`` in ``sendgrid://api.sendgrid.com``; an object is its key in ``s3://bucket``. Neither
-a key nor a signed URL is part of any of them.
+Datasets have OpenLineage's namespace and name: an export is ``marketing/contacts/exports/<id>`` in
+``sendgrid://api.sendgrid.com``, an object is its key in ``s3://bucket``. None contains an API key or a signed URL.
 
-OpenLineage is imported by those functions alone that Airflow's OpenLineage provider calls.
+Only the functions that Airflow's OpenLineage provider calls import OpenLineage.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SendGridAccount:
-    """Whose datasets they are: one product of SendGrid's at one host.
+    """The owner of datasets: one product of SendGrid at one host.
 
     Attributes:
         base_url: of the API.
@@ -44,19 +43,19 @@ class SendGridAccount:
 
     @property
     def namespace(self) -> str:
-        """Of all its datasets."""
+        """The namespace of all its datasets."""
         return f"sendgrid://{urlsplit(self.base_url).netloc}"
 
     def export_name(self, export_id: str) -> str:
-        """Of the dataset that an export is."""
+        """The name of an export's dataset."""
         return _name(FAMILIES[self.family].exports_path, export_id)
 
     def export_uri(self, export_id: str) -> str:
-        """The same as the URI of an asset."""
+        """The URI of an export's asset."""
         return f"{self.namespace}/{self.export_name(export_id)}"
 
     def selection_names(self, selection: ExportSelection) -> list[str]:
-        """Of the datasets that an export is made from: its lists and segments, or all contacts."""
+        """The names of the datasets that are exported: lists and segments, or all contacts."""
         traits = FAMILIES[self.family]
         chosen = [_name(traits.lists_path, each) for each in selection.list_ids]
         chosen += [_name(traits.segments_path, each) for each in selection.segment_ids]
@@ -71,12 +70,12 @@ def _name(path: str, *parts: str | int) -> str:
 # Hook lineage
 
 
-def tell_hook_lineage(hook: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
-    """Tell whoever reads Airflow's hook lineage what a hook read and wrote, as URIs; never a reason to fail."""
+def report_hook_lineage(hook: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
+    """Report what a hook read and wrote, as URIs, to Airflow's hook lineage; never fails."""
     try:
         note_hook_lineage(hook, inputs, outputs)
-    except Exception as error:  # noqa: BLE001 - whatever collector is installed, it must not fail an export
-        log.warning("Hook lineage could not be told: %s", type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - a lineage collector must not fail an export
+        log.warning("Could not report hook lineage: %s", type(error).__name__)
 
 
 # Asset events
@@ -85,14 +84,14 @@ def tell_hook_lineage(hook: Any, inputs: Iterable[str] = (), outputs: Iterable[s
 def describe_in_asset_events(
     outlets: Iterable[Any], context: Context, delivery: Delivery, partition_key: str | None
 ) -> None:
-    """Say in the events of a task's outlets what was delivered: export, files, rows, bytes, manifest.
+    """Add export, files, rows, bytes and manifest to the asset events of a task's outlets.
 
     Args:
-        outlets: of the task; what is no asset (no dataset, on Airflow 2) is left alone.
+        outlets: of the task; those that are not assets (datasets in Airflow 2) are ignored.
         context: of the task.
         delivery: what was delivered.
-        partition_key: of the assets; where it is None they have the run's, if that has one. Airflow before 3.3 knows no
-            partitions: there it stands in the extra alone.
+        partition_key: of the assets; by default the run's, if it has one. In Airflow before 3.3, which has no
+            partitions, it is only in the extra.
     """
     events: Any = context.get("outlet_events")
     if events is None:
@@ -120,7 +119,7 @@ def _description(delivery: Delivery) -> dict[str, Any]:
 
 
 def object_uris(delivery: Delivery) -> list[str]:
-    """Of all that a delivery is about, its manifest included."""
+    """The URIs of a delivery's files and of its manifest."""
     return [file.uri for file in delivery.files] + ([delivery.manifest_uri] if delivery.manifest_uri else [])
 
 
@@ -128,7 +127,7 @@ def object_uris(delivery: Delivery) -> list[str]:
 
 
 def lineage_of_start(account: SendGridAccount, selection: ExportSelection, export_id: str) -> Lineage:
-    """From lists and segments, or all contacts, to an export."""
+    """Lineage from lists and segments, or all contacts, to an export."""
     from openlineage.client.event_v2 import InputDataset, OutputDataset
 
     return _lineage(
@@ -138,14 +137,14 @@ def lineage_of_start(account: SendGridAccount, selection: ExportSelection, expor
 
 
 def lineage_of_wait(account: SendGridAccount, export_id: str) -> Lineage:
-    """An export that was waited for."""
+    """Lineage of a task that waited for an export."""
     from openlineage.client.event_v2 import InputDataset
 
     return _lineage([InputDataset(account.namespace, account.export_name(export_id))], [])
 
 
 def lineage_of_delivery(account: SendGridAccount, delivery: Delivery) -> Lineage:
-    """From an export, with its count, to objects, each with its rows and bytes."""
+    """Lineage from an export, with its count, to objects, with their rows and bytes."""
     from openlineage.client.event_v2 import InputDataset, OutputDataset
     from openlineage.client.facet_v2 import data_quality_metrics_input_dataset as of_input
     from openlineage.client.facet_v2 import output_statistics_output_dataset as of_output
@@ -158,21 +157,21 @@ def lineage_of_delivery(account: SendGridAccount, delivery: Delivery) -> Lineage
     objects = []
     for file in delivery.files:
         stored = of_output.OutputStatisticsOutputDatasetFacet(rowCount=file.rows, size=file.size, fileCount=1)
-        objects.append(OutputDataset(*_place(file.uri), outputFacets={"outputStatistics": stored}))
+        objects.append(OutputDataset(*_dataset_id(file.uri), outputFacets={"outputStatistics": stored}))
     if delivery.manifest_uri:
-        objects.append(OutputDataset(*_place(delivery.manifest_uri)))
+        objects.append(OutputDataset(*_dataset_id(delivery.manifest_uri)))
     return _lineage([source], objects)
 
 
-def _place(uri: str) -> tuple[str, str]:
-    """Namespace and name of an object: ``s3://bucket`` and its key; ``file`` and its path."""
+def _dataset_id(uri: str) -> tuple[str, str]:
+    """Namespace and name of an object: ``s3://bucket`` and its key, or ``file`` and its path."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     return (f"{scheme}://{bucket}", key) if bucket else (scheme, f"/{key}")
 
 
-def no_lineage() -> Lineage:
-    """Of a task that did not get so far."""
+def empty_lineage() -> Lineage:
+    """For a task that ended before it had inputs or outputs."""
     return _lineage([], [])
 
 

@@ -1,7 +1,7 @@
-"""What is counted through Airflow's own metrics, where ``[metrics]`` switches them on; see docs/metrics.md.
+"""Metrics through Airflow's own backends, if ``[metrics]`` enables them; see docs/metrics.md.
 
-Names begin with ``sendgrid.`` and hold no id; the family is a tag. Durations are given as such, for the backends of
-Airflow differ in the unit of a bare number. A metric that cannot be sent costs a line in the log, never an export.
+Names begin with ``sendgrid.`` and contain no id; the family is a tag. Durations are `timedelta`, because backends
+differ in the unit of a number. A metric that cannot be sent is logged and never fails a task.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ log = logging.getLogger(__name__)
 
 
 def export_started(family: str, *, is_found: bool) -> None:
-    """A task has its export: it started one, or found that an earlier try did."""
+    """A task started an export, or found the one that an earlier attempt started."""
     _count("exports_found" if is_found else "exports_started", 1, family)
 
 
 def polled(family: str, polls: int = 1) -> None:
-    """SendGrid told a wait `polls` times how far its export is."""
+    """A wait made `polls` successful polls."""
     _count("polls", polls, family)
 
 
 def wait_ended(family: str, outcome: str, waited_seconds: float | None) -> None:
-    """A wait is over.
+    """A wait ended.
 
     Args:
         family: of the export.
         outcome: ``ready``, ``failure``, ``expired`` or ``timeout``.
-        waited_seconds: since it began; None where that is not known.
+        waited_seconds: since it began; None if unknown.
     """
     _count(f"waits_{outcome}", 1, family)
     if waited_seconds is not None:
@@ -42,20 +42,20 @@ def wait_ended(family: str, outcome: str, waited_seconds: float | None) -> None:
 
 
 def request_retried(family: str) -> None:
-    """A request to SendGrid's API is made again, for one before it failed or was refused for the rate limit."""
+    """A request to SendGrid's API is retried."""
     _count("retries", 1, family)
 
 
 def fetched(family: str, downloads: Iterable[FileDownload], renewals: int) -> None:
-    """Files were fetched, whole or not: what that took."""
-    every = list(downloads)
-    _count("fetched_bytes", sum(each.fetched_bytes for each in every), family)
-    _count("resumptions", sum(each.resumptions for each in every), family)
+    """Files were downloaded, completely or not."""
+    downloads = list(downloads)
+    _count("fetched_bytes", sum(each.fetched_bytes for each in downloads), family)
+    _count("resumptions", sum(each.resumptions for each in downloads), family)
     _count("url_renewals", renewals, family)
 
 
 def delivered(family: str, delivery: Delivery) -> None:
-    """A delivery is done; what an earlier one had stored already is not counted again."""
+    """A delivery succeeded; files that an earlier one stored are not counted again."""
     _count("deliveries", 1, family)
     _count("delivered_files", len(delivery.new_files), family)
     _count("delivered_bytes", sum(file.size for file in delivery.new_files), family)
@@ -75,5 +75,5 @@ def _time(name: str, seconds: float, family: str) -> None:
 def _send(send: Callable[..., Any], name: str, value: int | timedelta, family: str) -> None:
     try:
         send(f"sendgrid.{name}", value, tags={"family": str(getattr(family, "value", family))})
-    except Exception as error:  # noqa: BLE001 - whatever backend is configured, it must not fail an export
+    except Exception as error:  # noqa: BLE001 - a metrics backend must not fail an export
         log.warning("The metric sendgrid.%s could not be sent: %s", name, type(error).__name__)

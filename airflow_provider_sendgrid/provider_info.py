@@ -1,4 +1,4 @@
-"""What Airflow learns about this package at its start: pure data, imports nothing but the version."""
+"""The provider's metadata for Airflow. Imports only the version, because every Airflow process reads it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CONNECTION_TYPE: dict[str, Any] = {
             "proxy": "http://proxy.example:3128",
         },
     },
-    # What extra may hold. Empty ones are stored as null, which counts as absent. Not even `verify` is a boolean here:
-    # Airflow 2 would store a box that nobody ticked as false, and switch the verification off.
+    # The settings in extra. Airflow stores an empty field as null, which counts as absent. `verify` is not a boolean:
+    # Airflow 2 would store an unticked box as false and switch the verification off.
     "conn-fields": {
         "region": {
             "label": "Data region",
-            "description": "Where the account's data is kept; must not contradict the API host.",
+            "description": "Where the account's data is stored; must match the API host.",
             "schema": {"type": ["string", "null"], "enum": ["global", "eu"]},
         },
         "on_behalf_of": {
@@ -39,7 +39,7 @@ CONNECTION_TYPE: dict[str, Any] = {
         },
         "timeout": {
             "label": "Timeout (seconds)",
-            "description": "Longest wait for a connection, and for the next bytes of an answer; 30 where empty.",
+            "description": "Longest wait for a connection, and for the next bytes of a response; 30 if empty.",
             "schema": {"type": ["integer", "null"]},
         },
         "verify": {
@@ -49,7 +49,7 @@ CONNECTION_TYPE: dict[str, Any] = {
         },
         "proxy": {
             "label": "Proxy",
-            "description": "URL of the proxy for all requests; the environment's (HTTPS_PROXY, NO_PROXY) where empty.",
+            "description": "URL of the proxy for all requests; if empty, HTTPS_PROXY and NO_PROXY apply.",
             "schema": {"type": ["string", "null"]},
         },
     },
@@ -63,8 +63,8 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-sendgrid",
         "name": "SendGrid contact exports",
-        "description": "Starts, awaits and delivers SendGrid contact exports into cloud storage.",
-        "versions": [__version__],  # Airflow does not ask for it, catalogues of providers do
+        "description": "Starts SendGrid contact exports, waits for them, and delivers them to cloud storage.",
+        "versions": [__version__],  # for catalogues of providers; Airflow does not read it
         "integrations": [
             {
                 "integration-name": _INTEGRATION,
@@ -77,10 +77,10 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_sendgrid.links.sendgrid.SendGridExportsLink",
             "airflow_provider_sendgrid.links.sendgrid.DeliveredObjectsLink",
         ],
-        "hooks": [_part("hooks")],
-        "operators": [_part("operators")],
-        "sensors": [_part("sensors")],
-        "triggers": [_part("triggers")],
+        "hooks": [_modules("hooks")],
+        "operators": [_modules("operators")],
+        "sensors": [_modules("sensors")],
+        "triggers": [_modules("triggers")],
         "transfers": [
             {
                 "source-integration-name": _INTEGRATION,
@@ -99,7 +99,7 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _part(kind: str) -> dict[str, Any]:
+def _modules(kind: str) -> dict[str, Any]:
     return {
         "integration-name": _INTEGRATION,
         "python-modules": [f"airflow_provider_sendgrid.{kind}.sendgrid"],

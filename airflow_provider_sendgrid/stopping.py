@@ -1,4 +1,4 @@
-"""One switch that ends every wait of a task: pauses between tries, waits for memory or a turn, reads of a socket."""
+"""A signal that ends every wait of a task: pauses between retries, waits for buffers, reads from sockets."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
-# A signal handler may interrupt a thread between its check and its wait: it looks again after so long.
-_LONGEST_WAIT_SECONDS = 0.5
+# A signal handler may interrupt a thread between its check and its wait, so it checks again after this time.
+_CHECK_SECONDS = 0.5
 
 
 class StoppedError(Exception):
-    """The task was stopped; its result is no longer needed."""
+    """The task was stopped."""
 
 
 class StopSignal:
     """Set once, from any thread or signal handler; shared by all threads of a delivery.
 
     Args:
-        grace_seconds: how long a stopped task may take to clean up. Airflow kills it after 5 s, and a busy machine
-            needs some of them to end the process.
+        grace_seconds: how long a stopped task may take to clean up. Airflow kills it after 5 s, and ending the process
+            takes some of them on a busy machine.
     """
 
     def __init__(self, grace_seconds: float = 2.5) -> None:
@@ -41,11 +41,11 @@ class StopSignal:
 
     @property
     def is_set(self) -> bool:
-        """Whether everything is to stop."""
+        """Whether all work must stop."""
         return self._is_set
 
     def set(self) -> None:
-        """Stop everything; safe to call again, and in a signal handler."""
+        """Stop all work; safe to call again, and in a signal handler."""
         self._set_at = time.monotonic() if self._set_at is None else self._set_at
         self._is_set = True
         self._wake()
@@ -54,15 +54,15 @@ class StopSignal:
                 callback()
 
     def seconds_left(self, share: float = 1.0) -> float:
-        """What is left of this share of `grace_seconds`; all of it if nothing is to stop yet."""
+        """The rest of this share of `grace_seconds`; all of it before `set` is called."""
         used = 0.0 if self._set_at is None else time.monotonic() - self._set_at
         return max(0.0, share * self.grace_seconds - used)
 
     def on_set(self, callback: Callable[[], object]) -> Callable[[], None]:
-        """Have `callback` called by `set`, at once if that happened already; return what takes it back.
+        """Register a callback for `set`, called immediately if it is set already; return a function that removes it.
 
-        It interrupts what a flag cannot, such as a read from a socket; it must neither block nor take a lock. It may
-        be called twice.
+        The callback interrupts what a flag cannot, such as a read from a socket. It must neither block nor take a lock,
+        and may be called twice.
         """
         key = object()
         self._callbacks[key] = callback
@@ -72,7 +72,7 @@ class StopSignal:
         return lambda: self._callbacks.pop(key, None) and None
 
     def child(self) -> StopSignal:
-        """A signal for a part of the work: set with this one, and alone by its own `set`."""
+        """A signal for a part of the work: set together with this one, or alone by its own `set`."""
         child = StopSignal(self.grace_seconds)
         child_set = weakref.WeakMethod(child.set)
         forget = self.on_set(lambda: (set_it := child_set()) and set_it())
@@ -80,19 +80,19 @@ class StopSignal:
         return child
 
     def raise_if_set(self) -> None:
-        """Raise where work would go on.
+        """Raise if all work must stop.
 
         Raises:
-            StoppedError: everything is to stop.
+            StoppedError: this signal is set.
         """
         if self.is_set:
             raise StoppedError("the task was stopped")
 
     def wait(self, seconds: float) -> None:
-        """Wait so long.
+        """Wait this long.
 
         Raises:
-            StoppedError: everything is to stop.
+            StoppedError: this signal is set.
         """
         self._wait_until(lambda: False, seconds)
         self.raise_if_set()
@@ -101,7 +101,7 @@ class StopSignal:
         """The result of a future, or the error that it ended with.
 
         Raises:
-            StoppedError: everything is to stop, and the future is not done.
+            StoppedError: this signal is set, and the future is not done.
             TimeoutError: it took longer than `seconds`.
         """
         future.add_done_callback(lambda _: self._wake())
@@ -121,16 +121,16 @@ class StopSignal:
     ) -> T:
         """Run `function` in a separate thread and return its result; stop waiting for it when this signal is set.
 
-        For what nothing can interrupt, such as making a connection. The thread does not keep the interpreter alive.
+        For calls that nothing can interrupt, such as connecting. The thread is a daemon.
 
         Args:
             function: called once.
-            seconds: how long to wait for it; None without end.
+            seconds: how long to wait for it; None for no limit.
             name: of the thread.
-            late: is called with a result that comes too late.
+            late: called with a result that comes too late.
 
         Raises:
-            StoppedError: everything is to stop.
+            StoppedError: this signal is set.
             TimeoutError: it took longer.
         """
         outcome: Future[T] = Future()
@@ -162,24 +162,24 @@ class StopSignal:
         end = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not (self._is_set or is_done()):
-                left = _LONGEST_WAIT_SECONDS if end is None else end - time.monotonic()
+                left = _CHECK_SECONDS if end is None else end - time.monotonic()
                 if left <= 0:
                     return
-                self._changed.wait(min(left, _LONGEST_WAIT_SECONDS))
+                self._changed.wait(min(left, _CHECK_SECONDS))
 
 
 class HasFileno(Protocol):
-    """A socket, or what reads from one."""
+    """A socket, or a reader of one."""
 
     def fileno(self) -> int:
-        """Its number."""
+        """The file descriptor."""
 
 
 def shut_down(connection: HasFileno) -> None:
-    """End a connection below its TLS: a thread that reads from it, or writes to it, goes on with an error.
+    """Shut down a connection below TLS: a thread that reads from it, or writes to it, gets an error.
 
-    A TLS socket's own `shutdown` would have a thread that reads from it take encrypted bytes for plain ones.
-    Nothing happens if the connection is closed.
+    After a TLS socket's own `shutdown`, a thread that reads from it would return encrypted bytes as plain ones. Does
+    nothing if the connection is closed.
     """
     with suppress(OSError, ValueError, AttributeError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)

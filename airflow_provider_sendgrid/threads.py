@@ -1,7 +1,6 @@
-"""A pool of daemon threads: the interpreter does not wait for them when it exits.
+"""A pool of daemon threads, for which the interpreter does not wait when it exits.
 
-`ThreadPoolExecutor` joins its threads at exit, however long a request to a storage hangs: a task that was stopped
-would not end.
+`ThreadPoolExecutor` joins its threads at exit, even if a request to a storage hangs, so a stopped task would not end.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ class DaemonExecutor(Executor):
     """Runs calls in the order in which they were submitted.
 
     Args:
-        max_workers: threads at once; each is started when it is first needed.
-        name: what the threads' names begin with.
+        max_workers: the most threads; each is started when it is first needed.
+        name: the prefix of the threads' names.
     """
 
     def __init__(self, max_workers: int, name: str) -> None:
@@ -35,7 +34,7 @@ class DaemonExecutor(Executor):
         self._is_shut_down = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a call run by one of the threads."""
+        """Run a call in one of the threads."""
         future: Future[T] = Future()
         with self._lock:
             if self._is_shut_down:
@@ -48,7 +47,7 @@ class DaemonExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; with `wait`, return when all have run."""
+        """Accept no more calls; with `wait`, return when all have ended."""
         with self._lock:
             self._is_shut_down = True
             if cancel_futures:
@@ -64,7 +63,7 @@ class DaemonExecutor(Executor):
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             _run(*call)
-            del call  # holds the arguments, such as a part's memory
+            del call  # frees the arguments, such as the buffer of a part
             self._idle.release()
 
 
@@ -73,7 +72,7 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
         return
     try:
         result = function()
-    except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+    except BaseException as error:  # noqa: BLE001 - raised again by `Future.result`
         future.set_exception(error)
     else:
         future.set_result(result)

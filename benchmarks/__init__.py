@@ -1,1 +1,1 @@
-"""Our delivery beside its peers, measured in turn on one machine: ``make bench``, or ``python -m benchmarks``."""
+"""Compares this provider with other programs on one machine: ``make bench``, or ``python -m benchmarks``."""

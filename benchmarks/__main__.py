@@ -1,10 +1,10 @@
-"""Measures our delivery and its peers in turn; prints a table, writes JSON and a picture.
+"""Measures this provider and other programs in turn; prints a table, writes JSON and a chart.
 
     python -m benchmarks                      everything, some 25 minutes
     python -m benchmarks --case tls --rounds 3
-    python -m benchmarks --quick              small files: shows that everything works, says nothing about speed
+    python -m benchmarks --quick              small files, only to check that everything works
 
-Run it on a machine that has nothing else to do.
+Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.cases import QUICK, Case, Scale, all_cases
-from benchmarks.certificates import make_trust
+from benchmarks.certificates import make_certificates
 from benchmarks.content import block
+from benchmarks.measurements import GIB
 from benchmarks.report import results, table
-from benchmarks.running import Laboratory, Outcome, run_case
-from benchmarks.runs import GIB
-from benchmarks.servers import REPOSITORY
+from benchmarks.runner import Outcome, Workspace, run_case
+from dev import REPOSITORY, WORK_FOLDER
 
-FOLDER = REPOSITORY / ".lab" / "benchmarks"
-PICTURE = REPOSITORY / "docs" / "performance.svg"
+FOLDER = WORK_FOLDER / "benchmarks"
+CHART = REPOSITORY / "docs" / "performance.svg"
 
 
 def main() -> None:
-    given = arguments()
-    scale = QUICK if given.quick else Scale()
+    options = arguments()
+    scale = QUICK if options.quick else Scale()
     content = block(FOLDER / "content", "gzip", scale.block_bytes)
     hashing = hashing_seconds_per_gib()
     cases = all_cases(scale, hashing, lambda size: size // content.size * content.plain_size)
-    chosen = [case for case in cases if given.case in (None, case.name)]
+    chosen = [case for case in cases if options.case in (None, case.name)]
     if not chosen:
-        sys.exit(f"There is no case {given.case!r}; there are {', '.join(case.name for case in cases)}.")
+        sys.exit(f"There is no case {options.case!r}; there are {', '.join(case.name for case in cases)}.")
     with tempfile.TemporaryDirectory() as keys:
-        laboratory = Laboratory(FOLDER, make_trust(Path(keys)))
-        outcomes = [measured(case, laboratory, given.rounds, is_quick=given.quick) for case in chosen]
-    write(outcomes, is_quick=given.quick, is_all=given.case is None)
+        workspace = Workspace(FOLDER, make_certificates(Path(keys)))
+        outcomes = [measure(case, workspace, options.rounds, is_quick=options.quick) for case in chosen]
+    write(outcomes, is_quick=options.quick, is_all=options.case is None)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--case", metavar="NAME", help="this case alone")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
+    parser.add_argument("--case", metavar="NAME", help="only this case")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that everything works")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, after a warm-up (default: 5)")
     return parser.parse_args()
 
 
-def measured(case: Case, laboratory: Laboratory, rounds: int, *, is_quick: bool) -> Outcome:
+def measure(case: Case, workspace: Workspace, rounds: int, *, is_quick: bool) -> Outcome:
     say(f"{case.name}: {case.title} (load {os.getloadavg()[0]:.1f})")
-    outcome = run_case(case, laboratory, rounds, say)
+    outcome = run_case(case, workspace, rounds, say)
     print(f"\n{table(outcome, is_quick=is_quick)}\n", flush=True)
     return outcome
 
@@ -66,18 +66,18 @@ def write(outcomes: list[Outcome], *, is_quick: bool, is_all: bool) -> None:
     path = FOLDER / ("quick.json" if is_quick else "results.json")
     path.write_text(json.dumps(results(outcomes, is_quick=is_quick), indent=1) + "\n")
     say(f"Written: {path.relative_to(REPOSITORY)}")
-    picture = PICTURE if is_all and not is_quick else path.with_suffix(".svg")
+    chart = CHART if is_all and not is_quick else path.with_suffix(".svg")
     try:
-        draw = import_module("benchmarks.picture").draw
+        draw = import_module("benchmarks.chart").draw
     except ImportError as error:
-        say(f"No picture: {error}")
+        say(f"No chart: {error}")
         return
-    draw(outcomes, picture, is_quick=is_quick)
-    say(f"Drawn: {picture.relative_to(REPOSITORY)}")
+    draw(outcomes, chart, is_quick=is_quick)
+    say(f"Drawn: {chart.relative_to(REPOSITORY)}")
 
 
 def hashing_seconds_per_gib(size: int = 64 * 1024 * 1024) -> float:
-    """What SHA-256 and CRC32 of every byte cost here: the best of three, once each."""
+    """CPU seconds for SHA-256 and CRC32 of 1 GiB on this machine: the best of three."""
     content = bytearray(size)
     try:
         crc32 = import_module("isal.isal_zlib").crc32

@@ -1,4 +1,4 @@
-"""What is measured: the cases of the issue's table, who takes part, and the bars."""
+"""The cases that are measured: their programs and goals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.runs import GIB, MIB, Bar, cpu_bar, memory_bar, rate_bar, ratio_bar, speedup_bar
+from benchmarks.measurements import GIB, MIB, Goal, cpu_goal, memory_goal, rate_goal, ratio_goal, speedup_goal
 
 PART_BYTES, MAX_CONCURRENCY = 8 * MIB, 8  # ours by default
 _TUNED = {
@@ -17,15 +17,15 @@ _TUNED = {
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes part.
+    """One program with its options.
 
     Attributes:
-        name: in the table.
-        peer: its program, a module of `benchmarks.peers`.
-        options: the program's.
-        counts_rows: whether ours is told how many rows to find.
-        size: of its file, where it is not the case's.
-        most_rounds: for those that take long and are here for orientation only.
+        name: its name in the table.
+        peer: its module in `benchmarks.peers`.
+        options: of the program.
+        counts_rows: whether ours counts and compares rows.
+        size: of its file in bytes, if not the case's.
+        most_rounds: the maximum number of rounds, for slow programs.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """One setting for all who take part in it.
+    """One task for several programs.
 
     Attributes:
-        name: on the command line.
-        title: for people.
-        size: of each file, in bytes, as the source has it.
-        contenders: who takes part, in turn.
-        bars: what must be seen.
-        files: how many.
+        name: its name on the command line.
+        title: its title in the report.
+        size: of each file at the source, in bytes.
+        contenders: the programs, in turn.
+        goals: the expected results.
+        files: the number of files.
         kind: of content, ``gzip`` or ``plain``.
-        block_bytes: what the source repeats.
-        tls: at both ends.
-        latency_seconds: of each request, at both ends.
+        block_bytes: size of the block that the source repeats.
+        tls: whether source and sink use TLS.
+        latency_seconds: of each request to source and sink.
         bytes_per_second: of each connection to the source.
     """
 
@@ -58,7 +58,7 @@ class Case:
     title: str
     size: int
     contenders: Sequence[Contender]
-    bars: Sequence[Bar] = ()
+    goals: Sequence[Goal] = ()
     files: int = 1
     kind: str = "gzip"
     block_bytes: int = 64 * MIB
@@ -69,7 +69,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large: `large` is one file, `block_bytes` what it consists of."""
+    """Sizes in bytes: `large` is one file, `block_bytes` the block that it repeats."""
 
     large: int = 2 * GIB
     largest: int = 5 * GIB
@@ -83,8 +83,8 @@ QUICK = Scale(large=32 * MIB, largest=64 * MIB, limited=32 * MIB, block_bytes=8 
 _OURS = Contender("ours", "ours")
 _UPLOAD_FILEOBJ = Contender("upload_fileobj", "upload_fileobj")
 _CURL_CURL = Contender("curl | curl", "curl_pipes", {"into": "curl"})
-_LEAST = Contender("the least: sockets, SHA-256", "least")
-_LEAST_GUNZIP = Contender("the least: sockets, SHA-256, gunzip", "least", {"gunzip": True})
+_RAW_SOCKETS = Contender("raw sockets, SHA-256", "raw_sockets")
+_RAW_SOCKETS_GUNZIP = Contender("raw sockets, SHA-256, gunzip", "raw_sockets", {"gunzip": True})
 _PEERS = (
     Contender("upload_fileobj, tuned", "upload_fileobj", _TUNED),
     Contender("obstore", "obstore_put"),
@@ -96,7 +96,7 @@ _PEERS = (
 
 
 def all_cases(scale: Scale, hashing_seconds_per_gib: float, plain_bytes: Callable[[int], int]) -> list[Case]:
-    """Every case; `plain_bytes` answers how much CSV a gzip file of so many bytes holds."""
+    """Every case; `plain_bytes` returns the uncompressed size of a gzip file of so many bytes."""
     return [
         _one_file(scale, hashing_seconds_per_gib),
         _tls(scale),
@@ -110,48 +110,48 @@ def all_cases(scale: Scale, hashing_seconds_per_gib: float, plain_bytes: Callabl
 
 
 def _one_file(scale: Scale, hashing: float) -> Case:
-    bars = (
-        ratio_bar("wall ≤ 0.5 x upload_fileobj", "ours", "upload_fileobj", most=0.5),
-        ratio_bar("wall ≤ 1.0 x curl | curl", "ours", "curl | curl", most=1.0),
-        cpu_bar(
+    goals = (
+        ratio_goal("wall ≤ 0.5 x upload_fileobj", "ours", "upload_fileobj", most=0.5),
+        ratio_goal("wall ≤ 1.0 x curl | curl", "ours", "curl | curl", most=1.0),
+        cpu_goal(
             f"CPU ≤ 1.5 s per GiB plus hashing ({hashing:.2f} s: SHA-256 and CRC32 once)",
             "ours",
             scale.large,
             most=1.5 + hashing,
         ),
     )
-    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, _LEAST, *_PEERS)
-    return Case("one-file", "One file, passed through", scale.large, contenders, bars, block_bytes=scale.block_bytes)
+    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, _RAW_SOCKETS, *_PEERS)
+    return Case("one-file", "One file, passed through", scale.large, contenders, goals, block_bytes=scale.block_bytes)
 
 
 def _tls(scale: Scale) -> Case:
-    bars = (ratio_bar("wall ≤ 0.75 x upload_fileobj", "ours", "upload_fileobj", most=0.75),)
-    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, _LEAST)
+    goals = (ratio_goal("wall ≤ 0.75 x upload_fileobj", "ours", "upload_fileobj", most=0.75),)
+    contenders = (_OURS, _UPLOAD_FILEOBJ, _CURL_CURL, _RAW_SOCKETS)
     return Case(
-        "tls", "One file over TLS at both ends", scale.large, contenders, bars, block_bytes=scale.block_bytes, tls=True
+        "tls", "One file over TLS at both ends", scale.large, contenders, goals, block_bytes=scale.block_bytes, tls=True
     )
 
 
 def _rows(scale: Scale, plain_size: int) -> Case:
     counting = Contender("ours, rows counted", "ours", counts_rows=True)
-    bars = (
-        ratio_bar("wall ≤ 1.6 x upload_fileobj, which counts nothing", counting.name, "upload_fileobj", most=1.6),
-        rate_bar("gunzip and counting: ≥ 300 MB of CSV per CPU second", counting.name, "ours", plain_size, least=300),
+    goals = (
+        ratio_goal("wall ≤ 1.6 x upload_fileobj, which counts nothing", counting.name, "upload_fileobj", most=1.6),
+        rate_goal("gunzip and counting: ≥ 300 MB of CSV per CPU second", counting.name, "ours", plain_size, least=300),
     )
     title = f"One file of gzip with its rows counted ({plain_size / 1e9:.1f} GB of CSV)"
-    contenders = (counting, _UPLOAD_FILEOBJ, _OURS, _LEAST_GUNZIP)
-    return Case("rows", title, scale.large, contenders, bars, block_bytes=scale.block_bytes)
+    contenders = (counting, _UPLOAD_FILEOBJ, _OURS, _RAW_SOCKETS_GUNZIP)
+    return Case("rows", title, scale.large, contenders, goals, block_bytes=scale.block_bytes)
 
 
 def _limited(scale: Scale) -> Case:
     one = Contender("ours, 1 connection", "ours", {"max_concurrency": 1}, most_rounds=3)
-    bars = (speedup_bar("≥ 6 x as fast with 8 connections", "ours", one.name, least=6),)
+    goals = (speedup_goal("≥ 6 x as fast with 8 connections", "ours", one.name, least=6),)
     return Case(
         "limited",
-        "A source that gives 50 MB/s to each connection",
+        "A source with 50 MB/s per connection",
         scale.limited,
         (_OURS, one),
-        bars,
+        goals,
         block_bytes=scale.block_bytes,
         bytes_per_second=50e6,
     )
@@ -159,13 +159,13 @@ def _limited(scale: Scale) -> Case:
 
 def _small_files(scale: Scale) -> Case:
     one = Contender("ours, one by one", "ours", {"max_concurrency": 1}, most_rounds=3)
-    bars = (ratio_bar("wall ≤ 0.2 x one by one", "ours", one.name, most=0.2),)
+    goals = (ratio_goal("wall ≤ 0.2 x one by one", "ours", one.name, most=0.2),)
     return Case(
         "small-files",
         f"{scale.small_files} files of 256 KiB, 20 ms per request",
         256 * 1024,
         (_OURS, one, Contender("upload_fileobj", "upload_fileobj", most_rounds=3)),
-        bars,
+        goals,
         files=scale.small_files,
         block_bytes=256 * 1024,
         latency_seconds=0.02,
@@ -201,8 +201,8 @@ def _memory(scale: Scale) -> Case:
     sizes = (scale.block_bytes, scale.large, scale.largest)
     ours = [Contender(f"ours, {size // MIB} MiB", "ours", size=size, most_rounds=3) for size in sizes]
     in_flight = MAX_CONCURRENCY * PART_BYTES / MIB
-    bars = [
-        memory_bar(
+    goals = [
+        memory_goal(
             f"{each.name}: ≤ imports + {in_flight:.0f} MiB in flight + 16 MiB",
             each.name,
             imports.name,
@@ -210,4 +210,4 @@ def _memory(scale: Scale) -> Case:
         )
         for each in ours
     ]
-    return Case("memory", "Peak memory", scale.large, (imports, *ours), bars, block_bytes=scale.block_bytes)
+    return Case("memory", "Peak memory", scale.large, (imports, *ours), goals, block_bytes=scale.block_bytes)

@@ -1,4 +1,4 @@
-"""A certificate authority for one run, and the certificate of 127.0.0.1 that it signed."""
+"""A certificate authority for one run, and its certificate for 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving import Tls
+from benchmarks.http_server import Tls
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What servers show, and what clients are told to trust."""
+class Certificates:
+    """The servers' certificate, and the authority that clients trust."""
 
     tls: Tls
     authority: Path
 
 
-def make_trust(folder: Path) -> Trust:
+def make_certificates(folder: Path) -> Certificates:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -68,4 +68,4 @@ def make_trust(folder: Path) -> Trust:
     )
     paths[1].write_bytes(certificate("127.0.0.1", key, "benchmark authority", authority_key).public_bytes(pem))
     paths[2].write_bytes(key.private_bytes(*private))
-    return Trust(Tls(str(paths[1]), str(paths[2])), paths[0])
+    return Certificates(Tls(str(paths[1]), str(paths[2])), paths[0])

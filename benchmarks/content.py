@@ -1,8 +1,8 @@
-"""Realistic contacts, as gzip and as plain CSV, in blocks that a server repeats to make a file of any size.
+"""Realistic contacts, as gzip and as plain CSV, in blocks that a server repeats for a file of any size.
 
-A block of gzip is one member as zlib's usual level makes it, and an empty second one whose comment fills the block
-up: so any number of blocks is a gzip file too. Every block holds whole records, so that their number is known.
-Blocks are made once, then kept.
+A block of gzip is one member at zlib's default level, and an empty second one whose comment pads the block: so any
+number of blocks is a gzip file. Every block holds whole records, so that their number is known. Blocks are made once
+and kept.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_sendgrid.emulator.contacts import HEADER, ContactBook
+from airflow_provider_sendgrid.emulator.contacts import HEADER, ContactGenerator
 
 KINDS = ("gzip", "plain")
 _ROWS_AT_ONCE = 100
 _GZIP_WINDOW = 31
-_MARGIN_BYTES = 128 * 1024  # more than zlib holds back
+_MARGIN_BYTES = 128 * 1024  # more than zlib buffers
 _LEAST_BYTES = 192 * 1024
 _CONTACT_ID = re.compile(rb"\b[0-9a-f]{8}-[0-9a-f]{4}-4000-8000-[0-9a-f]{12}\b")
 _EMAIL = re.compile(rb"\bcontact[.]\d+[.]\d+@example[.]com\b")
@@ -30,7 +30,7 @@ _TIME = re.compile(rb"T\d\d:\d\d:\d\dZ")
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes that are repeated to make a file, and what they hold."""
+    """The bytes that a file repeats, and their records."""
 
     path: Path
     size: int
@@ -39,17 +39,17 @@ class Block:
 
 
 def block(folder: Path, kind: str, size: int) -> Block:
-    """The block of this kind and size, made where it does not stand there yet."""
+    """The block of this kind and size, made unless it exists."""
     if size < _LEAST_BYTES:
         raise ValueError(f"a block has {_LEAST_BYTES} bytes or more, not {size}")
     path = folder / f"{kind}-{size}"
-    facts = path.with_suffix(".json")
-    if not facts.exists():
+    metadata = path.with_suffix(".json")
+    if not metadata.exists():
         folder.mkdir(parents=True, exist_ok=True)
         content, records, plain_size = {"gzip": _gzip, "plain": _plain}[kind](size)
         path.write_bytes(content)
-        facts.write_text(json.dumps({"records": records, "plain_size": plain_size}))
-    return Block(path, size, **json.loads(facts.read_text()))
+        metadata.write_text(json.dumps({"records": records, "plain_size": plain_size}))
+    return Block(path, size, **json.loads(metadata.read_text()))
 
 
 def _plain(size: int) -> tuple[bytes, int, int]:
@@ -77,22 +77,22 @@ def _gzip(size: int) -> tuple[bytes, int, int]:
 
 
 def empty_gzip(size: int) -> bytes:
-    """A gzip member of nothing, exactly so long: its comment fills it up."""
+    """An empty gzip member of exactly this size, padded by its comment."""
     beginning, end = b"\x1f\x8b\x08\x10\0\0\0\0\0\x03", b"\0\x03\0" + bytes(8)
     return beginning + b"." * (size - len(beginning) - len(end)) + end
 
 
-def _as_random_as_real(rows: bytes, chance: random.Random) -> bytes:
-    """Ids, addresses and times of day that do not follow from one another: they decide how far gzip can go."""
-    rows = _CONTACT_ID.sub(lambda _: str(uuid.UUID(int=chance.getrandbits(128), version=4)).encode(), rows)
-    rows = _EMAIL.sub(lambda _: b"%s.%d@example.com" % (chance.randbytes(5).hex().encode(), chance.randrange(99)), rows)
-    return _TIME.sub(lambda _: b"T%02d:%02d:%02dZ" % tuple(chance.randrange(n) for n in (24, 60, 60)), rows)
+def _randomized(rows: bytes, rng: random.Random) -> bytes:
+    """Replace ids, addresses and times by random ones: they determine the compression ratio."""
+    rows = _CONTACT_ID.sub(lambda _: str(uuid.UUID(int=rng.getrandbits(128), version=4)).encode(), rows)
+    rows = _EMAIL.sub(lambda _: b"%s.%d@example.com" % (rng.randbytes(5).hex().encode(), rng.randrange(99)), rows)
+    return _TIME.sub(lambda _: b"T%02d:%02d:%02dZ" % tuple(rng.randrange(n) for n in (24, 60, 60)), rows)
 
 
 def _contacts() -> Iterator[tuple[bytes, int]]:
-    """The header, then rows without end, each with the number of its records."""
+    """The header, then endless blocks of rows, each with its number of records."""
     yield HEADER, 1
-    book, chance, first = ContactBook(seed=7), random.Random(7), 0
+    generator, rng, first = ContactGenerator(seed=7), random.Random(7), 0
     while True:
-        yield _as_random_as_real(book.rows("csv", first, _ROWS_AT_ONCE), chance), _ROWS_AT_ONCE
+        yield _randomized(generator.rows("csv", first, _ROWS_AT_ONCE), rng), _ROWS_AT_ONCE
         first += _ROWS_AT_ONCE

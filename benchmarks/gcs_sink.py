@@ -1,4 +1,4 @@
-"""Plays Google Cloud Storage for uploads: takes resumable and small ones, drops the bodies, remembers their sizes."""
+"""A fake Google Cloud Storage for uploads, resumable and simple; discards the bodies and keeps their sizes."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = self._body(keep=True)
         if query.get("uploadType") == "resumable":
-            told = json.loads(body or b"{}")
+            payload = json.loads(body or b"{}")
             number = str(len(self.uploads))
-            self.uploads[number] = {"name": query.get("name") or told["name"], "size": 0, **told}
-            self._answer(200, {}, {"Location": f"http://{self.headers['Host']}/upload/{number}?upload_id={number}"})
+            self.uploads[number] = {"name": query.get("name") or payload["name"], "size": 0, **payload}
+            self._respond(200, {}, {"Location": f"http://{self.headers['Host']}/upload/{number}?upload_id={number}"})
             return
         name = query.get("name") or json.loads(re.search(rb"\{.*?\}\r\n", body, re.DOTALL)[0])["name"]
         self.objects[name] = {"name": name, "size": str(len(body)), "bucket": "lake"}
-        self._answer(200, self.objects[name])
+        self._respond(200, self.objects[name])
 
     def do_PUT(self) -> None:
         upload = self.uploads[parse_qs(urlsplit(self.path).query)["upload_id"][0]]
         upload["size"] += len(self._body(keep=False))
         total = self.headers["Content-Range"].rpartition("/")[2]
         if total == "*" or int(total) != upload["size"]:
-            self._answer(308, None, {"Range": f"bytes=0-{upload['size'] - 1}"} if upload["size"] else {})
+            self._respond(308, None, {"Range": f"bytes=0-{upload['size'] - 1}"} if upload["size"] else {})
             return
         self.objects[upload["name"]] = {**upload, "size": str(upload["size"]), "bucket": "lake"}
-        self._answer(200, self.objects[upload["name"]])
+        self._respond(200, self.objects[upload["name"]])
 
     def do_GET(self) -> None:
         name = unquote(urlsplit(self.path).path.rpartition("/o/")[2])
         if urlsplit(self.path).path.endswith("/b/lake"):
-            self._answer(200, {"name": "lake"})
+            self._respond(200, {"name": "lake"})
         elif urlsplit(self.path).path.endswith("/o"):
-            self._answer(200, {"kind": "storage#objects", "items": list(self.objects.values())})
+            self._respond(200, {"kind": "storage#objects", "items": list(self.objects.values())})
         elif name in self.objects:
-            self._answer(200, self.objects[name])
+            self._respond(200, self.objects[name])
         else:
-            self._answer(404, {"error": {"code": 404, "message": "Not Found"}})
+            self._respond(404, {"error": {"code": 404, "message": "Not Found"}})
 
     def do_DELETE(self) -> None:
         self.objects.pop(unquote(urlsplit(self.path).path.rpartition("/o/")[2]), None)
-        self._answer(204, None)
+        self._respond(204, None)
 
     def _body(self, *, keep: bool) -> bytes | range:
-        """The body; where it is not kept, something of its length."""
+        """The body, or an object of its length."""
         left = size = int(self.headers.get("Content-Length") or 0)
         if keep:
             return self.rfile.read(size)
@@ -70,8 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             left -= self.rfile.readinto(piece[: min(left, _PIECE_BYTES)])
         return range(size)
 
-    def _answer(self, status: int, told: dict | None, headers: dict[str, str] | None = None) -> None:
-        content = b"" if told is None else json.dumps(told).encode()
+    def _respond(self, status: int, payload: dict | None, headers: dict[str, str] | None = None) -> None:
+        content = b"" if payload is None else json.dumps(payload).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 def main() -> None:

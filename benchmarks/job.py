@@ -1,7 +1,7 @@
-"""What a peer is told to do, and what it says when it has done it.
+"""The task of a program, and its measurement.
 
-A peer of Python is given its job as JSON on its command line. It makes its imports and clients first, then measures
-itself around the transfer alone, children included; so nobody's start counts. Its last line of output is the result.
+A program gets its job as JSON on its command line. It imports its libraries and creates its clients first, then
+measures only the transfer, children included. Its last line of output is the result.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ BUCKET = "bench"
 
 @dataclass(frozen=True)
 class Job:
-    """Files to bring to S3.
+    """Files to copy to S3.
 
     Attributes:
-        urls: where they are.
-        endpoint: of the sink.
+        urls: of the files.
+        endpoint: URL of the sink.
         authority: path of the certificate authority to trust; None without TLS.
-        rows: contacts that ours should find; None where it is not to count them.
-        options: the peer's own.
+        rows: the number of contacts that ours must find; None to count none.
+        options: of the program.
     """
 
     urls: list[str]
@@ -46,7 +46,7 @@ class Job:
         return [(url, f"copied/{number:05}.csv.gz") for number, url in enumerate(self.urls)]
 
     def s3_client(self, adapt: Callable[[Any], Any] = lambda config: config, **config: Any) -> Any:
-        """boto3's client, its config adapted by `adapt`; the credentials stand in the environment."""
+        """boto3's client, its config adapted by `adapt`; the credentials are in the environment."""
         import boto3
         from botocore.config import Config
 
@@ -61,12 +61,12 @@ class Job:
         return session
 
 
-def job() -> Job:
+def read_job() -> Job:
     return Job(**json.loads(sys.argv[1]))
 
 
 def cpu_seconds() -> float:
-    """Used so far, by this process and its children."""
+    """CPU time of this process and its children."""
     each = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in each)
 
@@ -78,9 +78,9 @@ def measure(transfer: Callable[[], object]) -> None:
 
 
 def peak_bytes() -> int:
-    """Resident memory of this process, or of its largest child, at its highest.
+    """Peak resident memory of this process or of its largest child.
 
-    The kernel remembers for a child what it needed before it became another program: here 14 MiB at least.
+    That of a child includes what it needed before exec, here at least 14 MiB.
     """
     with open("/proc/self/status") as status:  # noqa: PTH123
         line = next(line for line in status if line.startswith("VmHWM:"))

@@ -1,4 +1,4 @@
-"""Outcomes as a table for people and as JSON for programs."""
+"""Outcomes as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.running import Outcome
-from benchmarks.runs import MIB, Judgement, Spread, ratio, values
+from benchmarks.measurements import MIB, GoalResult, Spread, ratio, values
+from benchmarks.runner import Outcome
 
-_MARKS = {True: "met", False: "**missed**", None: "not judged"}
+_MARKS = {True: "met", False: "**missed**", None: "not evaluated"}
 
 
 def table(outcome: Outcome, *, is_quick: bool) -> str:
-    """One case in Markdown: who took how long, then its bars."""
+    """One case in Markdown: times, then goals."""
     case = outcome.case
-    lines = [f"### {case.title}{' (QUICK: sizes too small to judge by)' if is_quick else ''}", ""]
+    lines = [f"### {case.title}{' (QUICK: sizes too small to evaluate by)' if is_quick else ''}", ""]
     first = case.contenders[0].name
     lines += [
         f"| | wall, s | CPU, s | peak, MiB | wall of “{first}” is | runs |",
         "|---|---|---|---|---|---|",
         *(_row(outcome, contender.name, first) for contender in case.contenders),
     ]
-    if case.bars:
-        lines += ["", "| bar | seen | |", "|---|---|---|", *(_bar_row(bar.judge(outcome.runs)) for bar in case.bars)]
+    if case.goals:
+        lines += [
+            "",
+            "| goal | measured | |",
+            "|---|---|---|",
+            *(_goal_row(goal.evaluate(outcome.runs)) for goal in case.goals),
+        ]
     return "\n".join(lines)
 
 
@@ -37,9 +42,9 @@ def _row(outcome: Outcome, name: str, first: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _bar_row(judgement: Judgement) -> str:
-    seen = _spread(judgement.seen) if judgement.seen else ""
-    return f"| {_cell(judgement.text)} | {seen} | {_MARKS[judgement.is_met]} |"
+def _goal_row(result: GoalResult) -> str:
+    seen = _spread(result.seen) if result.seen else ""
+    return f"| {_cell(result.text)} | {seen} | {_MARKS[result.is_met]} |"
 
 
 def _cell(text: str) -> str:
@@ -64,7 +69,7 @@ def results(outcomes: list[Outcome], *, is_quick: bool) -> dict[str, Any]:
                 "title": outcome.case.title,
                 "runs": {name: [asdict(run) for run in runs] for name, runs in outcome.runs.items()},
                 "missing": outcome.missing,
-                "bars": [asdict(bar.judge(outcome.runs)) for bar in outcome.case.bars],
+                "goals": [asdict(goal.evaluate(outcome.runs)) for goal in outcome.case.goals],
             }
             for outcome in outcomes
         ],

@@ -1,11 +1,11 @@
 """500 exports wait in one triggerer of a real Airflow, and SendGrid grants 10 requests per 20 s.
 
-    .lab/env-3.3.2/bin/python -m benchmarks.scale              with one poll for all
-    .lab/env-3.3.2/bin/python -m benchmarks.scale --restart    and the triggerer stopped and started again in the middle
-    .lab/env-3.3.2/bin/python -m benchmarks.scale --alone      sharing switched off: 500 connections with the same key
+    .lab/env-3.3.2/bin/python -m benchmarks.scale              with a shared poller
+    .lab/env-3.3.2/bin/python -m benchmarks.scale --restart    and a restart of the triggerer in the middle
+    .lab/env-3.3.2/bin/python -m benchmarks.scale --alone      without sharing: 500 connections with the same key
 
-Says how late each export was seen, how many requests that took, and the triggerer's CPU; fails where an export is seen
-more than 45 s after it was ready, a task fails, or a 429 is not obeyed. Takes some seven minutes; needs Airflow 3.3.
+Prints the delay of each export, the number of requests and the triggerer's CPU. Fails if an export is detected more
+than 45 s after it was ready, if a task fails, or if a 429 is ignored. Takes about seven minutes; needs Airflow 3.3.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import psutil
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from airflow_provider_sendgrid.emulator.recording import RecordedRequest
-from dev.airflow.instance import RealAirflow
-from dev.environment import REPOSITORY
-from dev.waiting import wait_until
-from tests.e2e.on_airflow import airflow_with, connection_to
+from dev import REPOSITORY
+from dev.airflow.instance import AirflowInstance
+from dev.services.waiting import wait_until
+from tests.support.local_airflow import airflow_with, connection_to
 
 DAG_ID = "wait_at_scale"
 DAG = """
@@ -60,14 +60,14 @@ with DAG(
 """
 LIMIT, WINDOW_SECONDS = 10, 20.0
 SEEN_WITHIN_SECONDS = 45.0
-# The first export is ready so long after its start: until then all of them wait. Then one after another.
+# The first export is ready so long after its start, so that all exports wait; then one after another.
 FIRST_READY_SECONDS = 100.0
 APART_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What one run came to."""
+class ScaleResult:
+    """The result of one run."""
 
     seen: list[dict[str, Any]]
     late_seconds: list[float]
@@ -83,8 +83,8 @@ class Watched:
         return [each for each in self.requests if each.status == 429]
 
     @property
-    def disobeyed(self) -> int:
-        """Requests that came between a refusal and the end of its window."""
+    def early_requests(self) -> int:
+        """The number of requests between a 429 and the end of its window."""
         ends = 0.0
         count = 0
         start = None
@@ -100,16 +100,16 @@ class Watched:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--exports", type=int, default=500)
-    parser.add_argument("--alone", action="store_true", help="share nothing")
+    parser.add_argument("--alone", action="store_true", help="without a shared poller")
     parser.add_argument("--restart", action="store_true", help="stop and start the triggerer in the middle")
-    given = parser.parse_args()
-    watched = watch(given.exports, is_alone=given.alone, restarts=given.restart)
-    report(watched)
-    if not given.alone and (complaints := complaints_of(watched, given.exports, restarts=given.restart)):
-        sys.exit("\n".join(complaints))
+    options = parser.parse_args()
+    result = measure(options.exports, is_alone=options.alone, restarts=options.restart)
+    report(result)
+    if not options.alone and (problems := find_problems(result, options.exports, restarts=options.restart)):
+        sys.exit("\n".join(problems))
 
 
-def watch(exports: int, *, is_alone: bool, restarts: bool) -> Watched:
+def measure(exports: int, *, is_alone: bool, restarts: bool) -> ScaleResult:
     settings = Settings(rate_limit=LIMIT, rate_limit_window=WINDOW_SECONDS, rate_limit_reset="seconds")
     with tempfile.TemporaryDirectory() as folder, Emulator(settings, populate=False) as emulator:
         plan = Path(folder) / "plan.json"
@@ -122,14 +122,14 @@ def watch(exports: int, *, is_alone: bool, restarts: bool) -> Watched:
 
 
 def run(
-    airflow: RealAirflow,
+    airflow: AirflowInstance,
     emulator: Emulator,
     plan: Path,
     connection_ids: list[str],
     idle: float,
     *,
     restarts: bool,
-) -> Watched:
+) -> ScaleResult:
     lists = [
         emulator.add_list(f"List {number}", contacts=0, ready_after=FIRST_READY_SECONDS + number * APART_SECONDS)
         for number in range(len(connection_ids))
@@ -139,13 +139,13 @@ def run(
     ready_at = [started + FIRST_READY_SECONDS + number * APART_SECONDS for number in range(len(lists))]
     seen_file = plan.with_name("seen.jsonl")
     seen_file.touch()
-    told = {
+    content = {
         "export_ids": export_ids,
         "connection_ids": connection_ids,
         "end_time": ready_at[-1] + 150,
         "seen": str(seen_file),
     }
-    plan.write_text(json.dumps(told))
+    plan.write_text(json.dumps(content))
     before = cpu_seconds(airflow)
     run_id = airflow.trigger(DAG_ID)
     wait_until("all wait", lambda: deferred(airflow, run_id) == len(lists), seconds=300, pause_seconds=2)
@@ -154,15 +154,15 @@ def run(
     if restarts:
         wait_until("half of them are ready", lambda: time.time() > ready_at[len(lists) // 2], seconds=600)
         used = cpu_seconds(airflow) - before
-        airflow.parts["triggerer"].stop()
-        airflow.parts["triggerer"].start()
+        airflow.components["triggerer"].stop()
+        airflow.components["triggerer"].start()
         before = 0.0
     airflow.wait_for_run(DAG_ID, run_id, seconds=900)
     used += cpu_seconds(airflow) - before
     seen = [json.loads(line) for line in seen_file.read_text().splitlines()]
     for each in seen:
         each["late"] = each["at"] - ready_at[each["number"]]
-    return Watched(
+    return ScaleResult(
         seen=seen,
         late_seconds=[each["late"] for each in seen if each["outcome"] == "ready"],
         states=Counter(str(task.state) for task in airflow.api.task_instances(DAG_ID, run_id)),
@@ -174,8 +174,8 @@ def run(
     )
 
 
-def connect(airflow: RealAirflow, emulator: Emulator, exports: int, folder: Path, *, is_alone: bool) -> list[str]:
-    """The id of each export's connection; triggers on connections of different names share nothing."""
+def connect(airflow: AirflowInstance, emulator: Emulator, exports: int, folder: Path, *, is_alone: bool) -> list[str]:
+    """The id of each export's connection; triggers with different connections share no poller."""
     connection = connection_to(emulator)
     if not is_alone:
         airflow.api.store_connection("sendgrid_default", connection)
@@ -188,21 +188,21 @@ def connect(airflow: RealAirflow, emulator: Emulator, exports: int, folder: Path
     return ids
 
 
-def deferred(airflow: RealAirflow, run_id: str) -> int:
+def deferred(airflow: AirflowInstance, run_id: str) -> int:
     path = f"/dags/{DAG_ID}/dagRuns/{run_id.replace('+', '%2B')}/taskInstances?state=deferred&limit=1"
     count: int = airflow.api.request("GET", path)["total_entries"]
     return count
 
 
-def cpu_while(airflow: RealAirflow, seconds: float) -> float:
+def cpu_while(airflow: AirflowInstance, seconds: float) -> float:
     before = cpu_seconds(airflow)
     time.sleep(seconds)
     return cpu_seconds(airflow) - before
 
 
-def cpu_seconds(airflow: RealAirflow) -> float:
-    """Of the triggerer and its children, so far."""
-    triggerer = airflow.parts["triggerer"].running
+def cpu_seconds(airflow: AirflowInstance) -> float:
+    """CPU time of the triggerer and its children."""
+    triggerer = airflow.components["triggerer"].running
     if triggerer is None:
         return 0.0
     process = psutil.Process(triggerer.pid)
@@ -210,22 +210,22 @@ def cpu_seconds(airflow: RealAirflow) -> float:
     return sum(each.user + each.system for each in times)
 
 
-def report(watched: Watched) -> None:
-    late = sorted(watched.late_seconds)
-    minutes = watched.seconds / 60
-    print(f"tasks             {dict(watched.states)}; all waited {watched.all_waited_after:.0f} s after the start")
+def report(result: ScaleResult) -> None:
+    late = sorted(result.late_seconds)
+    minutes = result.seconds / 60
+    print(f"tasks             {dict(result.states)}; all waited {result.all_waited_after:.0f} s after the start")
     if late:
         print(
             f"seen after ready  median {statistics.median(late):.1f} s, latest {late[-1]:.1f} s ({len(late)} exports)"
         )
-    in_order = sorted(watched.seen, key=number_of)
+    in_order = sorted(result.seen, key=number_of)
     tenths = [f"{each['late']:.0f}" for each in in_order[:: max(1, len(in_order) // 10)]]
     print(f"in time's order   {', '.join(tenths)} s")
-    print(f"requests          {len(watched.requests)} in {minutes:.1f} minutes")
-    print(f"429               {len(watched.refused)}, {watched.disobeyed} requests before such a window's end")
-    idle = watched.idle_cpu_seconds_per_minute
-    print(f"triggerer's CPU   {watched.cpu_seconds:.1f} s; idle it takes {idle:.1f} s a minute")
-    errors = Counter((each["error"] or {}).get("type") for each in watched.seen if each["outcome"] != "ready")
+    print(f"requests          {len(result.requests)} in {minutes:.1f} minutes")
+    print(f"429               {len(result.refused)}, {result.early_requests} requests before such a window's end")
+    idle = result.idle_cpu_seconds_per_minute
+    print(f"triggerer's CPU   {result.cpu_seconds:.1f} s; idle it takes {idle:.1f} s a minute")
+    errors = Counter((each["error"] or {}).get("type") for each in result.seen if each["outcome"] != "ready")
     if errors:
         print(f"not seen          {dict(errors)}")
 
@@ -235,16 +235,16 @@ def number_of(seen: Mapping[str, Any]) -> int:
     return number
 
 
-def complaints_of(watched: Watched, exports: int, *, restarts: bool) -> list[str]:
+def find_problems(result: ScaleResult, exports: int, *, restarts: bool) -> list[str]:
     found = []
-    if watched.states != {"success": exports}:
-        found.append(f"not all tasks succeeded: {dict(watched.states)}")
-    if Counter(each["number"] for each in watched.seen) != Counter(range(exports)):
+    if result.states != {"success": exports}:
+        found.append(f"not all tasks succeeded: {dict(result.states)}")
+    if Counter(each["number"] for each in result.seen) != Counter(range(exports)):
         found.append("not every export was seen exactly once")
-    if not restarts and max(watched.late_seconds, default=0.0) > SEEN_WITHIN_SECONDS:
-        found.append(f"an export was seen {max(watched.late_seconds):.1f} s after it was ready")
-    if watched.disobeyed:
-        found.append(f"{watched.disobeyed} requests came before the end of a window that had refused one")
+    if not restarts and max(result.late_seconds, default=0.0) > SEEN_WITHIN_SECONDS:
+        found.append(f"an export was seen {max(result.late_seconds):.1f} s after it was ready")
+    if result.early_requests:
+        found.append(f"{result.early_requests} requests came before the end of a window that had refused one")
     return found
 
 

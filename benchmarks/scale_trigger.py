@@ -1,6 +1,6 @@
-"""The trigger of `benchmarks.scale`: the provider's own, told by a file what to wait for, and ending its task itself.
+"""The trigger of `benchmarks.scale`: the provider's own, configured by a file; it ends its task itself.
 
-So 500 tasks wait in the triggerer without 500 processes that start them there, and 500 more that end them.
+So 500 tasks wait in the triggerer without 1,000 processes that start and end them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ POLL_INTERVAL_SECONDS = 30.0
 
 
 class Waiting(SendGridExportTrigger):
-    """Waits for the export that the plan has for this task's map index, and writes down when it was seen."""
+    """Waits for the export of this task's map index in the plan, and records when it was detected."""
 
     def __init__(self, plan: str) -> None:
         super().__init__("", poll_interval=POLL_INTERVAL_SECONDS)
@@ -29,12 +29,12 @@ class Waiting(SendGridExportTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", {"plan": self.plan}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        seen_file = self._take_plan()
+        seen_file = self._load_plan()
         async for event in super().run():
-            note(seen_file, self.task_instance.map_index, event.payload)
+            record(seen_file, self.task_instance.map_index, event.payload)
             yield TaskSuccessEvent() if event.payload["outcome"] == "ready" else TaskFailedEvent()
 
-    def _take_plan(self) -> Path:
+    def _load_plan(self) -> Path:
         plan, number = json.loads(Path(self.plan).read_text()), self.task_instance.map_index
         self.export_id = plan["export_ids"][number]
         self.sendgrid_conn_id = plan["connection_ids"][number]
@@ -42,7 +42,7 @@ class Waiting(SendGridExportTrigger):
         return Path(plan["seen"])
 
 
-def note(file: Path, number: int, payload: dict[str, Any]) -> None:
+def record(file: Path, number: int, payload: dict[str, Any]) -> None:
     with file.open("a") as lines:
         line = {"number": number, "at": time.time(), "outcome": payload["outcome"], "error": payload["error"]}
         lines.write(json.dumps(line) + "\n")

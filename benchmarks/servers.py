@@ -1,4 +1,4 @@
-"""The source and the sink, each in a process of its own."""
+"""Starts the source and the sink, each in its own process."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.certificates import Trust
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from benchmarks.certificates import Certificates
+from dev import REPOSITORY
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How source and sink behave."""
+class ServerSettings:
+    """The settings of source and sink."""
 
     block: Path
-    trust: Trust | None = None
+    certificates: Certificates | None = None
     latency_seconds: float = 0.0
     bytes_per_second: float | None = None
     digests: bool = False
 
     @property
     def for_both(self) -> list[str]:
-        tls = self.trust.tls if self.trust else None
+        tls = self.certificates.tls if self.certificates else None
         arguments = ["--latency-seconds", str(self.latency_seconds)]
         return [*arguments, "--certificate", tls.certificate, "--key", tls.key] if tls else arguments
 
@@ -41,39 +40,39 @@ class Setting:
 
     @property
     def sink(self) -> list[str]:
-        return ["benchmarks.sink", *(["--digest"] if self.digests else []), *self.for_both]
+        return ["benchmarks.s3_sink", *(["--digest"] if self.digests else []), *self.for_both]
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where they are."""
+    """The URLs of source and sink."""
 
     source: str
     sink: str
-    trust: Trust | None = field(default=None)
+    certificates: Certificates | None = field(default=None)
 
     @property
     def authority(self) -> str | None:
-        return str(self.trust.authority) if self.trust else None
+        return str(self.certificates.authority) if self.certificates else None
 
     def report(self) -> dict[str, Any]:
-        """What came to the sink so far."""
-        context = ssl.create_default_context(cafile=self.authority) if self.trust else None
-        with urllib.request.urlopen(f"{self.sink}/-/report", context=context) as answer:
-            return dict(json.load(answer))
+        """What the sink received since the last report."""
+        context = ssl.create_default_context(cafile=self.authority) if self.certificates else None
+        with urllib.request.urlopen(f"{self.sink}/-/report", context=context) as response:
+            return dict(json.load(response))
 
 
 @contextmanager
-def running(setting: Setting) -> Iterator[Servers]:
-    scheme = "https" if setting.trust else "http"
+def running(settings: ServerSettings) -> Iterator[Servers]:
+    scheme = "https" if settings.certificates else "http"
     with ExitStack() as stack:
-        ports = [stack.enter_context(_server(command)) for command in (setting.source, setting.sink)]
+        ports = [stack.enter_context(start_server(command)) for command in (settings.source, settings.sink)]
         source, sink = (f"{scheme}://127.0.0.1:{port}" for port in ports)
-        yield Servers(source, sink, setting.trust)
+        yield Servers(source, sink, settings.certificates)
 
 
 @contextmanager
-def _server(command: Sequence[str]) -> Iterator[int]:
+def start_server(command: Sequence[str]) -> Iterator[int]:
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=REPOSITORY,
@@ -82,7 +81,7 @@ def _server(command: Sequence[str]) -> Iterator[int]:
     )
     with process:
         if process.stdin is None or process.stdout is None:
-            raise RuntimeError("pipes were asked for")
+            raise RuntimeError("the process has no pipes")
         yield int(process.stdout.readline())
         process.stdin.close()
         process.wait(10)

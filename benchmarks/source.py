@@ -1,7 +1,7 @@
-"""Plays SendGrid's storage: files of any size from one block in memory, by ranges, at the cost of next to no CPU.
+"""A fake file storage: files of any size from one block in memory, with ranges, for little CPU.
 
-``/<size>/<anything>`` is a file of so many bytes, the block repeated. May be slow on demand: bytes a second for each
-connection, and seconds before each answer.
+``/<size>/<anything>`` is a file of so many bytes, the block repeated. Options limit the bytes per second of each
+connection and delay each response.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.serving import Request, Server, Stream, run, tls_arguments, tls_of
+from benchmarks.http_server import Request, Server, Stream, run, tls_arguments, tls_of
 
 _SENDFILE_BYTES = 4 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 
 
 class Source:
-    """Answers GET and HEAD."""
+    """Handles GET and HEAD."""
 
     def __init__(self, block: Path, *, latency_seconds: float = 0.0, bytes_per_second: float | None = None) -> None:
         self._latency_seconds = latency_seconds
@@ -30,10 +30,10 @@ class Source:
         self._file = os.open(block, os.O_RDONLY)
         self._block = memoryview(mmap.mmap(self._file, 0, prot=mmap.PROT_READ))
 
-    def answer(self, request: Request, stream: Stream) -> None:
+    def respond(self, request: Request, stream: Stream) -> None:
         time.sleep(self._latency_seconds)
         size = int(request.target.split("/")[1])
-        start, end = extent(request.headers.get("range"), size)
+        start, end = parse_range(request.headers.get("range"), size)
         headers = [
             "Content-Type: application/gzip",
             f"Content-Length: {end - start}",
@@ -64,7 +64,7 @@ class Source:
                 time.sleep(max(0.0, began + sent / self._bytes_per_second - time.monotonic()))
 
     def _extents(self, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
-        """Where in the block the bytes of the file stand, in pieces."""
+        """The positions in the block of the file's bytes, in pieces."""
         while start < end:
             first = start % len(self._block)
             last = min(first + most, first + end - start, len(self._block))
@@ -72,13 +72,13 @@ class Source:
             start += last - first
 
 
-def extent(header: str | None, size: int) -> tuple[int, int]:
-    """What of the file is wanted, the end not included; one range at most."""
+def parse_range(header: str | None, size: int) -> tuple[int, int]:
+    """Start and end (exclusive) of the requested range; one range at most."""
     if header is None:
         return 0, size
     found = re.fullmatch(r"bytes=(\d+)-(\d*)", header)
     if found is None:
-        raise ValueError(f"not a range that is understood here: {header}")
+        raise ValueError(f"unsupported range: {header}")
     return int(found[1]), min(int(found[2]) + 1, size) if found[2] else size
 
 
@@ -87,9 +87,9 @@ def main() -> None:
     parser.add_argument("block", type=Path)
     parser.add_argument("--bytes-per-second", type=float)
     tls_arguments(parser)
-    given = parser.parse_args()
-    source = Source(given.block, latency_seconds=given.latency_seconds, bytes_per_second=given.bytes_per_second)
-    run(Server(source.answer, tls_of(given)))
+    options = parser.parse_args()
+    source = Source(options.block, latency_seconds=options.latency_seconds, bytes_per_second=options.bytes_per_second)
+    run(Server(source.respond, tls_of(options)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measures what it costs to wait: CPU per minute, requests per minute and memory per waiting export.
+"""Measures the cost of waiting: CPU per minute, requests per minute and memory per waiting export.
 
     python -m benchmarks.waiting                       5,000 exports on one event loop, two minutes
-    python -m benchmarks.waiting --waiters 500 --alone the same, but each with a client and a poller of its own
+    python -m benchmarks.waiting --waiters 500 --alone each with its own client and poller
 
-No Airflow is around: this is what the provider adds to a triggerer. SendGrid's emulator runs in a process of its own,
-and counts the requests. Each wait has lasted an hour already, so that the pace is that of long waits.
+Without Airflow: this is what the provider adds to a triggerer. SendGrid's emulator runs in its own process and counts
+the requests. Each wait began an hour ago, so that the poll interval is that of long waits.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from airflow_provider_sendgrid.emulator import Emulator
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily
+from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 from airflow_provider_sendgrid.exports.polling import PollSchedule
-from airflow_provider_sendgrid.exports.shared_poller import shared_watch
 
 HOUR = 3600.0
 
@@ -47,33 +47,33 @@ class Account:
 
     def requests(self) -> int:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{self.url}/_emulator/requests") as answer:
-            return len(json.load(answer)["requests"])
+        with opener.open(f"{self.url}/_emulator/requests") as response:
+            return len(json.load(response)["requests"])
 
 
 def main() -> None:
-    given = arguments()
-    if given.serve:
-        serve(given.waiters)
+    options = arguments()
+    if options.serve:
+        serve(options.waiters)
         return
-    with account(given.waiters) as sendgrid:
-        asyncio.run(measure(sendgrid, given.seconds, given.interval, is_alone=given.alone))
+    with account(options.waiters) as sendgrid:
+        asyncio.run(measure(sendgrid, options.seconds, options.interval, is_alone=options.alone))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--waiters", type=int, default=5_000)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long to measure, once all wait")
+    parser.add_argument("--seconds", type=float, default=120.0, help="duration of the measurement, once all wait")
     parser.add_argument("--interval", type=float, default=60.0, help="longest time between two polls, in seconds")
-    parser.add_argument("--alone", action="store_true", help="share nothing")
+    parser.add_argument("--alone", action="store_true", help="without a shared poller")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 async def measure(sendgrid: Account, seconds: float, interval: float, *, is_alone: bool) -> None:
-    """Let all wait, and say what it takes."""
+    """Let all exports wait, and print the cost."""
     process = psutil.Process()
-    async with AsyncSendGridClient(sendgrid.connection):  # what is loaded once does not count for each
+    async with AsyncSendGridClient(sendgrid.connection):  # libraries are loaded before the measurement
         gc.collect()
         bytes_before = process.memory_info().rss
         started = time.monotonic()
@@ -98,18 +98,18 @@ async def measure(sendgrid: Account, seconds: float, interval: float, *, is_alon
 
 
 async def wait(sendgrid: Account, export_id: str, interval: float, key: int) -> None:
-    """As a trigger waits."""
+    """Wait as a trigger does."""
 
     def connect() -> AsyncSendGridClient:
         return AsyncSendGridClient(sendgrid.connection)
 
-    async with shared_watch(key, ExportFamily.MARKETING, connect) as watch:
+    async with acquire_poller(key, ExportFamily.MARKETING, connect) as watch:
         began = time.time() - HOUR
         await watch.wait(export_id, PollSchedule(interval), started_at=began, end_time=float("inf"))
 
 
 async def all_polled(sendgrid: Account, tasks: list[asyncio.Task[None]], is_alone: bool) -> None:
-    """Until each has been told of its export once; alone each needs a request of its own for that."""
+    """Wait until every export was polled once; without sharing, each needs its own request."""
     needed = len(tasks) if is_alone else 1 + len(tasks) // 100
     while await asyncio.to_thread(sendgrid.requests) < needed:  # noqa: ASYNC110 - another process counts them
         await asyncio.sleep(1)
@@ -123,7 +123,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 @contextmanager
 def account(waiters: int) -> Iterator[Account]:
-    """The emulator, until the block ends."""
+    """Run the emulator in another process."""
     command = [sys.executable, "-m", "benchmarks.waiting", "--serve", "--waiters", str(waiters)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
@@ -133,7 +133,7 @@ def account(waiters: int) -> Iterator[Account]:
 
 
 def serve(waiters: int) -> None:
-    """Play SendGrid until the standard input ends."""
+    """Run the emulator until standard input is closed."""
     with Emulator() as emulator:
         stuck = emulator.add_list("Stuck", contacts=0, outcome="stuck")
         export_ids = [emulator.start_export([stuck]) for _ in range(waiters)]

@@ -1,7 +1,7 @@
 """Export all contacts to any storage every night.
 
-Needs the connection `sendgrid_default` (the API key as password), that of the storage, and the destination in the
-environment variable SENDGRID_EXPORT_PATH: file:///folder, gs://conn_id@bucket/folder,
+Needs the connection `sendgrid_default` (the API key as password), the connection of the storage, and the destination in
+the environment variable SENDGRID_EXPORT_PATH: file:///folder, gs://conn_id@bucket/folder,
 abfs://conn_id@container/folder or s3://conn_id@bucket/folder.
 """
 

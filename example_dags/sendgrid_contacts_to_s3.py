@@ -1,8 +1,7 @@
 """Export all contacts to S3 every night, and update an asset.
 
 Needs the connections `sendgrid_default` (the API key as password) and `aws_default`, and the name of a bucket in the
-environment variable SENDGRID_EXPORT_BUCKET. DAGs with the asset as schedule run when the
-files are stored.
+environment variable SENDGRID_EXPORT_BUCKET. DAGs scheduled by the asset run when the files are stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Spread one export over many workers: one mapped task per file, and a last task that writes the manifest.
+"""Spread one export over many workers: one mapped task per file, then a task that writes the manifest.
 
 For accounts whose export has many files (`max_file_size` splits it, in MB). Needs the connections `sendgrid_default`
 (the API key as password) and `aws_default`, and the name of a bucket in the environment variable

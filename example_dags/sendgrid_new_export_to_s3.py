@@ -1,15 +1,15 @@
 """### Store each export in S3 as soon as it is ready, no matter who started it.
 
-No schedule and no polling task: a trigger watches SendGrid, and each export that becomes ready starts this DAG. For
-example, a marketer exports a list in SendGrid's web pages; minutes later it is in S3.
+A trigger watches SendGrid, and each export that becomes ready starts this DAG; no schedule and no polling task are
+needed. For example, a marketer exports a list in SendGrid's web pages; minutes later it is in S3.
 
 Needs Airflow 3; on Airflow 2 this file defines no DAG. It also needs the connections `sendgrid_default` and
 `aws_default`, and the name of a bucket in the environment variable `SENDGRID_EXPORT_BUCKET`.
 
-If your own tasks export lists, too: from Airflow 3.3, give their `SendGridExportContactsOperator` the asset below as an
-inlet, `inlets=[Asset.ref(name="sendgrid_new_export")]`, and their exports do not start this DAG. Use a reference: a
-file that declares the asset without its watcher removes the watcher. Or restrict the trigger by `export_type`,
-`list_id` or `segment_id`.
+If your own tasks export lists, too, their exports also start this DAG. To prevent that from Airflow 3.3 on, add
+`inlets=[Asset.ref(name="sendgrid_new_export")]` to their `SendGridExportContactsOperator`. Use `Asset.ref`: a file that
+declares the asset without its watcher removes the watcher. Or restrict the trigger by `export_type`, `list_id` or
+`segment_id`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def manifests(s3):
 
 
 def assert_delivered(emulator, s3, manifest):
-    """The objects hold what the emulator made, and the manifest names them all."""
+    """The objects contain the emulator's files, and the manifest names all of them."""
     truth = emulator.export_files(manifest["sendgrid_export"]["id"])
     stored = [s3.read_plain(entry["url"]) for entry in manifest["entries"]]
     assert [file.read() for file in truth] == stored
@@ -48,8 +48,8 @@ def assert_delivered(emulator, s3, manifest):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_it_parses_without_any_connection(name, airflow_version):
-    """And asks nobody anything; it has one DAG, named as its file, with a text that explains it."""
+def test_an_example_parses_without_any_connection(name, airflow_version):
+    """It has one DAG, named like its file, with a description."""
     dags = airflow_version.load_dags(FOLDER / f"{name}.py")
 
     if name in STARTED_BY_TRIGGERS and not airflow_version.starts_dags_from_triggers:
@@ -62,13 +62,12 @@ def test_it_parses_without_any_connection(name, airflow_version):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_task_is_retried(name, airflow_version):
-    """A copied example survives an outage."""
+    """So a copied example survives an outage."""
     for dag in airflow_version.load_dags(FOLDER / f"{name}.py").values():
         assert [] == [task.task_id for task in dag.tasks if not task.retries]
 
 
 def test_a_transfer_updates_an_asset(airflow_version):
-    """Shown in Airflow's pages."""
     [dag] = airflow_version.load_dags(FOLDER / "sendgrid_contacts_to_s3.py").values()
 
     assert ["s3://lake/sendgrid/contacts"] == [outlet.uri for outlet in dag.get_task("store").outlets]
@@ -83,7 +82,7 @@ def test_a_transfer_updates_an_asset(airflow_version):
     ],
 )
 def test_every_contact_arrives(ticking_emulator, s3, run, name, prefix):
-    """Started, waited for in the triggerer's stead, and stored in several files."""
+    """In several files; the sensor waits without a triggerer."""
     ticking_emulator.configure(contacts_per_file=1_000)
 
     assert "success" == run(name).state
@@ -98,7 +97,7 @@ def test_every_contact_arrives(ticking_emulator, s3, run, name, prefix):
 
 
 def test_an_export_without_files_skips_the_manifest(monkeypatch, s3, run):
-    """SendGrid may name no files for an empty list: nothing to map, nothing to store, and the run is green."""
+    """SendGrid may list no files for an empty list. Then the run succeeds and stores nothing."""
     with Emulator() as emulator:
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
         monkeypatch.setattr(type(emulator._backend), "signed_urls", lambda *_: [])
@@ -112,8 +111,7 @@ def test_an_export_without_files_skips_the_manifest(monkeypatch, s3, run):
         assert [] == s3.stored_keys()
 
 
-def test_any_storage_will_do(ticking_emulator, airflow_version, monkeypatch, tmp_path):
-    """Here a folder."""
+def test_the_object_storage_example_delivers_to_a_folder(ticking_emulator, airflow_version, monkeypatch, tmp_path):
     monkeypatch.setenv("SENDGRID_EXPORT_PATH", f"file://{tmp_path}")
     name = "sendgrid_contacts_to_object_storage"
 
@@ -124,8 +122,8 @@ def test_any_storage_will_do(ticking_emulator, airflow_version, monkeypatch, tmp
     assert json.loads(manifest.read_text())["meta"]["record_count"] > 0
 
 
-def test_duckdb_counts_every_contact(ticking_emulator, airflow_version, monkeypatch, tmp_path):
-    """From a folder, out of several files, values with line breaks and doubled quotes among them."""
+def test_duckdb_loads_every_contact(ticking_emulator, airflow_version, monkeypatch, tmp_path):
+    """From several files, with line breaks and doubled quotes in values."""
     monkeypatch.setenv("SENDGRID_EXPORT_FOLDER", str(tmp_path / "exports"))
     monkeypatch.setenv("SENDGRID_DUCKDB", str(tmp_path / "contacts.duckdb"))
     ticking_emulator.configure(contacts_per_file=1_000)
@@ -146,15 +144,15 @@ def test_duckdb_counts_every_contact(ticking_emulator, airflow_version, monkeypa
 
 
 def contacts_of(content):
-    """As Python's own reader sees them."""
+    """As Python's csv module reads them."""
     return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
 
 
-def test_every_list_arrives_under_a_prefix_of_its_own(monkeypatch, s3, run):
-    """As many mapped tasks as there are lists with contacts."""
+def test_every_list_arrives_under_its_own_prefix(monkeypatch, s3, run):
+    """There is one mapped task per list with contacts."""
     with Emulator(populate=False) as emulator:
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", emulator.connection_json())
-        for name, contacts in (("News", 30), ("Nobody", 0), ("Customers", 20)):
+        for name, contacts in (("News", 30), ("Empty", 0), ("Customers", 20)):
             emulator.add_list(name, contacts=contacts)
 
         assert "success" == run("sendgrid_lists_to_s3").state

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_sendgrid import exceptions
-from airflow_provider_sendgrid.exceptions import HOPELESS_ERRORS, SendGridError, redact
-from airflow_provider_sendgrid.redaction import hide_secret
+from airflow_provider_sendgrid.exceptions import NON_RETRYABLE_ERRORS, SendGridError, redact
+from airflow_provider_sendgrid.redaction import register_secret
 
 KEY = f"SG.{'k3y-' * 5}ab.{'S3cret_' * 6}z"
 SIGNATURE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -44,9 +44,9 @@ def test_every_class_says_what_it_means(error_class):
 
 
 def test_what_a_further_try_cannot_help_is_of_this_tree():
-    assert set(HOPELESS_ERRORS) < set(OWN_CLASSES)
+    assert set(NON_RETRYABLE_ERRORS) < set(OWN_CLASSES)
     transient = {"SendGridRateLimitError", "SendGridServerError", "SendGridUnavailableError"}
-    assert not transient & {each.__name__ for each in HOPELESS_ERRORS}
+    assert not transient & {each.__name__ for each in NON_RETRYABLE_ERRORS}
 
 
 # --- no secrets
@@ -186,7 +186,7 @@ def test_an_error_needs_a_text():
 )
 def test_the_key_of_a_connection_is_hidden_whatever_its_form(shape):
     key = "a-gateways/own+secret"
-    hide_secret(key)
+    register_secret(key)
     shown = shape(key)
     error = SendGridError(
         f"key {shown} is bad", errors=[{"message": shown, "field": {"key": shown}, "help": [shown], shown: 1}]
@@ -197,5 +197,5 @@ def test_the_key_of_a_connection_is_hidden_whatever_its_form(shape):
 
 
 def test_a_short_secret_is_not_hidden_in_every_word():
-    hide_secret("key")
+    register_secret("key")
     assert redact("the key is bad") == "the key is bad"

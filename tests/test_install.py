@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dev.environment import uv_environment
-from dev.pythons import python_version_for
+from dev.environments.interpreters import python_version_for
+from dev.environments.virtualenv import uv_environment
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "airflow_provider_sendgrid"

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def builder():
-    """The command that builds a wheel, with what is at hand."""
+    """The command that builds a wheel: hatchling or uv."""
     if find_spec("hatchling"):
         return [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
     uv = Path(sys.executable).with_name("uv")
@@ -42,15 +42,15 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(built)
 
 
-def test_the_wheel_holds_the_package_alone(wheel):
-    """Nothing of tests, examples or dev lands in site-packages."""
+def test_the_wheel_contains_only_the_package(wheel):
+    """No tests, examples or dev."""
     tops = {name.split("/")[0] for name in wheel.namelist()}
 
     [metadata] = {top for top in tops if top.endswith(".dist-info")}
     assert {"airflow_provider_sendgrid", metadata} == tops
 
 
-def test_the_wheel_holds_all_of_the_package(wheel):
+def test_the_wheel_contains_the_whole_package(wheel):
     package = REPOSITORY / "airflow_provider_sendgrid"
     files = {str(path.relative_to(REPOSITORY)) for path in package.rglob("*") if path.is_file()}
 
@@ -59,7 +59,7 @@ def test_the_wheel_holds_all_of_the_package(wheel):
     assert expected == {name for name in wheel.namelist() if name.startswith("airflow_provider_sendgrid/")}
 
 
-def test_the_wheel_says_that_it_is_typed(wheel):
+def test_the_wheel_has_the_marker_of_typed_packages(wheel):
     assert "airflow_provider_sendgrid/py.typed" in wheel.namelist()
 
 
@@ -67,16 +67,16 @@ def test_the_wheel_names_its_entry_point_license_and_python(wheel):
     [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     [entries] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
 
-    told = wheel.read(metadata).decode()
+    text = wheel.read(metadata).decode()
 
-    assert "Name: airflow-provider-sendgrid\n" in told
-    assert "License-Expression: Apache-2.0\n" in told
-    assert "Requires-Python: >=3.10\n" in told
+    assert "Name: airflow-provider-sendgrid\n" in text
+    assert "License-Expression: Apache-2.0\n" in text
+    assert "Requires-Python: >=3.10\n" in text
     assert "[apache_airflow_provider]" in wheel.read(entries).decode()
 
 
 def test_links_on_the_package_index_are_absolute(wheel):
-    """They begin with the address in pyproject.toml; pictures are the files themselves."""
+    """They begin with the address in pyproject.toml; links to pictures are links to the raw files."""
     [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     text = wheel.read(metadata).decode()
     [repository] = re.findall(r"(?m)^Project-URL: Repository, (\S+)$", text)

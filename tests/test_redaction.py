@@ -15,8 +15,7 @@ from airflow_provider_sendgrid.exports.sessions import new_async_client, new_dow
 from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.redaction import redact, redact_logs_of_libraries
-from tests.files.test_download import redirecting
-from tests.support.file_server import FileServer
+from tests.support.file_server import FileServer, redirecting
 from tests.support.network import closed_port
 
 QUERY = "?X-Goog-Thing=5ecret&upload_id=5ecret&page_token=5ecret"

@@ -305,7 +305,7 @@ def test_running_parts_end_when_stopped(server_certificate):
 
 def get_export(server: Server, stop: StopSignal) -> ContactExport:
     with SendGridClient(connection_to(server), stop=stop) as client:
-        return client.converse(protocol.get_export(ExportFamily.MARKETING, "6f"))
+        return client.run_flow(protocol.get_export(ExportFamily.MARKETING, "6f"))
 
 
 @pytest.mark.parametrize("retry_after", [b"", b"Retry-After: 100\r\n"])

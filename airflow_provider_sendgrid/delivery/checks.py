@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from airflow_provider_sendgrid.delivery.object_names import SAFE_ID
 from airflow_provider_sendgrid.exceptions import ExportExpiredError, ExportIncompleteError
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.exports.polling import Outcome, look_at
+from airflow_provider_sendgrid.exports.polling import Outcome, evaluate_poll
 from airflow_provider_sendgrid.files.source import require_distinct_paths
 
 _MIN_TIME_LEFT = timedelta(seconds=60)
@@ -30,7 +30,7 @@ def require_deliverable(export: ContactExport) -> ContactExport:
     """
     # SendGrid's times are compared with SendGrid's clock: a worker's may be wrong.
     now = export.as_of or datetime.now(timezone.utc)
-    result = look_at(export, now=now.timestamp(), started_at=now.timestamp(), polls=1)
+    result = evaluate_poll(export, now=now.timestamp(), started_at=now.timestamp(), polls=1)
     if (error := result.error()) is not None:
         raise error
     if export.is_expired_at(now + _MIN_TIME_LEFT):

@@ -1,11 +1,11 @@
-"""SendGrid's contact-export API on localhost: for tests, for trying DAGs, for rehearsing outages.
+"""SendGrid's contact-export API on localhost, for tests of DAGs and of failures.
 
     with Emulator() as sendgrid:
         news = sendgrid.add_list("News", contacts=1_000)
         print(sendgrid.url, sendgrid.api_key)
 
-or `python -m airflow_provider_sendgrid.emulator`. Pure standard library; knows nothing of Airflow, nor of the
-package that it tests.
+or `python -m airflow_provider_sendgrid.emulator`. Needs only the standard library; imports neither Airflow nor the rest
+of this package.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The emulator from the command line: `python -m airflow_provider_sendgrid.emulator`.
 
-Knows options and what to print. Must not know anything else.
+Knows the options and the output. Must not know anything else.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from .emulator import DEFAULT_API_KEY, Emulator
 from .recording import RecordedRequest
 from .settings import Settings
 
-_LIST = "a list instead of the default ones; outcome: ready, failure, stuck, expired, unknown:<status>"
+_LIST = "a list that replaces the default ones; outcome: ready, failure, stuck, expired, unknown:<status>"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run until interrupted."""
     options = _parser().parse_args(arguments)
-    ending = _ending()
+    interrupted = _interrupt_event()
     with _emulator(options) as emulator:
         for each in options.list:
             for family in FAMILIES:
                 emulator.add_list(each.name, contacts=each.contacts, family=family, outcome=each.outcome)
-        print(_greeting(emulator), flush=True)
-        ending.wait()
+        print(_startup_text(emulator), flush=True)
+        interrupted.wait()
     print("closed")
 
 
@@ -63,16 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=8025, help="port of the API; 0 takes a free one")
     add("--files-port", type=int, default=0, help="port of the file storage; 0 takes a free one")
-    add("--api-key", default=DEFAULT_API_KEY, help="the key that may do everything")
-    add("--seed", type=int, default=0, help="decides who the contacts are")
-    add("--contacts", type=int, default=0, help="at least so many contacts in the whole account")
+    add("--api-key", default=DEFAULT_API_KEY, help="a key with every scope")
+    add("--seed", type=int, default=0, help="determines the contacts")
+    add("--contacts", type=int, default=0, help="minimum number of contacts in the account")
     add("--list", type=_list_option, action="append", default=[], metavar="NAME=COUNT[:OUTCOME]", help=_LIST)
-    add("--ready-after", type=float, default=3.0, metavar="SECONDS", help="how long an export takes")
-    add("--url-lifetime", type=int, default=300, metavar="SECONDS", help="how long a file URL is good for")
+    add("--ready-after", type=float, default=3.0, metavar="SECONDS", help="time until an export is ready")
+    add("--url-lifetime", type=int, default=300, metavar="SECONDS", help="time until a file URL expires")
     add("--rate-limit", type=_rate_limit, default=(0, 60.0), metavar="LIMIT/SECONDS", help="e.g. 10/60")
-    add("--max-contacts-per-file", type=int, default=0, metavar="N", help="split exports; 0 = only by size")
-    add("--max-bytes-per-second", type=int, default=0, metavar="N", help="speed of a file connection; 0 = any")
-    add("--max-bytes-per-connection", type=int, default=0, metavar="N", help="end it after so many; 0 = any")
+    add("--max-contacts-per-file", type=int, default=0, metavar="N", help="contacts per file; 0 = limited by size only")
+    add("--max-bytes-per-second", type=int, default=0, metavar="N", help="speed of a file connection; 0 = unlimited")
+    add("--max-bytes-per-connection", type=int, default=0, metavar="N", help="close it after so many bytes; 0 = never")
     add("--verbose", action="store_true", help="print a line for each request")
     return parser
 
@@ -96,7 +96,7 @@ def _rate_limit(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not LIMIT/SECONDS") from None
 
 
-def _greeting(emulator: Emulator) -> str:
+def _startup_text(emulator: Emulator) -> str:
     lists = [
         f"  {family:<10} {each.id!s:<36}  {each.name} ({each.contacts:,} contacts, {each.outcome})"
         for family in FAMILIES
@@ -121,12 +121,12 @@ def _print_request(entry: RecordedRequest) -> None:
     )
 
 
-def _ending() -> threading.Event:
-    """Return what ctrl-C, or being asked to terminate, sets."""
-    asked = threading.Event()
+def _interrupt_event() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set."""
+    interrupted = threading.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: asked.set())
-    return asked
+        signal.signal(each, lambda *_: interrupted.set())
+    return interrupted
 
 
 if __name__ == "__main__":

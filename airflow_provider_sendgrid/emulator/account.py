@@ -1,6 +1,6 @@
 """A SendGrid account: its lists, its segments and its exports.
 
-Knows who is on which list. Must not know HTTP, JSON, files or clocks.
+Knows which contacts are on which list. Must not know HTTP, JSON, files or clocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .contacts import FileType
 from .export import Export
 from .spool import Ranges
 
-_ID_SPACE: Final = uuid.UUID("5e4d9a1d-0000-4000-8000-000000000000")
+_ID_NAMESPACE: Final = uuid.UUID("5e4d9a1d-0000-4000-8000-000000000000")
 
 
 class Account:
@@ -22,13 +22,13 @@ class Account:
 
     def __init__(self, seed: int, contacts: int = 0) -> None:
         self._seed = seed
-        self._at_least = contacts
+        self._min_contacts = contacts
         self._audiences: list[Audience] = []
         self._exports: dict[str, Export] = {}
         self._lock = threading.RLock()
 
     def add_audience(self, kind: Kind, new: NewAudience) -> Audience:
-        """Add a list, which has contacts of its own, or a segment, which holds the account's first ones."""
+        """Add a list, which has its own contacts, or a segment, which holds the account's first contacts."""
         with self._lock:
             audience = Audience(
                 kind=kind,
@@ -91,14 +91,14 @@ class Account:
         number = len(self._audiences)
         if family == "legacy":
             return 1001 + number
-        return str(uuid.uuid5(_ID_SPACE, f"{self._seed}/{kind}/{name}/{number}"))
+        return str(uuid.uuid5(_ID_NAMESPACE, f"{self._seed}/{kind}/{name}/{number}"))
 
     def _ranges(self, family: Family, audiences: tuple[Audience, ...]) -> Ranges:
-        """Return the contacts of all that was chosen, each once."""
+        """Return the contacts of the chosen lists and segments, each once."""
         if audiences:
             return _merged([(each.first, each.first + each.contacts) for each in audiences])
         segments = [each.contacts for each in self.audiences(family, "segment")]
-        return _merged([(0, max([self._at_least, self._end_of_lists(family), *segments]))])
+        return _merged([(0, max([self._min_contacts, self._end_of_lists(family), *segments]))])
 
 
 def _merged(ranges: list[tuple[int, int]]) -> Ranges:

@@ -1,14 +1,12 @@
-"""Lists and segments: who is chosen when an export is started, and what becomes of it.
+"""Lists and segments, and the outcome of their exports.
 
-Knows no more than these values.
-
-| outcome | an export of it |
+| outcome | status of its exports |
 |---|---|
 | `ready` | pending for `ready_after` seconds, then ready |
 | `failure` | pending, then failure with `message` |
-| `stuck` | pending for ever |
-| `expired` | ready, with files that are already gone |
-| `unknown:<status>` | pending, then a status nobody has heard of |
+| `stuck` | always pending |
+| `expired` | ready, with files that are already deleted |
+| `unknown:<status>` | pending, then this status |
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ _OUTCOMES: Final = ("ready", "failure", "stuck", "expired")
 
 @dataclass(frozen=True, slots=True)
 class NewAudience:
-    """A list or a segment to be added; `outcome` is what becomes of its exports.
+    """A list or a segment to be added; `outcome` is that of its exports.
 
     Raises:
         ValueError: for a family or an outcome that does not exist, or a negative number of contacts.

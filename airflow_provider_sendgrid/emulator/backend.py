@@ -1,7 +1,6 @@
-"""The pieces behind both listeners together: account, files, keys, settings and the clock.
+"""What both listeners share: account, files, keys, settings and the clock.
 
-Knows what an export's files are and where they may be fetched. Must not know how an answer is written (that
-is `payloads.py`), nor sockets.
+Knows an export's files and their URLs. Must not know sockets, nor the JSON of responses (`payloads.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from .contacts import FileType
 from .export import Export
 from .settings import Key, Settings
 from .signing import sign_path
-from .spool import Recipe, Spool, SpooledFile
+from .spool import FileSpec, Spool, SpooledFile
 
 USER_ID: Final = "8315072"
 FOLDER: Final = f"/sg-contact-exports/{USER_ID}"
 DEFAULT_MAX_FILE_SIZE: Final = 5_000
 _MB: Final = 1_000_000
-_MADE_AT_ONCE_ROWS: Final = 5_000
+_SMALL_EXPORT_ROWS: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
-    """What one file of an export truly holds."""
+    """The actual content of one exported file."""
 
     name: str
     rows: int
@@ -37,24 +36,24 @@ class ExportedFile:
     stored: SpooledFile
 
     def read(self) -> bytes:
-        """Return the content as meant."""
+        """Return the uncompressed content."""
         return b"".join(self.stored.read_plain())
 
     def chunks(self) -> Iterator[bytes]:
-        """Give the content as meant, in chunks."""
+        """Yield the uncompressed content in chunks."""
         return self.stored.read_plain()
 
 
 @dataclass(slots=True)
 class Backend:
-    """What the emulator is about, without its sockets."""
+    """The emulator's state, without its sockets."""
 
     account: Account
     spool: Spool
     keys: dict[str, Key]
     settings: Settings = field(default_factory=Settings)
     clock: Callable[[], float] = time.time
-    _recipes: dict[str, Recipe] = field(default_factory=dict)
+    _specs: dict[str, FileSpec] = field(default_factory=dict)
 
     def start_export(
         self,
@@ -63,30 +62,30 @@ class Backend:
         file_type: FileType = "csv",
         max_file_size: int = DEFAULT_MAX_FILE_SIZE,
     ) -> Export:
-        """Start an export and the making of its files; a small one's files are there when this returns."""
+        """Start an export and write its files in the background; a small export is complete on return."""
         export = self.account.start_export(
             family, tuple(audiences), file_type, now=self.clock(), ready_after=self.settings.ready_after
         )
-        recipe = self._recipe(export, max_file_size)
-        self._recipes[export.id] = recipe
-        making = self.spool.request(recipe)
-        if recipe.rows <= _MADE_AT_ONCE_ROWS:
-            making.result()
+        spec = self._spec(export, max_file_size)
+        self._specs[export.id] = spec
+        future = self.spool.request(spec)
+        if spec.rows <= _SMALL_EXPORT_ROWS:
+            future.result()
         return export
 
     def status(self, export: Export) -> str:
-        """Return what has become of an export by now."""
-        making = self.spool.request(self._recipes[export.id])
-        return export.status(self.clock(), is_spooled=making.done())
+        """Return the current status of an export."""
+        future = self.spool.request(self._specs[export.id])
+        return export.status(self.clock(), is_spooled=future.done())
 
-    def files(self, export: Export, edition: int = 0) -> tuple[SpooledFile, ...]:
-        """Return an export's files, waiting until they are made; another edition is other people's data."""
-        recipe = self._recipes[export.id]
-        return self.spool.request(replace(recipe, edition=edition)).result()
+    def files(self, export: Export, version: int = 0) -> tuple[SpooledFile, ...]:
+        """Return an export's files, waiting until they are written; another version holds other contacts."""
+        spec = self._specs[export.id]
+        return self.spool.request(replace(spec, version=version)).result()
 
     def count(self, export: Export) -> int:
-        """Return how many contacts an export holds."""
-        return self._recipes[export.id].rows
+        """Return the number of contacts in an export."""
+        return self._specs[export.id].rows
 
     def file_names(self, export: Export) -> list[str]:
         """Return the names of an export's files in order, as in their URLs."""
@@ -94,18 +93,18 @@ class Backend:
         return [f"{export.id}-{n:05}.{export.file_type}.gzip" for n in range(1, count + 1)]
 
     def exported_files(self, export: Export) -> list[ExportedFile]:
-        """Return what each file of an export truly holds."""
+        """Return the actual content of each file of an export."""
         named = zip(self.file_names(export), self.files(export), strict=True)
         return [ExportedFile(name, f.rows, f.plain_bytes, f.stored_bytes, f) for name, f in named]
 
     def signed_urls(self, export: Export, files_url: str) -> list[str]:
-        """Return the URL of every file, signed now."""
+        """Return the URL of every file, newly signed."""
         now, lifetime = self.clock(), self.settings.url_lifetime
         paths = [f"{FOLDER}/{name}" for name in self.file_names(export)]
         return [files_url + sign_path(path, now, lifetime) for path in paths]
 
-    def _recipe(self, export: Export, max_file_size: int) -> Recipe:
-        return Recipe(
+    def _spec(self, export: Export, max_file_size: int) -> FileSpec:
+        return FileSpec(
             ranges=export.ranges,
             file_type=export.file_type,
             max_bytes=max_file_size * _MB,

@@ -1,11 +1,9 @@
-"""Made-up contacts, as rows of CSV or NDJSON: the same seed gives the same people, for ever.
+"""Generated contacts, as rows of CSV or NDJSON; the same seed always gives the same contacts.
 
-Knows what SendGrid's rows look like. Must not know lists, exports, files or gzip: it is asked for
-"contacts 1,000 to 1,500 as CSV" and answers with bytes.
+Knows SendGrid's rows. Must not know lists, exports, files or gzip.
 
-Fast, because millions are wanted: `_POOL` rows are composed once, from lists of names walked with strides
-that have no factor in common, with slots for the contact's number. A block of rows is one formatting of
-the joined pool.
+Fast, because tests export millions: `_POOL` rows are composed once, from lists of values with coprime strides, with
+placeholders for the contact's number. A block of rows is one string formatting.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ LATER_FIELDS: Final = ("PHONE_NUMBER_ID", "EXTERNAL_ID", "ANONYMOUS_ID")
 FIELDS: Final = STANDARD_FIELDS + CUSTOM_FIELDS + LATER_FIELDS
 HEADER: Final = (",".join(f'"{field}"' for field in FIELDS) + "\n").encode()
 
-_POOL: Final = 2_003  # a prime: no list of values below is as long as a divisor of it
+_POOL: Final = 2_003  # a prime, so no list of values below has a common divisor with it
 _FIRST_NAMES: Final = (
     "Ada", "Jürgen", "Zoë", "Nuño", "Łukasz", "美咲", "Søren", "Anne-Marie", "Björk", "Иван", "Grace",
     "O'Brien", "null", "Mary Ann", "Émile", "宇航", "Fatima", "",
@@ -62,36 +60,36 @@ _NOTES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class ContactBook:
-    """Every contact there is, numbered from 0; `seed` decides who they are."""
+class ContactGenerator:
+    """Generates contacts, numbered from 0; `seed` determines them."""
 
     seed: int = 0
 
     def rows(self, file_type: FileType, first: int, count: int) -> bytes:
-        """Return the rows of `count` contacts from number `first`, each ended by a line feed; no header."""
+        """Return the rows of `count` contacts from number `first`, each with a line feed; no header."""
         pool = _pool(self.seed, file_type)
         start = first % _POOL
         block = "".join(pool[(start + i) % _POOL] for i in range(count))
-        numbers = [slot for number in range(first, first + count) for slot in (number,) * _SLOTS]
+        numbers = [placeholder for number in range(first, first + count) for placeholder in (number,) * _PLACEHOLDERS]
         return (block % tuple(numbers)).encode()
 
 
-# Every composed row takes the contact's number this many times: e-mail, phone, contact id, external id.
-_SLOTS: Final = 4
-_NO_SLOT: Final = "%.0s"  # takes a number and writes nothing
+# Placeholders for the contact's number in each row: e-mail, phone, contact id, external id.
+_PLACEHOLDERS: Final = 4
+_NO_PLACEHOLDER: Final = "%.0s"  # consumes a number and writes nothing
 
 
 @lru_cache(maxsize=8)
 def _pool(seed: int, file_type: FileType) -> tuple[str, ...]:
-    """Compose the rows that all contacts of this seed are made of."""
-    shuffle = random.Random(seed)
-    offset = shuffle.randrange(_POOL)
+    """Compose the rows from which all contacts of this seed are formatted."""
+    rng = random.Random(seed)
+    offset = rng.randrange(_POOL)
     compose = {"csv": _csv_row, "json": _json_row}[file_type]
-    return tuple(compose(_contact(i + offset, shuffle)) for i in range(_POOL))
+    return tuple(compose(_contact(i + offset, rng)) for i in range(_POOL))
 
 
-def _contact(i: int, shuffle: random.Random) -> dict[str, str]:
-    """Return one contact's values; a percent sign is doubled, `%d` is where the contact's number goes."""
+def _contact(i: int, rng: random.Random) -> dict[str, str]:
+    """Return one contact's values; percent signs are doubled, `%d` is the contact's number."""
     city, state, postal_code, country = _CITIES[i * 7 % len(_CITIES)]
     month, day = i % 12 + 1, i % 28 + 1
     values = {
@@ -108,17 +106,17 @@ def _contact(i: int, shuffle: random.Random) -> dict[str, str]:
         "CREATED_AT": f"2021-{month:02}-{day:02}T08:{i % 60:02}:00Z",
         "UPDATED_AT": f"2024-{month:02}-{day:02}T17:{i % 60:02}:30Z",
         "FAVOURITE_COLOUR": _COLOURS[i * 3 % len(_COLOURS)],
-        "LOYALTY_POINTS": str(shuffle.randrange(10_000)) if i % 3 else "",
+        "LOYALTY_POINTS": str(rng.randrange(10_000)) if i % 3 else "",
         "LAST_PURCHASE": f"2024-{month:02}-{day:02}" if i % 4 else "",
         "NOTES": _NOTES[i * 5 % len(_NOTES)],
-        "ANONYMOUS_ID": f"{shuffle.getrandbits(64):016x}" if i % 5 == 0 else "",
+        "ANONYMOUS_ID": f"{rng.getrandbits(64):016x}" if i % 5 == 0 else "",
     }
     escaped = {field: value.replace("%", "%%") for field, value in values.items()}
     return escaped | {
-        "EMAIL": _NO_SLOT if i % 97 == 0 else f"contact.{i % _POOL}.%d@example.com",
-        "PHONE_NUMBER": "+4930%08d" if i % 6 == 0 else _NO_SLOT,
-        "CONTACT_ID": f"{shuffle.getrandbits(32):08x}-{i % _POOL:04x}-4000-8000-%012x",
-        "EXTERNAL_ID": "crm-%d" if i % 2 else _NO_SLOT,
+        "EMAIL": _NO_PLACEHOLDER if i % 97 == 0 else f"contact.{i % _POOL}.%d@example.com",
+        "PHONE_NUMBER": "+4930%08d" if i % 6 == 0 else _NO_PLACEHOLDER,
+        "CONTACT_ID": f"{rng.getrandbits(32):08x}-{i % _POOL:04x}-4000-8000-%012x",
+        "EXTERNAL_ID": "crm-%d" if i % 2 else _NO_PLACEHOLDER,
     }
 
 
@@ -128,16 +126,16 @@ def _csv_row(contact: dict[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    empty = value in ("", _NO_SLOT)
+    empty = value in ("", _NO_PLACEHOLDER)
     return value if empty else '"' + value.replace('"', '""') + '"'
 
 
 def _json_row(contact: dict[str, str]) -> str:
-    """Write one object on one line: slots in the order of `FIELDS`, absent fields left out."""
+    """Write one object on one line: placeholders in the order of `FIELDS`, empty fields omitted."""
     standard = {field.lower(): contact[field] for field in STANDARD_FIELDS if contact.get(field)}
     custom = {field.lower(): contact[field] for field in CUSTOM_FIELDS if contact[field]}
     later = {field.lower(): contact[field] for field in LATER_FIELDS if contact.get(field)}
     present = {**standard, "custom_fields": custom, **later}
-    skipped = sum(value == _NO_SLOT for value in present.values())
-    kept = {field: value for field, value in present.items() if value != _NO_SLOT}
-    return json.dumps(kept, ensure_ascii=False) + _NO_SLOT * skipped + "\n"
+    skipped = sum(value == _NO_PLACEHOLDER for value in present.values())
+    kept = {field: value for field, value in present.items() if value != _NO_PLACEHOLDER}
+    return json.dumps(kept, ensure_ascii=False) + _NO_PLACEHOLDER * skipped + "\n"

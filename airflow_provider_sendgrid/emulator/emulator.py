@@ -1,6 +1,6 @@
 """The emulator as a Python value: `with Emulator() as sendgrid: ...`.
 
-Knows all the pieces and joins them; decides nothing itself.
+Knows all the parts and connects them. Must not decide anything itself.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Emulator:
     """SendGrid's contact-export API on this machine, between `__enter__` and `__exit__`.
 
     Args:
-        settings: How it behaves; change it later with `configure`.
+        settings: How the emulator behaves; `configure` changes them later.
         host: The address to listen on.
         port: The API's port; 0 takes a free one.
         files_port: The file storage's port; 0 takes a free one.
-        api_key: The key that may do everything.
+        api_key: A key with every scope.
         keys: More keys, each with its scopes.
-        seed: Decides who the contacts are, and the ids of lists.
-        contacts: At least so many contacts in the whole account.
+        seed: Determines the contacts and the ids of lists.
+        contacts: The minimum number of contacts in the account.
         populate: Whether the account starts with lists and segments (`DEFAULT_LISTS`, `DEFAULT_SEGMENTS`).
-        clock: What time it is, in seconds since the epoch; tests move it by hand.
+        clock: Returns the time in seconds since the epoch; tests pass a fake clock.
         observe: Called with every request as it is recorded.
     """
 
@@ -92,12 +92,12 @@ class Emulator:
         """Open both ports."""
         host, port, files_port = self._ports
         try:
-            self._listeners["files"] = Listener(host, files_port, self._service.answer_files)
-            self._listeners["api"] = Listener(host, port, self._service.answer_api)
+            self._listeners["files"] = Listener(host, files_port, self._service.handle_files)
+            self._listeners["api"] = Listener(host, port, self._service.handle_api)
         except OSError:
             self.close()
             raise
-        self._service.own = Origins(self.url, self.files_url)
+        self._service.own_origins = Origins(self.url, self.files_url)
         return self
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class Emulator:
 
     @property
     def settings(self) -> Settings:
-        """How it behaves now."""
+        """The current settings."""
         return self._backend.settings
 
     def configure(self, **changes: Any) -> None:
@@ -144,10 +144,10 @@ class Emulator:
         message: str = DEFAULT_MESSAGE,
         ready_after: float | None = None,
     ) -> Any:
-        """Add a list with contacts of its own and return its id: a string, or an integer for `legacy`.
+        """Add a list with its own contacts and return its id: a string, or an integer for `legacy`.
 
-        `outcome` is what becomes of its exports: `ready`, `failure` (with `message`), `stuck`, `expired` or
-        `unknown:<status>`. `ready_after` (seconds) is instead of the setting.
+        `outcome` is the final status of its exports: `ready`, `failure` (with `message`), `stuck`, `expired` or
+        `unknown:<status>`. `ready_after` (seconds) overrides the setting.
         """
         new = NewAudience(name, contacts, family, outcome, message, ready_after)
         return self._backend.account.add_audience("list", new).id
@@ -199,7 +199,7 @@ class Emulator:
         file_type: FileType = "csv",
         max_file_size: int = DEFAULT_MAX_FILE_SIZE,
     ) -> str:
-        """Start an export as a marketer does in SendGrid's pages, and return its id.
+        """Start an export as a user does in SendGrid's web app, and return its id.
 
         Raises:
             KeyError: when there is no such list or segment.
@@ -208,7 +208,7 @@ class Emulator:
         return self._backend.start_export(family, chosen, file_type, max_file_size).id
 
     def export_files(self, export_id: str) -> list[ExportedFile]:
-        """Return what the files of an export truly hold, waiting until they are made.
+        """Return the actual content of an export's files; waits until they are written.
 
         Raises:
             KeyError: when there is no such export.
@@ -216,29 +216,29 @@ class Emulator:
         return self._backend.exported_files(self._export(export_id))
 
     def requests(self, method: str = "", path_prefix: str = "", listener: str = "") -> list[RecordedRequest]:
-        """Return the requests that came, of a method, below a path, at `api` or `files`; empty means any."""
+        """Return the received requests with this method, path prefix and listener (`api`, `files`); empty means any."""
         return self._log.matching(method, path_prefix, listener)
 
     def count(self, method: str = "", path_prefix: str = "", listener: str = "") -> int:
-        """Return how many such requests came."""
+        """Return the number of matching requests; see `requests`."""
         return len(self.requests(method, path_prefix, listener))
 
     def wait_for_requests(
         self, count: int, method: str = "", path_prefix: str = "", listener: str = "", timeout: float = 10.0
     ) -> bool:
-        """Wait (at most `timeout` seconds) until so many such requests came; return whether they did."""
+        """Wait at most `timeout` seconds for so many matching requests; return whether they came."""
         return self._log.wait_for(count, method, path_prefix, listener, timeout)
 
     def leaks(self) -> list[RecordedRequest]:
-        """Return the requests that took an Authorization header to the file storage."""
+        """Return the requests that sent an Authorization header to the file storage."""
         return [each for each in self.requests(listener="files") if each.leaked]
 
     def inject(self, *faults: Fault) -> None:
-        """Let things go wrong from now on; their requests are counted from now."""
+        """Install faults; matching requests are counted from now on."""
         self._service.admin.faults.add(*faults)
 
     def clear_faults(self) -> None:
-        """Remove every fault and let go of every answer that hangs."""
+        """Remove every fault, and end the requests that hang."""
         self._service.admin.faults.clear()
 
     def _populate(self) -> None:

@@ -1,6 +1,6 @@
-"""One export and its life.
+"""One export and its status over time.
 
-Knows what an export is by now, when told the time. Must not know its files, nor JSON.
+Knows an export's status at a given time. Must not know its files, nor JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE_LIFETIME_SECONDS: Final = 12 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One export as it was started; what it is by now is a question of the time."""
+    """One export as it was started; `status` depends on the time."""
 
     id: str
     family: Family
@@ -34,28 +34,28 @@ class Export:
         return "list_export" if "list" in kinds else "segment_export" if kinds else "contacts_export"
 
     @property
-    def culprit(self) -> Audience | None:
-        """The first chosen list or segment that spoils the export."""
+    def failing_audience(self) -> Audience | None:
+        """The first chosen list or segment whose outcome is not `ready`."""
         return next((audience for audience in self.audiences if audience.outcome != "ready"), None)
 
     @property
     def outcome(self) -> str:
-        """What it comes to."""
-        return self.culprit.outcome if self.culprit else "ready"
+        """The outcome; see `audience.py`."""
+        return self.failing_audience.outcome if self.failing_audience else "ready"
 
     @property
     def completed(self) -> float:
-        """The epoch at which it is ready or has failed."""
+        """When it is ready or has failed, as an epoch."""
         return self.created + self.ready_after
 
     @property
     def shown_created(self) -> float:
-        """The epoch that SendGrid shows as `created_at`; an expired export is shown as old as its files."""
+        """SendGrid's `created_at`, as an epoch; that of an expired export is more than a file's lifetime ago."""
         return self.created - (FILE_LIFETIME_SECONDS + 1 if self.outcome == "expired" else 0)
 
     @property
     def expires(self) -> float:
-        """The epoch at which the files are gone."""
+        """When the files are deleted, as an epoch."""
         return self.shown_created + FILE_LIFETIME_SECONDS
 
     def status(self, now: float, *, is_spooled: bool) -> str:

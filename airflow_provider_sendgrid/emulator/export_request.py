@@ -1,6 +1,6 @@
-"""What may be asked when an export is started, and how SendGrid refuses what may not.
+"""The body of a request that starts an export, validated as SendGrid does.
 
-Knows the fields of the body in both families. Must not know who asks: a key, or a marketer in the pages.
+Knows the body's fields in both families. Must not know keys.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from .account import Account
 from .audience import Audience, Family, Kind
 from .backend import DEFAULT_MAX_FILE_SIZE
 from .contacts import FileType
-from .messages import errors_answer
-from .payloads import FORMS
+from .messages import json_error_response
+from .payloads import FAMILY_SPECS
 
 
-class RefusedError(Exception):
-    """The request gets an error for an answer."""
+class ApiError(Exception):
+    """The request gets an error response."""
 
     def __init__(self, status: int, message: str, field: str | None = None) -> None:
         super().__init__(message)
-        self.answer = errors_answer(status, message, field)
+        self.response = json_error_response(status, message, field)
 
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """A valid order for an export."""
+    """A valid request for an export."""
 
     family: Family
     audiences: tuple[Audience, ...]
@@ -39,16 +39,16 @@ class ExportRequest:
         """Read the body of a POST.
 
         Raises:
-            RefusedError: 400 for whatever is not as documented.
+            ApiError: 400 for a field that is not as documented.
         """
         return cls.from_payload(json_object(body), family, account)
 
     @classmethod
     def from_payload(cls, fields: dict[str, Any], family: Family, account: Account) -> ExportRequest:
-        """Read the fields of an order.
+        """Read the fields of the body.
 
         Raises:
-            RefusedError: 400 for whatever is not as documented.
+            ApiError: 400 for a field that is not as documented.
         """
         lists = _chosen(fields, "list", family, account)
         segments = _chosen(fields, "segment", family, account)
@@ -57,49 +57,49 @@ class ExportRequest:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """Return the object that a body holds; no body is an empty one.
+    """Return the JSON object in a body; an empty body is an empty object.
 
     Raises:
-        RefusedError: 400 for anything else.
+        ApiError: 400 for anything else.
     """
     try:
         fields = json.loads(body or b"{}")
     except ValueError:
-        raise RefusedError(400, "request body is not valid JSON") from None
+        raise ApiError(400, "request body is not valid JSON") from None
     if not isinstance(fields, dict):
-        raise RefusedError(400, "request body must be an object")
+        raise ApiError(400, "request body must be an object")
     return fields
 
 
 def _chosen(fields: dict[str, Any], kind: Kind, family: Family, account: Account) -> list[Audience]:
-    """Return the lists or segments that are named."""
-    name, id_type = f"{kind}_ids", FORMS[family].id_type
+    """Return the lists or segments named in the body."""
+    name, id_type = f"{kind}_ids", FAMILY_SPECS[family].id_type
     ids = fields.get(name, [])
     if not isinstance(ids, list) or any(type(each) is not id_type for each in ids):
         kind_of_id = {str: "strings", int: "integers"}[id_type]
-        raise RefusedError(400, f"{name} must be an array of {kind_of_id}", name)
+        raise ApiError(400, f"{name} must be an array of {kind_of_id}", name)
     known = {each.id: each for each in account.audiences(family, kind)}
     unknown = [each for each in ids if each not in known]
     if unknown:
-        raise RefusedError(400, f"no {kind} has the id {unknown[0]}", name)
+        raise ApiError(400, f"no {kind} has the id {unknown[0]}", name)
     return [known[each] for each in dict.fromkeys(ids)]
 
 
 def _check_notifications(fields: dict[str, Any]) -> None:
     notifications = fields.get("notifications", {})
     if not isinstance(notifications, dict) or not isinstance(notifications.get("email", False), bool):
-        raise RefusedError(400, "notifications must be an object with a boolean email", "notifications")
+        raise ApiError(400, "notifications must be an object with a boolean email", "notifications")
 
 
 def _file_type(fields: dict[str, Any]) -> FileType:
     file_type: FileType = fields.get("file_type", "csv")
     if file_type not in ("csv", "json"):
-        raise RefusedError(400, "file_type must be one of csv, json", "file_type")
+        raise ApiError(400, "file_type must be one of csv, json", "file_type")
     return file_type
 
 
 def _max_file_size(fields: dict[str, Any]) -> int:
     size = fields.get("max_file_size", DEFAULT_MAX_FILE_SIZE)
     if type(size) is not int or size < 1:
-        raise RefusedError(400, "max_file_size must be a positive integer", "max_file_size")
+        raise ApiError(400, "max_file_size must be a positive integer", "max_file_size")
     return size

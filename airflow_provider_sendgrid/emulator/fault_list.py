@@ -1,6 +1,6 @@
-"""The faults that are installed: which of them are due for a request.
+"""The installed faults, and which of them apply to a request.
 
-Must not know sockets (an answer says how it is to be sent), nor what SendGrid or S3 would have answered.
+Must not know sockets, nor what SendGrid or S3 would have responded.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .fault_effects import FaultContext, modified_response, replacement_response, serving_options
 from .faults import Fault
-from .messages import Answer, Request
-from .spoiling import Occasion, answer_instead, spoil, treatment_of
-from .storage import Treatment
+from .messages import Request, Response
+from .storage import ServingOptions
 
 
 class FaultList:
@@ -25,7 +25,7 @@ class FaultList:
         self._lock = threading.Lock()
 
     def add(self, *faults: Fault) -> None:
-        """Install faults; their requests are counted from now on."""
+        """Install faults; matching requests are counted from now on."""
         with self._lock:
             self._counters += map(_Counter, faults)
 
@@ -41,14 +41,14 @@ class FaultList:
         with self._lock:
             return [counter.fault for counter in self._counters]
 
-    def spoiled(self, listener: str, request: Request, respond: Callable[[Treatment], Answer]) -> Answer:
-        """Answer a request, with all faults applied that are due."""
+    def apply(self, listener: str, request: Request, respond: Callable[[ServingOptions], Response]) -> Response:
+        """Return the response to a request, with all faults applied that are due."""
         due, released = self._due(listener, request)
-        instead = answer_instead(due, Occasion(listener, self._clock(), released))
-        return spoil(instead or respond(treatment_of(due)), due)
+        replacement = replacement_response(due, FaultContext(listener, self._clock(), released))
+        return modified_response(replacement or respond(serving_options(due)), due)
 
     def _due(self, listener: str, request: Request) -> tuple[list[Fault], threading.Event]:
-        """Return the faults that are due, and the event that ends a `hang`; `clear` changes both together."""
+        """Return the faults that are due, and the event that ends a `hang`. `clear` replaces both at once."""
         with self._lock:
             matching = [counter for counter in self._counters if counter.fault.matches(listener, request)]
             return [counter.fault for counter in matching if counter.is_due_next()], self._released

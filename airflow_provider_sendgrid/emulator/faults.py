@@ -1,6 +1,6 @@
 """A fault: its kind, its options and the requests that it applies to.
 
-Must not know what a kind does (that is `spoiling.py`), nor sockets.
+Must not know what a kind does (that is `fault_effects.py`), nor sockets.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from .checked import replace_checked
 from .messages import Request
+from .validation import replace_checked
 
-# `spoiling.py` has an entry for each.
+# `fault_effects.py` has an entry for each.
 KINDS: Final = (
     "refuse",
     "reset",
@@ -63,7 +63,7 @@ class Fault:
     first: int = 0
     seconds: float = 0.0
     status: int = 0
-    message: str = "the emulator was told to fail"
+    message: str = "injected fault"
     location: str = ""
     at: int | None = None
     with_reset: bool = False
@@ -99,6 +99,6 @@ class Fault:
         )
 
     def is_due(self, number: int) -> bool:
-        """Return whether it applies to matching request `number` (from 1)."""
+        """Return whether it applies to matching request `number`, from 1."""
         always = self.nth == 0 and self.first == 0
         return always or number == self.nth or number <= self.first

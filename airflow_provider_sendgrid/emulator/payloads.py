@@ -1,4 +1,4 @@
-"""The JSON that SendGrid answers, in both families and spellings.
+"""The JSON of SendGrid's responses, in both families and spellings.
 
 Knows field names. Must not know routes, keys or faults.
 """
@@ -18,7 +18,7 @@ Payload = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class FamilyForm:
+class FamilySpec:
     """What differs between the two families."""
 
     exports_path: str
@@ -27,9 +27,9 @@ class FamilyForm:
     count_field: str
 
 
-FORMS: Final[Mapping[Family, FamilyForm]] = {
-    "marketing": FamilyForm("/v3/marketing/contacts/exports", "marketing.read", str, "contact_count"),
-    "legacy": FamilyForm("/v3/contactdb/exports", "marketing_campaigns.read", int, "recipient_count"),
+FAMILY_SPECS: Final[Mapping[Family, FamilySpec]] = {
+    "marketing": FamilySpec("/v3/marketing/contacts/exports", "marketing.read", str, "contact_count"),
+    "legacy": FamilySpec("/v3/contactdb/exports", "marketing_campaigns.read", int, "recipient_count"),
 }
 _CAMEL_CASE: Final = {
     "created_at": "createdAt",
@@ -50,12 +50,12 @@ class Origins:
 
 
 def started_payload(export: Export, origins: Origins) -> Payload:
-    """Return the answer to a POST that started an export."""
+    """Return the response to a POST that started an export."""
     return {"_metadata": _self(export, origins), "id": export.id}
 
 
 def status_payload(export: Export, backend: Backend, origins: Origins) -> Payload:
-    """Return the answer to a GET of one export."""
+    """Return the response to a GET of one export."""
     status = backend.status(export)
     pending = status == "pending"
     payload = {
@@ -66,15 +66,15 @@ def status_payload(export: Export, backend: Backend, origins: Origins) -> Payloa
         "completed_at": None if pending else timestamp(export.completed),
         "expires_at": timestamp(export.expires),
         "urls": backend.signed_urls(export, origins.files) if status == "ready" else None,
-        "message": export.culprit.message if status == "failure" and export.culprit else None,
+        "message": export.failing_audience.message if status == "failure" and export.failing_audience else None,
         "_metadata": _self(export, origins),
-        FORMS[export.family].count_field: backend.count(export) if status == "ready" else None,
+        FAMILY_SPECS[export.family].count_field: backend.count(export) if status == "ready" else None,
     }
     return _spelled(_with_optional(payload, backend), export.family, backend)
 
 
 def listed_payload(export: Export, backend: Backend, origins: Origins) -> Payload:
-    """Return one item of the export listing, which says less than the status."""
+    """Return one item of the export listing, which has fewer fields than the status."""
     status = backend.status(export)
     payload = {
         "id": export.id,
@@ -93,7 +93,7 @@ def listed_payload(export: Export, backend: Backend, origins: Origins) -> Payloa
 
 
 def audience_payload(audience: Audience, origins: Origins) -> Payload:
-    """Return a list or a segment as its own listing shows it."""
+    """Return a list or a segment as its listing shows it."""
     return _AUDIENCES[audience.family, audience.kind](audience, origins)
 
 
@@ -103,7 +103,7 @@ def timestamp(epoch: float) -> str:
 
 
 def _self(export: Export, origins: Origins) -> Payload:
-    return {"self": f"{origins.api}{FORMS[export.family].exports_path}/{export.id}"}
+    return {"self": f"{origins.api}{FAMILY_SPECS[export.family].exports_path}/{export.id}"}
 
 
 def _chosen(export: Export, kind: str) -> list[Payload]:

@@ -1,6 +1,6 @@
-"""SendGrid's rate limit: so many requests in a window, for the whole account.
+"""SendGrid's rate limit: a number of requests per time window, for the whole account.
 
-Knows windows and the headers that tell of them. Must not know endpoints.
+Knows windows and the X-RateLimit headers. Must not know endpoints.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import math
 import threading
 from collections.abc import Callable
 
-from .messages import Answer, errors_answer
+from .messages import Response, json_error_response
 from .settings import Settings
 
 
 class RateLimit:
-    """Counts requests; a window opens with the first one after the last window ended."""
+    """Counts requests. A window begins with the first request after the last window ended."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -22,8 +22,8 @@ class RateLimit:
         self._used = 0
         self._lock = threading.Lock()
 
-    def limited(self, settings: Settings, respond: Callable[[], Answer]) -> Answer:
-        """Answer, or refuse with 429 beyond the limit; either way with the X-RateLimit headers."""
+    def apply(self, settings: Settings, respond: Callable[[], Response]) -> Response:
+        """Return the response, or a 429 beyond the limit, with the X-RateLimit headers."""
         if not settings.rate_limit:
             return respond()
         now = self._clock()
@@ -37,11 +37,11 @@ class RateLimit:
         }
         if used <= settings.rate_limit:
             return respond().with_headers(headers)
-        later = {"Retry-After": str(seconds)} if settings.retry_after else {}
-        return errors_answer(429, "too many requests").with_headers({**headers, **later})
+        retry_after = {"Retry-After": str(seconds)} if settings.retry_after else {}
+        return json_error_response(429, "too many requests").with_headers({**headers, **retry_after})
 
     def _take(self, now: float, window: float) -> tuple[int, float]:
-        """Count one request; return how many this window has seen and when it ends."""
+        """Count one request; return the requests in this window and its end."""
         with self._lock:
             if now >= self._ends:
                 self._used, self._ends = 0, now + window

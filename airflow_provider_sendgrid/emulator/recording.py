@@ -1,6 +1,6 @@
-"""Every request that came in, for tests to ask about.
+"""The requests that were received.
 
-Knows what is kept of a request: never the key, never a query. Must not know endpoints.
+Knows what is kept of a request: neither its key nor its query. Must not know endpoints.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Final
 
 from .messages import Request
 
-_NOTED_HEADERS: Final = (
+_KEPT_HEADERS: Final = (
     "on-behalf-of", "range", "if-range", "if-match", "accept-encoding", "user-agent", "content-type",
 )  # fmt: skip
-_KEPT: Final = 20_000
+_MAX_ENTRIES: Final = 20_000
 
 
 @dataclass(slots=True)
 class RecordedRequest:
-    """One request; `bytes_sent` grows while its answer goes out."""
+    """One request; `bytes_sent` grows while its response is sent."""
 
     time: float
     listener: str
@@ -28,35 +28,34 @@ class RecordedRequest:
     method: str
     path: str
     status: int
-    """0 when there was no answer."""
+    """0 if there was no response."""
     key_id: str
     headers: dict[str, str]
-    """Those worth knowing, in lower case: `range`, `on-behalf-of`, ..."""
+    """Some of the headers, names in lower case: `range`, `on-behalf-of`, ..."""
     leaked: bool
-    """Whether the file storage was sent an Authorization header."""
+    """Whether an Authorization header was sent to the file storage."""
     bytes_sent: int = 0
-    """Of the body."""
 
 
 class RequestLog:
     """The latest requests, in order; safe to use from many threads."""
 
     def __init__(self) -> None:
-        self._entries: deque[RecordedRequest] = deque(maxlen=_KEPT)
+        self._entries: deque[RecordedRequest] = deque(maxlen=_MAX_ENTRIES)
         self._changed = threading.Condition()
 
     def record(self, time: float, listener: str, request: Request, status: int, key_id: str) -> RecordedRequest:
-        """Keep a request, before its answer goes out."""
-        noted = {name: request.headers[name] for name in _NOTED_HEADERS if name in request.headers}
+        """Keep a request, before its response is sent."""
+        kept = {name: request.headers[name] for name in _KEPT_HEADERS if name in request.headers}
         leaked = listener == "files" and "authorization" in request.headers
-        entry = RecordedRequest(time, listener, request.method, request.path, status, key_id, noted, leaked)
+        entry = RecordedRequest(time, listener, request.method, request.path, status, key_id, kept, leaked)
         with self._changed:
             self._entries.append(entry)
             self._changed.notify_all()
         return entry
 
     def matching(self, method: str = "", path_prefix: str = "", listener: str = "") -> list[RecordedRequest]:
-        """Return the requests of a method, below a path, at a listener; empty means any."""
+        """Return the requests with this method, path prefix and listener; empty means any."""
         with self._changed:
             return [
                 each
@@ -65,11 +64,11 @@ class RequestLog:
             ]
 
     def wait_for(self, count: int, method: str, path_prefix: str, listener: str, timeout: float) -> bool:
-        """Wait until so many requests have come; return whether they have."""
+        """Wait for so many matching requests; return whether they came."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self.matching(method, path_prefix, listener)) >= count, timeout)
 
     def clear(self) -> None:
-        """Forget every request."""
+        """Remove every request."""
         with self._changed:
             self._entries.clear()

@@ -1,6 +1,6 @@
 """A listener: a port, a thread that accepts, and a thread for each connection.
 
-Knows how threads and sockets begin and end. Must not know what goes over them (that is `connection.py`).
+Knows threads and sockets. Must not know HTTP (that is `connection.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 import threading
 from http.client import HTTPException
 
-from .connection import Connection, ConnectionEndedError, Respond
+from .connection import Connection, ConnectionClosedError, Respond
 
 
 class Listener:
@@ -66,7 +66,7 @@ class Listener:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with connection.makefile("rb") as incoming:
                 Connection(connection, incoming, self.respond, self._ended).serve()
-        except (OSError, ConnectionEndedError, HTTPException):
+        except (OSError, ConnectionClosedError, HTTPException):
             pass
         finally:
             with self._lock:

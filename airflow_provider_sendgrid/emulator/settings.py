@@ -1,6 +1,6 @@
-"""What can be turned on the emulator: one frozen value, replaced as a whole.
+"""The emulator's settings: one frozen value, replaced as a whole.
 
-Knows names, defaults and what is allowed. Must not know who reads which setting.
+Knows names, defaults and allowed values. Must not know what uses a setting.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from .checked import replace_checked
+from .validation import replace_checked
 
 _CHOICES: Final = {
     "product": ("both", "marketing", "legacy"),
@@ -23,44 +23,44 @@ _CHOICES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the emulator behaves; every default is what SendGrid does as far as anybody knows."""
+    """How the emulator behaves; every default is what SendGrid does, as far as is known."""
 
     ready_after: float = 0.0
-    """Seconds from the start of an export to `ready` or `failure`, unless its list says otherwise."""
+    """Seconds from the start of an export to `ready` or `failure`; a list may override it."""
     url_lifetime: int = 300
-    """Seconds that a signed file URL is good for."""
+    """Seconds until a signed file URL expires."""
     page_size: int = 100
-    """Items on a page of the export listing when the request does not say."""
+    """Items on a page of the export listing, unless the request says otherwise."""
     product: str = "both"
-    """The family that this account has: `both`, `marketing` or `legacy`; the other one answers 403."""
+    """The families of this account: `both`, `marketing` or `legacy`; the other one responds 403."""
     subusers: tuple[str, ...] = ()
-    """Names that `on-behalf-of` may carry; any other is 403."""
+    """Values allowed in `on-behalf-of`; any other responds 403."""
     rate_limit: int = 0
     """Requests allowed in a window, for the whole account; 0 = no limit and no X-RateLimit headers."""
     rate_limit_window: float = 60.0
     """Seconds in a window of the rate limit."""
     rate_limit_reset: str = "epoch"
-    """What X-RateLimit-Reset holds: `epoch` or `seconds` to go. Both were seen."""
+    """The value of X-RateLimit-Reset: an `epoch`, or the `seconds` left. Both were observed."""
     retry_after: bool = False
     """Whether a 429 carries Retry-After (seconds)."""
     spelling: str = "snake_case"
-    """`camelCase` makes the legacy status spell its fields as one of Twilio's pages shows them."""
+    """With `camelCase`, the legacy status has the field names that one of Twilio's pages shows."""
     optional_fields: str = "omit"
     """Fields without a value: `omit` leaves them out, `null` sends them as null."""
     encoding: str = "x-gzip"
-    """How files are kept: gzipped, announced as `x-gzip` or `gzip` or not at all (`bare`), or `plain`."""
+    """How files are stored: `plain`, or gzipped with the Content-Encoding `x-gzip`, `gzip` or none (`bare`)."""
     empty_encoding: str = "x-gzip"
-    """The same for a file that holds no contact."""
+    """The same for a file without contacts."""
     repeat_header: bool = True
-    """Whether each further CSV file of an export repeats the header row."""
+    """Whether every CSV file of an export has a header row, or only the first."""
     contacts_per_file: int = 0
-    """At most so many contacts in a file, so that a small export has several; 0 = only by max_file_size."""
+    """The maximum number of contacts in a file; 0 = limited by max_file_size only."""
     ranges: bool = True
-    """Whether the file storage honours `Range`; without, it always answers 200 with everything."""
+    """Whether the file storage supports `Range`; without it, every response is the whole file with 200."""
     bytes_per_second: int = 0
     """Speed limit of each connection to the file storage; 0 = none."""
     bytes_per_connection: int = 0
-    """The file storage closes each connection after so many bytes of content; 0 = never."""
+    """The file storage closes a connection after so many bytes of content; 0 = never."""
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -82,7 +82,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key and what it may do."""
+    """An API key and its scopes."""
 
     secret: str
     scopes: frozenset[str] = field(
@@ -91,5 +91,5 @@ class Key:
 
     @property
     def id(self) -> str:
-        """The part of the key that may be shown."""
+        """The part of the key that is not secret."""
         return self.secret.split(".")[1] if self.secret.count(".") == 2 else self.secret[:4]

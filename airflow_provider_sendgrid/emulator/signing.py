@@ -1,6 +1,6 @@
-"""Signed file URLs that look like S3's (SigV4, temporary credentials) and are really verified.
+"""Signed file URLs in the form of S3's (SigV4, temporary credentials), and their verification.
 
-Knows how to sign and to judge a URL. Must not know exports, accounts or the time: it is told.
+Knows signatures. Must not know exports, accounts or clocks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from urllib.parse import quote, urlencode
 
 _SECRET: Final = secrets.token_bytes(32)
 _SIGNATURE: Final = "X-Amz-Signature"
-_STAMP: Final = "%Y%m%dT%H%M%SZ"
+_DATE_FORMAT: Final = "%Y%m%dT%H%M%SZ"
 
 
 def sign_path(path: str, now: float, lifetime_seconds: int) -> str:
-    """Return the path with a query that opens it until `now + lifetime_seconds`; no two are alike."""
+    """Return the path with a query that signs it until `now + lifetime_seconds`; each is unique."""
     moment = datetime.fromtimestamp(now, timezone.utc)
     query = {
         "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
         "X-Amz-Credential": f"ASIAEMULATOREMULATOR/{moment:%Y%m%d}/us-east-1/s3/aws4_request",
-        "X-Amz-Date": moment.strftime(_STAMP),
+        "X-Amz-Date": moment.strftime(_DATE_FORMAT),
         "X-Amz-Expires": str(lifetime_seconds),
         "X-Amz-Security-Token": secrets.token_urlsafe(48),
         "X-Amz-SignedHeaders": "host",
@@ -32,10 +32,10 @@ def sign_path(path: str, now: float, lifetime_seconds: int) -> str:
     return f"{path}?{urlencode({**query, _SIGNATURE: _signature(path, query)})}"
 
 
-def refusal(method: str, path: str, query: Mapping[str, str], now: float) -> tuple[str, str] | None:
-    """Return S3's error code and message for a URL that is not good, or None for one that is.
+def signature_error(method: str, path: str, query: Mapping[str, str], now: float) -> tuple[str, str] | None:
+    """Return S3's error code and message for an invalid URL, or None.
 
-    The method is part of what S3 signs, and these URLs are signed for GET.
+    S3 signs the method too; these URLs are signed for GET.
     """
     unsigned = {name: value for name, value in query.items() if name != _SIGNATURE}
     if _SIGNATURE not in query:
@@ -46,14 +46,14 @@ def refusal(method: str, path: str, query: Mapping[str, str], now: float) -> tup
             "SignatureDoesNotMatch",
             "The request signature we calculated does not match the signature you provided.",
         )
-    if now >= signed_until(query):
+    if now >= expires_at(query):
         return "AccessDenied", "Request has expired"
     return None
 
 
-def signed_until(query: Mapping[str, str]) -> float:
-    """Return the epoch at which a signed URL ends."""
-    signed = datetime.strptime(query["X-Amz-Date"], _STAMP).replace(tzinfo=timezone.utc)
+def expires_at(query: Mapping[str, str]) -> float:
+    """Return when a signed URL expires, as an epoch."""
+    signed = datetime.strptime(query["X-Amz-Date"], _DATE_FORMAT).replace(tzinfo=timezone.utc)
     return signed.timestamp() + int(query["X-Amz-Expires"])
 
 

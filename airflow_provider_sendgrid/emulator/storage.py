@@ -1,4 +1,4 @@
-"""The file storage: what S3 does with a signed URL, on an origin of its own.
+"""The file storage: what S3 does with a signed URL, on its own origin.
 
 Knows signatures, ranges and S3's errors. Must not know SendGrid's API or sockets.
 """
@@ -14,8 +14,8 @@ from xml.sax.saxutils import escape
 
 from .backend import FOLDER, Backend
 from .export import Export
-from .messages import Answer, FileSlice, Request, Sending
-from .signing import refusal
+from .messages import FileSlice, Request, Response, SendOptions
+from .signing import signature_error
 from .spool import SpooledFile
 
 _NAME: Final = re.compile(re.escape(FOLDER) + r"/(?P<id>[0-9a-f-]{36})-(?P<number>\d{5})\.(csv|json)\.gzip")
@@ -37,72 +37,72 @@ _ENCODING_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Treatment:
-    """How a file is served this time; the default is: well."""
+class ServingOptions:
+    """How a file is served; the defaults serve it without faults."""
 
     ranges: bool = True
     expired: bool = False
-    edition: int = 0
+    version: int = 0
     visible_bytes: int | None = None
-    """The file ends here, as if it had been stored so."""
+    """The file ends after so many bytes, as if it had been stored so."""
 
 
-class RefusedError(Exception):
-    """The storage says no, with one of its codes."""
+class S3Error(Exception):
+    """The request gets one of S3's error responses."""
 
     def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.answer = error_answer(_STATUSES[code], message, code).with_headers(headers or {})
+        self.response = s3_error_response(_STATUSES[code], message, code).with_headers(headers or {})
 
 
-def error_answer(status: int, message: str, code: str = "InternalError") -> Answer:
+def s3_error_response(status: int, message: str, code: str = "InternalError") -> Response:
     """Return S3's error body."""
-    told = f"<Code>{code}</Code><Message>{escape(message)}</Message><RequestId>EMULATOR</RequestId>"
-    xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{told}</Error>'.encode()
-    return Answer(status, {"Content-Type": "application/xml"}, (xml,))
+    content = f"<Code>{code}</Code><Message>{escape(message)}</Message><RequestId>EMULATOR</RequestId>"
+    xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{content}</Error>'.encode()
+    return Response(status, {"Content-Type": "application/xml"}, (xml,))
 
 
-def answer_file(backend: Backend, request: Request, treatment: Treatment | None = None) -> Answer:
-    """Answer a request for a file as S3 would."""
-    treatment = treatment or Treatment()
+def handle_file_request(backend: Backend, request: Request, options: ServingOptions | None = None) -> Response:
+    """Return S3's response to a request for a file."""
+    options = options or ServingOptions()
     try:
-        _check_request(backend, request, treatment)
-        file = _find_file(backend, request.path, treatment)
+        _check_request(backend, request, options)
+        file = _find_file(backend, request.path, options)
         _check_if_match(request, file)
-        return _serve(backend, request, file, treatment)
-    except RefusedError as refused:
-        return refused.answer
+        return _serve(backend, request, file, options)
+    except S3Error as error:
+        return error.response
 
 
-def _check_request(backend: Backend, request: Request, treatment: Treatment) -> None:
+def _check_request(backend: Backend, request: Request, options: ServingOptions) -> None:
     if "authorization" in request.headers:
-        raise RefusedError(
+        raise S3Error(
             "InvalidArgument",
             "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query"
             " string parameter or the Authorization header should be specified",
         )
     if request.method not in ("GET", "HEAD"):
-        raise RefusedError("MethodNotAllowed", "The specified method is not allowed against this resource.")
-    refused = refusal(request.method, request.path, request.query, backend.clock())
-    if refused:
-        raise RefusedError(*refused)
-    if treatment.expired:
-        raise RefusedError("AccessDenied", "Request has expired")
+        raise S3Error("MethodNotAllowed", "The specified method is not allowed against this resource.")
+    error = signature_error(request.method, request.path, request.query, backend.clock())
+    if error:
+        raise S3Error(*error)
+    if options.expired:
+        raise S3Error("AccessDenied", "Request has expired")
 
 
-def _find_file(backend: Backend, path: str, treatment: Treatment) -> SpooledFile:
+def _find_file(backend: Backend, path: str, options: ServingOptions) -> SpooledFile:
     named = _NAME.fullmatch(path)
     export = backend.account.export(named["id"]) if named else None
     if named is None or export is None or _is_gone(backend, export):
-        raise RefusedError("NoSuchKey", "The specified key does not exist.")
-    files = backend.files(export, treatment.edition)
+        raise S3Error("NoSuchKey", "The specified key does not exist.")
+    files = backend.files(export, options.version)
     number = int(named["number"])
     if not 1 <= number <= len(files):
-        raise RefusedError("NoSuchKey", "The specified key does not exist.")
-    return _shortened(files[number - 1], treatment.visible_bytes)
+        raise S3Error("NoSuchKey", "The specified key does not exist.")
+    return _truncated(files[number - 1], options.visible_bytes)
 
 
-def _shortened(file: SpooledFile, visible_bytes: int | None) -> SpooledFile:
+def _truncated(file: SpooledFile, visible_bytes: int | None) -> SpooledFile:
     size = file.stored_bytes if visible_bytes is None else min(visible_bytes, file.stored_bytes)
     return replace(file, stored_bytes=size)
 
@@ -113,28 +113,30 @@ def _is_gone(backend: Backend, export: Export) -> bool:
 
 def _check_if_match(request: Request, file: SpooledFile) -> None:
     if request.headers.get("if-match", file.etag) not in (file.etag, "*"):
-        raise RefusedError("PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
+        raise S3Error("PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
 
 
-def _serve(backend: Backend, request: Request, file: SpooledFile, treatment: Treatment) -> Answer:
+def _serve(backend: Backend, request: Request, file: SpooledFile, options: ServingOptions) -> Response:
     settings = backend.settings
-    wants_range = settings.ranges and treatment.ranges and "range" in request.headers
-    asked = _asked_range(request, file) if wants_range else None
-    first, end = asked or (0, file.stored_bytes)
+    wants_range = settings.ranges and options.ranges and "range" in request.headers
+    requested = _requested_range(request, file) if wants_range else None
+    first, end = requested or (0, file.stored_bytes)
     headers = {
         "Content-Type": "binary/octet-stream",
         "ETag": file.etag,
         "Last-Modified": formatdate(file.path.stat().st_mtime, usegmt=True),
         **({"Accept-Ranges": "bytes"} if settings.ranges else {}),
         **_ENCODING_HEADERS[file.encoding],
-        **({"Content-Range": f"bytes {first}-{end - 1}/{file.stored_bytes}"} if asked else {}),
+        **({"Content-Range": f"bytes {first}-{end - 1}/{file.stored_bytes}"} if requested else {}),
     }
-    sending = Sending(bytes_per_second=settings.bytes_per_second, connection_bytes=settings.bytes_per_connection)
-    return Answer(206 if asked else 200, headers, (FileSlice(file.path, first, end - first),), sending)
+    send_options = SendOptions(
+        bytes_per_second=settings.bytes_per_second, connection_bytes=settings.bytes_per_connection
+    )
+    return Response(206 if requested else 200, headers, (FileSlice(file.path, first, end - first),), send_options)
 
 
-def _asked_range(request: Request, file: SpooledFile) -> tuple[int, int] | None:
-    """Return first and end of the range that counts, None where S3 ignores it."""
+def _requested_range(request: Request, file: SpooledFile) -> tuple[int, int] | None:
+    """Return start and end of the requested range, or None if S3 ignores the header."""
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers["range"].strip())
     if found is None or found.groups() == ("", "") or _is_other_version(request, file):
         return None
@@ -145,7 +147,7 @@ def _asked_range(request: Request, file: SpooledFile) -> tuple[int, int] | None:
         return None
     if first >= size:
         unsatisfied = {"Content-Range": f"bytes */{size}"}
-        raise RefusedError("InvalidRange", "The requested range is not satisfiable", unsatisfied)
+        raise S3Error("InvalidRange", "The requested range is not satisfiable", unsatisfied)
     return first, end
 
 

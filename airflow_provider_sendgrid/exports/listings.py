@@ -1,4 +1,4 @@
-"""Reads listings, page by page."""
+"""Reads listings page by page."""
 
 from __future__ import annotations
 
@@ -12,62 +12,71 @@ from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import SendGridServerError
 from airflow_provider_sendgrid.exports.export import UnreadableError
-from airflow_provider_sendgrid.exports.messages import Conversation, Reply, Request, T
-from airflow_provider_sendgrid.exports.response_errors import errors_in, joined
-from airflow_provider_sendgrid.exports.retries import RetryPolicy, ask
+from airflow_provider_sendgrid.exports.messages import Flow, Request, Response, T
+from airflow_provider_sendgrid.exports.response_errors import join_errors, parse_errors
+from airflow_provider_sendgrid.exports.retries import RetryPolicy, send_with_retries
 
 _MAX_PAGES = 1000
-# Quotes and brackets show that something else was rendered as text.
+# Quotes and brackets come from another value that was rendered as text.
 _ID = re.compile(r"[^\s\"'\[\](){}<>,]{1,200}")
 _NO_IDS = frozenset({"none", "null", "undefined", "nil", "nan", "0"})
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Where a listing is, its name in messages, and the keys that may hold its entries.
+    """A listing of the API.
 
-    `counts_all`: SendGrid documents that ``_metadata.count`` is the number of entries on all pages.
+    Attributes:
+        target: path and query of its first page.
+        operation: its name in messages.
+        keys: that may hold its entries.
+        counts_all: whether SendGrid documents ``_metadata.count`` as the number of entries on all pages.
     """
 
     target: str
-    what: str
+    operation: str
     keys: tuple[str, ...]
     counts_all: bool = False
 
 
-def all_pages(
-    listing: Listing, retry_policy: RetryPolicy, read: Callable[[Mapping[str, Any], Reply], T]
-) -> Conversation[list[T]]:
-    """Follow ``_metadata.next`` to the end. Its host is ignored, so that the API key cannot be sent elsewhere.
+def read_all_pages(
+    listing: Listing, retry_policy: RetryPolicy, parse: Callable[[Mapping[str, Any], Response], T]
+) -> Flow[list[T]]:
+    """All entries, parsed, from all pages.
 
-    An entry that is on two pages, because others were added or removed meanwhile, is returned once.
+    The host in ``_metadata.next`` is ignored, so that the API key is sent nowhere else. An entry that is on two pages,
+    because others were added or removed meanwhile, is returned once.
     """
     found: dict[str, T] = {}
     least_count = math.inf
 
-    def read_page(payload: dict[str, Any], response: Reply) -> tuple[dict[str, T], str | None, float]:
+    def parse_page(payload: dict[str, Any], response: Response) -> tuple[dict[str, T], str | None, float]:
         if response.status_code != HTTPStatus.OK:
             raise UnreadableError("a complete listing comes with 200")
-        entries = items_of(payload, listing.keys)
-        page = {_id_of_entry(entry): read(entry, response) for entry in entries}
-        following, count = _next_target(payload), min(least_count, _count_of(payload))
-        if following is None:
+        entries = parse_entries(payload, listing.keys)
+        page = {_entry_id(entry): parse(entry, response) for entry in entries}
+        next_target, count = _parse_next_target(payload), min(least_count, _parse_count(payload))
+        if next_target is None:
             _check_count(len(found | page), count, listing)
-        return page, following, count
+        return page, next_target, count
 
-    target, path, asked = listing.target, urlsplit(listing.target).path, set[str]()
-    while target not in asked:
-        asked.add(target)
-        if len(asked) > _MAX_PAGES:
-            raise SendGridServerError(f"{listing.what}: more than {_MAX_PAGES} pages; this cannot be right.")
-        page, following, least_count = yield from ask(Request("GET", target), listing.what, retry_policy, read_page)
+    target, path, requested = listing.target, urlsplit(listing.target).path, set[str]()
+    while target not in requested:
+        requested.add(target)
+        if len(requested) > _MAX_PAGES:
+            raise SendGridServerError(f"{listing.operation}: more than {_MAX_PAGES} pages; this cannot be right.")
+        page, next_target, least_count = yield from send_with_retries(
+            Request("GET", target), listing.operation, retry_policy, parse_page
+        )
         found |= page
-        if following is None:
+        if next_target is None:
             return list(found.values())
-        if following.partition("?")[0] != path:
-            raise SendGridServerError(f"{listing.what}: the next page is not one of the same list; nothing was read.")
-        target = following
-    raise SendGridServerError(f"{listing.what}: its pages form a circle.")
+        if next_target.partition("?")[0] != path:
+            raise SendGridServerError(
+                f"{listing.operation}: the next page is not one of the same list; nothing was read."
+            )
+        target = next_target
+    raise SendGridServerError(f"{listing.operation}: its pages form a circle.")
 
 
 def _check_count(entries: int, count: float, listing: Listing) -> None:
@@ -76,14 +85,14 @@ def _check_count(entries: int, count: float, listing: Listing) -> None:
         raise UnreadableError(f"it has {entries} entries and counts {count:.0f}")
 
 
-def items_of(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
+def parse_entries(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
     """The entries of a listing, under the one key that holds a list.
 
     Raises:
-        UnreadableError: no key does, or several do; or the response holds errors.
+        UnreadableError: no key or several keys do, or the response holds errors.
     """
     if payload.get("errors") or payload.get("error"):
-        raise UnreadableError(f"it holds errors ({joined(errors_in(payload))})")
+        raise UnreadableError(f"it holds errors ({join_errors(parse_errors(payload))})")
     lists = [value for key in keys if isinstance(value := payload.get(key), list)]
     if len(lists) == 1:
         return lists[0]
@@ -93,44 +102,44 @@ def items_of(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
     raise UnreadableError(" and ".join(odd) or f"it has none of the keys {', '.join(map(repr, keys))}")
 
 
-def _id_of_entry(entry: Any) -> str:
+def _entry_id(entry: Any) -> str:
     if not isinstance(entry, Mapping):
         raise UnreadableError("an entry is not an object")
-    if (entry_id := usable_id(entry.get("id"))) is None:
+    if (entry_id := parse_id(entry.get("id"))) is None:
         raise UnreadableError("an entry has no id")
     return entry_id
 
 
-def usable_id(value: Any) -> str | None:
-    """`value` as an id: a text without spaces or a whole number; None if it is neither."""
+def parse_id(value: Any) -> str | None:
+    """`value` as an id, a text without spaces or an integer; None if it is neither."""
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    is_usable = _ID.fullmatch(text) and text.isprintable() and text.casefold() not in _NO_IDS
-    return text if is_usable and text.strip(".") else None
+    is_valid = _ID.fullmatch(text) and text.isprintable() and text.casefold() not in _NO_IDS
+    return text if is_valid and text.strip(".") else None
 
 
-def _metadata(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parse_metadata(payload: Mapping[str, Any]) -> Mapping[str, Any]:
     metadata = payload.get("_metadata") or payload.get("Metadata") or {}
     if not isinstance(metadata, Mapping):
         raise UnreadableError("its '_metadata' is not an object")
     return metadata
 
 
-def _count_of(payload: Mapping[str, Any]) -> float:
-    count = _metadata(payload).get("count")
+def _parse_count(payload: Mapping[str, Any]) -> float:
+    count = _parse_metadata(payload).get("count")
     if isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < 1e15:
         return count
     return math.inf
 
 
-def _next_target(payload: Mapping[str, Any]) -> str | None:
-    """Path and query of the next page, empty if its URL cannot be read, None if there is none."""
-    following = _metadata(payload).get("next")
-    if following in (None, ""):
+def _parse_next_target(payload: Mapping[str, Any]) -> str | None:
+    """Path and query of the next page; empty if its URL is invalid, None if there is none."""
+    next_target = _parse_metadata(payload).get("next")
+    if next_target in (None, ""):
         return None
-    if not isinstance(following, str):
+    if not isinstance(next_target, str):
         raise UnreadableError("its '_metadata.next' is not a text")
     try:
-        parts = urlsplit(following)
+        parts = urlsplit(next_target)
     except ValueError:
         return ""
     return f"{parts.path}?{parts.query}" if parts.query else parts.path

@@ -1,4 +1,4 @@
-"""The requests and responses of SendGrid's API. Knows no sockets and no clocks."""
+"""The requests and responses that flows exchange with the drivers in `client`."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the API host; holds no secret.
+    """One request to the API host, without secrets.
 
     Attributes:
         method: ``GET`` or ``POST``.
         target: path and query, beginning with ``/v3/``.
-        body: sent as JSON, where there is one.
-        after_seconds: how long to wait before sending it.
-        because: the reason for the wait, for the log.
+        body: sent as JSON, if there is one.
+        delay_seconds: how long to wait before sending it.
+        reason: the reason for the wait, for the log.
     """
 
     method: str
     target: str
     body: Mapping[str, Any] | None = None
-    after_seconds: float = 0.0
-    because: str = ""
+    delay_seconds: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """One response.
+class Response:
+    """One response of the API, or of a proxy.
 
     Attributes:
         status_code: HTTP status.
         headers: with names in lower case.
         body: decoded from its Content-Encoding; the driver limits its size.
-        received_at: seconds since the epoch, for headers that hold a time.
-        on_behalf_of: the subuser that the request acted for, for messages.
+        received_at: by this machine's clock, in seconds since the epoch.
+        on_behalf_of: the subuser of the request, for messages.
     """
 
     status_code: int
@@ -47,4 +47,4 @@ class Reply:
     on_behalf_of: str | None = None
 
 
-Conversation: TypeAlias = Generator[Request, Reply, T]
+Flow: TypeAlias = Generator[Request, Response, T]

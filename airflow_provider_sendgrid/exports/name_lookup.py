@@ -1,6 +1,6 @@
-"""Names of lists and segments to their ids: an exact match, or an error that helps to correct the name.
+"""Finds the ids of lists and segments by name: an exact match, or an error that helps to correct the name.
 
-Like `protocol`, knows no socket and no clock.
+Like `protocol`, it knows no sockets and no clocks.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.export import ExportFamily
 from airflow_provider_sendgrid.exports.protocol import (
     DEFAULT_RETRY_POLICY,
-    Conversation,
+    Flow,
     RetryPolicy,
     get_first_segments,
     get_segments,
 )
 
-# Refusals that mean "this account has no such API", if the other one answers.
+# Refusals that mean "this account has no such API", if the other API responds.
 _NO_SUCH_API = (400, 403, 404, 405, 410)
 
 
 def ids_of_segments(
     family: ExportFamily, names: Sequence[str], retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
-) -> Conversation[list[str | int]]:
-    """The id of each segment, looked up in the segments API 2.0 and in the first one.
+) -> Flow[list[str | int]]:
+    """The id of each segment, from the segments API 2.0 and the first segments API.
 
-    Both are always read: a name that exists in both must not be resolved by guessing.
+    Both are always read, to detect a name that exists in both.
 
     Raises:
-        SendGridNotFoundError: no segment has a name. Says so if the segments of the first API could not be read.
-        SendGridBadRequestError: several segments have the same name; lists their ids.
+        SendGridNotFoundError: no segment has this name; mentions if the segments of the first API could not be read.
+        SendGridBadRequestError: several segments have this name; lists their ids.
         SendGridError: the segments could not be fetched.
     """
     if not names:
@@ -70,9 +70,9 @@ def ids_of_names(kind: str, names: Sequence[str], items: Iterable[Mapping[str, A
         items: all lists, or all segments, as SendGrid describes them.
 
     Raises:
-        SendGridNotFoundError: none has this name; lists the nearest ones.
-        SendGridBadRequestError: several have the same name; lists their ids.
-        SendGridServerError: none has this name, but some came without a name.
+        SendGridNotFoundError: none has this name; lists similar names.
+        SendGridBadRequestError: several have this name; lists their ids.
+        SendGridServerError: none has this name, but some have no name.
         TypeError: a name is not a text.
     """
     ids: dict[str, list[str | int]] = {}
@@ -86,7 +86,7 @@ def ids_of_names(kind: str, names: Sequence[str], items: Iterable[Mapping[str, A
 
 
 def _as_text(kind: str, name: Any) -> str:
-    # Native rendering turns a name of digits into a number.
+    # Native rendering turns a name of digits into an integer.
     if isinstance(name, str | int) and not isinstance(name, bool):
         return str(name)
     raise TypeError(f"{kind}_names must hold names, not {name!r}.")

@@ -1,18 +1,18 @@
-"""The way to a host: which proxy, and which certificates are trusted.
+"""Which proxy and which certificates are used for a host.
 
-Resolved once, here, from the connection and the environment, and given to both HTTP clients, whose own reading of
-the environment is switched off: they differ in it, so a worker could succeed where a triggerer fails.
+They are resolved here, from the connection and the environment, for both HTTP clients. The clients' own reading of the
+environment is off, because it differs: a worker could succeed where a triggerer fails.
 
-Order, first match wins:
+In this order; the first match wins:
 
 ========  ==================================================================================================
 proxy     plain HTTP to this machine: none; the connection's ``proxy``, for all hosts; ``NO_PROXY``: none;
           ``<scheme>_proxy``; ``all_proxy``
-trust     the connection's ``verify``, where it is false or a path; ``REQUESTS_CA_BUNDLE``; ``CURL_CA_BUNDLE``;
+trust     the connection's ``verify``, if it is false or a path; ``REQUESTS_CA_BUNDLE``; ``CURL_CA_BUNDLE``;
           ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` together; certifi's certificates
 ========  ==================================================================================================
 
-Proxy variables count in lower and upper case; lower case wins, and a variable that is set but empty means "none".
+Proxy variables may be in lower or upper case; lower case wins. A variable that is set but empty means no proxy.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.exceptions import redact
-from airflow_provider_sendgrid.exports.connection import SendGridConnection, checked_proxy, is_loopback
+from airflow_provider_sendgrid.exports.connection import SendGridConnection
+from airflow_provider_sendgrid.exports.hosts import is_loopback, parse_proxy_url
 from airflow_provider_sendgrid.exports.sending import RecordedTLSSocket
 
 _PORTS = {"http": 80, "https": 443}
-# What OpenSSL finds in a folder: files named by the hash of their subject.
+# OpenSSL reads only these files in a folder, which are named by the hash of their subject.
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 # The modules that requests and httpx need for a SOCKS proxy.
 _SOCKS_MODULES = ("socks", "socksio")
@@ -45,13 +46,13 @@ _Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """How to reach hosts.
+    """Proxies and trusted certificates.
 
     Attributes:
-        proxies: proxy URLs by the scheme of the URL asked for; may hold passwords.
+        proxies: proxy URLs by the scheme of the requested URL; may contain passwords.
         no_proxy: entries of ``NO_PROXY``.
-        tls: what is trusted; shared by all clients, for reading certificates takes a tenth of a second.
-        is_verified: whether certificates are checked at all.
+        tls: trusted certificates; shared by all clients, because reading them takes a tenth of a second.
+        is_verified: whether certificates are verified.
     """
 
     proxies: Mapping[str, str] = field(repr=False)
@@ -60,9 +61,9 @@ class Network:
     is_verified: bool
 
     def proxy_for(self, url: str) -> str | None:
-        """The proxy for a URL, None where there is none.
+        """The proxy for a URL; None if there is none.
 
-        Plain HTTP goes to this machine only, and never through a proxy, which could read the key.
+        Plain HTTP is used only on this machine, and never through a proxy, which could read the key.
         """
         parts = urlsplit(url)
         proxy = self.proxies.get(parts.scheme)
@@ -74,14 +75,14 @@ class Network:
 
 
 def resolve_network(connection: SendGridConnection, environ: Mapping[str, str] | None = None) -> Network:
-    """The way to all hosts, from the connection's settings and the environment.
+    """Resolve proxies and certificates from the connection's settings and the environment.
 
     Args:
-        connection: its `proxy` and `verify` win over the environment.
+        connection: its `proxy` and `verify` take precedence over the environment.
         environ: the environment, by default this process's.
 
     Raises:
-        ValueError: a setting is wrong; names the setting or variable, and what to do.
+        ValueError: a setting is invalid; names the setting or variable, and what to do.
     """
     environ = os.environ if environ is None else environ
     no_proxy: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ def _environment_proxies(environ: Mapping[str, str]) -> dict[str, str]:
             if variable := _proxy_variable(kind, environ):
                 value = environ[variable].strip()
                 setting = f"The environment variable {variable}"
-                found[scheme] = checked_proxy(setting, value if "://" in value else f"http://{value}")
+                found[scheme] = parse_proxy_url(setting, value if "://" in value else f"http://{value}")
                 _check_socks(setting, found[scheme])
                 break
     return found
@@ -113,7 +114,7 @@ def _environment_proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _proxy_variable(kind: str, environ: Mapping[str, str]) -> str | None:
     lower, upper = f"{kind}_proxy", f"{kind.upper()}_PROXY"
-    # In a CGI script, HTTP_PROXY is a header of the client that sent the request.
+    # In a CGI script, HTTP_PROXY is a header that the client sent.
     names = (lower,) if lower in environ or (kind == "http" and "REQUEST_METHOD" in environ) else (upper,)
     return next((name for name in names if environ.get(name, "").strip()), None)
 
@@ -132,7 +133,7 @@ def _no_proxy(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _matches(entry: str, scheme: str, host: str, port: int) -> bool:
-    """Whether a host is meant by an entry of ``NO_PROXY``: a host with its subdomains, an address, a network."""
+    """Whether an entry of ``NO_PROXY`` (a host with its subdomains, an address, a network) matches a host."""
     entry_scheme, has_scheme, rest = entry.rpartition("://")
     if has_scheme and entry_scheme not in ("all", scheme):
         return False
@@ -150,7 +151,7 @@ def _matches(entry: str, scheme: str, host: str, port: int) -> bool:
 
 
 def _split_port(entry: str) -> tuple[str, str | None]:
-    """The host and the port of an entry; an IPv6 address contains colons, with brackets and without."""
+    """Host and port of an entry; an IPv6 address has colons, with or without brackets."""
     match = re.fullmatch(r"\[(?P<bare>[^\]]*)\](?P<length>/\d+)?(?::(?P<port>\d+))?", entry)
     if match is not None:
         return match["bare"] + (match["length"] or ""), match["port"]
@@ -175,9 +176,9 @@ class CertificateSource:
     """A file or folder of CA certificates.
 
     Attributes:
-        setting: what names it, for messages.
+        setting: its name, for messages.
         path: of the file or folder.
-        state: what changes with the content; renewed certificates are another source, so they are read again.
+        state: changes with the content, so that renewed certificates are read again.
     """
 
     setting: str
@@ -189,7 +190,7 @@ class CertificateSource:
         """The file or folder at a path.
 
         Raises:
-            ValueError: there is none, or it cannot be read.
+            ValueError: it cannot be read.
         """
         try:
             return cls(setting, path, _state_of(path))
@@ -200,10 +201,10 @@ class CertificateSource:
             ) from None
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Trust its certificates too.
+        """Add its certificates to those that are trusted.
 
         Raises:
-            ValueError: it holds none.
+            ValueError: it has none.
         """
         try:
             if Path(self.path).is_dir():
@@ -223,7 +224,7 @@ class CertificateSource:
 
 
 def _state_of(path: str) -> tuple[tuple[str, int, int, int], ...]:
-    """Name, inode, size and time of change of a file, or of each file in a folder; symbolic links are followed."""
+    """Name, inode, size and ctime of a file, or of each file in a folder; follows symbolic links."""
     if not Path(path).is_dir():
         found = Path(path).stat()
         return ((path, found.st_ino, found.st_size, found.st_ctime_ns),)
@@ -233,7 +234,7 @@ def _state_of(path: str) -> tuple[tuple[str, int, int, int], ...]:
 
 
 def _trusted(connection: SendGridConnection, environ: Mapping[str, str]) -> tuple[CertificateSource, ...]:
-    """Where the trusted certificates are; empty where none is verified."""
+    """The sources of trusted certificates; empty if certificates are not verified."""
     if connection.verify is False:
         return ()
     if isinstance(connection.verify, str):
@@ -245,7 +246,7 @@ def _trusted(connection: SendGridConnection, environ: Mapping[str, str]) -> tupl
 
 
 def _openssl_sources(environ: Mapping[str, str]) -> Iterator[CertificateSource]:
-    """As OpenSSL reads these variables: both count, and the second may name several folders."""
+    """OpenSSL's variables: both are used, and the second may name several folders."""
     if file := environ.get("SSL_CERT_FILE"):
         yield CertificateSource.at("The environment variable SSL_CERT_FILE", file)
     folders = [each for each in environ.get("SSL_CERT_DIR", "").split(os.pathsep) if each]
@@ -261,7 +262,7 @@ def _certifi() -> CertificateSource:
 
 @lru_cache(maxsize=16)
 def tls_context(sources: tuple[CertificateSource, ...]) -> ssl.SSLContext:
-    """A context that trusts these certificates; without any, nothing is verified."""
+    """A context that trusts these certificates; without any, certificates are not verified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = RecordedTLSSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2

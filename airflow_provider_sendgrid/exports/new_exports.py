@@ -1,6 +1,6 @@
-"""Which exports were ready already, so that only new ones fire.
+"""Tells new exports from those that were seen before.
 
-Knows what SendGrid lists. Its owner keeps it over a restart.
+Knows only listings. Its owner stores it across restarts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from airflow_provider_sendgrid.exports.export import FAILURE, READY, ContactExpo
 
 # SendGrid's listing may lack an export for a moment after it became ready.
 _LISTED_LATE_SECONDS = 60.0
-# What is known of an export is kept for so long after it was last of use; files live for 12 hours.
+# How long an id is kept after the export was last ready or pending; files exist for 12 hours.
 _KEEP_SECONDS = 24 * 3600.0
 
 
@@ -24,15 +24,15 @@ class SeenExports:
     """Exports that were seen ready, and all others that were listed.
 
     Attributes:
-        since: exports that became ready from then on are news at the first look; None: none is.
-        ids: when each was first seen ready, in seconds since the epoch; None before the first look.
-        listed: every export that was listed: 0 while it may become ready or is ready, else since when it has been
+        since: in the first listing, exports that became ready at this time or later are new; None if none is.
+        ids: when each export was first seen ready, in seconds since the epoch; None before the first listing.
+        listed: every export that was listed: 0 while it is ready or may become ready, else since when it has been
             missing, failed or expired.
         clock: seconds since the epoch.
-        began_at: when the first look was, in SendGrid's time: exports that were ready before, and not listed then, are
-            not news later. None before it, and in state that an older version kept.
-        is_changed: whether `ids` and `listed` are still to be kept.
-        forgotten: ids that are no longer in either.
+        began_at: SendGrid's time of the first listing. Exports that were ready before, and missing in it, are not new
+            later. None before it, and in state that an older version stored.
+        is_changed: whether `ids` and `listed` have changes that are not stored yet.
+        forgotten: ids that are no longer in `ids` and `listed`.
     """
 
     since: float | None = None
@@ -42,11 +42,11 @@ class SeenExports:
     began_at: float | None = None
     is_changed: bool = False
     forgotten: set[str] = field(default_factory=set)
-    _looked_at: float | None = None
+    _began_at_local: float | None = None
 
-    def news(self, listed: Sequence[ContactExport]) -> list[ContactExport]:
-        """Those that have become ready, the first one first; nothing is noted yet."""
-        self._learn_sendgrids_time(listed)
+    def find_new(self, listed: Sequence[ContactExport]) -> list[ContactExport]:
+        """The exports that have become ready, the oldest first; records nothing."""
+        self._correct_began_at(listed)
         ready = sorted(filter(self._is_ready, listed), key=_ready_at)
         if self.ids is not None:
             return [each for each in ready if each.id not in self.ids and not self._was_ready_before(each)]
@@ -57,29 +57,29 @@ class SeenExports:
         return self.since is not None and _ready_at(export) >= math.floor(self.since)
 
     def _was_ready_before(self, export: ContactExport) -> bool:
-        """Whether it was ready before the first look, although that lacked it."""
+        """Whether it was ready before the first listing, which lacked it."""
         if self.began_at is None or export.completed_at is None or self._is_since(export):
             return False
         return export.completed_at.timestamp() < self.began_at - _LISTED_LATE_SECONDS
 
-    def _learn_sendgrids_time(self, listed: Sequence[ContactExport]) -> None:
-        """An empty listing does not hold SendGrid's time: then the first look was at this machine's time, if later."""
-        if self.began_at is None or self._looked_at is None:
+    def _correct_began_at(self, listed: Sequence[ContactExport]) -> None:
+        """Replace this machine's time by SendGrid's, if the first listing was empty and had none."""
+        if self.began_at is None or self._began_at_local is None:
             return
         if (as_of := next((each.as_of for each in listed if each.as_of), None)) is not None:
-            self.began_at = min(self.began_at, as_of.timestamp() - (self.clock() - self._looked_at))
-            self._looked_at = None
+            self.began_at = min(self.began_at, as_of.timestamp() - (self.clock() - self._began_at_local))
+            self._began_at_local = None
 
-    def note(self, wanted: Sequence[ContactExport], others: Sequence[ContactExport] = ()) -> None:
-        """All of `wanted` that is ready has been seen; what has long been of no use is forgotten."""
+    def record(self, wanted: Sequence[ContactExport], others: Sequence[ContactExport] = ()) -> None:
+        """Record the ready exports of `wanted` as seen, and forget those that were of no use for a day."""
         now, known = self.clock(), self.ids or {}
-        useful = {each.id for each in (*wanted, *others) if each.status != FAILURE and not self._is_expired(each)}
-        # State that an older version kept has no `listed`: then the time it was first seen counts.
-        of_no_use = {each: self.listed.get(each, known.get(each, 0.0)) or now for each in {*known, *self.listed}}
-        of_no_use |= {each.id: self.listed.get(each.id) or now for each in (*wanted, *others)}
-        kept = {each: 0.0 if each in useful else since for each, since in of_no_use.items()}
+        active = {each.id for each in (*wanted, *others) if each.status != FAILURE and not self._is_expired(each)}
+        # In state that an older version stored, `listed` is empty: then the time it was first seen counts.
+        inactive_since = {each: self.listed.get(each, known.get(each, 0.0)) or now for each in {*known, *self.listed}}
+        inactive_since |= {each.id: self.listed.get(each.id) or now for each in (*wanted, *others)}
+        kept = {each: 0.0 if each in active else since for each, since in inactive_since.items()}
         listed = {each: since for each, since in kept.items() if not since or since > now - _KEEP_SECONDS}
-        # At the first look also what seems to be expired: a wrong `Date` of one response makes nothing new.
+        # In the first listing, also exports that seem expired: one wrong `Date` must not make them new.
         is_seen = self._is_seen_at_first if self.ids is None else self._is_seen
         ready = {each.id: known.get(each.id, round(now)) for each in wanted if is_seen(each)}
         ids = {each: when for each, when in known.items() if each in listed} | ready
@@ -87,8 +87,8 @@ class SeenExports:
         self.forgotten -= listed.keys()
         self.is_changed = self.is_changed or ids != self.ids or listed != self.listed
         if self.ids is None:
-            self.began_at = self._looked_at = now
-            self._learn_sendgrids_time([*wanted, *others])
+            self.began_at = self._began_at_local = now
+            self._correct_began_at([*wanted, *others])
         self.ids, self.listed = ids, listed
 
     def _is_ready(self, export: ContactExport) -> bool:

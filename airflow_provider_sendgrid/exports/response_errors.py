@@ -21,15 +21,15 @@ from airflow_provider_sendgrid.exceptions import (
     redact,
 )
 from airflow_provider_sendgrid.exports.export import FAMILIES, ExportFamily
-from airflow_provider_sendgrid.exports.messages import Reply, Request
-from airflow_provider_sendgrid.exports.rate_limits import pause_seconds
+from airflow_provider_sendgrid.exports.messages import Request, Response
+from airflow_provider_sendgrid.exports.rate_limits import retry_after_seconds
 
-# Errors go into logs and events: at most so many, and so many characters of each text.
+# Limits for logs and events.
 _MAX_ERRORS = 20
 _MAX_ERROR_CHARACTERS = 400
 # Success statuses with a complete body.
 _READABLE = range(200, 204)
-# Gateways send 408 when the response takes too long, and statuses of their own, such as 499.
+# Without 408, which gateways send if the response takes too long, and without nonstandard ones such as 499.
 _REFUSALS = frozenset(range(400, 500)).intersection(HTTPStatus) - {HTTPStatus.REQUEST_TIMEOUT}
 _REGIONS = "region 'global' (api.sendgrid.com) or 'eu' (api.eu.sendgrid.com)"
 LEGACY_EXPORTS = (
@@ -42,7 +42,7 @@ _UNEXPECTED = (
     "Check the connection's host and proxy: this is not a response of SendGrid's API.",
 )
 _BAD_REQUEST = (SendGridBadRequestError, "Correct the arguments: ids belong to one family, sizes are in MB.")
-# Only for responses with an error body of SendGrid's.
+# Only for responses with SendGrid's error body.
 _ERRORS_FROM_SENDGRID: dict[int, tuple[type[SendGridError], str]] = {
     402: (SendGridBadRequestError, "Check that the account's plan is paid and includes Marketing Campaigns."),
     409: (
@@ -98,26 +98,26 @@ _PLAN_OR_PERMISSION = (
 )
 
 
-def json_object(response: Reply, what: str, request: Request) -> dict[str, Any]:
-    """The JSON object in a success.
+def parse_json_object(response: Response, operation: str, request: Request) -> dict[str, Any]:
+    """The JSON object in a successful response.
 
     Args:
         response: to `request`.
-        what: names the operation in messages.
+        operation: its name in messages.
         request: that was sent.
 
     Raises:
-        SendGridError: see `error_from_response`; a success without a JSON object is a `SendGridServerError`.
+        SendGridError: see `error_from_response`; `SendGridServerError` for a success without a JSON object.
     """
     if not 200 <= response.status_code < 300:
-        raise error_from_response(response, what, request)
+        raise error_from_response(response, operation, request)
     try:
         payload = json.loads(response.body) if response.status_code in _READABLE else None
     except (ValueError, RecursionError):
         payload = None
     if not isinstance(payload, dict):
-        raise unreadable_response(
-            f"{what}: SendGrid answered {response.status_code} with something that is not a JSON object "
+        raise unreadable_response_error(
+            f"{operation}: SendGrid answered {response.status_code} with something that is not a JSON object "
             f"({len(response.body)} bytes); is a proxy or a login page in between?",
             response,
             request,
@@ -125,8 +125,8 @@ def json_object(response: Reply, what: str, request: Request) -> dict[str, Any]:
     return payload
 
 
-def unreadable_response(message: str, response: Reply, request: Request) -> SendGridServerError:
-    """The exception for a success that cannot be read."""
+def unreadable_response_error(message: str, response: Response, request: Request) -> SendGridServerError:
+    """The exception for a successful response that cannot be parsed."""
     is_start = request.method == "POST"
     next_step = (
         "Look for the export in the list of exports before you start another."
@@ -136,46 +136,46 @@ def unreadable_response(message: str, response: Reply, request: Request) -> Send
     error = SendGridServerError(
         f"{message} {next_step}", status_code=response.status_code, may_have_been_accepted=is_start
     )
-    error.retry_after_seconds = pause_seconds(response)
+    error.retry_after_seconds = retry_after_seconds(response)
     return error
 
 
-def error_from_response(response: Reply, what: str, request: Request) -> SendGridError:
+def error_from_response(response: Response, operation: str, request: Request) -> SendGridError:
     """The exception for an error response, with SendGrid's messages and the next step."""
     status = response.status_code
-    errors = _errors(response.body)
-    text = joined(errors) or ("an HTML page" if _is_html(response) else "no message")
+    errors = _parse_error_body(response.body)
+    text = join_errors(errors) or ("an HTML page" if _is_html(response) else "no message")
     known = _ERRORS | _ERRORS_FROM_SENDGRID if _is_from_sendgrid(response) else _ERRORS
     error_class, usual_step = known.get(status, _SERVER_ERROR if status >= 500 else _UNEXPECTED)
     next_step = _next_step(response, request, errors, usual_step)
     error = error_class(
-        f"{what}: SendGrid answered {status} ({text}). {next_step}",
+        f"{operation}: SendGrid answered {status} ({text}). {next_step}",
         status_code=status,
         errors=errors,
         may_have_been_accepted=request.method == "POST" and not _is_certainly_refused(response),
     )
-    error.retry_after_seconds = pause_seconds(response)
+    error.retry_after_seconds = retry_after_seconds(response)
     error.is_of_proxy = 400 <= status < 500 and (status == 407 or _is_from_proxy(response))
     return error
 
 
 def is_refusal(status: int | None) -> bool:
-    """Whether a status means that the request was not carried out, if SendGrid itself sent it."""
+    """Whether a status means that the request was not processed, if SendGrid itself sent it."""
     return status in _REFUSALS
 
 
-def _is_certainly_refused(response: Reply) -> bool:
-    """Whether SendGrid did not carry the request out.
+def _is_certainly_refused(response: Response) -> bool:
+    """Whether SendGrid did not process the request.
 
-    A proxy may refuse a response as well as a request, so its refusals leave that open, except for the statuses that it
-    sends before it forwards anything.
+    A proxy may refuse the response instead of the request. Therefore its refusals prove nothing, except for statuses
+    that it sends before it forwards a request.
     """
     status = response.status_code
     return is_refusal(status) and (status in (407, 429) or not _is_from_proxy(response))
 
 
-def _next_step(response: Reply, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:
-    """What to do about an error; `usual_step` unless the response or the request shows more than the status."""
+def _next_step(response: Response, request: Request, errors: Sequence[Mapping[str, Any]], usual_step: str) -> str:
+    """What to do about an error: `usual_step`, unless response and request show more than the status."""
     status = response.status_code
     is_by_id = request.target.rpartition("/")[0] in [traits.exports_path for traits in FAMILIES.values()]
     if 300 <= status < 400:
@@ -199,18 +199,18 @@ def _next_step(response: Reply, request: Request, errors: Sequence[Mapping[str, 
 
 
 def _is_about_permission(error: Mapping[str, Any]) -> bool:
-    """Whether the reason is a permission, not an argument: SendGrid names an argument and quotes its value."""
+    """Whether the reason is a permission. If it is an argument, SendGrid names it and quotes its value."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "", str(error.get("message", "")))
     return not (error.get("field") or error.get("parameter")) and _LACKS_PERMISSION.search(text) is not None
 
 
-def _is_from_sendgrid(response: Reply) -> bool:
-    """Whether the body is JSON with an error, as SendGrid sends it."""
-    return _is_json(response) and bool(_errors(response.body))
+def _is_from_sendgrid(response: Response) -> bool:
+    """Whether the body is JSON with errors, as SendGrid sends it."""
+    return _is_json(response) and bool(_parse_error_body(response.body))
 
 
-def _is_from_proxy(response: Reply) -> bool:
-    """Whether a proxy probably sent the response: by its headers, or by a plain text, which SendGrid never sends."""
+def _is_from_proxy(response: Response) -> bool:
+    """Whether a proxy probably sent the response: its headers show it, or a body of plain text."""
     is_text = bool(response.body.strip()) and not _is_json(response)
     return (
         "x-squid-error" in response.headers
@@ -219,7 +219,7 @@ def _is_from_proxy(response: Reply) -> bool:
     )
 
 
-def _is_json(response: Reply) -> bool:
+def _is_json(response: Response) -> bool:
     try:
         json.loads(response.body)
     except (ValueError, RecursionError):
@@ -227,7 +227,7 @@ def _is_json(response: Reply) -> bool:
     return True
 
 
-def _redirect_step(response: Reply) -> str:
+def _redirect_step(response: Response) -> str:
     try:
         parts = urlsplit(response.headers.get("location", ""))
         port = f":{parts.port}" if parts.port else ""
@@ -240,50 +240,50 @@ def _redirect_step(response: Reply) -> str:
     )
 
 
-# The keys that may hold an error's text; SendGrid's own is the first.
+# The keys that may hold errors; SendGrid uses the first.
 _ERROR_KEYS = ("errors", "error", "message", "detail", "error_description", "title")
-_KEYS_OF_AN_ERROR = {"message", "field", "parameter", "error_id", "help"}
+_ERROR_FIELDS = {"message", "field", "parameter", "error_id", "help"}
 
 
-def _errors(body: bytes) -> list[dict[str, Any]]:
-    """SendGrid's errors, or the text of a response of another shape; each has a ``message`` if there is one."""
+def _parse_error_body(body: bytes) -> list[dict[str, Any]]:
+    """SendGrid's errors, or the text of any other response as a ``message``."""
     try:
-        return errors_in(json.loads(body))
+        return parse_errors(json.loads(body))
     except (ValueError, RecursionError):
         text = body[: 8 * _MAX_ERROR_CHARACTERS].decode(errors="replace").strip("\ufeff\ufffd \r\n\t")
         is_text = text and not text.startswith(("<", "{", "[")) and "\ufffd" not in text
-        return [{"message": _bounded(text)}] if is_text else []
+        return [{"message": _shorten(text)}] if is_text else []
 
 
-def errors_in(payload: Any) -> list[dict[str, Any]]:
-    """The errors in the JSON of a response, as many and as long as a log may show."""
+def parse_errors(payload: Any) -> list[dict[str, Any]]:
+    """The errors in the JSON of a response, limited in number and length for logs."""
     places = [payload.get(key) for key in _ERROR_KEYS] if isinstance(payload, Mapping) else [payload]
-    errors = next((errors for place in places if (errors := _flat(place))), [])
+    errors = next((errors for place in places if (errors := _flatten(place))), [])
     return [
-        {str(_bounded(key)): _bounded(value) for key, value in islice(error.items(), _MAX_ERRORS)}
+        {str(_shorten(key)): _shorten(value) for key, value in islice(error.items(), _MAX_ERRORS)}
         for error in errors[:_MAX_ERRORS]
     ]
 
 
-def _flat(value: Any, field_name: str | None = None, depth: int = 3) -> list[dict[str, Any]]:
-    """Errors as objects; they may be objects, texts, or texts by the name of a field."""
+def _flatten(value: Any, field_name: str | None = None, depth: int = 3) -> list[dict[str, Any]]:
+    """Errors as objects, from objects, texts, or texts by the name of a field."""
     place = {} if field_name is None else {"field": field_name}
     if isinstance(value, str):
         return [{**place, "message": value}] if value.strip() else []
-    if isinstance(value, Mapping) and value.keys() & _KEYS_OF_AN_ERROR:
+    if isinstance(value, Mapping) and value.keys() & _ERROR_FIELDS:
         known = {key: each for key, each in value.items() if each is not None}
         return [place | known] if known else []
-    by_name = value.items() if isinstance(value, Mapping) else ((field_name, each) for each in _list(value))
+    by_name = value.items() if isinstance(value, Mapping) else ((field_name, each) for each in _as_list(value))
     nested = islice(by_name, _MAX_ERRORS) if depth else ()
-    return [error for name, each in nested for error in _flat(each, name, depth - 1)]
+    return [error for name, each in nested for error in _flatten(each, name, depth - 1)]
 
 
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _bounded(value: Any) -> Any:
-    """`value` if it is short, else its beginning; texts on one line and without secrets."""
+def _shorten(value: Any) -> Any:
+    """`value` if it is short, else its beginning; texts on one line and redacted."""
     if not isinstance(value, str) and len(str(value)) <= _MAX_ERROR_CHARACTERS:
         return value
     printable = "".join(each if each.isprintable() else " " for each in str(value)[: 20 * _MAX_ERROR_CHARACTERS])
@@ -291,17 +291,17 @@ def _bounded(value: Any) -> Any:
     return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"
 
 
-def joined(errors: Sequence[Mapping[str, Any]]) -> str:
-    """The errors as one text."""
-    return "; ".join(map(_text_of, errors))
+def join_errors(errors: Sequence[Mapping[str, Any]]) -> str:
+    """All errors in one line."""
+    return "; ".join(map(_error_text, errors))
 
 
-def _text_of(error: Mapping[str, Any]) -> str:
+def _error_text(error: Mapping[str, Any]) -> str:
     message = error.get("message", "no message")
     place = error.get("field") or error.get("parameter")
     return f"{place}: {message}" if place else str(message)
 
 
-def _is_html(response: Reply) -> bool:
+def _is_html(response: Response) -> bool:
     kind = response.headers.get("content-type", "").lower()
     return "html" in kind or response.body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml"))

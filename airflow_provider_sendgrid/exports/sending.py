@@ -1,12 +1,12 @@
-"""Whether a request may have reached SendGrid, although its response is lost.
+"""Whether a request may have reached SendGrid although its response was lost.
 
-A start must not be repeated unless it surely was not accepted. It was not where its sending never began: there was no
-connection, no tunnel through the proxy, or no TLS. The types of exceptions alone do not tell: requests raises a
-`ProxyError` for a tunnel that was refused and for one that broke after the request; httpx raises a `ReadError` for a
-proxy that closes the connection instead of making the tunnel, and for a lost response. So the clients record when
-sending begins (`Sending`), and `ERRORS` says which errors that record decides.
+A start may be repeated only if it was certainly not accepted, which means that sending never began: there was no
+connection, no tunnel through the proxy, or no TLS. The type of an exception does not show that. requests raises
+`ProxyError` for a refused tunnel and for a tunnel that broke after the request; httpx raises `ReadError` for a proxy
+that closes the connection instead of making the tunnel, and for a lost response. Therefore the clients record when
+sending begins (`SendState`), and `ERRORS` says for which errors that record decides.
 
-The same record stops a request that was given up: sending does not begin later, when a slow connection is made at last.
+The record also stops a cancelled request: if its slow connection is made later, nothing is sent.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class When(Enum):
     """When an error can happen."""
 
     BEFORE = "before a request is sent: it was never sent"
-    EITHER = "before or after: never sent where the record shows that a connection was tried and sending did not begin"
+    EITHER = "before or after: never sent if the record shows that a connection was tried and sending did not begin"
     AFTER = "after: it may have been accepted"
 
 
-# By the name of the error's class or its nearest base. An error that is not here is AFTER.
-# Even where an error says BEFORE, a record that sending began wins.
+# By the name of the error's class or its nearest base. An error that is not listed is AFTER.
+# A record that sending began wins over BEFORE.
 ERRORS: dict[str, When] = {
     # requests, in a worker
     "requests.ConnectTimeout": When.BEFORE,
     "requests.ProxyError": When.EITHER,  # refused tunnel; or a connection through a proxy that broke
     "requests.SSLError": When.EITHER,  # certificate or handshake; or broken records later
-    "requests.ConnectionError": When.EITHER,  # refused, unknown name, garbage from a proxy; or reset after the request
-    "requests.ReadTimeout": When.EITHER,  # the proxy's answer to CONNECT; or the response
+    "requests.ConnectionError": When.EITHER,  # refused, unknown name, bad response of a proxy; or reset later
+    "requests.ReadTimeout": When.EITHER,  # the proxy's response to CONNECT; or SendGrid's
     "requests.ChunkedEncodingError": When.AFTER,
     "requests.ContentDecodingError": When.AFTER,
     "urllib3.HTTPError": When.AFTER,  # raised while the body of a response is read
@@ -51,11 +51,11 @@ ERRORS: dict[str, When] = {
     "httpx.ConnectError": When.BEFORE,  # TCP and TLS
     "httpx.ProxyError": When.BEFORE,  # the proxy refused the tunnel
     "httpx.UnsupportedProtocol": When.BEFORE,
-    "httpx.ReadError": When.EITHER,  # also of the answer to CONNECT
+    "httpx.ReadError": When.EITHER,  # also of the response to CONNECT
     "httpx.WriteError": When.EITHER,
     "httpx.ReadTimeout": When.EITHER,
     "httpx.WriteTimeout": When.EITHER,
-    "httpx.RemoteProtocolError": When.EITHER,  # closed, or garbage
+    "httpx.RemoteProtocolError": When.EITHER,  # closed, or not HTTP
     "httpx.LocalProtocolError": When.EITHER,
     "httpx.CloseError": When.AFTER,
     "httpx.DecodingError": When.AFTER,
@@ -67,52 +67,52 @@ ERRORS: dict[str, When] = {
 }
 
 
-class GivenUpError(Exception):
-    """Sending was about to begin, but the request was given up."""
+class RequestCancelledError(Exception):
+    """Sending was about to begin, but the request was cancelled."""
 
 
-class Sending:
-    """The record of one request; safe to share among threads."""
+class SendState:
+    """How far one request was sent; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_connecting = False
         self._has_begun = False
-        self._is_given_up = False
+        self._is_cancelled = False
         self._socket: Any = None
 
-    def connect(self) -> None:
+    def record_connecting(self) -> None:
         """A connection is being made for the request.
 
         Raises:
-            GivenUpError: the request was given up.
+            RequestCancelledError: the request was cancelled.
         """
-        self._note(has_begun=False)
+        self._record(has_begun=False)
 
-    def begin(self) -> None:
-        """The request's next bytes are about to be sent.
+    def record_sending(self) -> None:
+        """The next bytes of the request are about to be sent.
 
         Raises:
-            GivenUpError: the request was given up.
+            RequestCancelledError: the request was cancelled.
         """
-        self._note(has_begun=True)
+        self._record(has_begun=True)
 
-    def give_up(self) -> None:
-        """Give the request up: what is not sent yet must not be sent."""
+    def cancel(self) -> None:
+        """Send no more bytes of the request."""
         with self._lock:
-            self._is_given_up = True
+            self._is_cancelled = True
 
     def use_socket(self, connection: Any) -> None:
-        """This socket is the one that the request is sent by; its connection ends if the request was given up."""
+        """Record the socket that the request is sent by; shut it down if the request was cancelled."""
         with self._lock:
             self._socket = connection
-            is_given_up = self._is_given_up
-        if is_given_up:
+            is_cancelled = self._is_cancelled
+        if is_cancelled:
             shut_down(connection)
 
     def interrupt(self) -> None:
-        """Give the request up, and end the connection that it uses."""
-        self.give_up()
+        """Cancel the request and shut down its connection."""
+        self.cancel()
         if self._socket is not None:
             shut_down(self._socket)
 
@@ -123,33 +123,33 @@ class Sending:
             return self._has_begun
 
     def may_have_been_accepted(self, error: BaseException) -> bool:
-        """Whether the request may have reached SendGrid, although it ended with this error."""
+        """Whether the request may have reached SendGrid before this error."""
         when = when_raised(type(error))
         with self._lock:
             if self._has_begun or when is When.AFTER:
                 return True
             return when is When.EITHER and not self._is_connecting
 
-    def _note(self, *, has_begun: bool) -> None:
+    def _record(self, *, has_begun: bool) -> None:
         with self._lock:
-            if self._is_given_up:
-                raise GivenUpError
+            if self._is_cancelled:
+                raise RequestCancelledError
             self._is_connecting = True
             self._has_begun = self._has_begun or has_begun
 
 
 def when_raised(error_class: type[BaseException]) -> When:
-    """What `ERRORS` says of an error's class."""
+    """When an error of this class can happen."""
     return next((ERRORS[name] for name in _names(error_class) if name in ERRORS), When.AFTER)
 
 
-def is_foreseen(error_class: type[BaseException]) -> bool:
-    """Whether an error's class is in `ERRORS`: others show that a response could not be read."""
+def is_known_error(error_class: type[BaseException]) -> bool:
+    """Whether the class is in `ERRORS`; any other error means that a response could not be read."""
     return any(name in ERRORS for name in _names(error_class))
 
 
-def is_of_proxy(error: BaseException) -> bool:
-    """Whether httpx's proxy refused the connection, before the request."""
+def is_proxy_error(error: BaseException) -> bool:
+    """Whether the proxy refused httpx's connection, before the request."""
     return not {"httpx.ProxyError", "socksio.SOCKSError"}.isdisjoint(_names(type(error)))
 
 
@@ -159,44 +159,44 @@ def _names(error_class: type[BaseException]) -> Iterator[str]:
 
 # httpx
 
-# httpcore's events of connections, tunnels and their TLS; and of cleaning up.
+# httpcore's events of connections, tunnels, their TLS and clean-up.
 _EVENTS_BEFORE = ("connection.", "proxy.", "socks.", "http11.response_closed.")
 
 
 class Trace:
-    """A callback for httpx's extension ``trace``; an event that is not known counts as the beginning of sending."""
+    """A callback for httpx's extension ``trace``; unknown events count as sending."""
 
-    def __init__(self, sending: Sending) -> None:
-        self._sending = sending
+    def __init__(self, send_state: SendState) -> None:
+        self._send_state = send_state
         self._streams: list[Any] = []
 
     async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        """Note an event."""
+        """Record an event of httpcore."""
         if event.endswith(".connect_tcp.complete"):
             self._streams.append(info["return_value"])
         if not event.endswith(".started"):
             return
         is_for_tunnel = getattr(info.get("request"), "method", None) == b"CONNECT"
         if is_for_tunnel or event.startswith(_EVENTS_BEFORE):
-            self._sending.connect()
+            self._send_state.record_connecting()
         else:
-            self._sending.begin()
+            self._send_state.record_sending()
 
     async def close_connections(self) -> None:
-        """Close what was opened for the request: httpcore leaves it open if TLS is cancelled, or SOCKS fails."""
+        """Close the request's connections: httpcore leaves them open if TLS is cancelled or SOCKS fails."""
         for stream in self._streams:
             await stream.aclose()
 
 
 # requests
 
-_current: ContextVar[Sending | None] = ContextVar("sendgrid_sending", default=None)
+_current: ContextVar[SendState | None] = ContextVar("sendgrid_sending", default=None)
 
 
 @contextmanager
-def recorded_in(sending: Sending) -> Iterator[None]:
-    """Record what connections of `recording_pools` do in this context, which is a thread's own."""
-    token = _current.set(sending)
+def recording_to(send_state: SendState) -> Iterator[None]:
+    """Record in `send_state` what connections of `recording_pool` do in this thread."""
+    token = _current.set(send_state)
     try:
         yield
     finally:
@@ -204,15 +204,15 @@ def recorded_in(sending: Sending) -> Iterator[None]:
 
 
 class RecordedTLSSocket(ssl.SSLSocket):
-    """A TLS socket whose handshake ends when its request is given up, see `Sending.interrupt`.
+    """A TLS socket whose handshake ends when its request is interrupted, see `SendState.interrupt`.
 
-    The `ssl` module leaves a socket open whose connection was reset before the handshake; this one is closed.
+    It also closes itself if the connection is reset before the handshake, which `ssl` does not do.
     """
 
     _has_begun = False
 
     def recv(self, *args: Any, **kwargs: Any) -> bytes:
-        """Receive; before the handshake `ssl` does so to see whether there is a connection."""
+        """Receive; `ssl` calls this before the handshake to check the connection."""
         try:
             return super().recv(*args, **kwargs)
         except ConnectionError:
@@ -221,19 +221,19 @@ class RecordedTLSSocket(ssl.SSLSocket):
             raise
 
     def do_handshake(self, block: bool = False) -> None:
-        """Begin TLS."""
+        """Make the socket known before the handshake, which may hang."""
         self._has_begun = True
-        if sending := _current.get():
-            sending.use_socket(self)
+        if send_state := _current.get():
+            send_state.use_socket(self)
         super().do_handshake(block)
 
 
-# "101 Switching Protocols" is none: nothing follows it.
+# Without "101 Switching Protocols", which nothing follows.
 _INTERIM = (100, *range(102, 200))
 
 
 class _HeadLines:
-    """The lines of a head. `http.client` takes a head for whole that the end of the connection has cut."""
+    """The lines of a response's head. `http.client` accepts a head that was cut by the end of the connection."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -253,13 +253,10 @@ class _HeadLines:
 
 
 class FinalResponse(HTTPResponse):
-    """The response after all interim ones (1xx), as with httpx; `http.client` skips "100 Continue" alone.
-
-    Its head is whole.
-    """
+    """The response after all interim ones (1xx), as in httpx; `http.client` skips "100 Continue" only."""
 
     def begin(self) -> None:
-        """Read the head.
+        """Read the whole head.
 
         Raises:
             IncompleteRead: the connection ended within it.
@@ -281,7 +278,7 @@ class FinalResponse(HTTPResponse):
 
 
 class _Recording:
-    """What is added to urllib3's connections."""
+    """Mixed into urllib3's connections."""
 
     sock: Any
     auto_open: int
@@ -289,8 +286,8 @@ class _Recording:
     _is_making_connection = False
 
     def connect(self) -> None:
-        if sending := _current.get():
-            sending.connect()
+        if send_state := _current.get():
+            send_state.record_connecting()
         self._is_making_connection = True
         try:
             super().connect()  # type: ignore[misc]
@@ -300,11 +297,11 @@ class _Recording:
     def send(self, data: Any) -> None:
         if self.sock is None and self.auto_open:
             self.connect()
-        sending = _current.get()
-        if sending:
-            sending.use_socket(self.sock)
-            if not self._is_making_connection:  # making one sends CONNECT to a proxy
-                sending.begin()
+        send_state = _current.get()
+        if send_state:
+            send_state.use_socket(self.sock)
+            if not self._is_making_connection:  # which sends CONNECT to a proxy
+                send_state.record_sending()
         super().send(data)  # type: ignore[misc]
 
 

@@ -1,7 +1,7 @@
-"""HTTP sessions: the key for the API's own origin only, and the same proxies and trust for requests and httpx.
+"""HTTP sessions for the API and for downloads, with the same proxies and certificates in requests and httpx.
 
-`requests` and `httpx` are imported where they are needed: a worker needs no httpx, a triggerer no requests, and a DAG
-file neither.
+Only the API's own origin receives the key. `requests` and `httpx` are imported inside functions: a worker needs no
+httpx, a triggerer no requests, and a DAG file neither.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from urllib.parse import unquote, urlsplit
 from airflow_provider_sendgrid import __version__
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.network import Network, resolve_network
-from airflow_provider_sendgrid.exports.sending import is_of_proxy, recording_pool
+from airflow_provider_sendgrid.exports.sending import is_proxy_error, recording_pool
 from airflow_provider_sendgrid.redaction import redact_logs_of_libraries
 
 if TYPE_CHECKING:
     import httpx
     import requests
 
-# HTTP clients unpack all that they have read at once, and layer after layer; `client` unpacks a little at a time.
+# HTTP clients decompress all layers of all bytes read at once; `client` decompresses small pieces.
 ACCEPTED_ENCODING = "gzip"
-# A copy that a proxy kept shows neither new exports nor a new status.
+# A cached response lacks new exports and a new status.
 _API_HEADERS = {"Accept": "application/json", "Cache-Control": "no-cache"}
-# As many as a delivery may open at once; requests keeps 10, and would open the others again for each request.
+# The connections of a delivery; requests keeps 10 by default and would reopen the others for each request.
 _POOL_SIZE = 64
 
 
 def new_session(connection: SendGridConnection) -> requests.Session:
-    """A session that adds the key and the subuser to requests for the API's own origin, and to no other."""
+    """A session that adds the key and the subuser only to requests for the API's own origin."""
     headers = own_headers(connection)
 
-    def add_own(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+    def add_headers(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
         parts = urlsplit(prepared.url or "")
         if f"{parts.scheme}://{parts.netloc}" == connection.base_url:
             prepared.headers.update(headers)
         return prepared
 
-    def add_own_after_redirect(prepared: requests.PreparedRequest, _: requests.Response) -> None:
+    def add_headers_after_redirect(prepared: requests.PreparedRequest, _: requests.Response) -> None:
         for name in headers:
             prepared.headers.pop(name, None)
-        add_own(prepared)
+        add_headers(prepared)
 
     session = new_download_session(connection)
-    session.auth = add_own
-    session.rebuild_auth = add_own_after_redirect  # type: ignore[method-assign]  # or requests asks ~/.netrc
+    session.auth = add_headers
+    session.rebuild_auth = add_headers_after_redirect  # type: ignore[method-assign]  # otherwise requests reads ~/.netrc
     session.headers.update(_API_HEADERS)
     return session
 
 
 def new_download_session(connection: SendGridConnection) -> requests.Session:
-    """A session without the key, for the signed URLs of files: same proxies, same trust.
+    """A session without the key, for the signed URLs of files.
 
     Raises:
-        ValueError: the connection's or the environment's proxy or trust is wrong.
+        ValueError: a proxy or a source of certificates is invalid.
     """
     import requests
 
@@ -63,7 +63,7 @@ def new_download_session(connection: SendGridConnection) -> requests.Session:
         return prepared
 
     def resolve_redirects(*args: Any, yield_requests: bool = False, **kwargs: Any) -> Any:
-        # To fill in `Response.next`, requests would read the body of a redirect that is not followed, however long.
+        # For `Response.next`, requests would read the body of a redirect that is not followed, however long.
         return iter(()) if yield_requests else super(requests.Session, session).resolve_redirects(*args, **kwargs)
 
     redact_logs_of_libraries()
@@ -74,27 +74,27 @@ def new_download_session(connection: SendGridConnection) -> requests.Session:
     session.mount("https://", _Adapter.of(network))
     session.mount("http://", _Adapter.of(network))
     session.resolve_redirects = resolve_redirects  # type: ignore[method-assign]
-    session.auth = add_nothing  # or requests would look into ~/.netrc
+    session.auth = add_nothing  # otherwise requests reads ~/.netrc
     session.headers["User-Agent"] = _user_agent()
     return session
 
 
 def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
-    """A client for the API, without the key: it is added to each request.
+    """A client for the API without the key, which is added to each request.
 
     Raises:
-        ValueError: the connection's or the environment's proxy or trust is wrong.
+        ValueError: a proxy or a source of certificates is invalid.
     """
     import httpx
 
     redact_logs_of_libraries()
     network = resolve_network(connection)
     proxy = _httpx_proxy(network.proxy_for(connection.base_url), network)
-    # No limit: requests that hang must not keep others from a connection. Callers bound how many are in flight.
+    # No limit, so that hanging requests do not block others. Callers limit the requests in flight.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    login = {}
+    mounts = {}
     if proxy is not None and proxy.url.scheme == "socks5" and proxy.auth is not None:
-        login["all://"] = _socks_transport_class()(proxy, verify=network.tls, limits=limits, trust_env=False)
+        mounts["all://"] = _socks_transport_class()(proxy, verify=network.tls, limits=limits, trust_env=False)
     return httpx.AsyncClient(
         base_url=connection.base_url,
         headers={
@@ -107,13 +107,13 @@ def new_async_client(connection: SendGridConnection) -> httpx.AsyncClient:
         trust_env=False,
         verify=network.tls,
         proxy=proxy,
-        mounts=login,
+        mounts=mounts,
         follow_redirects=False,
     )
 
 
 def own_headers(connection: SendGridConnection) -> dict[str, str]:
-    """What only the API's own origin may see."""
+    """The headers that only the API's own origin may receive."""
     headers = {"Authorization": f"Bearer {connection.api_key}"}
     return headers | ({"on-behalf-of": connection.on_behalf_of} if connection.on_behalf_of else {})
 
@@ -127,15 +127,15 @@ def _httpx_proxy(url: str | None, network: Network) -> httpx.Proxy | None:
 
     if url is None:
         return None
-    # httpx has the proxy look up names for both, and knows "socks5h" from 0.28 on only.
+    # In httpx the proxy resolves names for both schemes; "socks5h" exists since 0.28.
     url = url.replace("socks5h://", "socks5://", 1)
     return httpx.Proxy(url, ssl_context=network.tls if url.startswith("https:") else None)
 
 
 class _SocksTransport:
-    """Uses a SOCKS proxy with its user and password, or, if the proxy wants none, without them.
+    """Uses a SOCKS proxy with its user and password, or without them if the proxy requires none.
 
-    As in a worker, where PySocks offers both at once. httpx offers the password alone, which such proxies refuse.
+    PySocks, in a worker, offers both methods at once. httpx offers only the password, which such proxies refuse.
     """
 
     def __init__(self, proxy: httpx.Proxy, **kwargs: Any) -> None:
@@ -143,23 +143,23 @@ class _SocksTransport:
 
         self._with_login = httpx.AsyncHTTPTransport(proxy=proxy, **kwargs)
         self._without = httpx.AsyncHTTPTransport(proxy=httpx.Proxy(proxy.url), **kwargs)
-        self._wants_login = True
+        self._requires_login = True
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if not self._wants_login:
+        if not self._requires_login:
             return await self._without.handle_async_request(request)
         try:
             return await self._with_login.handle_async_request(request)
         except Exception as error:
-            if not is_of_proxy(error):  # its handshake: nothing was sent to the host
+            if not is_proxy_error(error):  # in the handshake: nothing was sent to the host
                 raise
             if trace := request.extensions.get("trace"):
                 await trace.close_connections()
             try:
                 response = await self._without.handle_async_request(request)
-            except Exception as second:  # noqa: BLE001 - one of both is raised
-                raise (error if is_of_proxy(second) else second) from None
-        self._wants_login = False
+            except Exception as second:  # noqa: BLE001 - one of the two is raised
+                raise (error if is_proxy_error(second) else second) from None
+        self._requires_login = False
         return response
 
     async def aclose(self) -> None:
@@ -175,9 +175,9 @@ def _socks_transport_class() -> Any:
 
 
 class _Adapter:
-    """Sends through the proxy of each URL, trusts what `network` says, and records when sending begins.
+    """Uses the proxies and certificates of `network`, and records when sending begins.
 
-    Added to requests' adapter where that is imported.
+    A mixin for the adapter of requests, which is imported later.
     """
 
     network: Network
@@ -196,37 +196,37 @@ class _Adapter:
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)  # type: ignore[misc]
-        _record(self.poolmanager)
+        _record_sending(self.poolmanager)
 
     def proxy_headers(self, proxy: str) -> dict[str, str]:
-        # In UTF-8, as with httpx; requests would take Latin-1.
+        # UTF-8, as in httpx; requests would use Latin-1.
         credentials, _, _ = urlsplit(proxy).netloc.rpartition("@")
         if not credentials:
             return {}
         return {"Proxy-Authorization": f"Basic {b64encode(unquote(credentials).encode()).decode()}"}
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        # As with httpx, the proxy looks up names.
+        # The proxy resolves names, as in httpx.
         proxy = proxy.replace("socks5://", "socks5h://", 1)
         if proxy.startswith("https:"):
             kwargs["proxy_ssl_context"] = self.network.tls
         manager = super().proxy_manager_for(proxy, **kwargs)  # type: ignore[misc]
-        _record(manager)
+        _record_sending(manager)
         return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         host, pool = super().build_connection_pool_key_attributes(request, verify, cert)  # type: ignore[misc]
-        if self._is_ours(verify):
+        if self._is_default(verify):
             pool["ssl_context"] = self.network.tls
         return host, pool
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        # Or requests would add its own certificates to those trusted.
-        if cert or not self._is_ours(verify):
+        # Otherwise requests trusts its own certificates as well.
+        if cert or not self._is_default(verify):
             super().cert_verify(conn, url, verify, cert)  # type: ignore[misc]
 
-    def _is_ours(self, verify: Any) -> bool:
-        """Whether a user of this session left the trust as it is."""
+    def _is_default(self, verify: Any) -> bool:
+        """Whether the user of this session did not set other certificates."""
         return verify is self.network.is_verified
 
 
@@ -237,6 +237,6 @@ def _adapter_class() -> Any:
     return type("SendGridAdapter", (_Adapter, requests.adapters.HTTPAdapter), {})
 
 
-def _record(manager: Any) -> None:
+def _record_sending(manager: Any) -> None:
     pools = manager.pool_classes_by_scheme
     manager.pool_classes_by_scheme = {scheme: recording_pool(pool) for scheme, pool in pools.items()}

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 
 from airflow_provider_sendgrid.backoff import backoff_seconds
 from airflow_provider_sendgrid.exceptions import ExportIncompleteError, redact
-from airflow_provider_sendgrid.exports.sending import Sending, recorded_in
+from airflow_provider_sendgrid.exports.sending import SendState, recording_to
 from airflow_provider_sendgrid.stopping import StopSignal
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class FileDownload:
         import requests
         from urllib3.exceptions import HTTPError
 
-        sending = Sending()
+        sending = SendState()
         try:
             return self.stop.call(
                 partial(self._send, url, headers, sending),
@@ -193,10 +193,10 @@ class FileDownload:
             sending.interrupt()
             raise
 
-    def _send(self, url: str, headers: dict[str, str], sending: Sending) -> tuple[requests.Response, bytes]:
+    def _send(self, url: str, headers: dict[str, str], sending: SendState) -> tuple[requests.Response, bytes]:
         """The response after redirects, and the start of its body if it is an error; no other body is read."""
         for _ in range(_MAX_REDIRECTS + 1):
-            with recorded_in(sending):
+            with recording_to(sending):
                 response = self._source.session.get(
                     url, headers=headers, stream=True, allow_redirects=False, timeout=self._source.timeout_seconds
                 )

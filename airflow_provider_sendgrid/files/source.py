@@ -23,8 +23,8 @@ from airflow_provider_sendgrid.exceptions import (
     SendGridPermissionError,
     SendGridServerError,
 )
-from airflow_provider_sendgrid.exports.connection import is_loopback
 from airflow_provider_sendgrid.exports.export import ContactExport, file_path
+from airflow_provider_sendgrid.exports.hosts import is_loopback
 from airflow_provider_sendgrid.exports.protocol import RetryPolicy
 from airflow_provider_sendgrid.files.download import DownloadLimits, FileDownload
 from airflow_provider_sendgrid.stopping import StoppedError, StopSignal

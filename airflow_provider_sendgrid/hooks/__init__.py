@@ -1,1 +1,1 @@
-"""Connections turned into clients."""
+"""The hook for SendGrid's API."""

@@ -1,9 +1,7 @@
-"""An Airflow connection turned into a client for SendGrid's export APIs."""
+"""Calls SendGrid's export APIs with the settings of an Airflow connection."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
@@ -12,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 
 from airflow_provider_sendgrid import metrics
-from airflow_provider_sendgrid._compat import AirflowNotFoundException, BaseHook, mask_secret
-from airflow_provider_sendgrid.exceptions import SendGridError, SendGridUnavailableError, redact
+from airflow_provider_sendgrid._compat import BaseHook, mask_secret
+from airflow_provider_sendgrid.exceptions import SendGridError, redact
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.arguments import parse_conn_id
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
@@ -27,9 +25,11 @@ from airflow_provider_sendgrid.exports.export import (
 )
 from airflow_provider_sendgrid.exports.name_lookup import ids_of_names, ids_of_segments
 from airflow_provider_sendgrid.exports.network import resolve_network
-from airflow_provider_sendgrid.exports.start import Attempt, start_export_once
+from airflow_provider_sendgrid.exports.start import start_export_once
+from airflow_provider_sendgrid.exports.start_attempt import Attempt
 from airflow_provider_sendgrid.files.source import ExportFiles
-from airflow_provider_sendgrid.lineage import SendGridAccount, tell_hook_lineage
+from airflow_provider_sendgrid.hooks.airflow_connection import form_widgets, read_connection
+from airflow_provider_sendgrid.lineage import SendGridAccount, report_hook_lineage
 from airflow_provider_sendgrid.provider_info import CONNECTION_TYPE
 from airflow_provider_sendgrid.stopping import StopSignal
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     import requests
 
     from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
-    from airflow_provider_sendgrid.exports.shared_poller import SharedWatch
+    from airflow_provider_sendgrid.exports.shared_poller import SharedPoller
 
 
 class _NotPassed(tuple[str | int, ...]):
-    """A default that differs from an empty tuple that was passed."""
+    """Distinguishes the default from an empty tuple that was passed."""
 
     __slots__ = ()
 
@@ -50,24 +50,27 @@ _NOT_PASSED = _NotPassed()
 
 
 class SendGridHook(BaseHook):
-    """Talks to SendGrid's contact-export APIs, in a worker and on an event loop.
+    """Call SendGrid's contact-export APIs, from a worker or on an event loop.
 
-    Both families are served: Marketing Campaigns (``/v3/marketing/contacts/exports``) and Legacy Marketing
-    Campaigns (``/v3/contactdb/exports``). Requests are repeated within bounds on 429, 5xx and network
-    failures; a start only when it surely was not accepted.
+    Supports both families: Marketing Campaigns (``/v3/marketing/contacts/exports``) and Legacy Marketing Campaigns
+    (``/v3/contactdb/exports``). Requests are retried a limited number of times after 429, 5xx and network failures; a
+    request that starts an export only if SendGrid certainly did not accept it.
 
     Args:
-        sendgrid_conn_id: connection of type ``sendgrid``; its password is the API key. Optional: host (a
-            host name or a full URL) and, in extra, ``region`` (``global``, ``eu``), ``on_behalf_of`` (a
-            subuser), ``timeout`` (seconds), ``verify`` (bool, or path of a file or folder of CA certificates),
-            ``proxy`` (a URL).
+        sendgrid_conn_id: connection of type ``sendgrid``; its password is the API key. Optional: host (a host name or a
+            URL) and, in extra, ``region`` (``global``, ``eu``), ``on_behalf_of`` (a subuser), ``timeout`` (seconds),
+            ``verify`` (bool, or path of a file or folder of CA certificates), ``proxy`` (a URL).
         family: ``"marketing"`` or ``"legacy"``.
 
     Attributes:
-        stop: set by an operator that is killed: ends requests, and pauses between them, at once.
+        stop: ends requests, and the waits between them, when it is set; operators set it when Airflow kills the task.
 
-    Every method that asks SendGrid raises a subclass of
-    `airflow_provider_sendgrid.exceptions.SendGridError` that says what to do next.
+    Raises:
+        SendGridError: every method that sends requests raises a subclass, whose message names the next step.
+        ValueError: an argument or a setting of the connection is wrong.
+
+    Source:
+        https://www.twilio.com/docs/sendgrid/api-reference/contacts
     """
 
     conn_name_attr = "sendgrid_conn_id"
@@ -88,117 +91,66 @@ class SendGridHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """What the connection form shows, for Airflow before 3.2; later ones read it in `provider_info`.
-
-        The metadata spells its names with hyphens, this method with underscores.
-        """
+        """Labels of the connection form, for Airflow before 3.2; later versions read `provider_info`."""
         form = CONNECTION_TYPE["ui-field-behaviour"]
-        return {name.replace("-", "_"): value for name, value in form.items()}
+        return {name.replace("-", "_"): value for name, value in form.items()}  # as this method must spell them
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """The form's fields for what extra holds, for Airflow before 3.2, and where it has its form's parts."""
-        try:
-            from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
-            from wtforms import IntegerField, StringField
-            from wtforms.validators import Optional, any_of
-        except ImportError:
-            return {}
-        widgets = {}
-        for name, field in CONNECTION_TYPE["conn-fields"].items():
-            schema = field["schema"]
-            widgets[name] = (IntegerField if "integer" in schema["type"] else StringField)(
-                field["label"],
-                description=field["description"],
-                validators=[Optional(), *([any_of(schema["enum"])] if "enum" in schema else [])],
-                widget=BS3TextFieldWidget(),
-            )
-        return widgets
+        """Fields of the connection form for the settings in extra, for Airflow before 3.2."""
+        return form_widgets()
 
     @cached_property
     def connection(self) -> SendGridConnection:
-        """Who we are and whom we ask, read once; the key is masked in logs from here on.
+        """The settings, read once; from then on Airflow masks the key in logs.
 
         Raises:
-            SendGridUnavailableError: there is no such connection, or the secrets backend did not return it, which
-                Airflow does not distinguish: another try may find it. A sensor with ``soft_fail`` would be skipped on
-                Airflow's own exception.
-            ValueError: it cannot be parsed; or a setting of it, or of the environment's proxy or trust, is wrong; names
-                the setting and the right value.
+            SendGridUnavailableError: there is no such connection, or the secrets backend did not return it. Airflow
+                does not distinguish the two, so a retry may find it. It is not Airflow's own exception, because a
+                sensor with ``soft_fail`` skips on that.
+            ValueError: the connection cannot be parsed, or one of its settings, or a proxy or CA file named in the
+                environment, is wrong. The message names the setting and a correct value.
         """
         self.sendgrid_conn_id = parse_conn_id(self.sendgrid_conn_id)
-        airflow_connection = self._airflow_connection()
-        connection = SendGridConnection.from_fields(
-            name=self.sendgrid_conn_id,
-            password=airflow_connection.password,
-            host=airflow_connection.host,
-            port=airflow_connection.port,
-            schema=airflow_connection.schema,
-            extra=_extra(self.sendgrid_conn_id, airflow_connection),
-        )
+        connection = read_connection(self.sendgrid_conn_id, self.get_connection)
         mask_secret(connection.api_key)
-        resolve_network(connection)  # a wrong proxy or CA file is an error now, not at the first request
+        resolve_network(connection)  # raises for a wrong proxy or CA file before the first request
         if connection.verify is False:
             self.log.warning(
-                "Connection %s switches the verification of TLS certificates off: anyone on the way can read "
+                "Connection %s switches the verification of TLS certificates off: anyone on the network path can read "
                 "the API key and the contacts.",
                 self.sendgrid_conn_id,
             )
         return connection
 
-    def _airflow_connection(self) -> Any:
-        name = self.sendgrid_conn_id
-        variable = f"AIRFLOW_CONN_{name.upper()}"
-        try:
-            return self.get_connection(name)
-        except AirflowNotFoundException:
-            if not os.environ.get(variable):
-                raise SendGridUnavailableError(
-                    f"There is no connection {name!r}, or Airflow's secrets backend did not return it: add one of type "
-                    "'sendgrid', with the API key as its password, in Airflow or in its secrets backend, or name "
-                    "another in sendgrid_conn_id. If it exists, look for the secrets backend's error in the log."
-                ) from None
-            problem = f"the environment variable {variable}"  # Airflow logs why, and goes on to look elsewhere
-        except (ValueError, TypeError, AttributeError) as error:
-            problem = type(error).__name__
-        except Exception as error:
-            raise SendGridUnavailableError(
-                f"Connection {name!r} could not be read ({type(error).__name__}). Look for the secrets backend's "
-                "error in the log, and run the task again."
-            ) from error
-        raise ValueError(
-            f"Connection {name!r} cannot be parsed ({problem}). It must be a JSON object such as "
-            '{"conn_type": "sendgrid", "password": "SG.…"}, or a URI whose parts are percent-encoded.'
-        )
-
     def get_conn(self) -> requests.Session:
-        """A session for your own requests; it adds the key for the API's host only."""
+        """A session for your own requests; it sends the API key to the API's host only."""
         from airflow_provider_sendgrid.exports.sessions import new_session
 
         return new_session(self.connection)
 
     def client(self) -> SendGridClient:
-        """A client that speaks the protocol, for a ``with`` block."""
+        """A client for the flows of `exports.protocol`; use it in a ``with`` block."""
         from airflow_provider_sendgrid.exports.client import SendGridClient
 
         return SendGridClient(self.connection, on_retry=self._note_retry, stop=self.stop)
 
     async def aclient(self) -> AsyncSendGridClient:
-        """The same for an ``async with`` block on an event loop."""
+        """`client` for an event loop; use it in an ``async with`` block."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 
         return AsyncSendGridClient(await self.aload_connection(), on_retry=self._note_retry)
 
     @asynccontextmanager
-    async def watch(self) -> AsyncIterator[SharedWatch]:
-        """One poll for all who wait for exports of this connection and family on this event loop."""
+    async def watch(self) -> AsyncIterator[SharedPoller]:
+        """The poller that all waits on this event loop share if connection and family are the same."""
         from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
-        from airflow_provider_sendgrid.exports.shared_poller import shared_watch
+        from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
 
         connection = await self.aload_connection()
-        # Renewed certificates count for the waits that begin then.
+        # Waits that begin after CA certificates were renewed use a new poller.
         key = (self.sendgrid_conn_id, connection, resolve_network(connection).tls)
-        async with shared_watch(
+        async with acquire_poller(
             key, self._family, lambda: AsyncSendGridClient(connection, on_retry=self._note_retry)
         ) as watch:
             yield watch
@@ -206,8 +158,8 @@ class SendGridHook(BaseHook):
     async def aload_connection(self) -> SendGridConnection:
         """`connection`, read without blocking the event loop.
 
-        One thread does it all, from look-up to parsing the extra: on Airflow 3.0 either, done on the loop
-        or in a plain thread, ends the trigger or even the triggerer.
+        The look-up and the parsing of extra run in asgiref's thread: on Airflow 3.0, either one on the event loop or in
+        a plain thread ends the trigger or even the triggerer.
         """
         return await sync_to_async(lambda: self.connection)()
 
@@ -216,18 +168,18 @@ class SendGridHook(BaseHook):
         """The files of an export, for `airflow_provider_sendgrid.delivery.export`.
 
         Args:
-            export_id: of the export.
-            stop: ends all requests at once; by default `stop` of this hook.
+            export_id: id of a ready export.
+            stop: ends all requests when it is set; by default `stop` of this hook.
         """
         from airflow_provider_sendgrid.exports.sessions import new_download_session
 
         export_id = parse_export_id(export_id)
         connection = self.connection
-        tell_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
+        report_hook_lineage(self, inputs=[self.account.export_uri(export_id)])
         self.stop = stop or self.stop
         with self.client() as client, new_download_session(connection) as session:
             files = ExportFiles(
-                lambda: client.converse(protocol.get_export(self._family, export_id)),
+                lambda: client.run_flow(protocol.get_export(self._family, export_id)),
                 session,
                 allow_http=connection.is_local,
                 timeout_seconds=connection.timeout_seconds,
@@ -247,17 +199,20 @@ class SendGridHook(BaseHook):
         max_file_size: int | None = None,
         notify_by_email: bool = False,
     ) -> str:
-        """Start an export and return its id; if neither `list_ids` nor `segment_ids` is passed, of every contact.
+        """Start an export and return its id.
+
+        All contacts are exported if neither `list_ids` nor `segment_ids` is passed.
 
         Args:
             list_ids: ids of lists.
-            segment_ids: ids of segments. If what is passed holds no id at all, nothing is exported.
+            segment_ids: ids of segments.
             file_type: ``csv`` or ``json`` (one object per line).
-            max_file_size: in MB; a larger export is split into several files (SendGrid's default: 5000).
-            notify_by_email: have SendGrid mail a link to the account's owner.
+            max_file_size: in MB; a larger export is split into several files. SendGrid's default is 5000.
+            notify_by_email: let SendGrid send an email with links to the files to the owner of the account.
 
         Raises:
-            ValueError: an argument is wrong, or no id was passed.
+            ValueError: an argument is wrong, or `list_ids` and `segment_ids` were passed without any id.
+            SendGridError: SendGrid did not accept the start; if ``may_have_been_accepted`` is set, that is unknown.
         """
         selection = ExportSelection(list_ids, segment_ids, file_type, max_file_size, notify_by_email)
         is_passed = list_ids is not _NOT_PASSED or segment_ids is not _NOT_PASSED
@@ -269,68 +224,82 @@ class SendGridHook(BaseHook):
         return self.start_selection(selection)
 
     def start_selection(self, selection: ExportSelection) -> str:
-        """The same, with what to export in one value."""
+        """`start_export`, with its arguments in one value."""
         with self.client() as client:
-            return self._noted(client.converse(protocol.start_export(self._family, selection)), is_found=False)
+            return self._report_start(client.run_flow(protocol.start_export(self._family, selection)), is_found=False)
 
     def start_export_once(self, selection: ExportSelection, attempt: Attempt) -> tuple[str, bool]:
-        """Start an export, or find the one that an earlier try started; its id, and whether it was found."""
+        """Start an export, or find the one that an earlier try started.
+
+        Returns:
+            The export's id, and whether it was found.
+        """
         with self.client() as client:
-            export_id, is_found = client.converse(start_export_once(self._family, selection, attempt))
-        return self._noted(export_id, is_found=is_found), is_found
+            export_id, is_found = client.run_flow(start_export_once(self._family, selection, attempt))
+        return self._report_start(export_id, is_found=is_found), is_found
 
     def ids_of_lists(self, names: Sequence[str]) -> list[str | int]:
-        """The ids of the lists with these names."""
+        """The ids of the lists with these names.
+
+        Raises:
+            SendGridNotFoundError: no list has one of the names.
+            SendGridBadRequestError: several lists have one of the names.
+        """
         return ids_of_names("list", names, self.get_lists()) if names else []
 
     def ids_of_segments(self, names: Sequence[str]) -> list[str | int]:
-        """The ids of the segments with these names, of the segments API 2.0 and of the first one."""
+        """The ids of the segments with these names, in both of SendGrid's segments APIs.
+
+        Raises:
+            SendGridNotFoundError: no segment has one of the names.
+            SendGridBadRequestError: several segments have one of the names.
+        """
         with self.client() as client:
-            return client.converse(ids_of_segments(self._family, names))
+            return client.run_flow(ids_of_segments(self._family, names))
 
     def get_export(self, export_id: str) -> ContactExport:
-        """The status of one export, with freshly signed URLs once it is ready."""
+        """The status of one export; with newly signed URLs if it is ready."""
         with self.client() as client:
-            return client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
+            return client.run_flow(protocol.get_export(self._family, parse_export_id(export_id)))
 
     def list_exports(self) -> list[ContactExport]:
-        """All exports in flight or recently completed (without counts and messages)."""
+        """All pending and recently completed exports, without counts and messages."""
         with self.client() as client:
-            return client.converse(protocol.list_exports(self._family))
+            return client.run_flow(protocol.list_exports(self._family))
 
     def get_lists(self) -> list[dict[str, Any]]:
-        """All contact lists: ``id``, ``name`` and a count each."""
+        """All contact lists, as SendGrid describes them: ``id``, ``name`` and a count each."""
         with self.client() as client:
-            return client.converse(protocol.get_lists(self._family))
+            return client.run_flow(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
-        """All segments: ``id``, ``name`` and a count each; of the marketing family those of the API 2.0."""
+        """All segments, likewise; in the marketing family those of the segments API 2.0."""
         with self.client() as client:
-            return client.converse(protocol.get_segments(self._family))
+            return client.run_flow(protocol.get_segments(self._family))
 
     def get_scopes(self) -> list[str]:
-        """What the API key may do."""
+        """The scopes of the API key."""
         with self.client() as client:
-            return client.converse(protocol.get_scopes())
+            return client.run_flow(protocol.get_scopes())
 
     async def aget_export(self, export_id: str) -> ContactExport:
         """`get_export` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.get_export(self._family, parse_export_id(export_id)))
+            return await client.run_flow(protocol.get_export(self._family, parse_export_id(export_id)))
 
     async def alist_exports(self) -> list[ContactExport]:
         """`list_exports` on an event loop."""
         async with await self.aclient() as client:
-            return await client.converse(protocol.list_exports(self._family))
+            return await client.run_flow(protocol.list_exports(self._family))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Whether the key works and which families it may export; what to do where it does not."""
+        """Whether the key works, and which families it may export or what to do. Called by the form's "Test" button."""
         try:
             with self.client() as client:
-                scopes = client.converse(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
+                scopes = client.run_flow(protocol.get_scopes(protocol.RetryPolicy(tries=2)))
         except (SendGridError, ValueError) as error:
             return False, redact(str(error))
-        except Exception as error:  # noqa: BLE001 - the form must get an answer, whatever broke
+        except Exception as error:  # noqa: BLE001 - the form needs a text
             return False, f"The connection cannot be tested: {type(error).__name__}."
         families = [family.value for family, traits in FAMILIES.items() if traits.scope in scopes]
         if not families:
@@ -342,12 +311,12 @@ class SendGridHook(BaseHook):
 
     @property
     def account(self) -> SendGridAccount:
-        """Whose datasets lineage speaks of."""
+        """The account in lineage."""
         return SendGridAccount(self.connection.base_url, self._family)
 
-    def _noted(self, export_id: str, *, is_found: bool) -> str:
+    def _report_start(self, export_id: str, *, is_found: bool) -> str:
         metrics.export_started(self._family, is_found=is_found)
-        tell_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
+        report_hook_lineage(self, outputs=[self.account.export_uri(export_id)])
         return export_id
 
     def _note_retry(self) -> None:
@@ -356,34 +325,3 @@ class SendGridHook(BaseHook):
     @property
     def _family(self) -> ExportFamily:
         return parse_family(self.family)
-
-
-def _extra(name: str, connection: Any) -> dict[str, Any]:
-    """What extra holds. Airflow's `extra_dejson` masks the secrets in it, but reads what is not JSON as empty."""
-    try:
-        extra = json.loads(connection.extra or "{}", object_pairs_hook=lambda pairs: _once_each(name, pairs))
-    except _RepeatedKeyError:
-        raise
-    except (ValueError, RecursionError):
-        extra = connection.extra
-    if extra is None:
-        return {}
-    if not isinstance(extra, dict):
-        raise ValueError(  # noqa: TRY004 - a setting is wrong, not an argument
-            f'Connection {name!r}: extra must be a JSON object, such as {{"region": "eu"}}.'
-        )
-    connection.extra_dejson  # noqa: B018 - masks
-    return extra
-
-
-class _RepeatedKeyError(ValueError):
-    """A key is twice in one JSON object: the last value would win, also a null."""
-
-
-def _once_each(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKeyError(f"Connection {name!r}: extra has the key {redact(repeated)!r} twice; remove one.")
-    return found

@@ -1,1 +1,1 @@
-"""Ways out of Airflow's pages, to where the export and its files can be looked at."""
+"""Links from a task in Airflow to its export and its objects."""

@@ -1,7 +1,7 @@
-"""The links that Airflow shows beside a task: its export in SendGrid's pages, its objects in the cloud's console.
+"""The links that Airflow shows beside a task: to the exports at SendGrid, and to the objects in a cloud console.
 
-A task leaves each address as an XCom when it knows it, so that it can be followed while the task runs, and after it
-failed. No address holds a secret: whoever follows it has to log in there.
+A task pushes each address as an XCom as soon as it knows it, so the link works while the task runs and after it failed.
+The addresses contain no secrets: the reader has to log in.
 """
 
 from __future__ import annotations
@@ -16,54 +16,70 @@ from airflow_provider_sendgrid.exports.export import ExportFamily
 
 log = logging.getLogger(__name__)
 
-# An export has no page of its own. Source: Twilio's guides to both products name these pages.
+# A single export has no page. Source: Twilio's guides to both products name these pages.
 EXPORT_PAGES = {
     ExportFamily.MARKETING.value: "https://mc.sendgrid.com/contacts/exports",
     ExportFamily.LEGACY.value: "https://sendgrid.com/marketing_campaigns/ui/contacts",
 }
 
 
-class _KeptLink(BaseOperatorLink):
-    """A link whose address the task left as an XCom."""
+class _XComLink(BaseOperatorLink):
+    """A link whose address the task pushes as an XCom."""
 
     name: str = ""
     xcom_key: str = ""
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The address; empty where the task left none. Raises nothing: Airflow 3.0 would fail the task for it."""
+        """The address; empty if the task pushed none. Raises nothing, because Airflow 3.0 would fail the task."""
         try:
-            kept = read_xcom(ti_key, self.xcom_key)
-        except Exception:  # noqa: BLE001 - a link is no reason to fail
+            address = read_xcom(ti_key, self.xcom_key)
+        except Exception:  # noqa: BLE001 - a link must not fail a task
             return ""
-        return kept if isinstance(kept, str) else ""
+        return address if isinstance(address, str) else ""
 
     @classmethod
     def keep(cls, context: Context, address: str) -> None:
-        """Leave the address for the pages. Nothing is left where a task is to push no XComs.
+        """Push `address`, unless it is empty or the task pushes no XComs. A failure is logged."""
+        is_kept = False
+        if address and "ti" in context and getattr(context.get("task"), "do_xcom_push", True):
+            try:
+                context["ti"].xcom_push(key=cls.xcom_key, value=address)
+                is_kept = True
+            except Exception as error:  # noqa: BLE001 - a link must not fail a task
+                log.warning("The address of the link %r could not be pushed: %s", cls.name, type(error).__name__)
+        cls._list_in_task(context, is_listed=is_kept)
 
-        An empty one is left, too: Airflow 3 asks for it at the task's end, and logs an error where there is none.
+    @classmethod
+    def leave_out(cls, context: Context) -> None:
+        """Push no address, until `keep` is called with one."""
+        cls._list_in_task(context, is_listed=False)
+
+    @classmethod
+    def _list_in_task(cls, context: Context, *, is_listed: bool) -> None:
+        """List the link in the running task only if its address was pushed.
+
+        When a task ends, Airflow 3 reads the address of each link that the task lists and pushes it again. It would log
+        an error for a missing address and push an empty one. The DAG still lists the link.
         """
-        if "ti" not in context or not getattr(context.get("task"), "do_xcom_push", True):
-            return
-        try:
-            context["ti"].xcom_push(key=cls.xcom_key, value=address)
-        except Exception as error:  # noqa: BLE001 - likewise
-            log.warning("The link %r could not be kept: %s", cls.name, type(error).__name__)
+        task: Any = context.get("task")
+        if task is not None:
+            others = [link for link in task.operator_extra_links if not isinstance(link, cls)]
+            task.operator_extra_links = (*others, cls()) if is_listed else tuple(others)
 
 
-class SendGridExportsLink(_KeptLink):
-    """The account's exports, in SendGrid's own pages."""
+class SendGridExportsLink(_XComLink):
+    """The account's exports, in SendGrid's web pages."""
 
     name = "SendGrid exports"
     xcom_key = "sendgrid_exports_link"
 
     @classmethod
     def keep_for(cls, context: Context, family: str) -> None:
-        """Leave the page of a family's exports; whether it is a family, others will say."""
+        """Push the page of a family's exports; an unknown family has none."""
         cls.keep(context, next((page for known, page in EXPORT_PAGES.items() if known == family), ""))
 
 
-class DeliveredObjectsLink(_KeptLink):
+class DeliveredObjectsLink(_XComLink):
     """The objects of a delivery, in the console of their cloud."""
 
     name = "Delivered objects"
@@ -71,16 +87,16 @@ class DeliveredObjectsLink(_KeptLink):
 
     @classmethod
     def keep_for(cls, context: Context, prefix_uri: str, endpoint_url: str | None = None) -> None:
-        """Leave the page of all objects below a prefix, see `console_url`."""
+        """Push the page of all objects below a prefix, see `console_url`."""
         cls.keep(context, console_url(prefix_uri, endpoint_url))
 
 
 def console_url(prefix_uri: str, endpoint_url: str | None = None) -> str:
-    """The page of a cloud's console that shows what lies below a prefix; empty where there is none.
+    """The page of a cloud's console that shows the objects below a prefix; empty if there is none.
 
     Args:
-        prefix_uri: ``s3://bucket/prefix/`` or ``gs://bucket/prefix/``.
-        endpoint_url: of the storage's API: an S3 that is not Amazon's is in no console of Amazon's.
+        prefix_uri: ``s3://bucket/prefix/`` or ``gs://bucket/prefix/``. Other schemes have no page.
+        endpoint_url: URL of the S3 API; only Amazon's has a page.
     """
     scheme, bucket, prefix = _parts(prefix_uri)
     make = _CONSOLES.get(scheme)
@@ -100,7 +116,7 @@ def _s3_console(bucket: str, prefix: str, api_host: str) -> str:
     return f"https://{host}/s3/buckets/{quote(bucket)}?{urlencode({'prefix': prefix})}" if host else ""
 
 
-# Of the AWS partitions: the end of their APIs' hosts, and the host of their console.
+# By AWS partition: the end of the API's host names, and the host of the console.
 _AWS_CONSOLES = (
     (".amazonaws.com", "console.aws.amazon.com"),
     (".amazonaws.com.cn", "console.amazonaws.cn"),

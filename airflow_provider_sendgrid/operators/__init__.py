@@ -1,1 +1,1 @@
-"""Tasks that ask SendGrid for something."""
+"""Operators that call SendGrid's API."""

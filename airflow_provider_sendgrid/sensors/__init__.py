@@ -1,1 +1,1 @@
-"""Tasks that wait for SendGrid."""
+"""The sensor that waits for SendGrid exports."""

@@ -1,1 +1,1 @@
-"""Tasks that bring exports to where they are needed."""
+"""Operators that deliver exports to cloud storage."""

@@ -1,7 +1,4 @@
-"""What all deliveries have in common, whatever storage they go to.
-
-Knows Airflow and the delivery; knows no storage: each of the operators beside this file brings its own.
-"""
+"""The base of all transfer operators. Knows Airflow and the delivery; subclasses add the storage."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 from airflow_provider_sendgrid import lineage, metrics
 from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg
 from airflow_provider_sendgrid.delivery.export import ArgumentError, Delivery, DeliveryOptions, deliver_export
-from airflow_provider_sendgrid.exceptions import SendGridError, is_hopeless
+from airflow_provider_sendgrid.exceptions import SendGridError, is_non_retryable
 from airflow_provider_sendgrid.exports.export import ExportFamily, parse_export_id
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink
@@ -26,11 +23,11 @@ DEFAULTS = DeliveryOptions()
 
 
 class DeliveringOperator(BaseOperator, ABC):
-    """Deliver all files of a ready export, checked and counted, then write a manifest.
+    """Deliver all files of a ready export, verified, then write a manifest.
 
-    The files are streamed: memory is about (`max_concurrency` + 1) times `part_size`, whatever their size. Signed
-    URLs are fetched by the task itself, right before use. Each object is published only when its length and checksums
-    agree; the manifest is written only when all rows agree with SendGrid's count.
+    The files are streamed: memory is about (`max_concurrency` + 1) times `part_size`, whatever their size. The task
+    fetches signed URLs itself, right before use. An object is published only when its length and checksums agree; the
+    manifest is written only when the rows of all files agree with SendGrid's count.
 
     Objects are named ``<prefix><export id>-00001-of-00003.csv.gz`` (``.csv``, ``.json.gz``, ``.json``); the manifest
     is ``<prefix>_manifest.json``, in the form that Redshift's ``COPY ... MANIFEST`` reads.
@@ -38,32 +35,39 @@ class DeliveringOperator(BaseOperator, ABC):
     Args:
         export_id: the id of an export that is ready; put a `SendGridExportSensor` before this task. One id: for
             one task per export, use ``.partial(...).expand(export_id=...)``.
-        replace: replace the export whose manifest is at the prefix. When this one's manifest is written, its objects
-            are deleted, and all others at the prefix that this provider stored and no manifest names, such as what a
-            killed run left. Without it another export's manifest fails the task, before any download or, if another
-            run writes it meanwhile, after it.
-        compression: ``"gzip"`` stores gzip whatever came, ``"none"`` stores plain.
-        part_size: size of a part on its way, in bytes, 5 MiB or more.
-        max_concurrency: parts fetched at once, while one more is sent.
+        replace: replace the export whose manifest is at the prefix. When the new manifest is written, the old export's
+            objects are deleted, and so are all other objects at the prefix that this provider stored and no manifest
+            names, such as those of a killed run. Without it, another export's manifest fails the task, before any
+            download or, if another run writes it meanwhile, after it.
+        compression: ``"gzip"`` stores gzip whatever SendGrid sends, ``"none"`` stores uncompressed files.
+        part_size: size of the parts that are uploaded, in bytes, 5 MiB or more.
+        max_concurrency: parts downloaded at once, while one more is uploaded.
         verify_row_count: count the rows and compare them with SendGrid's count. Lengths, checksums and gzip are
             verified without it, too.
-        write_manifest: write the manifest. Without it, what a retry has to know stays below ``_receipts/``.
-        file_index: deliver this file alone (from 0), and no manifest: for mapped tasks that share an export. A task
-            without it, after them, finds their files stored, compares the rows and writes the manifest. An index that
-            is passed but renders to nothing fails the task.
-        partition_key: which partition of the assets among the `outlets` this is, from Airflow 3.3 on. Without it, the
-            DAG run's, if it has one.
+        write_manifest: write the manifest. Without it, what a retry needs stays below ``_receipts/``.
+        file_index: deliver only this file (from 0), and no manifest: for mapped tasks that share an export. A task
+            without it, after them, finds their files, compares the rows and writes the manifest. An index that is
+            passed but renders to nothing fails the task.
+        partition_key: the partition of the assets among the `outlets`, from Airflow 3.3 on. Default: the DAG run's
+            partition, if it has one.
         family: ``"marketing"`` or ``"legacy"``.
         sendgrid_conn_id: connection of type ``sendgrid``.
 
     Returns:
-        The URIs of the files, in SendGrid's order. The events of the assets (datasets) among the `outlets` say in their
-        extra: ``export_id``, ``files``, ``rows``, ``bytes``, ``manifest`` and, where there is one, ``partition``.
+        The URIs of the files, in SendGrid's order. The `extra` of the events of the assets (datasets) among the
+        `outlets` contains ``export_id``, ``files``, ``rows``, ``bytes``, ``manifest`` and, if there is one,
+        ``partition``.
+
+    Raises:
+        AirflowFailException: an argument or a connection is wrong, the export failed or expired, another export is at
+            the prefix, or SendGrid answered 400, 401, 403 or 404. Airflow does not retry.
+        SendGridError: the export is not ready, a file is incomplete, or an outage. Airflow retries, and the retry
+            delivers only what is missing.
     """
 
     template_fields: Sequence[str] = ("export_id", "file_index", "partition_key", "family", "sendgrid_conn_id")
     operator_extra_links = (SendGridExportsLink(), DeliveredObjectsLink())
-    # Of the storage's API, where that is known once `_storage` was called; the console's page depends on it.
+    # URL of the storage's API, set by `_storage`; the link to the console depends on it.
     _endpoint_url: str | None = None
     ui_color = "#d1eefc"
 
@@ -84,7 +88,7 @@ class DeliveringOperator(BaseOperator, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # Airflow renders templates and XComs before these are used.
+        # Rendered before they are used, then no XComArgs.
         self.export_id: str = export_id  # type: ignore[assignment]
         self.replace = replace
         self.compression = compression
@@ -100,78 +104,87 @@ class DeliveringOperator(BaseOperator, ABC):
         self._delivered: tuple[lineage.SendGridAccount, Delivery] | None = None
 
     def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """Remember which arguments were set before rendering, also by assignment."""
+        """Render, and remember which arguments were set before, in the constructor or by assignment."""
         self._passed |= self._not_none()
         super().render_template_fields(context, jinja_env)
 
     def execute(self, context: Context) -> list[str]:
-        """Deliver."""
-        hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        """Deliver the files; return their URIs."""
         SendGridExportsLink.keep_for(context, self.family)
-        with _arguments_and_settings():
-            options = DeliveryOptions(
-                compression=self.compression,
-                part_bytes=self.part_size,
-                max_concurrency=self.max_concurrency,
-                verify_row_count=self.verify_row_count,
-                write_manifest=self.write_manifest,
-                replace=self.replace,
-            )
+        DeliveredObjectsLink.leave_out(context)  # its address is not known yet
+        hook = SendGridHook(self.sendgrid_conn_id, self.family)
+        with _without_retry():
+            options = self._options()
             self.export_id = parse_export_id(self.export_id)
             file_index = _parse_file_index(self.file_index) if self._is_passed("file_index") else None
             has_partition_key = self._is_passed("partition_key")
             self.partition_key = _parse_partition_key(self.partition_key) if has_partition_key else None
-            _ = hook.account  # refuses a wrong connection or family
+            _ = hook.account  # raises for a wrong connection or family
         try:
             with hook.source(self.export_id, self._stop) as source:
-                with _arguments_and_settings():
-                    # It may ask for credentials, and hang: STS, Google's login, a metadata server.
+                with _without_retry():
+                    # In a thread, because fetching credentials (STS, Google, a metadata server) may hang.
                     storage = self._stop.call(self._storage, name="sendgrid-storage")
                 DeliveredObjectsLink.keep_for(context, storage.uri(""), self._endpoint_url)
                 delivery = deliver_export(source, storage, options, file_index, self._stop)
         except (SendGridError, ArgumentError) as error:
-            if isinstance(error, SendGridError) and not is_hopeless(error):
+            if isinstance(error, SendGridError) and not is_non_retryable(error):
                 raise
             raise AirflowFailException(str(error)) from error
         self.log.info("%s", delivery.describe())
-        self._tell(hook, delivery, context)
+        self._report(hook, delivery, context)
         return [file.uri for file in delivery.files]
 
     def on_kill(self) -> None:
-        """Stop within seconds, and leave no upload open; called by Airflow when it ends the task."""
+        """Stop within seconds, and leave no upload open."""
         self._stop.set()
 
     @cached_property
     def _stop(self) -> StopSignal:
-        """Made when the task runs: an operator is copied before that."""
+        """Created when the task runs: Airflow copies operators before."""
         return StopSignal()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> lineage.Lineage:
-        """From the export to its objects, with rows and bytes; called by Airflow's OpenLineage provider."""
-        return lineage.lineage_of_delivery(*self._delivered) if self._delivered else lineage.no_lineage()
+        """The input is the export, outputs are its objects with rows and bytes."""
+        return lineage.lineage_of_delivery(*self._delivered) if self._delivered else lineage.empty_lineage()
+
+    def _options(self) -> DeliveryOptions:
+        return DeliveryOptions(
+            compression=self.compression,
+            part_bytes=self.part_size,
+            max_concurrency=self.max_concurrency,
+            verify_row_count=self.verify_row_count,
+            write_manifest=self.write_manifest,
+            replace=self.replace,
+        )
 
     def _not_none(self) -> frozenset[str]:
         return frozenset(name for name in ("file_index", "partition_key") if getattr(self, name) is not None)
 
     def _is_passed(self, name: str) -> bool:
-        """Whether an optional argument was passed: it must then render to something."""
+        """Whether an optional argument was passed. It must then not render to nothing."""
         return name in self._passed or name in self._not_none()
 
-    def _tell(self, hook: SendGridHook, delivery: Delivery, context: Context) -> None:
-        """Let those know who count, draw lineage, or wait for the assets."""
+    def _report(self, hook: SendGridHook, delivery: Delivery, context: Context) -> None:
+        """Report the delivery to metrics, lineage and the assets."""
         self._delivered = (hook.account, delivery)
         metrics.delivered(self.family, delivery)
-        lineage.tell_hook_lineage(hook, outputs=lineage.object_uris(delivery))
+        lineage.report_hook_lineage(hook, outputs=lineage.object_uris(delivery))
         lineage.describe_in_asset_events(self.outlets, context, delivery, self.partition_key)
 
     @abstractmethod
     def _storage(self) -> Storage:
-        """Where the files go; called once, by `execute`."""
+        """The destination. `execute` calls it once, in a thread.
+
+        Raises:
+            ValueError: an argument is wrong.
+            TypeError: an argument has the wrong type.
+        """
 
 
 @contextmanager
-def _arguments_and_settings() -> Iterator[None]:
-    """What cannot be right will not be right in another try."""
+def _without_retry() -> Iterator[None]:
+    """Fail the task without a retry if an argument or a setting is wrong."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -179,32 +192,37 @@ def _arguments_and_settings() -> Iterator[None]:
 
 
 def _parse_file_index(value: Any) -> int:
-    """A rendered index: a whole number, or its digits.
+    """Parse a rendered index, an integer or its digits.
 
     Raises:
-        TypeError: it is something else.
-        ValueError: it is empty, or a text without a number.
+        TypeError: it is neither an integer nor a string.
+        ValueError: it is empty, negative, or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(f"file_index must be a whole number from 0 on, not {value!r}. {_ONE_FILE_EACH}")
+        raise TypeError(f"file_index must be an integer from 0 on, not {value!r}. {_INDEX_HINT}")
     text = str(value).strip()
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"file_index must be a whole number from 0 on, not {value!r}. {_ONE_FILE_EACH}")
+        raise ValueError(f"file_index must be an integer from 0 on, not {value!r}. {_INDEX_HINT}")
     return int(text)
 
 
-_ONE_FILE_EACH = "For one task per file use .partial(...).expand(file_index=...); leave it out to deliver all files."
+_INDEX_HINT = "For one task per file use .partial(...).expand(file_index=...); leave it out to deliver all files."
 
 
 def parse_text(name: str, value: Any, hint: str) -> str:
-    """A rendered parameter that was passed, and so must say something.
+    """Parse a rendered string that was passed, and so must not be empty.
+
+    Args:
+        name: of the parameter.
+        value: as rendered.
+        hint: the next step, for error messages.
 
     Raises:
-        TypeError: it is no text.
-        ValueError: it is empty, a template has rendered None, or was not rendered.
+        TypeError: it is not a string.
+        ValueError: it is empty, a template rendered None, or a template was not rendered.
     """
     if not isinstance(value, str | None):
-        raise TypeError(f"{name} must be a text, not a {type(value).__name__}. {hint}")
+        raise TypeError(f"{name} must be a string, not a {type(value).__name__}. {hint}")
     if value is None or value.strip() in ("", "None"):
         raise ValueError(f"{name} was passed but is empty. {hint}")
     if UNRENDERED.search(value):
@@ -213,14 +231,14 @@ def parse_text(name: str, value: Any, hint: str) -> str:
 
 
 def _parse_partition_key(value: Any) -> str:
-    """A rendered partition key.
+    """Parse a rendered partition key.
 
     Raises:
-        TypeError: it is neither a text nor a whole number.
+        TypeError: it is neither a string nor an integer.
         ValueError: it is empty.
     """
     if isinstance(value, bool) or not isinstance(value, int | str | None):
-        raise TypeError(f"partition_key must be a text, not {value!r}.")
+        raise TypeError(f"partition_key must be a string, not {value!r}.")
     text = str(value).strip()
     if text in ("", "None"):
         raise ValueError("partition_key was passed but is empty; leave it out to use the DAG run's.")

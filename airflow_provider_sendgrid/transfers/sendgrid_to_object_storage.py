@@ -1,4 +1,4 @@
-"""Brings every file of a SendGrid contact export to where an `ObjectStoragePath` points."""
+"""Delivers a SendGrid contact export to a folder in any storage of an `ObjectStoragePath`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SendGridToObjectStorageOperator(DeliveringOperator):
-    """Deliver all files of a ready export to any storage, checked and counted, then write a manifest.
+    """Deliver all files of a ready export to any storage, verified, then write a manifest.
 
     | path | default connection | extra to install |
     |---|---|---|
@@ -28,22 +28,23 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
     | ``gs://conn_id@bucket/folder`` | ``google_cloud_default`` | ``airflow-provider-sendgrid[google]`` |
     | ``abfs://conn_id@container/folder`` | ``wasb_default`` | ``airflow-provider-sendgrid[azure]`` |
 
-    Nothing appears under its final name before it is whole: a local file is renamed when all of it is on the disk, the
-    clouds commit an upload at its end.
+    No incomplete file appears under its final name: a local file is renamed when it is written, and the clouds publish
+    an upload when it is completed.
 
-    What all deliveries take, from `export_id` to `sendgrid_conn_id`, is described at `DeliveringOperator`.
+    `DeliveringOperator` describes the parameters from `replace` to `sendgrid_conn_id`, and the errors.
 
     Args:
-        path: the folder; a text, or an `ObjectStoragePath`. Slashes at its start and end do not matter. An S3 bucket
+        export_id: the id of an export that is ready.
+        path: the folder, a string or an `ObjectStoragePath`. Slashes at its start and end do not matter. An S3 bucket
             may be the ARN of an access point, ``s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/folder``. Use
             one folder per export or per run. Azure's own form, ``abfss://container@account.dfs.core.windows.net/folder``,
-            must name the connection's account.
-        conn_id: connection of the storage, where `path` names none. A template of this or of `path` that renders to
-            nothing or to None fails the task.
-        kwargs: what all of Airflow's operators take.
+            must name the connection's account. A template that renders to nothing or to None fails the task.
+        conn_id: connection of the storage, if `path` names none. A template that renders to nothing or to None fails
+            the task.
+        kwargs: arguments of Airflow's ``BaseOperator``.
 
     Returns:
-        The URIs of the files, in SendGrid's order; they name no connection.
+        The URIs of the files, in SendGrid's order, without the connection's id.
     """
 
     template_fields: Sequence[str] = (*DeliveringOperator.template_fields, "path", "conn_id")
@@ -80,7 +81,7 @@ class SendGridToObjectStorageOperator(DeliveringOperator):
             sendgrid_conn_id=sendgrid_conn_id,
             **kwargs,
         )
-        # Airflow renders templates and XComs before these are used.
+        # Rendered before they are used, then no XComArgs.
         self.path: str | ObjectStoragePath = path  # type: ignore[assignment]
         self.conn_id = conn_id
         self._has_conn_id = conn_id is not None

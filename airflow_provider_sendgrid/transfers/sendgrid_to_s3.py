@@ -1,4 +1,4 @@
-"""Brings every file of a SendGrid contact export into an S3 bucket."""
+"""Delivers a SendGrid contact export to an S3 bucket."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ _NAME_IT_ONCE = (
 
 
 class SendGridToS3Operator(DeliveringOperator):
-    """Deliver all files of a ready export to S3, checked and counted, then write a manifest.
+    """Deliver all files of a ready export to S3, verified, then write a manifest.
 
-    What all deliveries take, from `export_id` to `sendgrid_conn_id`, is described at `DeliveringOperator`.
+    `DeliveringOperator` describes the parameters from `replace` to `sendgrid_conn_id`, and the errors. A template of
+    `s3_bucket`, `s3_key_prefix`, `aws_conn_id` or `extra_args` that renders to nothing or to None fails the task.
 
     Args:
-        s3_bucket: name of the bucket; leave it out where `s3_key_prefix` is a full ``s3://bucket/prefix/``.
+        export_id: the id of an export that is ready.
+        s3_bucket: name of the bucket; leave it out if `s3_key_prefix` is a full ``s3://bucket/prefix/``.
         s3_key_prefix: the folder of all objects, ``path/`` or a full ``s3://bucket/path/``, whose bucket may be the ARN
-            of an access point. Slashes at its start are ignored, one is added at its end where it is missing. Use one
-            prefix per export or per run. ``""`` beside `s3_bucket`, or ``s3://bucket/``, is the whole bucket; a
-            template of this, `s3_bucket`, `aws_conn_id` or `extra_args` that renders to nothing or to None fails the
-            task. In a mapped task only ``s3://bucket/`` is the whole bucket.
-        aws_conn_id: Airflow's connection to AWS; None uses boto3's own way to find credentials, in a mapped task, too.
-        encrypt: have S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
+            of an access point. Slashes at its start are ignored; one is added at its end if it is missing. Use one
+            prefix per export or per run. ``""`` beside `s3_bucket`, or ``s3://bucket/``, is the whole bucket; in a
+            mapped task only ``s3://bucket/``.
+        aws_conn_id: Airflow's connection to AWS; None uses boto3's credential chain, in a mapped task, too.
+        encrypt: let S3 encrypt with its own keys (SSE-S3); for KMS use `extra_args`.
         acl_policy: canned ACL of the objects.
         extra_args: further arguments of S3's ``PutObject``: ``StorageClass``, ``SSEKMSKeyId``, ``Tagging``, ... Names
-            that S3 does not know are refused before anything is fetched, and so are those that the delivery sets
-            itself. Values of ``SSECustomerKey`` and ``SSEKMSEncryptionContext`` are masked. ``ObjectLock...`` applies
-            to files and manifest (a versioned bucket keeps a manifest that is replaced), not to the objects below
-            ``_receipts/``, which are deleted at the end; ``ContentEncoding``, ``ContentType`` and the like apply to
-            files alone. Checksums are always the delivery's own CRC32. A template that renders to nothing or to None
-            fails the task.
+            that S3 does not know, or that the delivery sets itself, are refused before any download. Values of
+            ``SSECustomerKey`` and ``SSEKMSEncryptionContext`` are masked. ``ObjectLock...`` applies to files and
+            manifest (a versioned bucket keeps a manifest that is replaced), not to the objects below ``_receipts/``,
+            which are deleted at the end. ``ContentEncoding``, ``ContentType`` and the like apply only to files.
+            Checksums are always the delivery's own CRC32.
         verify: False, or the path of a CA bundle, for connections to S3.
-        kwargs: what all of Airflow's operators take.
+        kwargs: arguments of Airflow's ``BaseOperator``.
 
     Returns:
         The ``s3://`` URIs of the files, in SendGrid's order.
+
+    Source:
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
     """
 
     template_fields: Sequence[str] = (
@@ -94,7 +97,7 @@ class SendGridToS3Operator(DeliveringOperator):
             sendgrid_conn_id=sendgrid_conn_id,
             **kwargs,
         )
-        # Airflow renders templates and XComs before these are used.
+        # Rendered before they are used, then no XComArgs.
         self.s3_bucket: str | None = s3_bucket  # type: ignore[assignment]
         self.s3_key_prefix: str = s3_key_prefix  # type: ignore[assignment]
         self.aws_conn_id = aws_conn_id
@@ -107,7 +110,7 @@ class SendGridToS3Operator(DeliveringOperator):
         self.verify = verify
 
     def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render, then mask secrets among the values before Airflow shows the rendered fields."""
+        """Render, and mask secrets in the values before Airflow shows the rendered fields."""
         rendered = super().render_template(content, *args, **kwargs)
         for text in secret_texts(rendered):
             mask_secret(text)
@@ -116,7 +119,16 @@ class SendGridToS3Operator(DeliveringOperator):
     def _storage(self) -> S3Storage:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        # What a mapped task passes may come from an XCom: there, what is empty means nothing.
+        self._refuse_empty_arguments()
+        hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
+        bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
+        extra_args = self._put_object_arguments()
+        client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
+        self._endpoint_url = client.meta.endpoint_url
+        return S3Storage(client, bucket, prefix, extra_args, self._stop)
+
+    def _refuse_empty_arguments(self) -> None:
+        """Raise for arguments that were passed and are empty. A mapped task may get any of them from an XCom."""
         mapped = mapped_arguments(self)
         if not self._is_whole_bucket or "s3_key_prefix" in mapped:
             parse_text("s3_key_prefix", self.s3_key_prefix, _NAME_IT_ONCE)
@@ -126,24 +138,22 @@ class SendGridToS3Operator(DeliveringOperator):
             parse_text("s3_bucket", self.s3_bucket, _NAME_IT_ONCE)
         if self._has_conn_id:
             parse_text("aws_conn_id", self.aws_conn_id, "Pass None, not a template, for boto3's own credentials.")
-        hook = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
-        bucket, prefix = self._bucket_and_prefix(hook.service_config.get("bucket_name"))
+
+    def _put_object_arguments(self) -> Mapping[str, Any]:
         extra_args = self.extra_args
         if not extra_args and not isinstance(extra_args, Mapping):
-            if self._has_extra_args or "extra_args" in mapped:
+            if self._has_extra_args or "extra_args" in mapped_arguments(self):
                 raise ValueError(
-                    "extra_args was passed but is empty. Pass {}, not None, to pass nothing further to S3."
+                    "extra_args was passed but is empty. Pass {}, not None, to pass no further arguments to S3."
                 )
             extra_args = {}
-        if isinstance(extra_args, Mapping):  # what else it may be is refused by S3Storage
-            encryption = {"ServerSideEncryption": "AES256"} if self.encrypt else {}
-            extra_args = {**encryption, **extra_args, **({"ACL": self.acl_policy} if self.acl_policy else {})}
-        client = hook.get_client_type(config=client_config(hook.config, 2 * self.max_concurrency))
-        self._endpoint_url = client.meta.endpoint_url
-        return S3Storage(client, bucket, prefix, extra_args, self._stop)
+        if not isinstance(extra_args, Mapping):
+            return extra_args  # S3Storage refuses it
+        encryption = {"ServerSideEncryption": "AES256"} if self.encrypt else {}
+        return {**encryption, **extra_args, **({"ACL": self.acl_policy} if self.acl_policy else {})}
 
     def _bucket_and_prefix(self, bucket_of_connection: str | None) -> tuple[str, str]:
-        """Take bucket and prefix apart.
+        """Split the arguments into bucket and prefix.
 
         Raises:
             ValueError: no bucket is named, or two are.

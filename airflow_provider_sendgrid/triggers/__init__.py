@@ -1,1 +1,1 @@
-"""Waiting without a worker."""
+"""Triggers that wait for SendGrid exports."""

@@ -1,1 +1,1 @@
-"""One small program for each way to bring files to S3; each is told its job as JSON, see `benchmarks.job`."""
+"""One small program for each way to copy files to S3; each gets its job as JSON, see `benchmarks.job`."""

@@ -1,6 +1,6 @@
 """curl piped into another program: ``curl -T -``, the practical limit, or ``aws s3 cp -``.
 
-Programs are started within what is measured; that of aws costs about a second.
+The measurement includes the start of the programs, about a second for aws.
 """
 
 import shutil
@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 trust = ["--cacert", job.authority] if job.authority else []
 
 
@@ -21,9 +21,9 @@ def uploader(key: str) -> list[str]:
 
 
 def aws() -> str:
-    beside = Path(sys.prefix).parent / "bench-aws" / "bin" / "aws"
+    bench_aws = Path(sys.prefix).parent / "bench-aws" / "bin" / "aws"
     own = Path(sys.prefix) / "bin" / "aws"
-    found = next((str(path) for path in (beside, own) if path.exists()), shutil.which("aws"))
+    found = next((str(path) for path in (bench_aws, own) if path.exists()), shutil.which("aws"))
     if found is None:
         raise ModuleNotFoundError("there is no aws command")
     return found

@@ -1,12 +1,12 @@
-"""Airflow's HttpToS3Operator, its execute called without a scheduler; connections stand in the environment."""
+"""Airflow's HttpToS3Operator, executed without a scheduler; connections are in the environment."""
 
 import json
 import os
 from urllib.parse import urlsplit
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 source = urlsplit(job.urls[0])
 os.environ["AIRFLOW_CONN_HTTP_DEFAULT"] = json.dumps(
     {"conn_type": "http", "schema": source.scheme, "host": source.hostname, "port": source.port}

@@ -1,4 +1,4 @@
-"""Our delivery, put together as SendGridToS3Operator does it; with ``imports_only`` all but the delivery."""
+"""This provider's delivery, as in SendGridToS3Operator; with ``imports_only`` everything but the delivery."""
 
 import json
 import logging
@@ -9,9 +9,9 @@ from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.sessions import new_download_session
 from airflow_provider_sendgrid.files.source import ExportFiles
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 logging.basicConfig(level=logging.INFO)
 imports_only = job.options.pop("imports_only", False)
 options = DeliveryOptions(verify_row_count=job.rows is not None, **job.options)

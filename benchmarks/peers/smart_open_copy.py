@@ -1,12 +1,12 @@
-"""smart_open at both ends."""
+"""smart_open for download and upload."""
 
 import shutil
 
 import smart_open
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 client = job.s3_client()
 
 

@@ -3,9 +3,9 @@
 import shutil
 import tempfile
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 session = job.session()
 client = job.s3_client()
 

@@ -1,6 +1,6 @@
-"""One file to any storage: by our operator's storage, or by Airflow's own `ObjectStoragePath`, copied in chunks.
+"""Copies one file to any storage, by this provider or by Airflow's `ObjectStoragePath`.
 
-Its job is JSON: ``how`` (ours, counting, airflow), ``url`` and ``path``. Connections stand in the environment.
+Its job is JSON: ``method`` (ours, counting, airflow), ``url`` and ``path``. Connections are in the environment.
 """
 
 import json
@@ -30,7 +30,7 @@ def copy() -> None:
         shutil.copyfileobj(source.raw, file, 1024 * 1024)
 
 
-if given["how"] == "airflow":
+if given["method"] == "airflow":
     target = ObjectStoragePath(given["path"]) / "copied.csv.gz"
     target.exists()
     transfer = copy
@@ -39,7 +39,7 @@ else:
     source = ExportFiles(lambda: export, session, allow_http=True)
     storage = SendGridToObjectStorageOperator(task_id="store", export_id="benchmark", path=given["path"])._storage()
     storage.head("nothing")
-    options = DeliveryOptions(verify_row_count=given["how"] == "counting", replace=True)
+    options = DeliveryOptions(verify_row_count=given["method"] == "counting", replace=True)
     transfer = deliver
 print(json.dumps({"idle": peak_bytes()}))
 measure(transfer)

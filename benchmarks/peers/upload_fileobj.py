@@ -2,9 +2,9 @@
 
 from boto3.s3.transfer import TransferConfig  # noqa: TID253 - this is no DAG file
 
-from benchmarks.job import BUCKET, job, measure
+from benchmarks.job import BUCKET, measure, read_job
 
-job = job()
+job = read_job()
 session = job.session()
 client = job.s3_client(**job.options.get("config", {}))
 transfer = TransferConfig(**job.options.get("transfer", {}))

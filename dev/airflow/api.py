@@ -1,4 +1,4 @@
-"""Airflow's REST API as the dev needs it, the same for Airflow 2 (`/api/v1`) and 3 (`/api/v2`)."""
+"""A client of Airflow's REST API, for Airflow 2 (`/api/v1`) and 3 (`/api/v2`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUEST_TIMEOUT_SECONDS = 90
 
 @dataclass(frozen=True)
 class Dialect:
-    """What differs between the two APIs."""
+    """The differences between the two APIs."""
 
     prefix: str
     health: str
@@ -55,7 +55,7 @@ def dialect_for(version: str) -> Dialect:
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """One task of one run; `map_index` is -1 where the task is not mapped."""
+    """One task of one run; `map_index` is -1 if the task is not mapped."""
 
     task_id: str
     map_index: int
@@ -73,17 +73,17 @@ class TaskInstance:
             state=payload["state"],
             try_number=payload["try_number"],
             seconds=payload["duration"],
-            start=moment(payload["start_date"]),
-            end=moment(payload["end_date"]),
+            start=parse_time(payload["start_date"]),
+            end=parse_time(payload["end_date"]),
         )
 
 
-def moment(text: str | None) -> datetime | None:
+def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
 
 
 class AirflowApiError(Exception):
-    """The API answered something else than success."""
+    """The API returned an error."""
 
     def __init__(self, method: str, path: str, status: int, text: str) -> None:
         super().__init__(f"{method} {path}: {status} {text[:500]}")
@@ -91,38 +91,38 @@ class AirflowApiError(Exception):
 
 
 class AirflowApi:
-    """Asks one Airflow; nothing here waits."""
+    """The API of one Airflow. No method waits for a state."""
 
     def __init__(self, url: str, version: str) -> None:
         self.url = url
         self.version = version
         self.dialect = dialect_for(version)
         self._authorization: str | None = None
-        # Straight to this machine, whatever proxy the environment names.
+        # Without a proxy, even if the environment names one.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def health(self) -> dict[str, str | None]:
-        """The status of each component, empty while nobody answers."""
+        """The status of each component; empty while there is no response."""
         try:
-            answer = self._call("GET", self.dialect.health, authorized=False)
+            response = self._call("GET", self.dialect.health, authorized=False)
         except (OSError, AirflowApiError):
             return {}
-        return {name: (answer.get(name) or {}).get("status") for name in self.dialect.components}
+        return {name: (response.get(name) or {}).get("status") for name in self.dialect.components}
 
     def is_healthy(self) -> bool:
         if set(self.health().values()) != {"healthy"}:
             return False
         try:
-            self._wake_execution_api()
-        except OSError:  # on a busy machine it takes longer than any request may
+            self._warm_up_execution_api()
+        except OSError:  # on a busy machine it exceeds the timeout
             return False
         return True
 
     def store_connection(self, connection_id: str, connection: Mapping[str, Any]) -> None:
-        """Into the metadata database, encrypted there; a stored one of this id is replaced.
+        """Store a connection in the metadata database, or replace it.
 
-        Not by the command line, which all on this machine can read, and not by an environment variable, with
-        which the triggerer would never have to ask for it.
+        Command lines can be read by other users. With an environment variable, the triggerer would not read the
+        database.
         """
         extra = connection.get("extra")
         body = {"connection_id": connection_id, **connection, "extra": json.dumps(extra) if extra else None}
@@ -146,7 +146,7 @@ class AirflowApi:
         return True
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
-        """Starts a run and returns its id. It has a logical date, as runs have that the pages start."""
+        """Start a run and return its id. It has a logical date, like runs started in the UI."""
         body: dict[str, Any] = {"conf": conf or {}}
         if self.dialect.needs_logical_date:
             body["logical_date"] = datetime.now(timezone.utc).isoformat()
@@ -154,51 +154,51 @@ class AirflowApi:
         return run_id
 
     def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
-        """Have a task run once more, as somebody who presses "Clear"; its run goes on."""
-        wish = {"dag_run_id": run_id, "task_ids": [task_id], "dry_run": False, "only_failed": True}
-        self.request("POST", f"/dags/{dag_id}/clearTaskInstances", wish)
+        """Clear a failed task, so that its run continues."""
+        body = {"dag_run_id": run_id, "task_ids": [task_id], "dry_run": False, "only_failed": True}
+        self.request("POST", f"/dags/{dag_id}/clearTaskInstances", body)
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         state: str = self.request("GET", run_path(dag_id, run_id))["state"]
         return state
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
-        """All of a run, mapped ones each by itself."""
+        """The task instances of a run, each mapped one included."""
         rows = self._pages(f"{run_path(dag_id, run_id)}/taskInstances", "task_instances")
         return [TaskInstance.from_payload(row) for row in rows]
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
         path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
-        asked = urlencode({"map_index": map_index, "stringify": "false"})
-        return native(self.request("GET", f"{path}?{asked}")["value"])
+        query = urlencode({"map_index": map_index, "stringify": "false"})
+        return parse_xcom(self.request("GET", f"{path}?{query}")["value"])
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}"
-        asked = urlencode({"map_index": map_index, "full_content": "true"})
-        answer = self.request("GET", f"{path}?{asked}", accept=self.dialect.log_type)
-        return answer if isinstance(answer, str) else "\n".join(log_lines(answer["content"]))
+        query = urlencode({"map_index": map_index, "full_content": "true"})
+        response = self.request("GET", f"{path}?{query}", accept=self.dialect.log_type)
+        return response if isinstance(response, str) else "\n".join(log_lines(response["content"]))
 
     def import_errors(self) -> list[str]:
-        """The traceback of each DAG file that could not be read."""
+        """The traceback of each DAG file that Airflow cannot import."""
         rows = self._pages("/importErrors", "import_errors")
         return [f"{row['filename']}\n{row['stack_trace']}" for row in rows]
 
     def request(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> Any:
-        """Any call: `path` follows the version's prefix; JSON comes back read, other types as text."""
+        """Send a request to `path` below the API's prefix. Returns JSON parsed, other content types as text."""
         return self._call(method, self.dialect.prefix + path, body, accept)
 
-    def _wake_execution_api(self) -> None:
-        """Its first call takes seconds, in which the first tasks would time out: it is made before them."""
+    def _warm_up_execution_api(self) -> None:
+        """Its first request takes seconds, in which the first tasks would time out."""
         if self.dialect.execution_health:
             self._call("GET", self.dialect.execution_health, authorized=False)
 
     def _pages(self, path: str, key: str) -> Iterator[dict[str, Any]]:
         offset = 0
         while True:
-            answer = self.request("GET", f"{path}?limit={PAGE_ROWS}&offset={offset}")
-            yield from answer[key]
+            response = self.request("GET", f"{path}?limit={PAGE_ROWS}&offset={offset}")
+            yield from response[key]
             offset += PAGE_ROWS
-            if offset >= answer["total_entries"]:
+            if offset >= response["total_entries"]:
                 return
 
     def _call(
@@ -215,8 +215,8 @@ class AirflowApi:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with self._opener.open(request, timeout=REQUEST_TIMEOUT_SECONDS) as answer:
-                text = answer.read().decode()
+            with self._opener.open(request, timeout=REQUEST_TIMEOUT_SECONDS) as response:
+                text = response.read().decode()
         except urllib.error.HTTPError as error:
             raise AirflowApiError(method, path, error.code, error.read().decode(errors="replace")) from error
         return json.loads(text) if text and accept == "application/json" else text
@@ -234,12 +234,12 @@ class AirflowApi:
 
 
 def run_path(dag_id: str, run_id: str) -> str:
-    # A run's id holds a time, and its time a plus sign.
+    # A run's id contains a time with a plus sign.
     return f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
 
 
-def native(value: Any) -> Any:
-    """Some versions answer with an XCom's JSON text instead of its value."""
+def parse_xcom(value: Any) -> Any:
+    """The value of an XCom; some versions return it as JSON text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -247,7 +247,7 @@ def native(value: Any) -> Any:
 
 
 def log_lines(content: list[Any]) -> Iterator[str]:
-    """Airflow 3 answers with structured lines: their text, and the text of an error."""
+    """The text of Airflow 3's structured log lines and of their errors."""
     for line in content:
         if isinstance(line, str):
             yield line

@@ -1,10 +1,10 @@
-"""A whole Airflow of any version from 2.10 to 3.3 on this machine, each part a process of its own.
+"""A whole Airflow of any version from 2.10 to 3.3 on this machine, each component in its own process.
 
-with RealAirflow(python, home, dags_folder) as airflow:
+with AirflowInstance(python, home, dags_folder) as airflow:
     airflow.up({"aws_default": {"conn_type": "aws"}})
     run_id = airflow.trigger("my_dag")
-    airflow.parts["triggerer"].kill()
-    airflow.parts["triggerer"].start()
+    airflow.components["triggerer"].kill()
+    airflow.components["triggerer"].start()
     airflow.wait_for_run("my_dag", run_id)
 """
 
@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from dev.airflow.api import FINAL_RUN_STATES, AirflowApi, AirflowApiError, TaskInstance
-from dev.airflow.settings import ADMIN, Place, child_environment, is_airflow_2
+from dev.airflow.settings import ADMIN, InstanceConfig, child_environment, is_airflow_2
 from dev.services.processes import Process, stop_all
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
-# The commands that run for ever, without their log servers: those listen to the whole network.
-PARTS_OF_2 = {
+# Airflow's long-running commands; without their log servers, which listen on every interface.
+COMPONENTS_2 = {
     "webserver": (),
     "scheduler": ("--skip-serve-logs",),
     "triggerer": ("--skip-serve-logs",),
 }
-PARTS_OF_3 = {
+COMPONENTS_3 = {
     "api-server": (),
     "scheduler": ("--skip-serve-logs",),
     "triggerer": ("--skip-serve-logs",),
@@ -37,8 +37,8 @@ HEALTHY_SECONDS = 400
 PARSED_SECONDS = 90
 
 
-class RealAirflow:
-    """Owns its processes: leaving the `with` block ends them, whatever happened inside."""
+class AirflowInstance:
+    """Leaving the `with` block stops its processes."""
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class RealAirflow:
     ) -> None:
         version = airflow_version(python)
         self.python = python
-        self.place = Place(version, home.resolve(), dags_folder.resolve(), database_url=database_url)
-        self.environment = child_environment(self.place, python, environment or {})
-        self.api = AirflowApi(self.place.url, version)
-        self.parts = {name: self._part(name, arguments) for name, arguments in parts_of(version).items()}
+        self.config = InstanceConfig(version, home.resolve(), dags_folder.resolve(), database_url=database_url)
+        self.environment = child_environment(self.config, python, environment or {})
+        self.api = AirflowApi(self.config.url, version)
+        self.components = {name: self._component(name, arguments) for name, arguments in components_of(version).items()}
 
-    def __enter__(self) -> RealAirflow:
+    def __enter__(self) -> AirflowInstance:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def up(self, connections: Mapping[str, dict[str, Any]]) -> None:
-        """From nothing to healthy; connections are kept in the metadata database."""
+        """Create the database, start Airflow and store connections."""
         self.migrate()
         self.start()
         self.wait_until_healthy()
@@ -71,21 +71,21 @@ class RealAirflow:
             self.api.store_connection(connection_id, connection)
 
     def migrate(self) -> None:
-        self.place.home.mkdir(parents=True, exist_ok=True)
+        self.config.home.mkdir(parents=True, exist_ok=True)
         self.airflow("db", "migrate")
-        if self.place.is_airflow_2:
+        if self.config.is_airflow_2:
             self._create_admin()
 
     def start(self) -> None:
-        for part in self.parts.values():
-            part.start()
+        for component in self.components.values():
+            component.start()
 
     def stop(self) -> None:
-        stop_all(self.parts.values())
+        stop_all(self.components.values())
 
     def wait_until_healthy(self) -> None:
         def healthy() -> bool:
-            self._check_parts()
+            self._check_components()
             return self.api.is_healthy()
 
         wait_until("Airflow healthy", healthy, seconds=HEALTHY_SECONDS, evidence=self._why_unhealthy)
@@ -95,34 +95,34 @@ class RealAirflow:
             self._check_imports()
             return self.api.has_dag(dag_id)
 
-        wait_until(f"DAG {dag_id} parsed", parsed, seconds=PARSED_SECONDS, evidence=self.tails)
+        wait_until(f"DAG {dag_id} parsed", parsed, seconds=PARSED_SECONDS, evidence=self.log_tails)
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
-        """Waits until the DAG is known, starts a run and returns its id."""
+        """Wait until the DAG is parsed, start a run and return its id."""
         self.wait_for_dag(dag_id)
         self.api.unpause(dag_id)
         return self.api.trigger(dag_id, conf)
 
     def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
-        """The run's final state."""
+        """Wait for the final state of a run, and return it."""
 
         def final_state() -> str | None:
-            self._check_parts()
+            self._check_components()
             state = self.api.run_state(dag_id, run_id)
             return state if state in FINAL_RUN_STATES else None
 
         return wait_until(
-            f"run {run_id} of {dag_id} over",
+            f"end of run {run_id} of {dag_id}",
             final_state,
             seconds=seconds,
-            evidence=lambda: self.account_of(dag_id, run_id),
+            evidence=lambda: self.describe_run(dag_id, run_id),
         )
 
     def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 120) -> TaskInstance:
-        """The first instance of the task that is in the state."""
+        """Wait until an instance of the task is in the state, and return it."""
 
         def found() -> TaskInstance | None:
-            self._check_parts()
+            self._check_components()
             return next(
                 (
                     task
@@ -136,17 +136,17 @@ class RealAirflow:
             f"task {task_id} of {dag_id} {state}",
             found,
             seconds=seconds,
-            evidence=lambda: self.account_of(dag_id, run_id),
+            evidence=lambda: self.describe_run(dag_id, run_id),
         )
 
-    def account_of(self, dag_id: str, run_id: str) -> str:
-        """What there is to know about a run that went wrong: its tasks, their logs, the processes."""
+    def describe_run(self, dag_id: str, run_id: str) -> str:
+        """The tasks of a run, their logs and those of the processes."""
         tasks = self.api.task_instances(dag_id, run_id)
         states = [f"{task.task_id}[{task.map_index}]: {task.state}, try {task.try_number}" for task in tasks]
-        return "\n".join([*states, *(self._log_of(dag_id, run_id, task) for task in tasks), self.tails()])
+        return "\n".join([*states, *(self._log_of(dag_id, run_id, task) for task in tasks), self.log_tails()])
 
     def airflow(self, *arguments: str) -> str:
-        """Runs an airflow command; its output."""
+        """Run an airflow command and return its output."""
         command = [self.python, "-m", "airflow", *arguments]
         done = subprocess.run(
             command,
@@ -161,36 +161,36 @@ class RealAirflow:
         return done.stdout
 
     def celery_worker(self, name: str, environment: Mapping[str, str] | None = None) -> Process:
-        """A worker that does one task at a time, not started yet; without its log server, for the logs are local."""
+        """A worker for one task at a time, not yet started; without a log server, because logs are local."""
         arguments = ["celery", "worker", "--concurrency", "1", "--celery-hostname", f"{name}@%h", "--skip-serve-logs"]
         command = [self.python, "-m", "airflow", *arguments]
         return Process(name, command, {**self.environment, **(environment or {})}, self._log_file(name))
 
-    def tails(self) -> str:
-        return "\n".join(part.tail() for part in self.parts.values())
+    def log_tails(self) -> str:
+        return "\n".join(component.tail() for component in self.components.values())
 
-    def _part(self, name: str, arguments: tuple[str, ...]) -> Process:
+    def _component(self, name: str, arguments: tuple[str, ...]) -> Process:
         command = [self.python, "-m", "airflow", name, *arguments]
         return Process(name, command, self.environment, self._log_file(name))
 
     def _log_file(self, name: str) -> Path:
-        return self.place.home / "processes" / f"{name}.log"
+        return self.config.home / "processes" / f"{name}.log"
 
     def _create_admin(self) -> None:
         person = ["--firstname", "A", "--lastname", "B", "--email", "admin@example.com", "--role", "Admin"]
         self.airflow("users", "create", "--username", ADMIN, "--password", ADMIN, *person)
 
-    def _check_parts(self) -> None:
-        for part in self.parts.values():
-            if part.has_died():
-                raise RuntimeError(f"Airflow's {part.name} has ended\n{part.tail()}")
+    def _check_components(self) -> None:
+        for component in self.components.values():
+            if component.has_exited():
+                raise RuntimeError(f"Airflow's {component.name} has exited\n{component.tail()}")
 
     def _check_imports(self) -> None:
         if errors := self.api.import_errors():
             raise RuntimeError("DAG files that Airflow cannot import:\n" + "\n".join(errors))
 
     def _why_unhealthy(self) -> str:
-        return f"{self.api.health()}\n{self.tails()}"
+        return f"{self.api.health()}\n{self.log_tails()}"
 
     def _log_of(self, dag_id: str, run_id: str, task: TaskInstance) -> str:
         if not task.try_number:
@@ -202,9 +202,9 @@ class RealAirflow:
         return f"--- log of {task.task_id}[{task.map_index}], try {task.try_number}\n{log}"
 
 
-def parts_of(version: str) -> dict[str, tuple[str, ...]]:
-    """Airflow's long-running commands; in Airflow 2 the scheduler parses the DAGs, too."""
-    return PARTS_OF_2 if is_airflow_2(version) else PARTS_OF_3
+def components_of(version: str) -> dict[str, tuple[str, ...]]:
+    """The components of a version; in Airflow 2, the scheduler also parses the DAGs."""
+    return COMPONENTS_2 if is_airflow_2(version) else COMPONENTS_3
 
 
 def airflow_version(python: Path) -> str:

@@ -1,4 +1,4 @@
-"""What one export left in the bucket, read and counted by other means than the package's own."""
+"""Reads and counts the objects of one delivery, with code that is not the package's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TextIO
 
-from dev.demo.targets import Place
+from dev.demo.targets import ObjectStore
 from dev.services.s3 import bucket_and_key
 
 MANIFEST = "_manifest.json"
@@ -19,9 +19,9 @@ MANIFEST = "_manifest.json"
 
 @dataclass(frozen=True)
 class Delivery:
-    """The objects that the last task named, and all that lies beside them."""
+    """The objects that the last task returned, and all others with their prefix."""
 
-    place: Place
+    store: ObjectStore
     uris: list[str]
 
     @property
@@ -33,22 +33,21 @@ class Delivery:
         return self.keys[0].rpartition("/")[0] + "/"
 
     def sizes(self) -> dict[str, int]:
-        return self.place.sizes(self.prefix)
+        return self.store.sizes(self.prefix)
 
     def manifest(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.place.open(self.prefix + MANIFEST).read())
+        content: dict[str, Any] = json.loads(self.store.open(self.prefix + MANIFEST).read())
         return content
 
     def contacts(self) -> int:
-        """In all objects."""
         return sum(count_contacts(key, self._text(key)) for key in self.keys)
 
     def first_lines(self, count: int) -> list[str]:
-        """Of the first object, as text."""
+        """The first lines of the first object."""
         return [line.rstrip("\n") for line in islice(self._text(self.keys[0]), count)]
 
     def _text(self, key: str) -> TextIO:
-        body = self.place.open(key)
+        body = self.store.open(key)
         plain = gzip.GzipFile(fileobj=body) if key.endswith(".gz") else body
         return io.TextIOWrapper(plain, encoding="utf-8", newline="")
 

@@ -1,9 +1,9 @@
-"""`make demo`: one export of contacts from SendGrid into a storage by a real Airflow, told as it happens.
+"""`make demo`: a real Airflow exports contacts from SendGrid into a storage; prints each step.
 
     python -m dev.demo.run [s3|file|gcs|azure]
 
-Everything runs on this machine: SendGrid's emulator, the storage's server, and all of Airflow's processes. With
-SENDGRID_API_KEY, SENDGRID_EXPORT_BUCKET and AWS credentials in the environment, the real services are used.
+SendGrid's emulator, the storage's server and Airflow run on this machine. With SENDGRID_API_KEY, SENDGRID_EXPORT_BUCKET
+and AWS credentials in the environment, the real services are used.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from dev.airflow.api import FINAL_RUN_STATES, TaskInstance
 from dev.demo.delivery import Delivery
-from dev.demo.stage import EXAMPLE_DAGS, Say, Stage, lab_folder, stage, teller
+from dev.demo.stack import EXAMPLE_DAGS, DemoStack, Say, demo_stack, elapsed_printer, temporary_folder
 from dev.demo.targets import DAG_OF, TARGETS
 from dev.services.processes import end_on_sigterm
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
 SENSOR = "wait_for_export"
 LAST_TASK = "store"
@@ -31,16 +31,16 @@ ROW_CHARACTERS_SHOWN = 150
 
 def main() -> None:
     end_on_sigterm()
-    target, say = target_from_command_line(), teller()
+    target, say = target_from_command_line(), elapsed_printer()
     try:
         with (
-            lab_folder("demo") as folder,
-            stage(folder, say, folder_with_one_dag(folder, DAG_OF[target]), target=target) as on_stage,
+            temporary_folder("demo") as folder,
+            demo_stack(folder, say, folder_with_one_dag(folder, DAG_OF[target]), target=target) as demo,
         ):
-            play(on_stage, say)
+            run_demo(demo, say)
         say("done")
     except KeyboardInterrupt:
-        sys.exit("interrupted; all that was started has been ended")
+        sys.exit("interrupted; everything was stopped")
     except (RuntimeError, TimeoutError) as error:
         sys.exit(f"FAILED: {error}")
 
@@ -52,7 +52,7 @@ def target_from_command_line() -> str:
 
 
 def folder_with_one_dag(folder: Path, dag_id: str) -> Path:
-    """The demo's DAG alone: other examples need not be parsed for it."""
+    """Only the demo's DAG, so that Airflow parses no others."""
     dags_folder = folder / "dags"
     dags_folder.mkdir()
     dag_file = EXAMPLE_DAGS / f"{dag_id}.py"
@@ -60,51 +60,51 @@ def folder_with_one_dag(folder: Path, dag_id: str) -> Path:
     return dags_folder
 
 
-def play(on_stage: Stage, say: Say) -> None:
-    """One run of the DAG, and what it left behind."""
-    airflow = on_stage.airflow
-    on_stage.sendgrid.clock.stop()  # until the sensor is seen waiting, how long ever a busy machine takes for that
-    run_id = airflow.trigger(on_stage.target.dag_id)
-    say(f"{on_stage.target.dag_id} started over the REST API: {run_id}")
-    states_seen = follow(on_stage, run_id, say)
-    if airflow.api.run_state(on_stage.target.dag_id, run_id) != "success":
-        raise RuntimeError(f"the run failed\n{airflow.account_of(on_stage.target.dag_id, run_id)}")
-    if not on_stage.is_real and (SENSOR, "deferred") not in states_seen:
-        raise RuntimeError(f"{SENSOR} was not seen waiting in the triggerer: {states_seen}")
-    show_tasks(airflow.api.task_instances(on_stage.target.dag_id, run_id))
-    show_delivery(on_stage, run_id)
+def run_demo(demo: DemoStack, say: Say) -> None:
+    """Run the DAG once, and show what it delivered."""
+    airflow = demo.airflow
+    demo.sendgrid.clock.stop()  # until the sensor was seen deferred, however long that takes
+    run_id = airflow.trigger(demo.target.dag_id)
+    say(f"{demo.target.dag_id} started over the REST API: {run_id}")
+    states_seen = follow_run(demo, run_id, say)
+    if airflow.api.run_state(demo.target.dag_id, run_id) != "success":
+        raise RuntimeError(f"the run failed\n{airflow.describe_run(demo.target.dag_id, run_id)}")
+    if not demo.is_real and (SENSOR, "deferred") not in states_seen:
+        raise RuntimeError(f"{SENSOR} was not seen deferred: {states_seen}")
+    show_tasks(airflow.api.task_instances(demo.target.dag_id, run_id))
+    show_delivery(demo, run_id)
 
 
-def follow(on_stage: Stage, run_id: str, say: Say) -> list[tuple[str, str]]:
-    """Tells each change of a task's state until the run is over; returns them."""
-    api = on_stage.airflow.api
+def follow_run(demo: DemoStack, run_id: str, say: Say) -> list[tuple[str, str]]:
+    """Print and return each change of a task's state until the run is over."""
+    api = demo.airflow.api
     seen: list[tuple[str, str]] = []
 
-    def tell_until_over() -> bool:
-        is_over = api.run_state(on_stage.target.dag_id, run_id) in FINAL_RUN_STATES
-        for task in sorted(api.task_instances(on_stage.target.dag_id, run_id), key=start_order):
+    def report_changes() -> bool:
+        is_over = api.run_state(demo.target.dag_id, run_id) in FINAL_RUN_STATES
+        for task in sorted(api.task_instances(demo.target.dag_id, run_id), key=start_order):
             if task.state and (task.task_id, task.state) not in seen:
                 seen.append((task.task_id, task.state))
-                say(f"  {task.task_id:<16} {in_words(task.state)}")
+                say(f"  {task.task_id:<16} {describe_state(task.state)}")
                 if (task.task_id, task.state) == (SENSOR, "deferred"):
-                    on_stage.sendgrid.clock.go_on()
-                tell_errors(on_stage, run_id, task)
+                    demo.sendgrid.clock.resume()
+                print_errors(demo, run_id, task)
         return is_over
 
     wait_until(
-        f"the run of {on_stage.target.dag_id} over",
-        tell_until_over,
-        seconds=REAL_RUN_SECONDS if on_stage.is_real else EMULATED_RUN_SECONDS,
-        evidence=lambda: on_stage.airflow.account_of(on_stage.target.dag_id, run_id),
+        f"the run of {demo.target.dag_id} over",
+        report_changes,
+        seconds=REAL_RUN_SECONDS if demo.is_real else EMULATED_RUN_SECONDS,
+        evidence=lambda: demo.airflow.describe_run(demo.target.dag_id, run_id),
     )
     return seen
 
 
-def tell_errors(on_stage: Stage, run_id: str, task: TaskInstance) -> None:
-    """At once, for Airflow may try again for minutes before the run fails."""
+def print_errors(demo: DemoStack, run_id: str, task: TaskInstance) -> None:
+    """At once, because Airflow may retry for minutes before the run fails."""
     if task.state not in {"up_for_retry", "failed"}:
         return
-    log = on_stage.airflow.api.task_log(on_stage.target.dag_id, run_id, task.task_id, task.try_number, task.map_index)
+    log = demo.airflow.api.task_log(demo.target.dag_id, run_id, task.task_id, task.try_number, task.map_index)
     for line in [line for line in log.splitlines() if "error" in line.lower()][-ERROR_LINES_SHOWN:]:
         print(f"            {line}")
 
@@ -113,8 +113,8 @@ def start_order(task: TaskInstance) -> tuple[bool, str]:
     return (task.start is None, str(task.start))
 
 
-def in_words(state: str) -> str:
-    return "deferred: waits in the triggerer, no worker is held" if state == "deferred" else state
+def describe_state(state: str) -> str:
+    return "deferred: waits in the triggerer, without a worker slot" if state == "deferred" else state
 
 
 def show_tasks(tasks: list[TaskInstance]) -> None:
@@ -123,17 +123,17 @@ def show_tasks(tasks: list[TaskInstance]) -> None:
         print(f"  {task.task_id:<16} {task.state:<8} try {task.try_number} {task.seconds or 0:6.1f} s")
 
 
-def show_delivery(on_stage: Stage, run_id: str) -> None:
-    api = on_stage.airflow.api
-    delivery = Delivery(on_stage.target.place, api.xcom(on_stage.target.dag_id, run_id, LAST_TASK))
-    print(f"\nObjects in {on_stage.target.place.bucket}")
+def show_delivery(demo: DemoStack, run_id: str) -> None:
+    api = demo.airflow.api
+    delivery = Delivery(demo.target.store, api.xcom(demo.target.dag_id, run_id, LAST_TASK))
+    print(f"\nObjects in {demo.target.store.bucket}")
     for key, size_bytes in delivery.sizes().items():
         print(f"  {size_bytes:>12,} bytes  {key}")
-    if not on_stage.is_real:
+    if not demo.is_real:
         show_rows(delivery)
     print("\nManifest")
     print(json.dumps(delivery.manifest(), indent=2))
-    check_count(delivery.contacts(), on_stage, run_id)
+    check_count(delivery.contacts(), demo, run_id)
 
 
 def show_rows(delivery: Delivery) -> None:
@@ -142,14 +142,14 @@ def show_rows(delivery: Delivery) -> None:
         print(f"  {line[:ROW_CHARACTERS_SHOWN]}")
 
 
-def check_count(delivered: int, on_stage: Stage, run_id: str) -> None:
-    """Counts with other code than the package's, against what the emulator really exported."""
-    export_id = on_stage.airflow.api.xcom(on_stage.target.dag_id, run_id, "start_export")
-    exported = on_stage.sendgrid.exported_contacts(export_id)
+def check_count(delivered: int, demo: DemoStack, run_id: str) -> None:
+    """Count with code that is not the package's; compare with what the emulator exported."""
+    export_id = demo.airflow.api.xcom(demo.target.dag_id, run_id, "start_export")
+    exported = demo.sendgrid.exported_contacts(export_id)
     if exported is not None and exported != delivered:
         raise RuntimeError(f"{exported:,} contacts exported, {delivered:,} delivered")
     print(f"\nCounted again in the bucket: {delivered:,} contacts", end="")
-    print("" if exported is None else ", exactly those that were exported", flush=True)
+    print("" if exported is None else ", the same as exported", flush=True)
 
 
 if __name__ == "__main__":

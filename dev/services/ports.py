@@ -1,4 +1,4 @@
-"""Ports on 127.0.0.1 that nobody listens on."""
+"""Free ports on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ LOCALHOST = "127.0.0.1"
 
 
 def free_port() -> int:
-    with socket.create_server((LOCALHOST, 0)) as held:
-        port: int = held.getsockname()[1]
+    with socket.create_server((LOCALHOST, 0)) as server:
+        port: int = server.getsockname()[1]
         return port
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server on this machine, for one Airflow's metadata."""
+"""A local PostgreSQL server, for Airflow's metadata."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dev.services.ports import LOCALHOST, free_port
-from dev.services.processes import Process
-from dev.waiting import wait_until
+from dev.services.processes import Process, running
 
 DEBIAN_FOLDER = Path("/usr/lib/postgresql")
 OWNER = "postgres"
@@ -21,15 +20,15 @@ HOW_TO_INSTALL = (
     "On Debian or Ubuntu: apt-get install postgresql. On Fedora: dnf install postgresql-server. On macOS: brew install "
     "postgresql."
 )
-# It is thrown away: nothing has to survive a power cut.
+# The data is temporary: it need not survive a crash.
 FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
 
 def find_programs(debian_folder: Path = DEBIAN_FOLDER) -> Path:
-    """The folder with initdb: Debian keeps it away from PATH, one folder for each version.
+    """The folder with initdb. Debian has one folder for each version, not on PATH.
 
     Raises:
-        RuntimeError: there is none; says what to install.
+        RuntimeError: PostgreSQL is not installed; the message names the package.
     """
     if on_path := shutil.which("initdb"):
         return Path(on_path).resolve().parent
@@ -44,13 +43,13 @@ def version_in(name: str) -> list[int]:
 
 
 def as_owner() -> list[str]:
-    """PostgreSQL refuses to run as root: then it runs as the user that its package made."""
+    """PostgreSQL does not run as root: then it runs as the user that its package created."""
     return ["runuser", "-u", OWNER, "--"] if os.geteuid() == 0 else []
 
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """An empty database; its SQLAlchemy URL. All is gone when it ends."""
+    """Start an empty database; yields its SQLAlchemy URL. All data is deleted at the end."""
     programs, data, port = find_programs(), folder.resolve() / "postgres", free_port()
     data.mkdir(parents=True)
     if os.geteuid() == 0:
@@ -58,19 +57,10 @@ def postgres(folder: Path) -> Iterator[str]:
     initialise(programs, data)
     listen = ("-h", LOCALHOST, "-p", str(port), "-k", "")
     command = [*as_owner(), programs / "postgres", "-D", data, *listen, *FAST]
-    server = Process("postgres", command, dict(os.environ), folder / "postgres.log")
-    server.start()
-    try:
-        ready = [programs / "pg_isready", "-q", "-h", LOCALHOST, "-p", str(port)]
-        wait_until(
-            "PostgreSQL ready",
-            lambda: subprocess.run(ready, check=False).returncode == 0,
-            seconds=60,
-            evidence=server.tail,
-        )
+    process = Process("postgres", command, dict(os.environ), folder / "postgres.log")
+    is_ready = [programs / "pg_isready", "-q", "-h", LOCALHOST, "-p", str(port)]
+    with running(process, lambda: subprocess.run(is_ready, check=False).returncode == 0):
         yield f"postgresql+psycopg2://{OWNER}@{LOCALHOST}:{port}/postgres"
-    finally:
-        server.stop()
 
 
 def initialise(programs: Path, data: Path) -> None:

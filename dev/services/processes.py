@@ -1,4 +1,4 @@
-"""Processes that the dev starts and ends: each with a process group and a log file of its own."""
+"""Child processes, each with its own process group and log file."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from dev.services.waiting import wait_until
 
 TAIL_LINES = 40
 
 
 @dataclass
 class Process:
-    """One command; may be started again after it was stopped or killed."""
+    """One command; it can be started again after it was stopped or killed."""
 
     name: str
     command: Sequence[str | Path]
     environment: Mapping[str, str]
     log: Path
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    family: set[psutil.Process] = field(default_factory=set, init=False)
+    children: set[psutil.Process] = field(default_factory=set, init=False)
 
     def start(self) -> None:
         if self.is_running():
-            raise RuntimeError(f"{self.name} runs already")
+            raise RuntimeError(f"{self.name} is already running")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            # A group of its own keeps the terminal's ctrl-C from it: whoever started it ends it, in order.
+            # In its own group, it does not receive the terminal's ctrl-C: its owner stops it.
             self.running = subprocess.Popen(
                 self.command,
                 env=self.environment,
@@ -44,26 +46,26 @@ class Process:
     def is_running(self) -> bool:
         return self.running is not None and self.running.poll() is None
 
-    def has_died(self) -> bool:
-        """Whether it ended by itself: not when it was stopped or killed from here."""
+    def has_exited(self) -> bool:
+        """Whether it exited by itself, neither by `stop` nor by `kill`."""
         return self.running is not None and self.running.poll() is not None
 
     def stop(self, seconds: float = 15) -> None:
-        """Asks first; whatever of it is left after so many seconds is killed."""
+        """Send SIGTERM, and SIGKILL to what is left after `seconds`."""
         self.send(signal.SIGTERM)
-        self._bury(seconds)
+        self._reap(seconds)
 
     def kill(self) -> None:
-        """As if the machine had died under it."""
+        """Send SIGKILL."""
         self.send(signal.SIGKILL)
-        self._bury(5)
+        self._reap(5)
 
     def send(self, sign: signal.Signals) -> None:
-        """To the whole group, without waiting for the effect."""
+        """Send a signal to the whole group, without waiting for its effect."""
         if self.running is None:
             return
-        # Airflow's children make process groups of their own: they are looked up while they have a parent.
-        self.family |= descendants(self.running.pid)
+        # Airflow's children create their own process groups: they can only be found while their parent lives.
+        self.children |= descendants(self.running.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.running.pid, sign)
 
@@ -74,36 +76,47 @@ class Process:
         state = "running" if self.is_running() else "not running"
         return "\n".join([f"--- {self.name} ({state}), end of {self.log}", *last, ""])
 
-    def _bury(self, seconds: float) -> None:
+    def _reap(self, seconds: float) -> None:
         if self.running is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.running.wait(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.running.pid, signal.SIGKILL)
-        for child in self.family:
+        for child in self.children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self.running.wait()
         self.running = None
-        self.family = set()
+        self.children = set()
+
+
+@contextlib.contextmanager
+def running(process: Process, is_ready: Callable[[], object], seconds: float = 60) -> Iterator[Process]:
+    """Start a server, wait until it is ready, and stop it at the end."""
+    process.start()
+    try:
+        wait_until(f"{process.name} ready", is_ready, seconds=seconds, evidence=process.tail)
+        yield process
+    finally:
+        process.stop()
 
 
 def end_on_sigterm() -> None:
-    """Has SIGTERM end this program as ctrl-C does: through every `with` block that holds processes."""
+    """Let SIGTERM raise KeyboardInterrupt, so that every `with` block stops its processes."""
 
-    def leave(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def stop_all(processes: Iterable[Process]) -> None:
-    """All at once, for each takes seconds to end."""
-    each = tuple(processes)
-    for process in each:
+    """Stop all processes concurrently, because each takes seconds."""
+    stopped = tuple(processes)
+    for process in stopped:
         process.send(signal.SIGTERM)
-    for process in each:
+    for process in stopped:
         process.stop()
 
 

@@ -1,19 +1,18 @@
-"""The storage that exports are delivered to: moto's S3 server on this machine, or the real S3."""
+"""moto's S3 server on this machine, or the real S3."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from dev import inherited_environment
 from dev.services.ports import LOCALHOST, accepts_connections, free_port
-from dev.services.processes import Process
-from dev.waiting import wait_until
+from dev.services.processes import Process, running
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -25,9 +24,9 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True)
 class S3:
-    """One bucket to write to; `endpoint` is None for the real S3, with the credentials of the environment.
+    """One bucket; without `endpoint` it is that of the real S3, with the environment's credentials.
 
-    With a `proxy` it is at Amazon's own addresses, and a server on this machine answers in its place.
+    With a `proxy`, clients use Amazon's addresses, and the proxy, a local server, responds.
     """
 
     bucket: str
@@ -36,9 +35,9 @@ class S3:
 
     @property
     def connection(self) -> dict[str, Any]:
-        """Airflow's `aws_default` for it."""
+        """Airflow's connection to it."""
         if self.proxy is not None:
-            extra = {"region_name": REGION, "verify": proxys_authority(), "config_kwargs": {"proxies": self._proxies}}
+            extra = {"region_name": REGION, "verify": proxy_ca_file(), "config_kwargs": {"proxies": self._proxies}}
             return {"conn_type": "aws", "login": LOGIN, "password": PASSWORD, "extra": extra}
         if self.endpoint is None:
             return {"conn_type": "aws"}
@@ -55,7 +54,7 @@ class S3:
             "s3",
             endpoint_url=self.endpoint,
             config=Config(proxies=self._proxies),
-            verify=proxys_authority() if self.proxy else None,
+            verify=proxy_ca_file() if self.proxy else None,
             aws_access_key_id=LOGIN,
             aws_secret_access_key=PASSWORD,
             region_name=REGION,
@@ -66,7 +65,7 @@ class S3:
         return {"https": self.proxy} if self.proxy else None
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """The bytes of each object under a prefix, by its key."""
+        """The size in bytes of each object with this prefix, by key."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
 
@@ -77,45 +76,36 @@ class S3:
 
 @contextmanager
 def s3_server(bucket: str, folder: Path, python: Path = Path(sys.executable)) -> Iterator[S3]:
-    """An S3 server in a process of its own, with an empty bucket in it; all is gone when it ends."""
+    """An S3 server in its own process, with an empty bucket; all data is deleted at the end."""
     port = free_port()
-    command = [python, "-m", "moto.server", "-H", LOCALHOST, "-p", str(port)]
-    server = Process("s3", command, environment(os.environ), folder / "s3.log")
-    server.start()
-    try:
-        wait_until("S3 server listening", lambda: accepts_connections(port), seconds=60, evidence=server.tail)
-        s3 = S3(bucket, f"http://{LOCALHOST}:{port}")
-        s3.client().create_bucket(Bucket=bucket)
-        yield s3
-    finally:
-        server.stop()
+    with _moto([python, "-m", "moto.server"], port, folder):
+        yield _with_bucket(S3(bucket, f"http://{LOCALHOST}:{port}"))
 
 
 @contextmanager
 def amazon_s3(bucket: str, folder: Path, python: Path = Path(sys.executable)) -> Iterator[S3]:
-    """The same at Amazon's own addresses, as far as whoever goes by its proxy can tell: nothing leaves this machine."""
+    """Like `s3_server`, but for clients that use Amazon's addresses and its proxy. No request leaves this machine."""
     port = free_port()
-    command = [python.parent / "moto_proxy", "-H", LOCALHOST, "-p", str(port)]
-    server = Process("s3", command, environment(os.environ), folder / "s3.log")
-    server.start()
-    try:
-        wait_until("S3 proxy listening", lambda: accepts_connections(port), seconds=60, evidence=server.tail)
-        s3 = S3(bucket, proxy=f"http://{LOCALHOST}:{port}")
-        s3.client().create_bucket(Bucket=bucket)
-        yield s3
-    finally:
-        server.stop()
+    with _moto([python.parent / "moto_proxy"], port, folder):
+        yield _with_bucket(S3(bucket, proxy=f"http://{LOCALHOST}:{port}"))
 
 
-def proxys_authority() -> str:
-    """Who signs the certificates that the proxy shows in Amazon's name."""
+def _moto(program: Sequence[str | Path], port: int, folder: Path) -> AbstractContextManager[Process]:
+    command = [*program, "-H", LOCALHOST, "-p", str(port)]
+    process = Process("s3", command, inherited_environment(), folder / "s3.log")
+    return running(process, lambda: accepts_connections(port))
+
+
+def _with_bucket(s3: S3) -> S3:
+    s3.client().create_bucket(Bucket=s3.bucket)
+    return s3
+
+
+def proxy_ca_file() -> str:
+    """The certificate authority of the proxy's certificates for Amazon's addresses."""
     import moto.moto_proxy
 
     return str(Path(moto.moto_proxy.__file__).parent / "ca.crt")
-
-
-def environment(shell: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in shell.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

@@ -1,24 +1,25 @@
-"""Where contacts are exported from: SendGrid's emulator in this process, or the real SendGrid."""
+"""SendGrid's emulator in this process, or the real SendGrid."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 
-# Longer than the sensor's first look, so that the sensor has something to wait for; and more than one file.
+# After the sensor's first poll, so that it defers.
 READY_AFTER_SECONDS = 5.0
+# More than one file.
 CONTACTS = 25_000
 CONTACTS_PER_FILE = 10_000
 
 
 class Clock:
-    """The emulator's time: it can stand still, so that no export becomes ready however slow this machine is."""
+    """The emulator's clock. While it is stopped, no export becomes ready, however slow the machine is."""
 
     def __init__(self) -> None:
         self._stopped_at: float | None = None
@@ -29,27 +30,41 @@ class Clock:
     def stop(self) -> None:
         self._stopped_at = time.time()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._stopped_at = None
 
 
 @dataclass(frozen=True)
 class SendGrid:
-    """One account; `emulator` is None for the real one, and `clock` of no effect."""
+    """One account; for the real one, `emulator` is None and `clock` has no effect.
+
+    The connection has a host and a port. Without them, Airflow 3.3's "Test" button sends other values than the stored
+    ones, and Airflow does not use the stored key.
+    """
 
     connection: dict[str, Any] = field(repr=False)
     emulator: Emulator | None = None
     clock: Clock = field(default_factory=Clock)
 
+    @property
+    def url(self) -> str:
+        return f"{self.connection['host']}:{self.connection['port']}"
+
     def exported_contacts(self, export_id: str) -> int | None:
-        """How many contacts an export truly holds, where that can be known."""
+        """The number of contacts in an export; None for the real SendGrid."""
         if self.emulator is None:
             return None
         return sum(file.rows for file in self.emulator.export_files(export_id))
 
 
+def connection_to(url: str, api_key: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return {"conn_type": "sendgrid", "host": f"{parts.scheme}://{parts.hostname}", "port": port, "password": api_key}
+
+
 def real_sendgrid(api_key: str) -> SendGrid:
-    return SendGrid({"conn_type": "sendgrid", "password": api_key})
+    return SendGrid(connection_to("https://api.sendgrid.com", api_key))
 
 
 @contextmanager
@@ -57,4 +72,4 @@ def emulated_sendgrid() -> Iterator[SendGrid]:
     settings = Settings(ready_after=READY_AFTER_SECONDS, contacts_per_file=CONTACTS_PER_FILE)
     clock = Clock()
     with Emulator(settings, contacts=CONTACTS, clock=clock) as emulator:
-        yield SendGrid(json.loads(emulator.connection_json()), emulator, clock)
+        yield SendGrid(connection_to(emulator.url, emulator.api_key), emulator, clock)

@@ -1,4 +1,4 @@
-"""The connection's form in a real browser: filled, saved and tested; what is seen goes into the documentation."""
+"""The connection's form in a real browser, with screenshots for the documentation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from playwright.sync_api import expect
 
 from airflow_provider_sendgrid.emulator import Emulator
-from dev.airflow.instance import RealAirflow
-from dev.demo.stage import EXAMPLE_DAGS
+from dev.airflow.instance import AirflowInstance
+from dev.demo.stack import EXAMPLE_DAGS
 from dev.services.processes import end_on_sigterm
-from dev.waiting import wait_until
-from tests.browser.pages import CHROMIUM, browser_page, keep, log_in_to_airflow_2
+from dev.services.waiting import wait_until
+from tests.support.browser import CHROMIUM, browser_page, log_in_to_airflow_2, save_screenshot
 
 CONNECTION_ID = "sendgrid_default"
-ANSWER = "The API key works; it may export: marketing, legacy."
+RESULT = "The API key works; it may export: marketing, legacy."
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser: apt-get install chromium")
 
@@ -29,13 +29,13 @@ def sendgrid():
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
-    """Its pages alone, with the button that Airflow hides by default."""
+    """Only Airflow's UI, with the "Test" button, which is hidden by default."""
     end_on_sigterm()
     settings = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     home = tmp_path_factory.mktemp("browser") / "airflow"
-    with RealAirflow(Path(sys.executable), home, EXAMPLE_DAGS, environment=settings) as airflow:
+    with AirflowInstance(Path(sys.executable), home, EXAMPLE_DAGS, environment=settings) as airflow:
         airflow.migrate()
-        pages = next(iter(airflow.parts.values()))
+        pages = next(iter(airflow.components.values()))
         pages.start()
         wait_until("the pages", airflow.api.health, seconds=120, evidence=pages.tail)
         yield airflow
@@ -48,7 +48,7 @@ def page():
 
 
 def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
-    if airflow.place.is_airflow_2:
+    if airflow.config.is_airflow_2:
         fill_test_and_save_in_airflow_2(airflow, sendgrid, page)
     else:
         fill_save_and_test_in_airflow_3(airflow, sendgrid, page)
@@ -60,8 +60,8 @@ def test_the_form_is_filled_saved_and_tested(airflow, sendgrid, page):
 
 def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
     page.set_viewport_size({"width": 1100, "height": 1400})
-    log_in_to_airflow_2(page, airflow.place.url)
-    page.goto(f"{airflow.place.url}/connection/add")
+    log_in_to_airflow_2(page, airflow.config.url)
+    page.goto(f"{airflow.config.url}/connection/add")
     page.wait_for_load_state("networkidle")
     page.fill("#conn_id", CONNECTION_ID)
     page.locator(".select2-selection").click()
@@ -73,17 +73,17 @@ def fill_test_and_save_in_airflow_2(airflow, sendgrid, page):
     page.fill("#password", sendgrid.api_key)
     page.fill("[id$=sendgrid__region]", "global")
     page.evaluate("window.scrollTo(0, 0)")
-    keep(page, "connection-form-airflow-2")
+    save_screenshot(page, "connection-form-airflow-2")
     page.click("#test-connection")
     page.evaluate("window.scrollTo(0, 0)")
-    expect(page.get_by_text(ANSWER)).to_be_visible()
-    keep(page, "connection-test-airflow-2")
+    expect(page.get_by_text(RESULT)).to_be_visible()
+    save_screenshot(page, "connection-test-airflow-2")
     page.locator("button[type=submit]", has_text="Save").click()
     expect(page.get_by_text("Added Row")).to_be_visible()
 
 
 def fill_save_and_test_in_airflow_3(airflow, sendgrid, page):
-    page.goto(f"{airflow.place.url}/connections")
+    page.goto(f"{airflow.config.url}/connections")
     page.get_by_role("button", name="Add Connection").first.click()
     form = page.get_by_role("dialog")
     form.locator("input[name=connection_id]").fill(CONNECTION_ID)
@@ -95,24 +95,24 @@ def fill_save_and_test_in_airflow_3(airflow, sendgrid, page):
     for field in ("login", "schema", "port"):
         expect(form.locator(f"[name={field}]")).to_have_count(0)
     expect(form.get_by_text("API key", exact=True)).to_be_visible()
-    keep(page, "connection-form-airflow-3")
+    save_screenshot(page, "connection-form-airflow-3")
     form.get_by_text("Extra Fields", exact=True).click()
     form.get_by_role("combobox").nth(1).click()
     expect(page.get_by_role("option", name="eu")).to_be_visible()
-    keep(page, "connection-fields-airflow-3")
+    save_screenshot(page, "connection-fields-airflow-3")
     page.get_by_role("option", name="global").click()
     form.get_by_role("button", name="Save").click()
     expect(page.get_by_text("successfully created")).to_be_visible()
-    # Airflow 3.3's button sends port 0 for none, and refuses that as another port than the one stored.
+    # Airflow 3.3's button sends port 0 for none; then the stored key is not used.
     airflow.api.request("PATCH", f"/connections/{CONNECTION_ID}?update_mask=port", stored_with_port(airflow))
     page.set_viewport_size({"width": 1100, "height": 560})
-    page.goto(f"{airflow.place.url}/connections")
-    with page.expect_response("**/connections/test") as answered:
+    page.goto(f"{airflow.config.url}/connections")
+    with page.expect_response("**/connections/test") as response_info:
         page.get_by_label("Test Connection").click()
-    assert answered.value.json()["status"] is True
-    assert ANSWER in answered.value.json()["message"]
+    assert response_info.value.json()["status"] is True
+    assert RESULT in response_info.value.json()["message"]
     expect(page.get_by_text("Test Connection Successful")).to_be_visible()
-    keep(page, "connection-test-airflow-3")
+    save_screenshot(page, "connection-test-airflow-3")
 
 
 def stored_with_port(airflow):

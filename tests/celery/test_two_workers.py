@@ -1,7 +1,6 @@
-"""The files of one export on Celery's workers: Redis hands them out, PostgreSQL keeps what became of them.
+"""The files of one export on Celery workers, with Redis as broker and PostgreSQL as database.
 
-Each worker is a process of its own that does one task at a time, as two machines would. SendGrid's files come slowly
-over each connection, as from afar: that is when a second worker helps.
+Each worker is a process with one task at a time. Each download connection is slow, so that a second worker helps.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
-from dev.airflow.instance import RealAirflow
+from dev.airflow.instance import AirflowInstance
 from dev.demo.delivery import Delivery
-from dev.demo.stage import lab_folder
+from dev.demo.stack import temporary_folder
 from dev.services.postgres import postgres
 from dev.services.processes import Process, end_on_sigterm
 from dev.services.redis import redis_server
 from dev.services.s3 import S3, s3_server
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
 DAG_ID = "spread_export"
 FILES = 8
@@ -33,24 +32,24 @@ CONTACTS_PER_FILE = 4_000
 SECONDS_PER_FILE = 8
 SETTINGS = {
     "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-    # A task whose worker is gone is missed after so many seconds, and tried again.
+    # A task is retried so many seconds after its worker was killed.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
 }
 
 
 @dataclass
-class World:
-    """All that runs."""
+class Services:
+    """Everything that runs."""
 
-    airflow: RealAirflow
+    airflow: AirflowInstance
     sendgrid: Emulator
     s3: S3
     workers: dict[str, Process]
     list_id: str
 
     def start(self, *names: str) -> None:
-        """Have these workers run, and no others; they are ready when this returns."""
+        """Run only these workers, and wait until they are ready."""
         for name, worker in self.workers.items():
             worker.stop()
             worker.log.unlink(missing_ok=True)
@@ -63,26 +62,26 @@ class World:
             )
 
     def export(self) -> str:
-        """An export of several files, ready."""
+        """Start an export of several files, which is ready at once."""
         self.sendgrid._log.clear()
         export_id = self.sendgrid.start_export([self.list_id])
         assert FILES == len(self.sendgrid.export_files(export_id))
         return export_id
 
     def fetched(self) -> Counter:
-        """How often each file was asked for, by its number."""
+        """The number of requests for each file, by its number."""
         paths = [request.path for request in self.sendgrid.requests(listener="files")]
         return Counter(int(re.search(r"-(\d{5})\.", path)[1]) for path in paths)
 
-    def done_by(self, name: str) -> set[int]:
-        """The mapped tasks that a worker began, by its own log."""
+    def started_by(self, name: str) -> set[int]:
+        """The mapped tasks that a worker started, from its log."""
         return {int(index) for index in re.findall(r"store_file\D.*?map_index=(\d+)", text_of(self.workers[name]))}
 
     def assert_delivered(self, run_id: str, export_id: str) -> None:
-        account = self.airflow.account_of(DAG_ID, run_id)
+        description = self.airflow.describe_run(DAG_ID, run_id)
         delivery = Delivery(self.s3, self.airflow.api.xcom(DAG_ID, run_id, "write_manifest"))
         manifest = delivery.manifest()
-        assert FILES == len(delivery.keys) == len(manifest["entries"]), account
+        assert FILES == len(delivery.keys) == len(manifest["entries"]), description
         assert FILES * CONTACTS_PER_FILE == manifest["meta"]["record_count"] == delivery.contacts()
         assert {*delivery.keys, f"{export_id}/_manifest.json"} == set(delivery.sizes())
 
@@ -92,9 +91,9 @@ def text_of(worker: Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def world():
+def services():
     end_on_sigterm()
-    with lab_folder("celery") as folder, ExitStack() as stack:
+    with temporary_folder("celery") as folder, ExitStack() as stack:
         folder.chmod(0o755)
         sendgrid = stack.enter_context(
             Emulator(Settings(encoding="plain", contacts_per_file=CONTACTS_PER_FILE), populate=False)
@@ -109,7 +108,7 @@ def world():
             "AIRFLOW__CELERY__RESULT_BACKEND": "db+" + database,
         }
         airflow = stack.enter_context(
-            RealAirflow(
+            AirflowInstance(
                 Path(sys.executable),
                 folder / "airflow",
                 Path(__file__).parent / "dags",
@@ -120,26 +119,26 @@ def world():
         airflow.up({"aws_default": s3.connection, "sendgrid_default": json.loads(sendgrid.connection_json())})
         workers = {name: airflow.celery_worker(name) for name in ("worker-1", "worker-2")}
         stack.callback(lambda: [worker.stop() for worker in workers.values()])
-        yield World(airflow, sendgrid, s3, workers, list_id)
+        yield Services(airflow, sendgrid, s3, workers, list_id)
 
 
-def run(world: World, export_id: str) -> str:
-    return world.airflow.trigger(DAG_ID, {"export_id": export_id, "files": FILES})
+def run(services: Services, export_id: str) -> str:
+    return services.airflow.trigger(DAG_ID, {"export_id": export_id, "files": FILES})
 
 
-def test_two_workers_share_the_files_and_halve_the_time(world):
-    """Each file is fetched once, by one of them; the manifest is right."""
+def test_two_workers_share_the_files_and_halve_the_time(services):
+    """Each file is downloaded once; the manifest is right."""
     seconds = {}
     for names in (("worker-1", "worker-2"), ("worker-1",)):
-        world.start(*names)
-        export_id = world.export()
+        services.start(*names)
+        export_id = services.export()
         started = time.monotonic()
-        run_id = run(world, export_id)
-        assert "success" == world.airflow.wait_for_run(DAG_ID, run_id, seconds=600)
+        run_id = run(services, export_id)
+        assert "success" == services.airflow.wait_for_run(DAG_ID, run_id, seconds=600)
         seconds[len(names)] = time.monotonic() - started
-        world.assert_delivered(run_id, export_id)
-        assert dict.fromkeys(range(1, FILES + 1), 1) == world.fetched()
-        shares = [world.done_by(name) for name in names]
+        services.assert_delivered(run_id, export_id)
+        assert dict.fromkeys(range(1, FILES + 1), 1) == services.fetched()
+        shares = [services.started_by(name) for name in names]
         assert set(range(FILES)) == set().union(*shares)
         assert FILES == sum(map(len, shares)), "no file is done twice"
         assert all(shares)
@@ -148,30 +147,30 @@ def test_two_workers_share_the_files_and_halve_the_time(world):
     assert seconds[2] < 0.75 * seconds[1]
 
 
-def test_a_worker_that_is_killed_costs_its_file_alone(world):
-    """SIGKILL in the middle of its second file or a later one: the other worker does the rest, and that one again."""
-    world.start("worker-1", "worker-2")
-    export_id = world.export()
-    run_id = run(world, export_id)
-    victim = world.workers["worker-2"]
-    wait_until("worker-2 in its second file", lambda: len(world.done_by("worker-2")) >= 2, seconds=120)
-    asked = world.fetched()
-    wait_until("that file on its way", lambda: world.fetched() != asked, seconds=60, pause_seconds=0.05)
+def test_a_killed_worker_costs_only_its_own_file(services):
+    """SIGKILL during its second file or a later one; the other worker continues, and repeats that file."""
+    services.start("worker-1", "worker-2")
+    export_id = services.export()
+    run_id = run(services, export_id)
+    victim = services.workers["worker-2"]
+    wait_until("worker-2 in its second file", lambda: len(services.started_by("worker-2")) >= 2, seconds=120)
+    downloads_before = services.fetched()
+    wait_until("download of that file", lambda: services.fetched() != downloads_before, seconds=60, pause_seconds=0.05)
     time.sleep(1)
     victim.kill()
-    started_by_victim = world.done_by("worker-2")
+    started_by_victim = services.started_by("worker-2")
 
-    assert "success" == world.airflow.wait_for_run(DAG_ID, run_id, seconds=600)
+    assert "success" == services.airflow.wait_for_run(DAG_ID, run_id, seconds=600)
 
-    world.assert_delivered(run_id, export_id)
-    again = {number: count for number, count in world.fetched().items() if count > 1}
-    print(f"worker-2 had begun {sorted(started_by_victim)}; fetched again: {again}")
+    services.assert_delivered(run_id, export_id)
+    again = {number: count for number, count in services.fetched().items() if count > 1}
+    print(f"worker-2 had started {sorted(started_by_victim)}; downloaded again: {again}")
     assert 1 == len(again), again
     [(number, count)] = again.items()
     assert 2 == count
     assert number - 1 in started_by_victim
     assert set(range(FILES)) - {number - 1} == {
         task.map_index
-        for task in world.airflow.api.task_instances(DAG_ID, run_id)
+        for task in services.airflow.api.task_instances(DAG_ID, run_id)
         if task.task_id == "store_file" and task.try_number == 1
     }

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from airflow_provider_sendgrid.exceptions import (
-    HOPELESS_ERRORS,
+    NON_RETRYABLE_ERRORS,
     DestinationError,
     ExportIncompleteError,
 )
@@ -49,7 +49,7 @@ def test_an_error_about_rows_says_what_could_not_be_deleted():
         ):
             with pytest.raises(ExportIncompleteError, match=f"What this task stored {what}") as raised:
                 deliver(source("6f", ["/a", "/b"], 10), storage)
-            assert not isinstance(raised.value, HOPELESS_ERRORS)
+            assert not isinstance(raised.value, NON_RETRYABLE_ERRORS)
 
 
 @pytest.mark.parametrize("content", [csv("a", 6), large_csv("a")], ids=["small", "large"])

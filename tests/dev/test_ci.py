@@ -1,4 +1,4 @@
-"""CI runs the Makefile's commands on the same versions; its actions, pre-commit and Dependabot are set up safely."""
+"""The workflow of CI, pre-commit and Dependabot."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def versions_in_the_makefile(name):
 
 
 @pytest.mark.parametrize(("job", "name"), [("test-airflow", "TEST_VERSIONS"), ("e2e", "E2E_VERSIONS")])
-def test_it_runs_on_the_versions_of_the_makefile(job, name):
+def test_ci_runs_the_versions_of_the_makefile(job, name):
     assert versions_in_the_makefile(name) == [str(row["airflow"]) for row in JOBS[job]["strategy"]["matrix"]["include"]]
 
 
-def test_every_command_is_one_of_the_makefile():
+def test_ci_runs_commands_of_the_makefile():
     commands = [
         step["run"] for job in JOBS.values() for step in job["steps"] if step.get("run", "").startswith("make ")
     ]
@@ -41,7 +41,7 @@ def test_every_command_is_one_of_the_makefile():
     assert targets >= {each.split()[1] for each in commands}
 
 
-def test_classifiers_name_the_python_versions_that_must_pass():
+def test_classifiers_name_the_required_python_versions():
     classifiers = re.findall(
         r'"Programming Language :: Python :: (3\.\d+)"', (REPOSITORY / "pyproject.toml").read_text()
     )
@@ -51,7 +51,7 @@ def test_classifiers_name_the_python_versions_that_must_pass():
     assert set(classifiers) == (set(JOBS["test"]["strategy"]["matrix"]["python"]) | others) - set(optional)
 
 
-def test_one_job_stands_for_all():
+def test_one_job_needs_all_others():
     assert JOBS.keys() - {"all"} == set(JOBS["all"]["needs"])
 
 

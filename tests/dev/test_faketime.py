@@ -12,17 +12,17 @@ from dev.airflow.faketime import shifted_clock
 CLOCKS = "import time; started = time.monotonic(); time.sleep(0.01); print(time.time(), started, time.monotonic())"
 
 
-def test_a_right_clock_needs_no_library(tmp_path):
+def test_an_unshifted_clock_needs_no_library(tmp_path):
     assert shifted_clock(0, tmp_path) == {}
 
 
-def test_a_missing_library_is_named_with_its_package(tmp_path):
+def test_the_error_names_the_package_of_a_missing_library(tmp_path):
     with pytest.raises(RuntimeError, match="apt-get install libfaketime"):
         shifted_clock(60, tmp_path)
 
 
 @pytest.mark.parametrize("seconds", [420, -420])
-def test_a_program_runs_with_a_shifted_wall_clock_and_still_sleeps(seconds):
+def test_a_program_with_a_shifted_clock_can_sleep(seconds):
     try:
         variables = shifted_clock(seconds)
     except RuntimeError as error:

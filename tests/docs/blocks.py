@@ -1,8 +1,8 @@
-"""The fenced blocks of what users read, and what is done with each kind of them.
+"""The fenced blocks of README, CONTRIBUTING and docs, and their kinds.
 
     python -m tests.docs.blocks
 
-lists how many there are of which kind. A block that cannot be run says why in a comment right above it:
+counts them by kind. A block that cannot be run has the reason in a comment right above it:
 ``<!-- not run: needs a Google Cloud project -->``.
 """
 
@@ -28,8 +28,8 @@ class Block:
         page: path of the page below the repository.
         line: number of its first line.
         language: as the fence names it.
-        text: what stands in it.
-        reason: why it cannot be run; empty where it is.
+        text: its content.
+        reason: why it is not run; empty if it is run.
     """
 
     page: str
@@ -43,13 +43,13 @@ class Block:
 
     @property
     def included(self) -> str:
-        """The file that the block shows, where it shows one."""
+        """The file that the block includes; empty if it includes none."""
         found = _INCLUDED.fullmatch(self.text.strip())
         return found[1] if found else ""
 
     @property
     def kind(self) -> str:
-        """What is done with it."""
+        """How it is tested."""
         if self.reason:
             return "not run"
         if self.included:
@@ -64,7 +64,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """What users read, but for pages that are nothing but another file."""
+    """All pages, except those that only include another file."""
     found = [*sorted(REPOSITORY.glob("[A-Z]*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
     return [page for page in found if not _INCLUDED.fullmatch(page.read_text().strip())]
 
@@ -73,7 +73,7 @@ def blocks_of(page: Path) -> list[Block]:
     """All blocks of one page.
 
     Raises:
-        ValueError: one does not end.
+        ValueError: a block does not end.
     """
     name, found = page.relative_to(REPOSITORY).as_posix(), []
     lines = page.read_text().splitlines()
@@ -96,23 +96,23 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def all_blocks() -> list[Block]:
-    """Those of every page."""
+    """The blocks of every page."""
     return [block for page in pages() for block in blocks_of(page)]
 
 
 def blocks_of_kind(kind: str) -> list[Block]:
-    """Those of one kind."""
+    """The blocks of one kind."""
     return [block for block in all_blocks() if block.kind == kind]
 
 
 def commands_of(block: Block) -> list[str]:
-    """Its command lines, continued ones joined, without comments."""
+    """Its command lines without comments; continued lines are joined."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def main() -> None:
-    """Tell how many there are."""
+    """Print the counts."""
     found = all_blocks()
     for kind, count in sorted(Counter(block.kind for block in found).items()):
         print(f"{count:4}  {kind}")

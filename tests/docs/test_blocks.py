@@ -1,4 +1,4 @@
-"""Every fenced block of README, CONTRIBUTING and docs does what it says: Python runs, commands exist, data is read."""
+"""Every fenced block of README, CONTRIBUTING and docs works: Python runs, commands exist, data can be parsed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import warnings
+from fnmatch import fnmatch
 
 import pytest
 import yaml
@@ -21,8 +22,10 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from tests.docs.blocks import REPOSITORY, all_blocks, blocks_of_kind, commands_of
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
+PACKAGE = REPOSITORY / "airflow_provider_sendgrid"
+PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 TARGETS = set(re.findall(r"(?m)^([\w-]+):", MAKEFILE))
-# A page tells in a comment what differs on Airflow 2; there, this is what is run.
+# A comment on a page names what differs on Airflow 2; there, this is what is run.
 ON_AIRFLOW_2 = re.compile(r"(?m)^( *)\S.*?  # Airflow 2: (.+)$")
 PLUGIN = "airflow_provider_sendgrid.emulator.pytest_plugin"
 LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
@@ -49,8 +52,8 @@ def python_of(block, airflow_version):
     return ON_AIRFLOW_2.sub(r"\1\2", block.text) if is_airflow_2 else block.text
 
 
-def test_every_block_is_run_or_says_why_not():
-    """Those that are not run are few: each is a line here."""
+def test_every_block_is_run_or_has_a_reason():
+    """At most a tenth is not run."""
     found = all_blocks()
 
     assert [] == [f"{block}: {block.language or 'no language'}" for block in found if block.kind == "unknown"]
@@ -58,7 +61,7 @@ def test_every_block_is_run_or_says_why_not():
 
 
 @each("file")
-def test_a_file_that_is_shown_is_one_that_is_tested(block):
+def test_an_included_file_is_a_tested_example(block):
     assert (REPOSITORY / block.included).is_file()
     assert block.included.startswith("example_dags/"), "tests/test_example_dags.py runs these"
 
@@ -68,7 +71,7 @@ def test_a_file_that_is_shown_is_one_that_is_tested(block):
 
 @pytest.fixture
 def lake(s3, monkeypatch):
-    """The bucket that the pages name, empty."""
+    """The bucket `lake`, which the pages use; empty."""
     s3.client.create_bucket(Bucket="lake")
     for item in s3.client.list_objects_v2(Bucket="lake").get("Contents", []):
         s3.client.delete_object(Bucket="lake", Key=item["Key"])
@@ -79,7 +82,7 @@ def lake(s3, monkeypatch):
 @each("dag")
 @pytest.mark.usefixtures("airflow_database", "no_waiting")
 def test_a_dag_delivers(block, airflow_version, ticking_emulator, lake, tmp_path, monkeypatch):
-    """Saved in a folder of DAGs, read as Airflow reads it, and run to its end."""
+    """It is saved in a folder of DAGs, parsed by Airflow, and run to its end."""
     file = tmp_path / "dags" / "saved.py"
     file.parent.mkdir()
     bundle = {"name": "saved", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(file.parent)}}
@@ -100,7 +103,7 @@ def test_a_dag_delivers(block, airflow_version, ticking_emulator, lake, tmp_path
 @each("snippet")
 @pytest.mark.usefixtures("no_waiting")
 def test_a_snippet_runs(block, airflow_version, sendgrid_emulator, monkeypatch):
-    """In a DAG whose tasks it may name, against the emulator."""
+    """In a DAG with the tasks `start` and `store`, against the emulator."""
     monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", sendgrid_emulator.connection_json())
     names = {"__name__": "snippet"}
     exec(PRELUDE, names)
@@ -113,7 +116,7 @@ def test_a_snippet_runs(block, airflow_version, sendgrid_emulator, monkeypatch):
 
 @each("test")
 def test_a_test_passes(block, airflow_version, sendgrid_emulator):
-    """With the fixture that it asks for."""
+    """It uses the fixture that the package ships."""
     names = {"__name__": "users_test"}
     exec(compile(python_of(block, airflow_version), str(REPOSITORY / block.page), "exec"), names)
     [test] = [value for name, value in names.items() if name.startswith("test_")]
@@ -127,8 +130,8 @@ def test_a_test_passes(block, airflow_version, sendgrid_emulator):
 
 
 @each("data")
-def test_data_is_read(block):
-    """And a connection is one that a task would take."""
+def test_data_can_be_parsed(block):
+    """A connection is also one that a task accepts."""
     if block.language == "json":
         read_json(block.text)
     elif block.language == "yaml":
@@ -144,12 +147,12 @@ def read_json(text):
     value = json.loads(text)
     if value.get("conn_type") == "sendgrid":
         fields = {name: value.get(name) for name in ("host", "port", "extra")}
-        # The dots stand for a key that nobody should copy.
+        # The dots replace a key, so that no one copies it.
         SendGridConnection.from_fields(name="shown", password=value["password"].replace("…", "key"), **fields)
 
 
 def read_settings(text):
-    """Those of Airflow, in the form `section.option = value`."""
+    """Airflow's settings, in the form `section.option = value`."""
     from airflow.configuration import conf
 
     parser = configparser.ConfigParser()
@@ -171,8 +174,8 @@ def airflow_cli():
 
 
 @each("commands")
-def test_commands_are_there(block, airflow_cli, sendgrid_emulator):
-    """Each is run, or read by the parser of the program that it names."""
+def test_commands_exist(block, airflow_cli, sendgrid_emulator):
+    """Each is run, or parsed by the program's own parser."""
     for line in commands_of(block):
         words = shlex.split(line, comments=True)
         if words[0] == "export" or words[:2] == [".", "venv/bin/activate"]:
@@ -194,7 +197,7 @@ def test_commands_are_there(block, airflow_cli, sendgrid_emulator):
 
 
 def check_exports(assignments):
-    """A connection in an environment variable is one that can be used."""
+    """A connection in an environment variable can be used."""
     for assignment in assignments:
         name, _, value = assignment.partition("=")
         if name.startswith("AIRFLOW_CONN_"):
@@ -208,10 +211,10 @@ def check_make(words):
 
 
 def test_every_command_of_the_makefile_is_explained():
-    """All that `make help` lists."""
-    told = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    """All commands that `make help` lists."""
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text()
 
-    assert [] == [name for name in re.findall(r"(?m)^([\w-]+):.*## ", MAKEFILE) if f"make {name}" not in told]
+    assert [] == [name for name in re.findall(r"(?m)^([\w-]+):.*## ", MAKEFILE) if f"make {name}" not in page]
 
 
 def check_airflow(parser, words):
@@ -231,7 +234,7 @@ def check_pip(words):
 
 
 def check_program(words):
-    """One that needs no more than to be there."""
+    """A program that only has to exist."""
     known = {"python3 -m venv venv", "find /tmp/lake -type f", "python3 -m zipfile -c plugins.zip 'wheels/*.whl'"}
     assert shlex.join(words) in known, f"say why this is not run, above the block: {shlex.join(words)}"
     assert shutil.which(words[0])
@@ -252,8 +255,8 @@ def run(line):
         *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md")),
     ],
 )
-def test_what_a_page_names_is_there(page):
-    """Targets of make, tests, files and, where no site is built from them, links."""
+def test_every_name_on_a_page_exists(page):
+    """Make targets, tests, files, modules and, on pages outside the site, links."""
     text = (REPOSITORY / page).read_text()
     for words in re.findall(r"`make ([a-z][\w-]*)", text):
         assert words in TARGETS, f"make {words}"
@@ -261,7 +264,18 @@ def test_what_a_page_names_is_there(page):
         assert re.search(rf"(?m)^(?: *(?:async )?def )?{name}\b", (REPOSITORY / file).read_text()), f"{file}::{name}"
     for file in re.findall(r"`((?:tests|docs|dev|example_dags|benchmarks|\.github)/[\w./-]*)`", text):
         assert (REPOSITORY / file).exists(), file
+    for folder, file in re.findall(r"`(\w+)/(\w+\.py)`", text):
+        assert folder not in PACKAGES or (PACKAGE / folder / file).exists(), f"{folder}/{file}"
     if "/" not in page:
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            # A page of GitHub's beside the files, such as the badge of CI.
+            # A page of GitHub that is not a file, such as the badge of CI.
             assert target.startswith("../../actions/") or (REPOSITORY / target).exists(), target
+
+
+def test_the_design_lists_every_module():
+    """Those below the four packages without Airflow; a pattern such as `storage/s3_*.py` lists several."""
+    listed = re.findall(r"`(\w+/[\w*]+\.py)`", (REPOSITORY / "docs" / "design.md").read_text())
+    folders = ("delivery", "exports", "files", "storage")
+    modules = {f"{folder}/{path.name}" for folder in folders for path in (PACKAGE / folder).glob("[!_]*.py")}
+
+    assert set() == {module for module in modules if not any(fnmatch(module, pattern) for pattern in listed)}

@@ -1,4 +1,4 @@
-"""The page of supported versions agrees with what is declared and tested."""
+"""The compatibility page agrees with pyproject.toml and the Makefile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site is built without a warning, from files alone, and holds what users look for."""
+"""The site is built without a warning and without a network, and contains what users look for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.docs.blocks import REPOSITORY
 
 pytestmark = pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="mkdocs is not installed here")
 DOCS = REPOSITORY / "docs"
-# Whatever the build asked of the network would be asked of nobody, and fail.
+# A request of the build to the network fails.
 NO_NETWORK = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Built as `make docs` builds it: a warning is an error, a dead link is a warning."""
+    """Built like `make docs`: a warning is an error, a broken link is a warning."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(
@@ -31,16 +31,16 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_no_page_asks_another_host(site):
-    """Neither fonts nor scripts nor pictures come from elsewhere."""
-    asked = re.compile(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"?(https?:)?//[^\s>]+")
-    found = {page.name: asked.findall(page.read_text()) for page in site.rglob("*.html")}
+def test_no_page_loads_anything_from_another_host(site):
+    """No fonts, scripts or pictures."""
+    loaded = re.compile(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"?(https?:)?//[^\s>]+")
+    found = {page.name: loaded.findall(page.read_text()) for page in site.rglob("*.html")}
 
     assert len(found) > 10
     assert {} == {name: hosts for name, hosts in found.items() if hosts}
 
 
-def test_every_page_is_found_in_the_navigation(site):
+def test_the_navigation_lists_every_page(site):
     start = (site / "index.html").read_text()
     pages = {page.relative_to(DOCS).with_suffix(".html").as_posix() for page in DOCS.rglob("*.md")}
 
@@ -60,23 +60,23 @@ def test_every_page_is_found_in_the_navigation(site):
     ],
 )
 def test_parameters_are_taken_from_the_docstrings(site, page, words):
-    told = (site / "reference" / page).read_text()
+    text = (site / "reference" / page).read_text()
 
-    assert [] == [word for word in words if word not in told]
+    assert [] == [word for word in words if word not in text]
 
 
 def test_no_docstring_is_shown_in_another_markup(site):
-    """Tables and lists of Sphinx would stand there as they are."""
+    """Sphinx markup would be shown as text."""
     pages = {page.name: page.read_text() for page in (site / "reference").glob("*.html")}
 
-    assert [] == [name for name, told in pages.items() if re.search(r"={6,}|<p>[^<]*::</p>|:class:|:param", told)]
+    assert [] == [name for name, text in pages.items() if re.search(r"={6,}|<p>[^<]*::</p>|:class:|:param", text)]
 
 
 def test_defaults_are_values(site):
-    """Not names of constants that nobody knows."""
+    """Not names of constants."""
     pages = {page.name: page.read_text() for page in (site / "reference").glob("*.html")}
 
-    assert [] == [name for name, told in pages.items() if re.search(r"<code>[^/]*(_DEFAULTS|MARKETING)", told)]
+    assert [] == [name for name, text in pages.items() if re.search(r"<code>[^/]*(_DEFAULTS|MARKETING)", text)]
     assert "8388608" in pages["deliver.html"]
 
 

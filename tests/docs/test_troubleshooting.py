@@ -1,4 +1,4 @@
-"""Each text that the troubleshooting page shows is provoked, and said to the letter."""
+"""Each error text on the troubleshooting page is provoked and compared word by word."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportSelection
-from airflow_provider_sendgrid.exports.polling import Outcome, Sighting
-from airflow_provider_sendgrid.exports.start import Attempt
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult
+from airflow_provider_sendgrid.exports.start_attempt import Attempt
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
@@ -25,7 +25,7 @@ from tests.support.network import Proxy
 
 
 class Trouble:
-    """Ways to get into it; each raises."""
+    """Each method raises one of the errors."""
 
     def __init__(self, emulator, s3, monkeypatch):
         self.emulator, self.s3, self.monkeypatch = emulator, s3, monkeypatch
@@ -83,7 +83,7 @@ class Trouble:
         self.emulator.inject(Fault("status", status=429, retry_after=3600))
         SendGridHook().get_lists()
 
-    def nobody_listens(self):
+    def no_server(self):
         self.connect(host="http://127.0.0.1:9")
         SendGridHook().get_lists()
 
@@ -125,7 +125,7 @@ class Trouble:
     def without_files(self):
         ready = datetime(2026, 1, 1, tzinfo=timezone.utc)
         export = ContactExport("an-id", "ready", completed_at=ready)
-        raise Sighting(export, Outcome.WITHOUT_FILES).error()
+        raise PollResult(export, Outcome.WITHOUT_FILES).error()
 
     def wait_for(self, export_id):
         SendGridExportSensor(task_id="wait", export_id=export_id).execute({})
@@ -140,7 +140,7 @@ class Trouble:
         self.wait_for({"id": "an-id"})
 
     def stuck_while_deferred(self):
-        """The end of its time has come when the trigger looks."""
+        """The timeout is over at the trigger's first poll."""
         export_id = self.export_that_is("stuck")
 
         async def first_event():
@@ -244,7 +244,7 @@ class Trouble:
         self.ask()
 
 
-# A phrase of the text, and how to get it.
+# A phrase of each text, and what provokes it.
 PROVOKED = {
     "answered 400 (list_ids": Trouble.refused_arguments,
     "answered 400 (authorization": Trouble.missing_plan,
@@ -258,7 +258,7 @@ PROVOKED = {
     "could not be read": Trouble.refused_first_api,
     "answered 429": Trouble.rate_limited,
     "answered 503": Trouble.outage,
-    "no connection (…)": Trouble.nobody_listens,
+    "no connection (…)": Trouble.no_server,
     "tunnel with 407": Trouble.no_password_for_the_proxy,
     "cannot be parsed": Trouble.unparsable_connection,
     "the connection broke": Trouble.lost,
@@ -295,11 +295,11 @@ BLOCKS = blocks_of_kind("error")
 
 @pytest.mark.parametrize("phrase", PROVOKED)
 @pytest.mark.usefixtures("no_waiting")
-def test_the_text_is_the_one_that_is_said(phrase, sendgrid_emulator, s3, monkeypatch):
-    """Dots stand for what differs from case to case."""
+def test_the_page_shows_the_text_of_the_error(phrase, sendgrid_emulator, s3, monkeypatch):
+    """Dots replace what differs from case to case."""
     [shown] = [block.text.strip() for block in BLOCKS if phrase in block.text]
 
-    with pytest.raises(Exception) as raised:  # noqa: PT011 - the text is what is looked at
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - its text is compared
         PROVOKED[phrase](Trouble(sendgrid_emulator, s3, monkeypatch))
 
     assert re.fullmatch(re.escape(shown).replace("…", ".*"), str(raised.value)), str(raised.value)

@@ -1,4 +1,4 @@
-"""What comes after a delivery, where it can run here: PostgreSQL counts the contacts that were exported."""
+"""Loading a delivery into PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("airflow_database", "no_waiting")
 
 
 def test_postgresql_holds_every_contact(ticking_emulator, airflow_version, monkeypatch, tmp_path_factory):
-    """Out of several files; values with line breaks and doubled quotes among them, column by column."""
+    """From several files, with line breaks and quotes in values."""
     folder = tmp_path_factory.mktemp("pipelines")
     for each in (folder, *list(folder.parents)[:2]):
-        each.chmod(0o755)  # PostgreSQL runs as a user of its own, and passes through
+        each.chmod(0o755)  # PostgreSQL runs as another user
     monkeypatch.setenv("SENDGRID_EXPORT_FOLDER", str(folder / "exports"))
     ticking_emulator.configure(contacts_per_file=1_000)
     name = "sendgrid_contacts_to_postgres"
@@ -32,12 +32,12 @@ def test_postgresql_holds_every_contact(ticking_emulator, airflow_version, monke
 
         [export] = ticking_emulator._backend.account.exports()
         files = [file.read().decode() for file in ticking_emulator.export_files(export.id)]
-        truth = [row for file in files for row in csv.DictReader(io.StringIO(file, newline=""))]
-        columns = ", ".join(f'"{column}"' for column in truth[0])
+        expected_rows = [row for file in files for row in csv.DictReader(io.StringIO(file, newline=""))]
+        columns = ", ".join(f'"{column}"' for column in expected_rows[0])
         with closing(psycopg2.connect(database)) as connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT {columns} FROM contacts")
             stored = cursor.fetchall()
-    expected = [tuple(value or None for value in contact.values()) for contact in truth]
+    expected = [tuple(value or None for value in contact.values()) for contact in expected_rows]
     assert len(files) >= 2
     assert sorted(expected, key=repr) == sorted(stored, key=repr)
     assert any("\n" in value for contact in stored for value in contact if value)

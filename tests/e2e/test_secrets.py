@@ -1,7 +1,7 @@
-"""After failures of every kind no secret stands anywhere: logs, database, lineage, what was delivered.
+"""After failures of every kind, no secret is in logs, database, lineage or delivered objects.
 
-The connection's own row is left out: there the key is, encrypted. So is what Airflow notes of those who made one:
-its audit log keeps, in some versions, all of the extra as it was typed.
+Not checked: the row of the connection, where the key is encrypted, and Airflow's audit log of connections, which
+contains the extra in some versions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Fault, Settings, backend
 from dev.services.s3 import PASSWORD
-from tests.e2e.on_airflow import airflow_with, connection_to
+from tests.support.local_airflow import airflow_with, connection_to
 
 DAG_ID = "secrets"
 KEY = "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"
 WRONG_KEY = "SG.Hn6bP2sVw9KxZc4Tq8Lm1r.G7yJ3fDu0EoRa5NiBkWtXv2CzQpMsLh6YgTe9U1d4j"
 PROXY_PASSWORD = "a-proxys-own-pass-word"
 CREDENTIALS_IN_A_URL = "X-Amz-Credential=AKIA&X-Amz-Security-Token=FwoGZXIvYXdzEBYaDNotToBeSeen"
-# A server that repeats what it was sent, key and all, and an export that failed with a signed URL in its message.
+# The message of a server that repeats the request with its key, and of an export that failed with a signed URL.
 ECHO = f"bad header 'Authorization: Bearer {KEY}' for https://files.example/a.csv?X-Amz-Signature=5eC2e7&{CREDENTIALS_IN_A_URL}"
 DAG = '''
 import time
@@ -56,13 +56,13 @@ class InTheTriggerer(SendGridExportSensor):
 
 
 @task
-def given(what, **context):
+def from_conf(what, **context):
     return context["dag_run"].conf[what]
 
 
 @task
 def raise_on_purpose(export_id):
-    """What a user's own task may do with the hook."""
+    """What a user's task may do with the hook."""
     hook = SendGridHook()
     export = hook.get_export(export_id)
     print(hook.connection, export, repr(export))
@@ -76,26 +76,26 @@ with DAG(
     catchup=False,
     default_args={"retries": 1, "retry_delay": timedelta(seconds=1)},
 ):
-    connections = given("connections")
+    connections = from_conf("connections")
     SendGridExportContactsOperator.partial(task_id="start").expand(sendgrid_conn_id=connections)
     InTheTriggerer.partial(task_id="wait", export_id="an-export").expand(sendgrid_conn_id=connections)
-    exports = given("exports")
+    exports = from_conf("exports")
     SendGridExportSensor.partial(task_id="wait_for", deferrable=True, poke_interval=2, timeout=90).expand(
         export_id=exports
     )
-    SendGridToS3Operator.partial(task_id="store").expand_kwargs(given("deliveries"))
-    raise_on_purpose.expand(export_id=given("ready"))
+    SendGridToS3Operator.partial(task_id="store").expand_kwargs(from_conf("deliveries"))
+    raise_on_purpose.expand(export_id=from_conf("ready"))
 '''
 BOUND_SECONDS = 900
 
 
 @dataclass
-class Signed:
-    """The signatures that the emulator gave out."""
+class Signatures:
+    """The signatures in the emulator's URLs."""
 
     values: set[str] = field(default_factory=set)
 
-    def note(self, path: str) -> str:
+    def record(self, path: str) -> str:
         query = parse_qs(urlsplit(path).query)
         self.values |= {value for name in query if name in _SIGNED for value in query[name]}
         return path
@@ -105,16 +105,16 @@ _SIGNED = ("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Credential", "Signa
 
 
 @pytest.fixture(scope="module")
-def signed() -> Iterator[Signed]:
-    noted, sign = Signed(), backend.sign_path
+def signatures() -> Iterator[Signatures]:
+    recorded, sign = Signatures(), backend.sign_path
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "sign_path", lambda *given: noted.note(sign(*given)))
-        yield noted
+        patch.setattr(backend, "sign_path", lambda *from_conf: recorded.record(sign(*from_conf)))
+        yield recorded
 
 
 @pytest.fixture(scope="module")
-def places(signed, tmp_path_factory) -> Iterator[dict[str, str]]:  # noqa: ARG001 - noted from the start
-    """All text that was left anywhere by a run in which everything goes wrong, by where it stands."""
+def texts(signatures, tmp_path_factory) -> Iterator[dict[str, str]]:  # noqa: ARG001 - recorded from the start
+    """Every text that a run with many failures wrote, by its source."""
     events = tmp_path_factory.mktemp("lineage") / "events.json"
     environment = {
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
@@ -128,15 +128,15 @@ def places(signed, tmp_path_factory) -> Iterator[dict[str, str]]:  # noqa: ARG00
     ):
         store_connections(airflow, sendgrid, f"http://127.0.0.1:{silent.getsockname()[1]}", s3)
         run_id = airflow.trigger(DAG_ID, conf_of(sendgrid, s3.bucket))
-        assert "failed" == airflow.wait_for_run(DAG_ID, run_id, seconds=BOUND_SECONDS), airflow.tails()
+        assert "failed" == airflow.wait_for_run(DAG_ID, run_id, seconds=BOUND_SECONDS), airflow.log_tails()
         tasks = airflow.api.task_instances(DAG_ID, run_id)
         assert "success" in {task.state for task in tasks if task.task_id == "store"}
         assert [] == sendgrid.leaks()
         found = {
-            **{f"log {path.name} {number}": text for number, (path, text) in enumerate(files_of(airflow.place.home))},
-            **tables_of(airflow.place.database_url),
+            **{f"log {path.name} {number}": text for number, (path, text) in enumerate(files_of(airflow.config.home))},
+            **tables_of(airflow.config.database_url),
             **{f"object {key}": s3.open(key).read().decode("latin-1") for key in s3.sizes("")},
-            "tasks": "\n".join(airflow.account_of(DAG_ID, run_id).splitlines()),
+            "tasks": "\n".join(airflow.describe_run(DAG_ID, run_id).splitlines()),
             "lineage": "\n".join(path.read_text() for path in events.parent.iterdir()),
         }
         yield found
@@ -150,7 +150,7 @@ def store_connections(airflow, sendgrid, silent_url, s3):
         "wrong_key": {**right, "password": WRONG_KEY},
         "silent": {**right, "host": silent_url, "extra": {"timeout": 1}},
         "behind_a_proxy": {**right, "extra": proxied},
-        "distrustful": {**right, "host": right["host"].replace("http://", "https://"), "extra": {"verify": False}},
+        "unverified": {**right, "host": right["host"].replace("http://", "https://"), "extra": {"verify": False}},
         "odd_host": {**right, "host": f"https://{KEY}@api.sendgrid.example"},
         "odd_key": {**right, "password": f"{KEY} and more"},
         "unknown_aws": {**s3.connection, "login": "AKIAUNKNOWN"},
@@ -159,7 +159,7 @@ def store_connections(airflow, sendgrid, silent_url, s3):
 
 
 def conf_of(sendgrid, bucket) -> dict[str, Any]:
-    """Exports of every fate, and faults that stay while the run lasts."""
+    """Exports with every outcome, and faults for the whole run."""
 
     def export(name, **traits):
         return sendgrid.start_export([sendgrid.add_list(name, contacts=100, **traits)])
@@ -167,13 +167,13 @@ def conf_of(sendgrid, bucket) -> dict[str, Any]:
     good, refused, damaged, html, cut = (export(name) for name in ("good", "refused", "damaged", "html", "cut"))
     failed = export("failed", outcome="failure", message=ECHO, ready_after=5)
     gone = export("gone", outcome="expired")
-    stuttering = export("stuttering")
+    flaky = export("flaky")
     sendgrid.inject(
         Fault("status", listener="files", path=f"{refused}*", status=403, message=ECHO),
         Fault("corrupt", listener="files", path=f"{damaged}*", at=200),
         Fault("html", listener="files", path=f"{html}*"),
         Fault("cut", listener="files", path=f"{cut}*", at=500, with_reset=True),
-        Fault("status", listener="api", path=f"*/{stuttering}", status=400, message=ECHO),
+        Fault("status", listener="api", path=f"*/{flaky}", status=400, message=ECHO),
         Fault("status", method="POST", status=503, message=ECHO, nth=2),
         Fault(
             "redirect",
@@ -185,13 +185,13 @@ def conf_of(sendgrid, bucket) -> dict[str, Any]:
     )
     deliveries = [
         {"export_id": each, "s3_key_prefix": f"s3://{bucket}/{each}/"}
-        for each in (good, refused, damaged, html, cut, failed, gone, stuttering)
+        for each in (good, refused, damaged, html, cut, failed, gone, flaky)
     ]
     deliveries.append({"export_id": good, "s3_key_prefix": f"s3://{bucket}/plain/"})
     deliveries.append({"export_id": good, "s3_key_prefix": "s3://no-such-bucket/x/"})
     return {
-        "connections": ["wrong_key", "silent", "behind_a_proxy", "distrustful", "odd_host", "odd_key", "missing"],
-        "exports": [good, failed, gone, stuttering],
+        "connections": ["wrong_key", "silent", "behind_a_proxy", "unverified", "odd_host", "odd_key", "missing"],
+        "exports": [good, failed, gone, flaky],
         "deliveries": deliveries,
         "ready": [good],
     }
@@ -204,7 +204,7 @@ def files_of(home: Path) -> Iterator[tuple[Path, str]]:
 
 
 def tables_of(database_url: str) -> dict[str, str]:
-    """Every row of every table as text; what is packed is unpacked."""
+    """Every row of every table as text, decompressed."""
     import psycopg2
 
     texts = {}
@@ -223,7 +223,7 @@ def tables_of(database_url: str) -> dict[str, str]:
     return texts
 
 
-# Of the connection's own row: what Airflow keeps there is encrypted, or, as the host, what somebody typed.
+# Columns of the connection: encrypted, or entered by a user (the host).
 _ENCRYPTED = ("password", "extra", "host")
 
 
@@ -236,11 +236,11 @@ def text_of(value: Any) -> str:
     return raw.decode("latin-1")
 
 
-def secrets_in(text: str, signed: Signed) -> set[str]:
-    """Each secret, or part of one, that stands in a text."""
+def secrets_in(text: str, signatures: Signatures) -> set[str]:
+    """The secrets in a text, whole or in part."""
     parts = [part for key in (KEY, WRONG_KEY) for part in key.split(".")[1:]]
     pieces = [part[:12] for part in parts] + [part[-12:] for part in parts]
-    needles = {*pieces, PROXY_PASSWORD, PASSWORD, "FwoGZXIvYXdzEBYaDNotToBeSeen", *signed.values}
+    needles = {*pieces, PROXY_PASSWORD, PASSWORD, "FwoGZXIvYXdzEBYaDNotToBeSeen", *signatures.values}
     found = {needle for needle in needles if len(needle) > 5 and needle in text}
     named = re.findall(
         r"(?i)(x-amz-(?:signature|credential|security-token)|[?&]signature)=(?!\*\*\*)([^&\s\"'<>\\]+)", text
@@ -248,9 +248,9 @@ def secrets_in(text: str, signed: Signed) -> set[str]:
     return found | {f"{name}={value}" for name, value in named}
 
 
-def test_the_run_left_its_traces(places):
-    """Of every kind; else it would be easy to find nothing in them."""
-    everything = "\n".join(places.values())
+def test_the_run_logged_every_kind_of_failure(texts):
+    """Otherwise the search for secrets would prove nothing."""
+    everything = "\n".join(texts.values())
     for trace in (
         "answered 401",
         "S3 answered NoSuchBucket",
@@ -260,27 +260,27 @@ def test_the_run_left_its_traces(places):
     ):
         assert trace in everything, trace
     for kind in ("log task", "log scheduler", "log triggerer", "table task_instance", "table xcom", "object "):
-        assert any(name.startswith(kind) or kind.split()[-1] in name for name in places), kind
+        assert any(name.startswith(kind) or kind.split()[-1] in name for name in texts), kind
 
 
-def test_no_secret_stands_anywhere(places, signed):
-    assert signed.values
-    found = {name: secrets for name, text in places.items() if (secrets := secrets_in(text, signed))}
+def test_no_secret_is_stored_or_logged(texts, signatures):
+    assert signatures.values
+    found = {name: secrets for name, text in texts.items() if (secrets := secrets_in(text, signatures))}
     assert {} == found
     sizes = {
-        kind: sum(len(text) for name, text in places.items() if name.startswith(kind))
+        kind: sum(len(text) for name, text in texts.items() if name.startswith(kind))
         for kind in ("log", "table", "object", "lineage")
     }
-    print(f"swept: {len(places)} places, {sizes} characters, {len(signed.values)} signatures")
+    print(f"searched: {len(texts)} texts, {sizes} characters, {len(signatures.values)} signatures")
 
 
-def test_a_planted_secret_would_be_found(signed):
-    """In each of its forms."""
+def test_the_search_finds_a_planted_secret(signatures):
+    """In each form."""
     for planted in (
         f"x{KEY}x",
         KEY[-20:],
         "a?X-Amz-Signature=abcd",
         f"http://u:{PROXY_PASSWORD}@h",
-        min(signed.values),
+        min(signatures.values),
     ):
-        assert secrets_in(f"some text {planted} some more", signed), planted
+        assert secrets_in(f"some text {planted} some more", signatures), planted

@@ -1,4 +1,4 @@
-"""A task that is stopped in the middle of a 200 MB upload: its process ends in seconds and leaves no upload open."""
+"""A task stopped during a 200 MB upload: its process ends within seconds and leaves no upload open."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.airflow.api import run_path
-from dev.waiting import wait_until
-from tests.e2e.on_airflow import airflow_with, connection_to, version
+from dev.services.waiting import wait_until
+from tests.support.local_airflow import airflow_with, connection_to, version
 from tests.support.throttling_proxy import throttling_proxy
 
 TASK_ID = "store"
 TIMEOUT_SECONDS = 20
 # About 230 bytes each.
 CONTACTS = 900_000
-# Of each of a few connections: the whole file would take minutes.
+# For each of a few connections, so the whole file would take minutes.
 BYTES_PER_SECOND = 250_000
 SENT_BEFORE_THE_STOP = 6_000_000
-# Airflow 3 kills the process 5 s after SIGTERM; a busy machine may be late to see its end.
+# Airflow 3 kills the process 5 s after SIGTERM.
 LIMIT_SECONDS = 10
 DAG = f'''
 import json
@@ -50,7 +50,7 @@ def note(event, **facts):
 
 
 class Noted(SendGridToS3Operator):
-    """Notes its process and when Airflow calls `on_kill`; only its first try has a timeout."""
+    """Records its process and the call of `on_kill`; only its first try has a timeout."""
 
     def pre_execute(self, context):
         if context["ti"].try_number > 1:
@@ -97,8 +97,8 @@ def export(sendgrid):
 
 
 @dataclass
-class World:
-    """A whole Airflow, its storage behind a proxy, and what its tasks noted."""
+class Services:
+    """A whole Airflow, its storage behind a proxy, and the notes of its tasks."""
 
     airflow: object
     s3: object
@@ -111,7 +111,7 @@ class World:
         return [note for note in found if note["event"] == event and pid in (None, note["pid"])]
 
     def process_of(self, run_id):
-        """The note of the first try of a run."""
+        """The note of a run's first try."""
         return next((note for note in self.notes("began") if note["run_id"] == run_id), None)
 
     def open_uploads(self):
@@ -119,7 +119,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(sendgrid, tmp_path_factory):
+def services(sendgrid, tmp_path_factory):
     notes_file = tmp_path_factory.mktemp("notes") / "notes.jsonl"
     environment = {"STOPPED_TASKS_NOTES": str(notes_file)}
     with ExitStack() as stack:
@@ -129,34 +129,33 @@ def world(sendgrid, tmp_path_factory):
         connection["extra"] = {**connection["extra"], "endpoint_url": proxy.url}
         airflow.api.store_connection("aws_default", connection)
         airflow.api.store_connection("sendgrid_default", connection_to(sendgrid))
-        yield World(airflow, s3, proxy, notes_file)
+        yield Services(airflow, s3, proxy, notes_file)
 
 
 def sigterm(_world, _run_id, process):
     os.kill(process.pid, signal.SIGTERM)
 
 
-def mark_failed(world, run_id, _process):
+def mark_failed(services, run_id, _process):
     body = {"new_state": "failed"}
     if version() < (3, 0):
         body["dry_run"] = False
-    world.airflow.api.request("PATCH", f"{run_path('stopped', run_id)}/taskInstances/{TASK_ID}", body)
+    services.airflow.api.request("PATCH", f"{run_path('stopped', run_id)}/taskInstances/{TASK_ID}", body)
 
 
-def clear(world, run_id, _process=None):
+def clear(services, run_id, _process=None):
     if version() < (3, 0):
-        # The REST API of Airflow 2 answers 200 but does not store the new state of a task that runs; the button
-        # "Clear" does what the command does.
-        date = world.airflow.api.request("GET", run_path("stopped", run_id))["logical_date"]
+        # Airflow 2's REST API returns 200 but does not clear a running task; the command does, like the button "Clear".
+        date = services.airflow.api.request("GET", run_path("stopped", run_id))["logical_date"]
         dates = ["--start-date", date, "--end-date", date]
-        world.airflow.airflow("tasks", "clear", "stopped", "--task-regex", f"^{TASK_ID}$", *dates, "--yes")
+        services.airflow.airflow("tasks", "clear", "stopped", "--task-regex", f"^{TASK_ID}$", *dates, "--yes")
         return
-    wish = {"dag_run_id": run_id, "task_ids": [TASK_ID], "dry_run": False, "only_failed": False}
-    world.airflow.api.request("POST", "/dags/stopped/clearTaskInstances", wish)
+    body = {"dag_run_id": run_id, "task_ids": [TASK_ID], "dry_run": False, "only_failed": False}
+    services.airflow.api.request("POST", "/dags/stopped/clearTaskInstances", body)
 
 
 def wait_for_the_timeout(_world, _run_id, _process):
-    """Airflow ends it."""
+    """Airflow stops the task."""
 
 
 STOPS = {
@@ -168,51 +167,53 @@ STOPS = {
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_a_task_that_is_stopped_ends_and_leaves_no_upload_open(world, export, name):
-    """Then its next try delivers."""
+def test_a_task_that_is_stopped_ends_and_leaves_no_upload_open(services, export, name):
+    """The next try delivers the file."""
     dag_id, stop = STOPS[name]
     export_id, sha256 = export
     prefix = f"{name.replace(' ', '-')}/"
-    world.proxy.throttle(BYTES_PER_SECOND)
-    sent_before = world.proxy.received_bytes
-    run_id = world.airflow.trigger(dag_id, {"export": export_id, "prefix": prefix})
+    services.proxy.throttle(BYTES_PER_SECOND)
+    sent_before = services.proxy.received_bytes
+    run_id = services.airflow.trigger(dag_id, {"export": export_id, "prefix": prefix})
 
-    def account():
-        return world.airflow.account_of(dag_id, run_id)
+    def description():
+        return services.airflow.describe_run(dag_id, run_id)
 
-    began = wait_until("the task runs", lambda: world.process_of(run_id), seconds=120, evidence=account)
+    began = wait_until("the task runs", lambda: services.process_of(run_id), seconds=120, evidence=description)
     process = psutil.Process(began["pid"])
     wait_until(
         "the upload is under way",
-        lambda: world.proxy.received_bytes - sent_before > SENT_BEFORE_THE_STOP,
+        lambda: services.proxy.received_bytes - sent_before > SENT_BEFORE_THE_STOP,
         seconds=60,
         pause_seconds=0.1,
-        evidence=account,
+        evidence=description,
     )
-    assert [f"{prefix}{export_id}-00001-of-00001.csv"] == [each["Key"] for each in world.open_uploads()], account()
+    assert [f"{prefix}{export_id}-00001-of-00001.csv"] == [each["Key"] for each in services.open_uploads()], (
+        description()
+    )
     asked_at = time.time()
-    stop(world, run_id, process)
-    wait_until("the process ended", lambda: has_ended(process), seconds=90, pause_seconds=0.02, evidence=account)
+    stop(services, run_id, process)
+    wait_until("the process ended", lambda: has_ended(process), seconds=90, pause_seconds=0.02, evidence=description)
     ended_at = time.time()
-    uploads, sent = world.open_uploads(), world.proxy.received_bytes - sent_before
-    world.proxy.release()
-    stops = [note["at"] for note in world.notes("stopped", process.pid)]
-    assert stops, f"on_kill was not called\n{account()}"
+    uploads, sent = services.open_uploads(), services.proxy.received_bytes - sent_before
+    services.proxy.release()
+    stops = [note["at"] for note in services.notes("stopped", process.pid)]
+    assert stops, f"on_kill was not called\n{description()}"
     notified_at = min(stops)
     print(
         f"\n{name}: on_kill after {notified_at - asked_at:.1f} s, "
         f"process ended {ended_at - notified_at:.2f} s later, {sent / 1e6:.0f} MB sent, {len(uploads)} uploads left"
     )
-    assert ended_at - notified_at < LIMIT_SECONDS, account()
-    assert [] == uploads, account()
+    assert ended_at - notified_at < LIMIT_SECONDS, description()
+    assert [] == uploads, description()
 
     if stop is mark_failed:
-        assert "failed" == world.airflow.wait_for_run(dag_id, run_id)
-        clear(world, run_id)
-    assert "success" == world.airflow.wait_for_run(dag_id, run_id, seconds=300), account()
-    assert_delivered(world, prefix, export_id, sha256)
-    assert "Logging error" not in account()
-    assert [2] == [task.try_number for task in world.airflow.api.task_instances(dag_id, run_id)]
+        assert "failed" == services.airflow.wait_for_run(dag_id, run_id)
+        clear(services, run_id)
+    assert "success" == services.airflow.wait_for_run(dag_id, run_id, seconds=300), description()
+    assert_delivered(services, prefix, export_id, sha256)
+    assert "Logging error" not in description()
+    assert [2] == [task.try_number for task in services.airflow.api.task_instances(dag_id, run_id)]
 
 
 def has_ended(process):
@@ -222,11 +223,11 @@ def has_ended(process):
         return True
 
 
-def assert_delivered(world, prefix, export_id, sha256):
-    """The one object and its manifest, and nothing else."""
+def assert_delivered(services, prefix, export_id, sha256):
+    """There are only the object and its manifest."""
     name = f"{prefix}{export_id}-00001-of-00001.csv"
-    assert {name, f"{prefix}_manifest.json"} == set(world.s3.sizes(prefix))
-    assert sha256 == hashlib.sha256(world.s3.open(name).read()).hexdigest()
-    [entry] = json.load(world.s3.open(f"{prefix}_manifest.json"))["entries"]
+    assert {name, f"{prefix}_manifest.json"} == set(services.s3.sizes(prefix))
+    assert sha256 == hashlib.sha256(services.s3.open(name).read()).hexdigest()
+    [entry] = json.load(services.s3.open(f"{prefix}_manifest.json"))["entries"]
     assert sha256 == entry["meta"]["sha256"]
-    assert [] == world.open_uploads()
+    assert [] == services.open_uploads()

@@ -1,4 +1,4 @@
-"""What the emulator's tests share: a clock moved by hand, and a plain HTTP client."""
+"""Fixtures of the emulator's tests: a fake clock, and a plain HTTP client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.clock import FakeClock
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -28,45 +28,47 @@ class Reply:
 
     @property
     def content(self) -> bytes:
-        """The body as meant."""
+        """The uncompressed body."""
         return gzip.decompress(self.body) if self.body[:2] == b"\x1f\x8b" else self.body
 
 
-def request(url: str, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None) -> Reply:
-    """Send one request on a connection of its own."""
+def request(
+    url: str, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None
+) -> Response:
+    """Send one request on a new connection."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     try:
         connection.request(method, url[url.index("/", 8) :], body, headers or {})
         with connection.getresponse() as response:
-            return Reply(response.status, dict(response.getheaders()), response.read())
+            return Response(response.status, dict(response.getheaders()), response.read())
     finally:
         connection.close()
 
 
 @dataclass
 class Client:
-    """Speaks to one emulator."""
+    """A client of one emulator."""
 
     emulator: Emulator
     headers: dict[str, str] = field(default_factory=dict)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        """Ask the API, with the key unless other headers are given."""
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Response:
+        """Send a request to the API, with the key unless other headers are given."""
         url = path if path.startswith("http") else self.emulator.url + path
         sent = {"Authorization": f"Bearer {self.emulator.api_key}", **headers}
         raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         return request(url, method, {name.replace("_", "-"): v for name, v in sent.items() if v}, raw)
 
-    def fetch(self, url: str, method: str = "GET", **headers: str) -> Reply:
-        """Ask the file storage."""
+    def fetch(self, url: str, method: str = "GET", **headers: str) -> Response:
+        """Send a request to the file storage."""
         return request(url, method, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def start(self, path: str = "/v3/marketing/contacts/exports", **body: Any) -> str:
         """Start an export and return the URL of its status."""
-        reply = self.ask("POST", path, body)
-        assert reply.status == 202, reply
-        return reply.json["_metadata"]["self"]
+        response = self.ask("POST", path, body)
+        assert response.status == 202, response
+        return response.json["_metadata"]["self"]
 
     def urls(self, **body: Any) -> list[str]:
         """Start an export and return its file URLs."""

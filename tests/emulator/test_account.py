@@ -1,4 +1,4 @@
-"""Who is on which list, and what becomes of an export when."""
+"""Contacts of lists, and the status of exports over time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def start(account, *audiences, ready_after=10.0):
     return account.start_export("marketing", audiences, "csv", now=1_000.0, ready_after=ready_after)
 
 
-def a_list(account, contacts=10, **fate):
-    return account.add_audience("list", NewAudience("A list", contacts, **fate))
+def a_list(account, contacts=10, **options):
+    return account.add_audience("list", NewAudience("A list", contacts, **options))
 
 
-def test_lists_have_contacts_of_their_own():
+def test_each_list_has_its_own_contacts():
     account = Account(seed=0)
     first, second = a_list(account, 10), a_list(account, 5)
     assert start(account, first).ranges == ((0, 10),)
@@ -24,7 +24,7 @@ def test_lists_have_contacts_of_their_own():
     assert start(account, first, second).ranges == ((0, 15),)
 
 
-def test_an_export_of_nothing_in_particular_is_of_everyone():
+def test_an_export_without_lists_holds_every_contact():
     account = Account(seed=0, contacts=30)
     a_list(account, 10)
     assert start(account).ranges == ((0, 30),)
@@ -37,13 +37,13 @@ def test_a_contact_in_a_list_and_a_segment_is_exported_once():
     assert start(account, people, segment).ranges == ((0, 10),)
 
 
-def test_ids_are_those_of_their_family():
+def test_ids_have_the_type_of_their_family():
     account = Account(seed=0)
     assert len(a_list(account).id) == 36
     assert isinstance(a_list(account, family="legacy").id, int)
 
 
-def test_ids_are_the_same_for_the_same_seed():
+def test_the_same_seed_gives_the_same_ids():
     assert a_list(Account(seed=4)).id == a_list(Account(seed=4)).id
     assert a_list(Account(seed=4)).id != a_list(Account(seed=5)).id
 
@@ -58,13 +58,13 @@ def test_ids_are_the_same_for_the_same_seed():
         ("unknown:archived", "pending", "archived"),
     ],
 )
-def test_the_outcome_of_its_list_is_that_of_the_export(outcome, soon, later):
+def test_an_export_has_the_outcome_of_its_list(outcome, soon, later):
     account = Account(seed=0)
     export = start(account, a_list(account), a_list(account, outcome=outcome))
     assert [soon, later] == [export.status(now, is_spooled=True) for now in (1_009.9, 1_010.0)]
 
 
-def test_an_export_is_pending_until_its_files_are_made():
+def test_an_export_is_pending_until_its_files_are_written():
     account = Account(seed=0)
     assert start(account, a_list(account)).status(9_999.0, is_spooled=False) == "pending"
 
@@ -75,7 +75,7 @@ def test_the_slowest_list_decides_when_an_export_is_ready():
     assert export.completed == 1_060.0
 
 
-def test_files_live_for_twelve_hours():
+def test_files_expire_after_twelve_hours():
     account = Account(seed=0)
     assert start(account, a_list(account)).expires - 1_000.0 == 12 * 3600
     assert start(account, a_list(account, outcome="expired")).expires < 1_000.0
@@ -89,6 +89,6 @@ def test_the_latest_export_is_listed_first():
 
 
 @pytest.mark.parametrize("wrong", [{"family": "other"}, {"outcome": "failed"}, {"contacts": -1}])
-def test_a_list_that_cannot_be_is_refused(wrong):
+def test_an_invalid_list_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         NewAudience("A list", **wrong)

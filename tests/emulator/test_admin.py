@@ -1,4 +1,4 @@
-"""Another process can do over HTTP what Python code does directly."""
+"""The endpoints below `/_emulator/`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ def admin(client, method, path, body=None):
 
 
 def test_a_list_can_be_added(emulator, client):
-    reply = admin(client, "POST", "lists", {"name": "New", "contacts": 7, "outcome": "stuck"})
-    assert (reply.status, reply.json["id"]) == (201, emulator.list_id("New"))
+    response = admin(client, "POST", "lists", {"name": "New", "contacts": 7, "outcome": "stuck"})
+    assert (response.status, response.json["id"]) == (201, emulator.list_id("New"))
 
 
 def test_a_segment_can_be_added(emulator, client):
-    reply = admin(client, "POST", "segments", {"name": "New", "family": "legacy"})
-    assert reply.json["id"] == emulator.segment_id("New", "legacy")
+    response = admin(client, "POST", "segments", {"name": "New", "family": "legacy"})
+    assert response.json["id"] == emulator.segment_id("New", "legacy")
 
 
-def test_a_marketer_can_start_an_export(emulator, client):
-    """From SendGrid's pages: it shows in the listing, and no API request started it."""
+def test_an_export_can_be_started_without_the_api(emulator, client):
+    """As from SendGrid's web app: it is listed, and no API request started it."""
     export_id = admin(client, "POST", "exports", {"list_ids": [emulator.list_id("Customers")]}).json["id"]
     assert client.ask("GET", "/v3/marketing/contacts/exports").json["result"][0]["id"] == export_id
     assert emulator.count("POST") == 0
@@ -40,7 +40,7 @@ def test_faults_can_be_installed_and_cleared(client):
     assert client.ask("GET", "/v3/scopes").status == 200
 
 
-def test_requests_can_be_asked_for(client):
+def test_recorded_requests_can_be_listed_and_cleared(client):
     client.ask("GET", "/v3/scopes")
     client.ask("GET", "/v3/marketing/lists")
     found = admin(client, "GET", "requests?method=GET&path=/v3/sc").json["requests"]
@@ -48,7 +48,7 @@ def test_requests_can_be_asked_for(client):
     assert admin(client, "DELETE", "requests").json == {"requests": []}
 
 
-def test_the_state_tells_of_every_export(emulator, client):
+def test_the_state_lists_every_export(emulator, client):
     customers = emulator.list_id("Customers")
     export_id = emulator.start_export([customers], file_type="json")
     state = admin(client, "GET", "state").json
@@ -83,15 +83,15 @@ def test_the_state_tells_of_every_export(emulator, client):
         ("POST", "faults", {"kind": "bad luck"}),
     ],
 )
-def test_what_cannot_be_is_refused(client, method, path, body):
+def test_invalid_input_is_refused(client, method, path, body):
     assert admin(client, method, path, body).status == 400
 
 
-def test_what_there_is_is_told(client):
-    reply = admin(client, "GET", "nothing")
-    assert reply.status == 404
-    assert "POST /_emulator/lists" in reply.json["errors"][0]["message"]
+def test_an_unknown_endpoint_lists_the_known_ones(client):
+    response = admin(client, "GET", "nothing")
+    assert response.status == 404
+    assert "POST /_emulator/lists" in response.json["errors"][0]["message"]
 
 
-def test_the_file_storage_has_no_admin(emulator, client):
+def test_the_file_storage_has_no_admin_endpoints(emulator, client):
     assert client.fetch(f"{emulator.files_url}/_emulator/state").status == 403

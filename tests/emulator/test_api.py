@@ -1,4 +1,4 @@
-"""Every documented endpoint answers as documented, in both families."""
+"""Every documented endpoint responds as documented, in both families."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def spec(path):
 
 
 def schema_of(method, path, status):
-    """Return the schema of an answer, with OpenAPI's `nullable` said as JSON Schema says it."""
+    """Return the schema of a response, with OpenAPI's `nullable` translated to JSON Schema."""
     document = spec(path)
     fitting = [t for t, offered in document["paths"].items() if fits(t, path) and method.lower() in offered]
     template = min(fitting, key=lambda t: t.count("{"))
-    answer = resolved(document, document["paths"][template][method.lower()]["responses"][str(status)])
-    return answer["content"]["application/json"]["schema"]
+    response = resolved(document, document["paths"][template][method.lower()]["responses"][str(status)])
+    return response["content"]["application/json"]["schema"]
 
 
 def fits(template, path):
@@ -60,7 +60,7 @@ def resolved(document, value):
 
 @pytest.fixture
 def check_schema():
-    """Hold a payload against a schema of the published description."""
+    """Validate a payload against a schema of the published description."""
     if not OPENAPI.exists():
         pytest.skip("the published OpenAPI descriptions are not beside this checkout")
     jsonschema = pytest.importorskip("jsonschema")
@@ -69,20 +69,20 @@ def check_schema():
 
 @pytest.fixture
 def check(check_schema):
-    """Hold an answer against the published description."""
+    """Validate a response against the published description."""
 
-    def check(method, url, reply):
-        check_schema(reply.json, lambda: schema_of(method, urlsplit(url).path, reply.status))
-        return reply
+    def check(method, url, response):
+        check_schema(response.json, lambda: schema_of(method, urlsplit(url).path, response.status))
+        return response
 
     return check
 
 
-# --- as published
+# --- published schemas
 
 
 @pytest.mark.parametrize(("path", "family"), [(MARKETING, "marketing"), (LEGACY, "legacy")])
-def test_a_whole_export_is_as_published(emulator, client, clock, check, path, family):
+def test_an_export_conforms_to_the_published_schema(emulator, client, clock, check, path, family):
     """Started, pending, ready, failed, listed."""
     emulator.configure(ready_after=5)
     good, broken = (emulator.list_id(name, family) for name in ("Customers", "Broken list"))
@@ -97,26 +97,26 @@ def test_a_whole_export_is_as_published(emulator, client, clock, check, path, fa
 
 
 @pytest.mark.parametrize("path", ["/v3/scopes", "/v3/marketing/lists", "/v3/contactdb/lists", "/v3/contactdb/segments"])
-def test_what_helps_to_start_an_export_is_as_published(client, check, path):
+def test_lists_and_scopes_conform_to_the_published_schema(client, check, path):
     assert check("GET", path, client.ask("GET", path)).status == 200
 
 
-def test_a_marketing_segment_is_as_published(client, check_schema):
-    """The description shows one segment where a list of them is answered."""
+def test_a_marketing_segment_conforms_to_its_schema(client, check_schema):
+    """The description shows one segment, though the endpoint returns a list."""
     path = "/v3/marketing/segments/2.0"
     for segment in client.ask("GET", path).json["results"]:
         check_schema(segment, lambda: schema_of("GET", path, 200))
 
 
-def test_every_answer_says_what_time_it_is(clock, client):
+def test_every_response_has_a_date(clock, client):
     """By the emulator's clock, like the times of its exports."""
     assert client.ask("GET", MARKETING).headers["Date"] == "Tue, 14 Nov 2023 22:13:20 GMT"
     clock.advance(60)
     assert client.ask("GET", "/v3/nothing").headers["Date"] == "Tue, 14 Nov 2023 22:14:20 GMT"
 
 
-def test_a_segment_of_the_first_api_is_listed_there_only(emulator, client):
-    """It can be exported all the same."""
+def test_a_segment_of_the_first_api_is_only_listed_there(emulator, client):
+    """It can be exported nevertheless."""
     old = emulator.add_segment("Old buyers", contacts=3, first_api=True)
     assert [each["id"] for each in client.ask("GET", "/v3/marketing/segments").json["results"]] == [old]
     assert old not in [each["id"] for each in client.ask("GET", "/v3/marketing/segments/2.0").json["results"]]
@@ -124,7 +124,7 @@ def test_a_segment_of_the_first_api_is_listed_there_only(emulator, client):
 
 
 @pytest.mark.parametrize("path", [MARKETING, LEGACY])
-def test_refusals_are_as_published(client, check, path):
+def test_errors_conform_to_the_published_schema(client, check, path):
     assert check("GET", path, client.ask("GET", path, Authorization="")).status == 401
     assert check("GET", path, client.ask("GET", path, Authorization="Bearer SG.un.known")).status == 401
     assert check("GET", f"{path}/x", client.ask("GET", f"{path}/x")).status == 404
@@ -153,14 +153,14 @@ def test_refusals_are_as_published(client, check, path):
         ({"notifications": {"email": "yes"}}, "notifications"),
     ],
 )
-def test_a_wrong_field_is_named(client, body, field):
-    reply = client.ask("POST", MARKETING, body)
-    assert (400, field) == (reply.status, reply.json["errors"][0]["field"])
+def test_an_error_names_the_invalid_field(client, body, field):
+    response = client.ask("POST", MARKETING, body)
+    assert (400, field) == (response.status, response.json["errors"][0]["field"])
     assert client.ask("GET", MARKETING).json["result"] == []
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff"])
-def test_a_body_that_is_no_object_is_refused(client, body):
+def test_a_body_that_is_not_an_object_is_refused(client, body):
     assert client.ask("POST", MARKETING, body).status == 400
 
 
@@ -172,7 +172,7 @@ def test_legacy_ids_are_integers(client, emulator):
 
 
 @pytest.mark.parametrize("body", [None, {}, {"list_ids": [], "segment_ids": []}])
-def test_no_choice_exports_every_contact(client, body):
+def test_an_empty_selection_exports_every_contact(client, body):
     url = client.ask("POST", MARKETING, body).json["_metadata"]["self"]
     assert client.ask("GET", url).json["contact_count"] == 2_510
 
@@ -180,7 +180,7 @@ def test_no_choice_exports_every_contact(client, body):
 # --- the status
 
 
-def test_a_status_tells_only_what_there_is_to_tell(emulator, client, clock):
+def test_a_status_has_only_the_fields_with_a_value(emulator, client, clock):
     """Pending: no files. Ready: files and a count, no message."""
     emulator.configure(ready_after=5)
     url = client.start(list_ids=[emulator.list_id("Customers")])
@@ -193,42 +193,42 @@ def test_a_status_tells_only_what_there_is_to_tell(emulator, client, clock):
     assert ready["expires_at"] == "2023-11-15T10:13:20Z"
 
 
-def test_a_failed_export_says_why(emulator, client):
-    broken = emulator.add_list("Odd", outcome="failure", message="out of paper")
+def test_a_failed_export_has_a_message(emulator, client):
+    broken = emulator.add_list("Odd", outcome="failure", message="no space left")
     status = client.ask("GET", client.start(list_ids=[broken])).json
-    assert (status["status"], status["message"]) == ("failure", "out of paper")
+    assert (status["status"], status["message"]) == ("failure", "no space left")
     assert "urls" not in status
 
 
-def test_an_unknown_status_is_passed_on(emulator, client):
+def test_an_export_can_have_an_unknown_status(emulator, client):
     odd = emulator.add_list("Odd", outcome="unknown:archived")
     assert client.ask("GET", client.start(list_ids=[odd])).json["status"] == "archived"
 
 
-def test_optional_fields_may_come_as_null(emulator, client):
+def test_optional_fields_can_be_null(emulator, client):
     emulator.configure(ready_after=5, optional_fields="null")
     status = client.ask("GET", client.start()).json
     names = ("completed_at", "urls", "message", "contact_count")
     assert [status[name] for name in names] == [None] * 4
 
 
-def test_legacy_may_spell_in_camel_case(emulator, client):
-    """As one of Twilio's pages shows it; marketing never does."""
+def test_legacy_fields_can_be_in_camel_case(emulator, client):
+    """As on one of Twilio's pages; marketing fields never are."""
     emulator.configure(spelling="camelCase")
     status = client.ask("GET", client.start(LEGACY)).json
     assert {"createdAt", "updatedAt", "completedAt", "expiresAt", "recipientCount", "Metadata"} <= set(status)
     assert "created_at" in client.ask("GET", client.start(MARKETING)).json
 
 
-def test_urls_are_signed_anew_each_time(client):
+def test_urls_are_signed_again_for_each_response(client):
     url = client.start()
     first, second = (client.ask("GET", url).json["urls"][0] for _ in range(2))
     assert first != second
     assert first.partition("?")[0] == second.partition("?")[0]
 
 
-def test_a_large_export_is_pending_until_its_files_are_made(emulator, client):
-    """Made in the background: the POST does not wait."""
+def test_a_large_export_is_pending_until_it_is_written(emulator, client):
+    """The files are written in the background; the POST does not wait."""
     large = emulator.add_list("Large", contacts=60_000)
     url = client.start(list_ids=[large])
     assert client.ask("GET", url).json["status"] == "pending"
@@ -257,14 +257,14 @@ def test_the_listing_is_read_page_by_page(emulator, client):
     assert emulator.count("GET", MARKETING) == 3
 
 
-def test_a_page_is_as_long_as_the_setting_says(emulator, client):
+def test_the_page_size_is_a_setting(emulator, client):
     for _ in range(3):
         emulator.start_export()
     emulator.configure(page_size=2)
     assert len(client.ask("GET", MARKETING).json["result"]) == 2
 
 
-def test_the_listing_tells_what_was_chosen(emulator, client):
+def test_the_listing_shows_the_selection(emulator, client):
     newsletter = emulator.list_id("Newsletter")
     segment = emulator.segment_id("Customers in Germany")
     emulator.start_export([newsletter])
@@ -286,59 +286,59 @@ def test_lists_are_read_page_by_page(client):
 
 
 @pytest.mark.parametrize("query", ["page_size=0", "page_size=x", "page_size=1001", "page_token=nonsense"])
-def test_a_page_that_cannot_be_is_refused(client, query):
+def test_invalid_page_parameters_are_refused(client, query):
     assert client.ask("GET", f"/v3/marketing/lists?{query}").status == 400
 
 
-# --- who may ask
+# --- authorisation
 
 
 def test_a_key_without_the_scope_is_refused(client_of):
-    """`marketing.read` opens marketing, `marketing_campaigns.read` legacy, and neither the other."""
+    """`marketing.read` is for marketing, `marketing_campaigns.read` for legacy."""
     keys = [
         Key("SG.m.1", frozenset({"marketing.read"})),
         Key("SG.l.1", frozenset({"marketing_campaigns.read"})),
     ]
     with Emulator(keys=keys) as emulator:
         client = client_of(emulator)
-        answers = [
+        responses = [
             client.ask("GET", path, Authorization=f"Bearer {key.secret}")
             for key in keys
             for path in (MARKETING, LEGACY)
         ]
         scopes = client.ask("GET", "/v3/scopes", Authorization="Bearer SG.m.1").json
-    assert [answer.status for answer in answers] == [200, 403, 403, 200]
-    assert answers[1].json["errors"][0]["message"] == "access forbidden"
+    assert [response.status for response in responses] == [200, 403, 403, 200]
+    assert responses[1].json["errors"][0]["message"] == "access forbidden"
     assert scopes == {"scopes": ["marketing.read"]}
 
 
 @pytest.mark.parametrize(("product", "statuses"), [("marketing", [200, 403]), ("legacy", [403, 200])])
-def test_an_account_may_have_one_product_only(client_of, product, statuses):
+def test_an_account_can_have_only_one_product(client_of, product, statuses):
     with Emulator(Settings(product=product)) as emulator:
         client = client_of(emulator)
         assert statuses == [client.ask("GET", path).status for path in (MARKETING, LEGACY)]
 
 
-def test_a_known_subuser_may_be_acted_for(emulator, client):
+def test_a_known_subuser_is_accepted(emulator, client):
     emulator.configure(subusers=["berlin"])
     assert client.ask("GET", MARKETING, on_behalf_of="berlin").status == 200
     assert {"on-behalf-of": "berlin"}.items() <= emulator.requests()[-1].headers.items()
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH"])
-def test_there_is_no_cancel_and_no_delete(client, method):
+def test_exports_cannot_be_cancelled_or_deleted(client, method):
     assert client.ask(method, MARKETING).status == 405
 
 
-def test_what_does_not_exist_is_not_found(client):
-    reply = client.ask("GET", "/v3/marketing/nothing")
-    assert (reply.status, reply.json["errors"][0]["field"]) == (404, None)
+def test_an_unknown_path_is_404(client):
+    response = client.ask("GET", "/v3/marketing/nothing")
+    assert (response.status, response.json["errors"][0]["field"]) == (404, None)
 
 
-def test_a_client_that_came_by_another_name_gets_it_back(emulator, client):
-    """As from a container: every URL holds the name by which the client found us."""
-    reply = client.ask("POST", MARKETING, {}, Host="sendgrid:8025")
-    assert reply.json["_metadata"]["self"].startswith("http://sendgrid:8025/v3/")
-    path = urlsplit(reply.json["_metadata"]["self"]).path
+def test_urls_have_the_host_name_that_the_client_used(emulator, client):
+    """As needed from a container."""
+    response = client.ask("POST", MARKETING, {}, Host="sendgrid:8025")
+    assert response.json["_metadata"]["self"].startswith("http://sendgrid:8025/v3/")
+    path = urlsplit(response.json["_metadata"]["self"]).path
     [url] = client.ask("GET", path, Host="sendgrid:8025").json["urls"]
     assert url.startswith(f"http://sendgrid:{urlsplit(emulator.files_url).port}/")

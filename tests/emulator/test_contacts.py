@@ -1,4 +1,4 @@
-"""Contacts are as messy as real ones, and always the same."""
+"""Generated contacts: difficult values, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import json
 
 import pytest
 
-from airflow_provider_sendgrid.emulator.contacts import FIELDS, HEADER, ContactBook
+from airflow_provider_sendgrid.emulator.contacts import FIELDS, HEADER, ContactGenerator
 
 MANY = 4_100
 
 
-def csv_rows(book: ContactBook, first: int = 0, count: int = MANY) -> list[dict[str, str]]:
-    text = (HEADER + book.rows("csv", first, count)).decode()
+def csv_rows(generator: ContactGenerator, first: int = 0, count: int = MANY) -> list[dict[str, str]]:
+    text = (HEADER + generator.rows("csv", first, count)).decode()
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def json_rows(book: ContactBook, first: int = 0, count: int = MANY) -> list[dict]:
-    return [json.loads(line) for line in book.rows("json", first, count).decode().split("\n")[:-1]]
+def json_rows(generator: ContactGenerator, first: int = 0, count: int = MANY) -> list[dict]:
+    return [json.loads(line) for line in generator.rows("json", first, count).decode().split("\n")[:-1]]
 
 
-def test_the_header_is_sendgrids_with_custom_fields_between():
-    """Standard fields, then the account's own, then the three that came later."""
+def test_the_header_has_sendgrids_order_of_fields():
+    """Standard fields, custom fields, then the three fields that were added later."""
     names = HEADER.decode().strip().replace('"', "").split(",")
     assert names[:2] == ["EMAIL", "FIRST_NAME"]
     assert names[17] == "CONTACT_ID"
@@ -32,55 +32,54 @@ def test_the_header_is_sendgrids_with_custom_fields_between():
 
 
 def test_every_row_has_every_column():
-    rows = csv_rows(ContactBook())
+    rows = csv_rows(ContactGenerator())
     assert len(rows) == MANY
     assert all(tuple(row) == FIELDS and None not in row.values() for row in rows)
 
 
-def test_values_hold_all_that_breaks_naive_readers():
-    """Commas, quotes, line breaks, percent signs, other alphabets, emoji, words that look like nothing."""
-    text = "\x00".join(value for row in csv_rows(ContactBook()) for value in row.values())
+def test_values_include_characters_that_break_parsers():
+    """Commas, quotes, line breaks, percent signs, other alphabets, emoji, words such as null."""
+    text = "\x00".join(value for row in csv_rows(ContactGenerator()) for value in row.values())
     for awkward in (",", '"', "\n", "\r\n", "%", "Müller", "美咲", "🍕", "\x00NA\x00", "\x00null\x00"):
         assert awkward in text
 
 
 def test_a_few_contacts_have_no_email():
-    missing = [row for row in csv_rows(ContactBook()) if not row["EMAIL"]]
+    missing = [row for row in csv_rows(ContactGenerator()) if not row["EMAIL"]]
     assert 0 < len(missing) < MANY / 20
 
 
 def test_values_are_quoted_except_empty_ones():
-    row = ContactBook().rows("csv", 0, 1).decode()
+    row = ContactGenerator().rows("csv", 0, 1).decode()
     assert ",," in row
     assert '""' not in row.replace('""Boss""', "")
     assert row.startswith('"')
 
 
-def test_no_two_contacts_are_the_same():
-    ids = [row["CONTACT_ID"] for row in csv_rows(ContactBook())]
+def test_contact_ids_are_unique():
+    ids = [row["CONTACT_ID"] for row in csv_rows(ContactGenerator())]
     assert len(set(ids)) == MANY
 
 
-def test_a_contact_is_the_same_in_whatever_block_it_is_made():
-    """Blocks begin and end anywhere: the rows do not depend on it."""
-    book = ContactBook(7)
-    assert book.rows("csv", 0, 3_000) == b"".join(book.rows("csv", at, 250) for at in range(0, 3_000, 250))
+def test_rows_do_not_depend_on_the_size_of_blocks():
+    generator = ContactGenerator(7)
+    assert generator.rows("csv", 0, 3_000) == b"".join(generator.rows("csv", at, 250) for at in range(0, 3_000, 250))
 
 
-def test_the_seed_decides_who_they_are():
-    assert ContactBook(1).rows("csv", 0, 50) == ContactBook(1).rows("csv", 0, 50)
-    assert ContactBook(1).rows("csv", 0, 50) != ContactBook(2).rows("csv", 0, 50)
+def test_the_seed_determines_the_contacts():
+    assert ContactGenerator(1).rows("csv", 0, 50) == ContactGenerator(1).rows("csv", 0, 50)
+    assert ContactGenerator(1).rows("csv", 0, 50) != ContactGenerator(2).rows("csv", 0, 50)
 
 
-def test_json_tells_of_the_same_contacts_and_leaves_out_what_is_absent():
+def test_json_holds_the_same_contacts_without_empty_fields():
     """Names in lower case, custom fields nested, no field without a value."""
-    book = ContactBook(3)
-    for row, found in zip(csv_rows(book), json_rows(book), strict=True):
+    generator = ContactGenerator(3)
+    for row, found in zip(csv_rows(generator), json_rows(generator), strict=True):
         flat = {**found, **found["custom_fields"]}
         del flat["custom_fields"]
         assert {name.lower(): value for name, value in row.items() if value} == flat
 
 
 @pytest.mark.parametrize("file_type", ["csv", "json"])
-def test_no_contacts_are_no_bytes(file_type):
-    assert ContactBook().rows(file_type, 0, 0) == b""
+def test_zero_contacts_are_zero_bytes(file_type):
+    assert ContactGenerator().rows(file_type, 0, 0) == b""

@@ -1,4 +1,4 @@
-"""The door: one value that is SendGrid for as long as a `with` lasts."""
+"""The class `Emulator`."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import pytest
 from airflow_provider_sendgrid.emulator import DEFAULT_LISTS, Emulator, Settings
 
 
-def test_an_airflow_connection_leads_here(emulator):
+def test_connection_json_has_host_and_key(emulator):
     connection = json.loads(emulator.connection_json(on_behalf_of="berlin"))
     assert (connection["conn_type"], connection["host"]) == ("sendgrid", emulator.url)
     assert (connection["password"], connection["extra"]) == (emulator.api_key, {"on_behalf_of": "berlin"})
 
 
-def test_the_key_is_as_long_as_sendgrids(emulator):
+def test_the_key_has_the_length_of_sendgrids_keys(emulator):
     assert len(emulator.api_key) == 69
     assert emulator.api_key.startswith("SG.")
 
 
-def test_api_and_files_are_two_origins(emulator):
+def test_api_and_files_have_different_origins(emulator):
     assert emulator.url != emulator.files_url
 
 
 @pytest.mark.parametrize("family", ["marketing", "legacy"])
-def test_a_new_account_has_lists_to_try(emulator, family):
+def test_a_new_account_has_default_lists(emulator, family):
     assert [(each.name, each.contacts) for each in emulator.lists(family)] == list(DEFAULT_LISTS)
 
 
-def test_an_account_may_start_empty():
+def test_an_account_can_start_empty():
     assert Emulator(populate=False).lists() == []
 
 
-def test_the_truth_about_an_export_can_be_read(emulator):
+def test_export_files_returns_the_actual_content(emulator):
     emulator.configure(contacts_per_file=300)
     files = emulator.export_files(emulator.start_export([emulator.list_id("Customers")]))
     assert [file.rows for file in files] == [300, 200]
@@ -48,14 +48,14 @@ def test_the_truth_about_an_export_can_be_read(emulator):
         assert sum(map(len, file.chunks())) == file.plain_bytes
 
 
-def test_an_export_keeps_the_settings_it_began_with(emulator, client):
-    """Files do not change under a download because a setting did."""
+def test_an_export_keeps_the_settings_of_its_start(emulator, client):
+    """A changed setting does not change files that are being downloaded."""
     status = client.start(list_ids=[emulator.list_id("Customers")])
     emulator.configure(contacts_per_file=100)
     assert len(client.ask("GET", status).json["urls"]) == 1
 
 
-def test_unknown_names_and_ids_are_errors(emulator):
+def test_unknown_names_and_ids_raise_key_error(emulator):
     for ask in (emulator.list_id, emulator.segment_id, emulator.export_files):
         with pytest.raises(KeyError):
             ask("nothing")
@@ -66,20 +66,19 @@ def test_unknown_names_and_ids_are_errors(emulator):
 @pytest.mark.parametrize(
     "wrong", [{"encoding": "br"}, {"no_such": 1}, {"ready_after": "5"}, {"ranges": 1}, {"rate_limit": True}]
 )
-def test_a_setting_that_cannot_be_is_refused(emulator, wrong):
+def test_an_invalid_setting_is_refused(emulator, wrong):
     before = emulator.settings
     with pytest.raises(ValueError, match=next(iter(wrong))):
         emulator.configure(**wrong)
     assert emulator.settings == before
 
 
-def test_a_setting_is_checked_at_construction_too():
+def test_settings_are_checked_at_construction():
     with pytest.raises(ValueError, match="product"):
         Settings(product="marketing-campaigns")
 
 
-def test_nothing_is_left_after_close():
-    """No thread, no open port."""
+def test_no_thread_or_port_is_left_after_close():
     before = set(threading.enumerate())
     with Emulator() as emulator:
         emulator.start_export()
@@ -90,14 +89,14 @@ def test_nothing_is_left_after_close():
             socket.create_connection(("127.0.0.1", port), timeout=1)
 
 
-def test_a_taken_port_is_said_and_nothing_stays_open(emulator):
+def test_a_port_in_use_raises_an_error(emulator):
     port = urlsplit(emulator.url).port
     with pytest.raises(OSError, match="in use"):
         Emulator(port=port).start()
 
 
-def test_many_clients_are_served_at_once(client):
-    """Every one gets its file whole."""
+def test_many_clients_are_served_concurrently(client):
+    """Each gets the whole file."""
     url = client.list_url("Newsletter")
     whole = client.fetch(url).body
     got: list[bool] = []

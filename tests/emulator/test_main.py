@@ -1,4 +1,4 @@
-"""The command line: what it prints is what you copy, and ctrl-C ends it."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from airflow_provider_sendgrid.emulator.__main__ import main
 COMMAND = [sys.executable, "-u", "-m", "airflow_provider_sendgrid.emulator", "--port", "0"]
 
 
-def test_it_runs_until_interrupted(client_of):
-    """The printed connection works; each request is a line; ctrl-C ends cleanly."""
+def test_the_emulator_runs_until_interrupted(client_of):
+    """The printed connection works, each request is one line, and SIGINT ends it without an error."""
     arguments = ["--list", "News=30", "--list", "Odd=5:stuck", "--rate-limit", "50/60", "--verbose"]
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         printed = []
@@ -25,12 +25,12 @@ def test_it_runs_until_interrupted(client_of):
             assert printed[-1], running.stderr.read()
         connection = connection_in(printed)
         client = client_of(None)
-        reply = client_lists(client, connection)
+        response = client_lists(client, connection)
         running.send_signal(signal.SIGINT)
         rest, errors = running.communicate(timeout=10)
-    assert [each["name"] for each in reply.json["result"]] == ["News", "Odd"]
-    assert reply.headers["X-RateLimit-Limit"] == "50"
-    assert any(reply.json["result"][0]["id"] in line for line in printed)
+    assert [each["name"] for each in response.json["result"]] == ["News", "Odd"]
+    assert response.headers["X-RateLimit-Limit"] == "50"
+    assert any(response.json["result"][0]["id"] in line for line in printed)
     assert "api   200 GET /v3/marketing/lists" in rest
     assert (running.returncode, errors) == (0, "")
 
@@ -49,16 +49,16 @@ def client_lists(client, connection):
 @pytest.mark.parametrize(
     "wrong", [["--list", "News"], ["--list", "News=many"], ["--list", "News=5:failed"], ["--rate-limit", "often"]]
 )
-def test_a_wrong_option_is_explained(capsys, wrong):
+def test_an_error_names_the_invalid_option(capsys, wrong):
     with pytest.raises(SystemExit):
         main(wrong)
     assert wrong[1] in capsys.readouterr().err
 
 
-def test_help_tells_every_option(capsys):
+def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for option in (
         "--port",
         "--files-port",
@@ -68,4 +68,4 @@ def test_help_tells_every_option(capsys):
         "--ready-after",
         "--url-lifetime",
     ):
-        assert option in told
+        assert option in output

@@ -1,4 +1,4 @@
-"""The fixture that users get for their own tests."""
+"""The pytest fixture for users."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def test_my_dag(sendgrid_emulator):
     asked = urllib.request.Request(
         connection["host"] + "/v3/scopes", headers={"Authorization": "Bearer " + connection["password"]}
     )
-    with urllib.request.urlopen(asked) as answer:
-        assert answer.status == 200
+    with urllib.request.urlopen(asked) as response:
+        assert response.status == 200
 
 def test_it_is_gone_afterwards():
     assert "AIRFLOW_CONN_SENDGRID_DEFAULT" not in os.environ
 """
 
 
-def test_a_user_gets_a_fresh_emulator_as_the_default_connection(tmp_path):
-    """With warnings as errors, as strict users run theirs."""
+def test_the_fixture_is_the_default_connection(tmp_path):
+    """Also with warnings as errors."""
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""A limit is told before it bites, in either meaning of Reset."""
+"""The rate limit and its headers, with either form of Reset."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import pytest
 PATH = "/v3/scopes"
 
 
-def limits(reply):
-    return [reply.headers.get(f"X-RateLimit-{name}") for name in ("Limit", "Remaining", "Reset")]
+def limits(response):
+    return [response.headers.get(f"X-RateLimit-{name}") for name in ("Limit", "Remaining", "Reset")]
 
 
-def test_without_a_limit_nothing_is_said_of_it(client):
+def test_without_a_limit_there_are_no_rate_limit_headers(client):
     assert limits(client.ask("GET", PATH)) == [None, None, None]
 
 
-def test_every_answer_tells_what_remains(emulator, client, clock):
+def test_every_response_has_the_remaining_requests(emulator, client, clock):
     emulator.configure(rate_limit=3, rate_limit_window=60.0)
     assert limits(client.ask("GET", PATH)) == ["3", "2", "1700000060"]
     clock.advance(10)
@@ -23,7 +23,7 @@ def test_every_answer_tells_what_remains(emulator, client, clock):
 
 
 @pytest.mark.parametrize("retry_after", [False, True])
-def test_beyond_the_limit_is_429(emulator, client, clock, retry_after):
+def test_a_request_beyond_the_limit_is_429(emulator, client, clock, retry_after):
     emulator.configure(rate_limit=1, rate_limit_reset="seconds", retry_after=retry_after)
     client.ask("GET", PATH)
     clock.advance(40)
@@ -33,16 +33,16 @@ def test_beyond_the_limit_is_429(emulator, client, clock, retry_after):
     assert ("20" if retry_after else None) == refused.headers.get("Retry-After")
 
 
-def test_the_next_window_is_open_again(emulator, client, clock):
+def test_the_limit_is_reset_with_the_next_window(emulator, client, clock):
     emulator.configure(rate_limit=1, rate_limit_window=60.0)
     assert [client.ask("GET", PATH).status for _ in range(2)] == [200, 429]
     clock.advance(60)
     assert client.ask("GET", PATH).status == 200
 
 
-def test_a_refused_post_starts_nothing(emulator, client):
+def test_a_refused_post_starts_no_export(emulator, client):
     emulator.configure(rate_limit=1)
-    replies = [client.ask("POST", "/v3/marketing/contacts/exports", {}).status for _ in range(2)]
+    responses = [client.ask("POST", "/v3/marketing/contacts/exports", {}).status for _ in range(2)]
     emulator.configure(rate_limit=0)
-    assert replies == [202, 429]
+    assert responses == [202, 429]
     assert len(client.ask("GET", "/v3/marketing/contacts/exports").json["result"]) == 1

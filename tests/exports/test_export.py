@@ -30,12 +30,12 @@ UTC = timezone.utc
 
 
 @pytest.mark.parametrize("url", ["n/a", "/contacts.csv.gzip", "s3://bucket/contacts.csv.gzip", " ", 7, None])
-def test_a_file_without_a_url_is_not_left_out(url):
+def test_a_file_without_a_url_is_not_dropped(url):
     assert ContactExport.from_payload({"urls": [SIGNED_URL, url]}).urls == (SIGNED_URL, "")
 
 
 def status_page(spelling, count_field="contact_count"):
-    """A status answer with every field of the documented pages."""
+    """A status response with every documented field."""
     page = {
         "id": "6f0a2c5e",
         "status": "ready",
@@ -137,12 +137,12 @@ def test_a_null_in_one_spelling_does_not_hide_the_other():
     assert export.contact_count == 3
 
 
-def test_an_answer_that_names_no_id_is_about_the_one_asked_for():
+def test_a_response_without_an_id_gets_the_requested_id():
     assert ContactExport.from_payload({"status": "ready"}, export_id="asked").id == "asked"
     assert ContactExport.from_payload({"id": "told"}, export_id="asked").id == "told"
 
 
-def test_an_empty_answer_has_no_status():
+def test_an_empty_response_has_no_status():
     """Which no one takes for a success."""
     assert ContactExport.from_payload({}) == ContactExport(id="", status="")
 
@@ -155,7 +155,7 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(status_page(SNAKE_CASE) | {"lists": 0, "segments": 0}, JSON)))
-def test_no_odd_answer_breaks_the_reading(payload):
+def test_any_payload_can_be_parsed(payload):
     """Whatever comes is read, and its summary is JSON."""
     export = ContactExport.from_payload(payload)
     json.dumps(export.summary(), allow_nan=False)
@@ -195,7 +195,7 @@ def test_a_count_is_a_whole_number_or_absent(value, count):
         ([SIGNED_URL, None, 7], (SIGNED_URL, "", "")),
     ],
 )
-def test_no_file_is_left_out_in_silence(value, urls):
+def test_no_file_is_dropped_silently(value, urls):
     """An odd item keeps its place: its file can then be missed instead of forgotten."""
     assert ContactExport.from_payload({"urls": value}).urls == urls
 
@@ -228,7 +228,7 @@ def test_no_file_is_left_out_in_silence(value, urls):
         (1_767_323_045.5, datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)),
     ],
 )
-def test_a_time_is_read_in_every_form(text, moment):
+def test_a_time_is_parsed_in_every_format(text, moment):
     """Aware, and UTC where no zone is named."""
     read = ContactExport.from_payload({"created_at": text}).created_at
     assert read == moment
@@ -260,15 +260,15 @@ def test_a_time_is_read_in_every_form(text, moment):
         1e300,
     ],
 )
-def test_a_time_that_cannot_be_is_absent(garbage):
+def test_an_invalid_time_is_absent(garbage):
     """So is the zero of Go and of Unix: a time that was never set, not an export that expired long ago."""
     assert ContactExport.from_payload({"expires_at": garbage}).expires_at is None
 
 
-# --- told
+# --- summaries
 
 
-def test_expired_is_what_has_reached_its_time():
+def test_an_export_expires_at_its_time():
     at = datetime(2026, 1, 2, tzinfo=UTC)
     export = ContactExport("6f0a2c5e", "ready", expires_at=at)
     expired = [export.is_expired_at(at + timedelta(seconds=offset)) for offset in (-1, 0, 1)]
@@ -276,7 +276,7 @@ def test_expired_is_what_has_reached_its_time():
     assert ContactExport("6f0a2c5e", "ready").is_expired_at(at) is False
 
 
-def test_a_summary_is_json_and_names_no_url():
+def test_a_summary_is_json_without_urls():
     """It goes into XComs, logs and manifests."""
     summary = ContactExport.from_payload(status_page(SNAKE_CASE) | {"message": f"see {SIGNED_URL}"}).summary()
     assert summary == {
@@ -293,11 +293,11 @@ def test_a_summary_is_json_and_names_no_url():
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_a_summary_of_nothing_is_json_too():
+def test_an_empty_summary_is_json():
     assert json.loads(json.dumps(ContactExport("6f0a2c5e", "pending").summary()))["file_count"] == 0
 
 
-def test_a_repr_shows_no_url():
+def test_a_repr_contains_no_url():
     """Reprs end up in logs; a signed URL is a credential to personal data."""
     shown = repr(ContactExport.from_payload(status_page(SNAKE_CASE)))
     assert "6f0a2c5e" in shown
@@ -309,10 +309,10 @@ def test_an_export_cannot_be_changed():
         ContactExport("6f0a2c5e", "ready").status = "failure"
 
 
-# --- asked for
+# --- selections
 
 
-def test_every_contact_is_asked_for_by_naming_neither_lists_nor_segments():
+def test_no_lists_and_no_segments_mean_all_contacts():
     assert ExportSelection().to_payload(ExportFamily.MARKETING) == {
         "file_type": "csv",
         "notifications": {"email": False},
@@ -333,7 +333,7 @@ def test_a_legacy_id_is_written_as_sendgrid_writes_it(odd):
 
 
 @pytest.mark.parametrize("odd", ["['a', 'b']", "[None]", "\u200b", "a b", "a,b"])
-def test_a_list_that_was_rendered_as_text_is_no_id(odd):
+def test_a_list_rendered_as_text_is_not_an_id(odd):
     with pytest.raises(ValueError, match="segment_ids"):
         ExportSelection(segment_ids=[odd]).to_payload(ExportFamily.MARKETING)
 
@@ -354,7 +354,7 @@ def test_bytes_are_not_a_list_of_ids(odd):
     ],
 )
 @pytest.mark.parametrize("name", ["list_ids", "segment_ids"])
-def test_ids_are_sent_as_the_family_spells_them(family, given_ids, sent_ids, name):
+def test_ids_are_sent_in_the_type_of_the_family(family, given_ids, sent_ids, name):
     """Templates always render to text."""
     assert ExportSelection(**{name: given_ids}).to_payload(family)[name] == sent_ids
 
@@ -377,7 +377,7 @@ def test_every_option_is_sent(family):
 @pytest.mark.parametrize("name", ["list_ids", "segment_ids"])
 @pytest.mark.parametrize("ids", ["ca1d", "", b"", b"7", 7, 0, None, {}, {"ca1d": 1}])
 @BOTH_FAMILIES
-def test_ids_that_are_no_list_are_refused(family, name, ids):
+def test_ids_that_are_not_a_list_are_refused(family, name, ids):
     """Above all the empty text that a template may render to: it must not mean every contact."""
     with pytest.raises(TypeError, match=rf"{name} must be a list of ids"):
         ExportSelection(**{name: ids}).to_payload(family)
@@ -385,7 +385,7 @@ def test_ids_that_are_no_list_are_refused(family, name, ids):
 
 @pytest.mark.parametrize("odd", ["", "  ", None, 1.5, True, ["ca1d"], "None", "null", "nan", "undefined"])
 @BOTH_FAMILIES
-def test_an_id_that_is_none_is_refused(family, odd):
+def test_an_invalid_id_is_refused(family, odd):
     """SendGrid might ignore it and export every contact, or another list's."""
     with pytest.raises(ValueError, match="list_ids"):
         ExportSelection(list_ids=[odd]).to_payload(family)
@@ -409,7 +409,7 @@ def test_a_size_may_be_text():
 
 
 @pytest.mark.parametrize("size", [0, -1, "big", 1.5, float("inf"), float("nan"), True, [100]])
-def test_a_size_that_is_no_whole_number_of_megabytes_is_refused(size):
+def test_a_size_must_be_a_whole_number_of_megabytes(size):
     with pytest.raises(ValueError, match=r"max_file_size must be a whole number of MB"):
         ExportSelection(max_file_size=size).to_payload(ExportFamily.MARKETING)
 
@@ -434,7 +434,7 @@ def body_schema(family):
         ExportSelection(file_type="json", max_file_size=1, notify_by_email=True),
     ],
 )
-def test_what_is_sent_is_as_published(family, selection):
+def test_the_request_matches_the_published_schema(family, selection):
     jsonschema = pytest.importorskip("jsonschema")
     if not OPENAPI.exists():
         pytest.skip("the published OpenAPI descriptions are not beside this checkout")
@@ -442,7 +442,7 @@ def test_what_is_sent_is_as_published(family, selection):
 
 
 @BOTH_FAMILIES
-def test_endpoints_are_as_published(family):
+def test_endpoints_match_the_published_ones(family):
     if not OPENAPI.exists():
         pytest.skip("the published OpenAPI descriptions are not beside this checkout")
     paths = json.loads((OPENAPI / DESCRIPTIONS[family]).read_text())["paths"]
@@ -478,7 +478,7 @@ def test_an_id_may_be_digits_or_have_blanks_around_it(value, expected):
         ({"id": "a", "status": "ready"}, TypeError, '["id"]'),
     ],
 )
-def test_what_cannot_be_an_id_is_refused_with_the_cure(value, error_class, cure):
+def test_an_invalid_export_id_is_refused_with_the_fix(value, error_class, cure):
     with pytest.raises(error_class) as caught:
         parse_export_id(value)
     assert cure in str(caught.value)
@@ -487,7 +487,7 @@ def test_what_cannot_be_an_id_is_refused_with_the_cure(value, error_class, cure)
 @pytest.mark.parametrize(
     "value", ["True", "nan", "undefined", "../x", "?x=1", "a/b", "a%2Fb", "a\u200bb", "a\x00b", "...", "x" * 201]
 )
-def test_a_text_that_cannot_be_an_id_is_refused(value):
+def test_an_invalid_text_is_refused_as_an_export_id(value):
     with pytest.raises(ValueError, match="cannot be the id of an export"):
         parse_export_id(value)
 

@@ -34,12 +34,12 @@ def test_an_id_of_the_legacy_family_stays_a_number():
     assert ids_of_names("list", ["Customers"], [{"id": 7, "name": "Customers"}]) == [7]
 
 
-def test_no_names_are_no_ids():
+def test_no_names_give_no_ids():
     assert ids_of_names("list", [], LISTS) == []
 
 
 @pytest.mark.parametrize("name", ["newsletter", "Newsletter ", "Newslettr", "NEWSLETTER", "news letter"])
-def test_a_name_that_is_not_exactly_there_fails_and_tells_the_nearest(name):
+def test_an_unknown_name_suggests_the_nearest(name):
     """An export of the wrong people is worse than none."""
     with pytest.raises(SendGridNotFoundError, match="The nearest: 'Newsletter'") as caught:
         ids_of_names("list", [name], LISTS)
@@ -47,40 +47,40 @@ def test_a_name_that_is_not_exactly_there_fails_and_tells_the_nearest(name):
 
 
 @pytest.mark.parametrize("name", ["", "zzzz"])
-def test_a_name_that_is_like_none_says_how_many_there_are(name):
+def test_a_name_without_similar_ones_gives_their_number(name):
     with pytest.raises(SendGridNotFoundError, match="There are 4 segments, none near it"):
         ids_of_names("segment", [name], LISTS)
 
 
-def test_a_name_that_several_have_fails_with_all_their_ids():
+def test_an_ambiguous_name_fails_with_all_ids():
     with pytest.raises(SendGridBadRequestError, match=r"2 lists are named 'Twice': d4, e5\. .* in list_ids"):
         ids_of_names("list", ["Customers", "Twice"], LISTS)
 
 
-def test_a_list_without_a_name_is_not_named_none():
+def test_a_list_without_a_name_is_not_found_as_none():
     """Or an export holds contacts that were not requested; the name may be missing from a broken response."""
     with pytest.raises(SendGridServerError, match=r"No list is named 'None', but SendGrid sent 1 lists without a name"):
         ids_of_names("list", ["None"], [{"id": "y", "name": None}, *LISTS])
 
 
-def test_a_name_of_digits_may_be_a_number():
+def test_a_name_of_digits_may_be_an_integer():
     """Native rendering turns it into one."""
     assert ids_of_names("list", [2026], [{"id": "y", "name": "2026"}]) == ["y"]
 
 
 @pytest.mark.parametrize("name", [None, True, 1.5, ["Newsletter"]])
-def test_what_cannot_be_a_name_is_refused(name):
+def test_a_name_that_is_not_a_text_is_refused(name):
     with pytest.raises(TypeError, match="list_names must hold names"):
         ids_of_names("list", [name], LISTS)
 
 
 @pytest.mark.parametrize("item", [{"name": "Odd"}, {"name": "Odd", "id": None}, {"id": "x"}, {"id": "y", "name": None}])
-def test_an_odd_item_breaks_nothing(item):
+def test_a_malformed_item_is_ignored(item):
     assert ids_of_names("list", ["Newsletter"], [item, *LISTS]) == ["a1"]
 
 
 @given(st.dictionaries(st.text(max_size=8), st.integers(), max_size=8), st.text(max_size=8))
-def test_a_name_is_found_when_and_only_when_it_is_there(ids, name):
+def test_a_name_is_found_exactly_if_it_exists(ids, name):
     items = [{"id": each, "name": other} for other, each in ids.items()]
     try:
         found = ids_of_names("list", [name], items)
@@ -104,7 +104,7 @@ def sendgrid():
 def look_up(sendgrid, *names, family=ExportFamily.MARKETING):
     connection = SendGridConnection(sendgrid.api_key, base_url=sendgrid.url)
     with SendGridClient(connection, sleep=lambda _seconds: None) as client:
-        return client.converse(ids_of_segments(family, names))
+        return client.run_flow(ids_of_segments(family, names))
 
 
 def paths(sendgrid):
@@ -123,20 +123,20 @@ def test_a_name_in_both_segments_apis_is_ambiguous(sendgrid):
         look_up(sendgrid, "Buyers")
 
 
-def test_a_segment_that_both_apis_list_is_one(sendgrid):
+def test_a_segment_in_both_apis_is_one_segment(sendgrid):
     body = '{"results": [{"id": "s-1", "name": "Buyers"}]}'
     sendgrid.inject(Fault("body", path=f"{FIRST_API}*", message=body))
     assert look_up(sendgrid, "Buyers") == ["s-1"]
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-def test_an_account_without_the_first_api_uses_the_other(sendgrid, status):
+def test_without_the_first_segments_api_the_other_is_used(sendgrid, status):
     segment = sendgrid.add_segment("Buyers")
     sendgrid.inject(Fault("status", path=FIRST_API, status=status))
     assert look_up(sendgrid, "Buyers") == [segment]
 
 
-def test_an_unknown_name_says_that_the_first_api_could_not_be_read(sendgrid):
+def test_an_unknown_name_mentions_the_unreadable_first_api(sendgrid):
     sendgrid.inject(Fault("status", path=FIRST_API, status=403))
     with pytest.raises(
         SendGridNotFoundError,
@@ -146,7 +146,7 @@ def test_an_unknown_name_says_that_the_first_api_could_not_be_read(sendgrid):
 
 
 @pytest.mark.parametrize("fault", [Fault("status", path=FIRST_API, status=503), Fault("null_listing", path=FIRST_API)])
-def test_an_outage_of_the_first_api_is_not_guessed_around(sendgrid, fault):
+def test_an_outage_of_the_first_api_is_an_error(sendgrid, fault):
     """It may hold the same name."""
     sendgrid.add_segment("Buyers")
     sendgrid.inject(fault)

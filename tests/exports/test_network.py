@@ -70,7 +70,7 @@ def get(kind, connection):
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
+            return await client.run_flow(protocol.get_scopes(RetryPolicy(tries=1)))
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
@@ -78,7 +78,7 @@ def get(kind, connection):
         with new_download_session(connection) as session:
             return session.get(f"{connection.base_url}/file", timeout=10).status_code
     with SendGridClient(connection) as client:
-        return client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
+        return client.run_flow(protocol.get_scopes(RetryPolicy(tries=1)))
 
 
 def outcome(kind, connection):
@@ -93,7 +93,7 @@ def outcome(kind, connection):
 
 @dataclass(frozen=True)
 class SetUp:
-    """Words in braces stand for what the fixtures made."""
+    """Words in braces are replaced by values of the fixtures."""
 
     name: str
     works: bool
@@ -212,7 +212,9 @@ SET_UPS = [
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("set_up", SET_UPS, ids=lambda each: each.name)
-def test_worker_triggerer_and_download_agree(kind, set_up, server, proxy, right, wrong, folder, monkeypatch):
+def test_worker_triggerer_and_download_use_the_same_network(
+    kind, set_up, server, proxy, right, wrong, folder, monkeypatch
+):
     with closed_port() as port:
         words = {
             "right": right,
@@ -235,7 +237,7 @@ def test_worker_triggerer_and_download_agree(kind, set_up, server, proxy, right,
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_a_proxy_that_speaks_tls_is_trusted_by_the_same_rules(kind, server, right, wrong):
+def test_an_https_proxy_is_verified_by_the_same_rules(kind, server, right, wrong):
     import httpx
 
     if kind == "httpx" and httpx.__version__.startswith("0.27."):
@@ -247,7 +249,7 @@ def test_a_proxy_that_speaks_tls_is_trusted_by_the_same_rules(kind, server, righ
         assert not outcome(kind, replace(connection, verify=str(wrong)))
 
 
-def test_a_users_own_trust_for_one_request_changes_nothing_for_others(server, right, wrong):
+def test_verify_of_one_request_does_not_affect_others(server, right, wrong):
     """`SendGridHook.get_conn` hands the session to users."""
     import requests
 
@@ -288,7 +290,7 @@ def test_both_clients_send_the_proxy_the_same_credentials(user, server, right):
 
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_plain_http_to_this_machine_never_goes_through_a_proxy(kind, host, proxy, monkeypatch):
+def test_plain_http_to_this_machine_uses_no_proxy(kind, host, proxy, monkeypatch):
     """The proxy would read the key."""
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     with Server().running() as plain:
@@ -346,14 +348,14 @@ def test_no_proxy_names_hosts_addresses_and_networks(entry, url, is_direct):
     assert (network.proxy_for(url) is None) is is_direct
 
 
-def test_downloads_from_other_hosts_follow_the_rules_of_their_hosts():
+def test_downloads_use_the_proxy_rules_of_their_host():
     environ = {"https_proxy": "http://proxy.example:3128", "no_proxy": "amazonaws.com"}
     network = resolve_network(SendGridConnection("SG.key"), environ)
     assert network.proxy_for("https://api.sendgrid.com/v3/scopes") == "http://proxy.example:3128"
     assert network.proxy_for("https://bucket.s3.amazonaws.com/file") is None
 
 
-def test_a_request_of_a_cgi_script_brings_no_proxy():
+def test_http_proxy_is_ignored_in_a_cgi_script():
     environ = {"HTTP_PROXY": "http://evil.example", "REQUEST_METHOD": "GET"}
     assert resolve_network(SendGridConnection("SG.key"), environ).proxies == {}
 
@@ -377,7 +379,7 @@ def test_a_request_of_a_cgi_script_brings_no_proxy():
         ({"SSL_CERT_DIR": "/nowhere:/neither"}, r"SSL_CERT_DIR is '/nowhere', which cannot be read"),
     ],
 )
-def test_a_wrong_variable_is_named_without_its_password(environ, text):
+def test_an_error_names_the_variable_without_its_password(environ, text):
     with pytest.raises(ValueError, match=text) as caught:
         resolve_network(SendGridConnection("SG.key"), environ)
     assert "p4ss" not in str(caught.value)
@@ -386,19 +388,19 @@ def test_a_wrong_variable_is_named_without_its_password(environ, text):
 @pytest.mark.parametrize(
     "content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"]
 )
-def test_a_verify_that_is_no_pem_is_refused(tmp_path, content):
+def test_a_certificate_file_that_is_not_pem_is_refused(tmp_path, content):
     path = tmp_path / "own.pem"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"'main': verify is .*own\.pem.*not a file of CA certificates in PEM format"):
         resolve_network(SendGridConnection("SG.key", verify=str(path), name="main"), {})
 
 
-def test_a_verify_that_is_not_there_is_refused():
+def test_a_missing_certificate_file_is_refused():
     with pytest.raises(ValueError, match=r"'main': verify is '/nowhere', which cannot be read.*every worker"):
         resolve_network(SendGridConnection("SG.key", verify="/nowhere", name="main"), {})
 
 
-def test_a_folder_without_hashed_names_says_how_to_make_them(tmp_path, right):
+def test_a_folder_without_hashed_names_suggests_rehash(tmp_path, right):
     (tmp_path / "own.pem").write_bytes(right.read_bytes())
     with pytest.raises(ValueError, match=r"openssl rehash"):
         resolve_network(SendGridConnection("SG.key", verify=str(tmp_path)), {})
@@ -417,7 +419,7 @@ def test_a_socks_proxy_needs_the_packages_of_both_clients(missing, monkeypatch):
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("wants", ["", "closes", "login"])
 @pytest.mark.parametrize("login", ["", "user:p4ss@", "user:wrong@"])
-def test_both_clients_use_a_login_of_a_socks_proxy_only_if_it_wants_one(kind, wants, login, server, right):
+def test_a_socks_login_is_used_only_if_the_proxy_requires_it(kind, wants, login, server, right):
     for module in network_module._SOCKS_MODULES:
         pytest.importorskip(module)
     with SocksProxy(wants).running() as proxy:
@@ -428,14 +430,14 @@ def test_both_clients_use_a_login_of_a_socks_proxy_only_if_it_wants_one(kind, wa
         assert proxy.count("CONNECT") == works
 
 
-def test_a_triggerer_keeps_to_what_a_socks_proxy_wants(server, right):
+def test_a_triggerer_remembers_whether_a_socks_login_is_used(server, right):
     for module in network_module._SOCKS_MODULES:
         pytest.importorskip(module)
 
     async def ask_twice(connection):
         async with AsyncSendGridClient(connection) as client:
             for _ in range(2):
-                await client.converse(protocol.get_scopes(RetryPolicy(tries=1)))
+                await client.run_flow(protocol.get_scopes(RetryPolicy(tries=1)))
 
     with SocksProxy().running() as proxy:
         url = f"socks5://user:p4ss@localhost:{proxy.port}"
@@ -443,14 +445,14 @@ def test_a_triggerer_keeps_to_what_a_socks_proxy_wants(server, right):
         assert proxy.connections == 2  # one is refused
 
 
-def test_a_hosts_proxy_that_is_not_used_needs_no_check():
+def test_an_unused_proxy_variable_is_not_checked():
     """The connection's own proxy wins."""
     connection = SendGridConnection("SG.key", proxy="http://proxy.example:3128")
     assert resolve_network(connection, {"HTTPS_PROXY": "ftp://"}).proxies["https"] == "http://proxy.example:3128"
 
 
-def test_certificates_are_read_once_and_again_when_they_are_renewed(tmp_path, right, wrong):
-    """Reading them takes a tenth of a second, in which a triggerer's event loop would stand still."""
+def test_renewed_certificates_are_read_again(tmp_path, right, wrong):
+    """Reading them takes a tenth of a second, during which the event loop of a triggerer would be blocked."""
     path = tmp_path / "own.pem"
     path.write_bytes(right.read_bytes())
     connection = SendGridConnection("SG.key", verify=str(path))
@@ -463,7 +465,7 @@ def test_certificates_are_read_once_and_again_when_they_are_renewed(tmp_path, ri
 
 
 @pytest.mark.parametrize("is_link", [False, True])
-def test_certificates_of_a_folder_are_read_again_when_one_is_renewed(tmp_path, right, wrong, is_link):
+def test_renewed_certificates_in_a_folder_are_read_again(tmp_path, right, wrong, is_link):
     folder, kept = tmp_path / "folder", tmp_path / "own.pem"
     folder.mkdir()
     kept.write_bytes(right.read_bytes())

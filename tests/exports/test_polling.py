@@ -20,11 +20,11 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.exports.polling import (
     Outcome,
+    PollResult,
     PollSchedule,
-    Sighting,
     WaitState,
-    judge,
-    look_at,
+    evaluate_poll,
+    outcome_of,
 )
 
 NOW = 1_767_323_045.0
@@ -62,25 +62,25 @@ BEFORE, AFTER = AT - timedelta(seconds=1), AT + timedelta(seconds=1)
         (export("archived", expires_at=BEFORE), Outcome.EXPIRED),
     ],
 )
-def test_only_ready_with_its_files_is_ready(seen, outcome):
+def test_ready_needs_the_files_of_the_export(seen, outcome):
     """An unknown status is waited on, and never passes as a success."""
-    assert judge(seen, AT) is outcome
+    assert outcome_of(seen, AT) is outcome
 
 
 @given(st.text(max_size=10), st.lists(st.just("https://files.example/1"), max_size=2), st.integers(-2, 2))
-def test_nothing_else_is_ever_ready(status, urls, expires_in):
+def test_only_ready_with_files_ends_a_wait_as_ready(status, urls, expires_in):
     seen = export(status, tuple(urls), expires_at=AT + timedelta(seconds=expires_in))
-    assert (judge(seen, AT) is Outcome.READY) == (status == "ready" and bool(urls) and expires_in > 0)
+    assert (outcome_of(seen, AT) is Outcome.READY) == (status == "ready" and bool(urls) and expires_in > 0)
 
 
-def test_a_look_knows_how_long_it_was_waited_for():
-    sighting = look_at(export("ready", FILES), now=NOW, started_at=NOW - 30, polls=4)
-    assert sighting == Sighting(export("ready", FILES), Outcome.READY, polls=4, waited_seconds=30.0)
+def test_a_poll_result_has_the_time_waited():
+    result = evaluate_poll(export("ready", FILES), now=NOW, started_at=NOW - 30, polls=4)
+    assert result == PollResult(export("ready", FILES), Outcome.READY, polls=4, waited_seconds=30.0)
 
 
-def test_a_wait_that_began_in_the_future_has_not_lasted():
+def test_a_wait_that_began_in_the_future_took_no_time():
     """Two machines' clocks differ."""
-    assert look_at(export(), now=NOW, started_at=NOW + 30, polls=1).waited_seconds == 0.0
+    assert evaluate_poll(export(), now=NOW, started_at=NOW + 30, polls=1).waited_seconds == 0.0
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_wait_that_began_in_the_future_has_not_lasted():
         ),
     ],
 )
-def test_a_sighting_is_one_sentence_without_a_url(seen, sentence):
-    assert look_at(seen, now=NOW, started_at=NOW - 30, polls=1).describe() == sentence
+def test_a_poll_result_is_described_without_urls(seen, sentence):
+    assert evaluate_poll(seen, now=NOW, started_at=NOW - 30, polls=1).describe() == sentence
 
 
 @pytest.mark.parametrize(
@@ -111,22 +111,22 @@ def test_a_sighting_is_one_sentence_without_a_url(seen, sentence):
         (export("ready", FILES, expires_at=BEFORE), ExportExpiredError, "6f0a2c5e expired at 2026-01-02T03:04:04"),
     ],
 )
-def test_why_an_export_will_never_be_ready_is_told_with_the_next_step(seen, error_class, text):
-    error = look_at(seen, now=NOW, started_at=NOW, polls=1).error()
+def test_a_final_error_names_the_next_step(seen, error_class, text):
+    error = evaluate_poll(seen, now=NOW, started_at=NOW, polls=1).error()
     assert type(error) is error_class
     assert text in str(error)
     assert "Start another export." in str(error)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.READY, Outcome.WAITING, Outcome.TIMEOUT])
-def test_what_may_still_be_ready_is_no_error(outcome):
-    assert Sighting(export(), outcome).error() is None
+def test_an_unfinished_export_is_not_an_error(outcome):
+    assert PollResult(export(), outcome).error() is None
 
 
 # --- how long until the next poll
 
 
-def test_polls_come_quickly_at_first_and_then_less_often():
+def test_polls_are_frequent_at_first():
     """Most exports take seconds or tens of seconds."""
     schedule = PollSchedule(60.0, jitter=lambda: 0.0)
     waited, waits = 0.0, []
@@ -139,27 +139,27 @@ def test_polls_come_quickly_at_first_and_then_less_often():
 
 
 @pytest.mark.parametrize(("jitter", "factor"), [(0.0, 1.0), (0.5, 0.9), (1.0, 0.8)])
-def test_those_who_wait_for_the_same_do_not_come_in_step(jitter, factor):
+def test_polls_of_several_waits_are_spread_by_jitter(jitter, factor):
     schedule = PollSchedule(60.0, jitter=lambda: jitter)
     assert schedule.wait_seconds(1000.0) == pytest.approx(60.0 * factor)
 
 
 @given(st.floats(0.01, 3600), st.floats(0, 1e7), st.floats(0, 1))
-def test_no_wait_leaves_its_bounds(interval, waited, jitter):
+def test_pauses_stay_within_their_limits(interval, waited, jitter):
     wait = PollSchedule(interval, jitter=lambda: jitter).wait_seconds(waited)
     assert max(1.0, min(2.0, interval) * 0.8 - 1e-9) <= wait <= max(1.0, interval)
 
 
-def test_an_interval_shorter_than_the_first_wait_holds():
+def test_an_interval_below_the_first_pause_is_kept():
     assert PollSchedule(1.5, jitter=lambda: 0.0).wait_seconds(0.0) == 1.5
 
 
 @pytest.mark.parametrize("interval", [0.0, 0.01, 1.1])
-def test_no_poll_follows_another_within_a_second(interval):
+def test_polls_are_at_least_a_second_apart(interval):
     assert PollSchedule(interval, jitter=lambda: 1.0).wait_seconds(0.0) == 1.0
 
 
-def test_exponential_backoff_begins_at_the_interval_and_doubles_up_to_max_wait():
+def test_exponential_backoff_doubles_up_to_max_wait():
     schedule = replace(PollSchedule.for_sensor(10.0, exponential_backoff=True, max_wait=100.0), jitter=lambda: 0.0)
     waited, waits = 0.0, []
     for _ in range(7):
@@ -170,20 +170,20 @@ def test_exponential_backoff_begins_at_the_interval_and_doubles_up_to_max_wait()
 
 def test_a_pending_export_that_expired_was_never_finished():
     """There were no files that could have been deleted."""
-    error = look_at(export("pending", expires_at=BEFORE), now=NOW, started_at=NOW, polls=1).error()
+    error = evaluate_poll(export("pending", expires_at=BEFORE), now=NOW, started_at=NOW, polls=1).error()
     assert type(error) is ExportExpiredError
     assert "SendGrid never finished it" in str(error)
     assert "deleted" not in str(error)
 
 
 @pytest.mark.parametrize("created_at", [BEFORE, AFTER])
-def test_an_expiry_that_is_not_after_the_creation_means_nothing(created_at):
-    assert judge(export("pending", created_at=created_at, expires_at=BEFORE), AT) is Outcome.WAITING
+def test_an_expiry_before_the_creation_is_ignored(created_at):
+    assert outcome_of(export("pending", created_at=created_at, expires_at=BEFORE), AT) is Outcome.WAITING
 
 
 @pytest.mark.parametrize(("as_of", "outcome"), [(BEFORE, Outcome.READY), (AFTER, Outcome.EXPIRED)])
-def test_expiry_is_compared_with_sendgrids_time_not_with_ours(as_of, outcome):
-    assert judge(export("ready", FILES, expires_at=AT, as_of=as_of), AT) is outcome
+def test_expiry_is_compared_with_sendgrids_time(as_of, outcome):
+    assert outcome_of(export("ready", FILES, expires_at=AT, as_of=as_of), AT) is outcome
 
 
 # --- what one wait has seen
@@ -192,53 +192,53 @@ def test_expiry_is_compared_with_sendgrids_time_not_with_ours(as_of, outcome):
 @pytest.mark.parametrize("error_class", [SendGridPermissionError, SendGridNotFoundError])
 def test_the_fourth_refusal_in_a_row_ends_a_wait(error_class):
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     for refusal in range(3):
-        assert state.note_failure(error_class("no"), NOW + refusal).outcome is Outcome.WAITING
+        assert state.record_failure(error_class("no"), NOW + refusal).outcome is Outcome.WAITING
     with pytest.raises(error_class):
-        state.note_failure(error_class("no"), NOW + 4)
+        state.record_failure(error_class("no"), NOW + 4)
 
 
-def test_a_proxys_refusal_may_be_a_stray_one_whatever_its_status():
+def test_any_refusal_by_a_proxy_may_be_stray():
     error = SendGridAuthError("no")
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     with pytest.raises(SendGridAuthError):
-        state.note_failure(error, NOW)
+        state.record_failure(error, NOW)
     error.is_of_proxy = True
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     for refusal in range(3):
-        assert state.note_failure(error, NOW + refusal).outcome is Outcome.WAITING
+        assert state.record_failure(error, NOW + refusal).outcome is Outcome.WAITING
     with pytest.raises(SendGridAuthError):
-        state.note_failure(error, NOW + 4)
+        state.record_failure(error, NOW + 4)
 
 
-def test_an_outage_between_refusals_begins_the_row_anew():
+def test_an_outage_resets_the_count_of_refusals():
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
+    state.record(export(), NOW)
     for _ in range(9):
-        state.note_failure(SendGridPermissionError("no"), NOW)
-        state.note_failure(SendGridServerError("no"), NOW)
+        state.record_failure(SendGridPermissionError("no"), NOW)
+        state.record_failure(SendGridServerError("no"), NOW)
 
 
 def test_a_refused_first_poll_ends_a_wait():
     with pytest.raises(SendGridNotFoundError):
-        WaitState("6f0a2c5e", NOW).note_failure(SendGridNotFoundError("no"), NOW)
+        WaitState("6f0a2c5e", NOW).record_failure(SendGridNotFoundError("no"), NOW)
 
 
 @pytest.mark.parametrize("urls", [("",), (*FILES, "")])
 def test_a_file_without_a_url_is_not_a_file(urls):
-    assert judge(export("ready", urls, contact_count=0), AT) is Outcome.WAITING
+    assert outcome_of(export("ready", urls, contact_count=0), AT) is Outcome.WAITING
 
 
 def test_a_message_says_how_many_files_have_a_url():
-    error = Sighting(export("ready", (*FILES, ""), contact_count=3), Outcome.WITHOUT_FILES).error()
+    error = PollResult(export("ready", (*FILES, ""), contact_count=3), Outcome.WITHOUT_FILES).error()
     assert "only 1 of its 2 files" in str(error)
 
 
-def test_five_minutes_without_files_count_from_the_last_other_status():
+def test_minutes_without_files_count_from_the_last_status():
     old = export("ready", completed_at=AT - timedelta(hours=1), as_of=AT)
     state = WaitState("6f0a2c5e", NOW)
-    state.note(export(), NOW)
-    assert [state.note(old, NOW + seconds).outcome for seconds in (2, 4, 299)] == [Outcome.WAITING] * 3
-    assert state.note(old, NOW + 301).outcome is Outcome.WITHOUT_FILES
+    state.record(export(), NOW)
+    assert [state.record(old, NOW + seconds).outcome for seconds in (2, 4, 299)] == [Outcome.WAITING] * 3
+    assert state.record(old, NOW + 301).outcome is Outcome.WITHOUT_FILES

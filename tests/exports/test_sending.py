@@ -25,7 +25,7 @@ from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
 from airflow_provider_sendgrid.exports.network import resolve_network
 from airflow_provider_sendgrid.exports.protocol import Request, RetryPolicy
-from airflow_provider_sendgrid.exports.sending import ERRORS, GivenUpError, Sending, When, when_raised
+from airflow_provider_sendgrid.exports.sending import ERRORS, RequestCancelledError, SendState, When, when_raised
 from tests.support.network import Proxy, Server, closed_port, make_certificate, reset, response
 
 KINDS = ("requests", "httpx")
@@ -47,17 +47,17 @@ def no_proxy_of_this_machine(monkeypatch):
 def start(kind, connection, *, times=1):
     """Start an export by one client, `times` in a row; the last id."""
 
-    def conversation():
+    def flow():
         return protocol.start_export(ExportFamily.MARKETING, ExportSelection(), ONCE)
 
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return [await client.converse(conversation()) for _ in range(times)][-1]
+            return [await client.run_flow(flow()) for _ in range(times)][-1]
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
     with SendGridClient(connection) as client:
-        return [client.converse(conversation()) for _ in range(times)][-1]
+        return [client.run_flow(flow()) for _ in range(times)][-1]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ NO_URLS = (b"https://[login.example/", b"http://\xfc.example/", "http://a\u2100b
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("location", NO_URLS)
-def test_a_start_that_is_redirected_to_no_url_is_in_doubt(kind, location):
+def test_a_start_redirected_to_no_url_is_in_doubt(kind, location):
     """Requests parses the target of a redirect, followed or not."""
     with Server(answers=[redirect(location)]).running() as server:
         with pytest.raises(SendGridError) as caught:
@@ -176,16 +176,16 @@ def test_a_start_that_is_redirected_to_no_url_is_in_doubt(kind, location):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("location", NO_URLS)
-def test_a_get_that_is_redirected_to_no_url_is_repeated(kind, location):
+def test_a_get_redirected_to_no_url_is_retried(kind, location):
     retry_policy = RetryPolicy(tries=2, first_wait_seconds=0.0)
     with Server(answers=[redirect(location)]).running() as server:
-        assert converse(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(retry_policy)) == []
+        assert run_flow(kind, SendGridConnection("SG.key", server.url), protocol.get_scopes(retry_policy)) == []
         assert server.count("GET") == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [ValueError("secret"), UnicodeDecodeError("utf-8", b"", 0, 1, ""), RuntimeError()])
-def test_an_unforeseen_error_while_reading_is_a_broken_response(kind, error, monkeypatch):
+def test_an_unexpected_error_while_reading_is_unreadable(kind, error, monkeypatch):
     def fail(*_):
         raise error
 
@@ -205,7 +205,7 @@ INTERIM = [HINTS, HINTS * 3, b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Conti
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("interim", INTERIM)
-def test_an_interim_response_is_not_taken_for_the_response(kind, interim):
+def test_an_interim_response_is_skipped(kind, interim):
     """Nor is the response taken for that of the next request on the connection."""
     with Server(answers=[interim + response(), interim + response(body=b'{"id": "export-2"}')]).running() as server:
         assert start(kind, SendGridConnection("SG.key", server.url), times=2) == "export-2"
@@ -214,7 +214,7 @@ def test_an_interim_response_is_not_taken_for_the_response(kind, interim):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", [HINTS, HINTS[:-2], b"HTTP/1.1 101 Switching Protocols\r\n\r\n"])
-def test_a_start_whose_only_response_is_interim_is_in_doubt(kind, answer):
+def test_a_start_with_only_an_interim_response_is_in_doubt(kind, answer):
     with Server("stale", answers=[answer]).running() as server:
         with pytest.raises(SendGridError) as caught:
             start(kind, SendGridConnection("SG.key", server.url, timeout_seconds=10))
@@ -234,14 +234,14 @@ def test_a_refusal_after_an_interim_response_is_definite(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_proxy_that_refuses_the_password_is_named_and_not_asked_again(kind, certificate):
+def test_a_wrong_proxy_password_is_an_error_without_retry(kind, certificate):
     with Server("", certificate).running() as server, Proxy("407").running() as proxy:
         connection = SendGridConnection("SG.key", server.url, proxy=f"http://user:p4ss@localhost:{proxy.port}")
         retry_policy = RetryPolicy(tries=3, first_wait_seconds=0.0)
         with pytest.raises(
             SendGridAuthError, match=r"with 407\)\. Check the user and the password in the proxy"
         ) as caught:
-            converse(kind, connection, protocol.get_scopes(retry_policy))
+            run_flow(kind, connection, protocol.get_scopes(retry_policy))
         assert caught.value.status_code == 407
         assert "p4ss" not in str(caught.value)
         assert proxy.count("CONNECT") == 1
@@ -249,7 +249,7 @@ def test_a_proxy_that_refuses_the_password_is_named_and_not_asked_again(kind, ce
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", ["403", "502"])
-def test_a_tunnel_that_is_refused_names_the_proxys_status(kind, status, certificate):
+def test_a_refused_tunnel_names_the_proxys_status(kind, status, certificate):
     with Server("", certificate).running() as server, Proxy(status).running() as proxy:
         connection = SendGridConnection("SG.key", server.url, proxy=proxy.url)
         with pytest.raises(SendGridUnavailableError, match=rf"the proxy refused the tunnel with {status}\)"):
@@ -259,7 +259,7 @@ def test_a_tunnel_that_is_refused_names_the_proxys_status(kind, status, certific
 # --- connections that are reset
 
 
-def test_a_connection_that_is_reset_before_tls_leaves_no_socket_open():
+def test_a_reset_before_tls_leaves_no_socket_open():
     """The `ssl` module raises without closing it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
@@ -278,8 +278,8 @@ def test_a_connection_that_is_reset_before_tls_leaves_no_socket_open():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_tls", [False, True])
-def test_a_start_on_a_connection_that_was_closed_is_sent_once(kind, is_tls, certificate):
-    """The connection looks alive for a moment: neither client sends the request a second time by itself."""
+def test_a_start_on_a_closed_connection_is_sent_once(kind, is_tls, certificate):
+    """The connection seems open for a moment; neither client sends the request a second time by itself."""
     with Server("stale", certificate if is_tls else None).running() as server:
         connection = SendGridConnection("SG.key", server.url, verify=str(certificate), timeout_seconds=10)
         with suppress(SendGridUnavailableError):
@@ -288,30 +288,30 @@ def test_a_start_on_a_connection_that_was_closed_is_sent_once(kind, is_tls, cert
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_start_that_is_lost_on_a_used_connection_is_in_doubt(kind):
+def test_a_start_lost_on_a_reused_connection_is_in_doubt(kind):
     with Server().running() as server:
         connection = SendGridConnection("SG.key", server.url, timeout_seconds=10)
 
-        def conversation():
+        def flow():
             yield Request("GET", "/v3/scopes")
             server.fault = "closed"
             yield Request("POST", "/v3/marketing/contacts/exports", {})
 
         with pytest.raises(SendGridUnavailableError) as caught:
-            converse(kind, connection, conversation())
+            run_flow(kind, connection, flow())
         assert caught.value.may_have_been_accepted is True
         assert (server.connections, server.count("POST")) == (1, 1)
 
 
-def converse(kind, connection, conversation):
+def run_flow(kind, connection, flow):
     async def on_a_loop():
         async with AsyncSendGridClient(connection) as client:
-            return await client.converse(conversation)
+            return await client.run_flow(flow)
 
     if kind == "httpx":
         return asyncio.run(on_a_loop())
     with SendGridClient(connection) as client:
-        return client.converse(conversation)
+        return client.run_flow(flow)
 
 
 # --- what was given up
@@ -340,10 +340,10 @@ def let_pass(server, proxy):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", ["proxy", "TLS", "TLS without proxy"])
-def test_a_start_that_was_given_up_while_connecting_is_never_sent(kind, at, slow, monkeypatch):
+def test_a_start_cancelled_while_connecting_is_never_sent(kind, at, slow, monkeypatch):
     """The whole response's time is over before the connection is made; it is made all the same."""
     server, proxy, connection = slow
-    monkeypatch.setattr(client_module, "_TIMEOUTS_OF_AN_ANSWER", 0.05)
+    monkeypatch.setattr(client_module, "_RESPONSE_TIMEOUTS", 0.05)
     (proxy if at == "proxy" else server).fault = "slow"
     connection = replace(connection, proxy=None) if at == "TLS without proxy" else connection
     with pytest.raises(SendGridUnavailableError, match="no connection") as caught:
@@ -354,7 +354,7 @@ def test_a_start_that_was_given_up_while_connecting_is_never_sent(kind, at, slow
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_start_whose_task_is_interrupted_while_connecting_is_never_sent(kind, slow):
+def test_a_task_interrupted_while_connecting_sends_no_start(kind, slow):
     """By a time limit of Airflow's or Ctrl-C, which are raised in the main thread."""
     server, proxy, connection = slow
     server.fault = "slow"
@@ -375,12 +375,12 @@ def test_a_start_whose_task_is_interrupted_while_connecting_is_never_sent(kind, 
 
 
 @pytest.mark.asyncio
-async def test_a_start_whose_trigger_is_cancelled_while_connecting_is_never_sent(slow):
+async def test_a_trigger_cancelled_while_connecting_sends_no_start(slow):
     server, proxy, connection = slow
     server.fault = "slow"
     async with AsyncSendGridClient(connection) as client:
         task = asyncio.ensure_future(
-            client.converse(protocol.start_export(ExportFamily.MARKETING, ExportSelection(), ONCE))
+            client.run_flow(protocol.start_export(ExportFamily.MARKETING, ExportSelection(), ONCE))
         )
         while not server.connections:  # noqa: ASYNC110 - the server is another thread
             await asyncio.sleep(0.01)
@@ -394,58 +394,58 @@ async def test_a_start_whose_trigger_is_cancelled_while_connecting_is_never_sent
 # --- the record
 
 
-def test_nothing_begins_after_it_was_given_up():
-    sending = Sending()
-    sending.connect()
-    sending.give_up()
-    with pytest.raises(GivenUpError):
-        sending.begin()
-    assert sending.may_have_been_accepted(TimeoutError()) is False
+def test_nothing_is_sent_after_a_cancellation():
+    send_state = SendState()
+    send_state.record_connecting()
+    send_state.cancel()
+    with pytest.raises(RequestCancelledError):
+        send_state.record_sending()
+    assert send_state.may_have_been_accepted(TimeoutError()) is False
 
 
-def test_what_began_stays_begun_when_it_is_given_up_between_two_parts():
-    """A body that is not sent any more leaves a request that nobody accepts, but who knows."""
-    sending = Sending()
-    sending.begin()
-    sending.give_up()
-    with pytest.raises(GivenUpError):
-        sending.begin()
-    assert sending.may_have_been_accepted(TimeoutError()) is True
+def test_a_cancelled_request_may_have_been_accepted():
+    """SendGrid probably does not accept a request whose body is incomplete, but that is not certain."""
+    send_state = SendState()
+    send_state.record_sending()
+    send_state.cancel()
+    with pytest.raises(RequestCancelledError):
+        send_state.record_sending()
+    assert send_state.may_have_been_accepted(TimeoutError()) is True
 
 
-def test_an_error_that_nobody_knows_may_have_been_accepted():
+def test_an_unknown_error_may_have_been_accepted():
     class StrangeError(Exception):
         pass
 
-    sending = Sending()
-    sending.connect()
-    assert sending.may_have_been_accepted(StrangeError()) is True
+    send_state = SendState()
+    send_state.record_connecting()
+    assert send_state.may_have_been_accepted(StrangeError()) is True
 
 
-def test_an_error_that_can_happen_later_counts_as_later_without_a_record():
+def test_an_ambiguous_error_without_a_record_is_in_doubt():
     """Where a client's way of connecting is not recorded, nothing is taken for unsent."""
     import httpx
 
-    assert Sending().may_have_been_accepted(httpx.ReadError("")) is True
-    assert Sending().may_have_been_accepted(httpx.ConnectError("")) is False
+    assert SendState().may_have_been_accepted(httpx.ReadError("")) is True
+    assert SendState().may_have_been_accepted(httpx.ConnectError("")) is False
 
 
-def test_a_record_that_sending_began_wins_over_any_error():
+def test_recorded_sending_wins_over_any_error():
     import httpx
 
-    sending = Sending()
-    sending.begin()
-    assert all(sending.may_have_been_accepted(each("")) for each in (httpx.ConnectError, httpx.PoolTimeout))
+    send_state = SendState()
+    send_state.record_sending()
+    assert all(send_state.may_have_been_accepted(each("")) for each in (httpx.ConnectError, httpx.PoolTimeout))
 
 
-def test_a_socks_handshake_that_fails_sent_nothing():
+def test_a_failed_socks_handshake_sends_nothing():
     """Httpx lets the errors of its SOCKS library through, which need not be installed."""
     error = socks_error()("the proxy closed the connection")
-    sending = Sending()
-    sending.connect()
-    assert sending.may_have_been_accepted(error) is False
-    sending.begin()
-    assert sending.may_have_been_accepted(error) is True
+    send_state = SendState()
+    send_state.record_connecting()
+    assert send_state.may_have_been_accepted(error) is False
+    send_state.record_sending()
+    assert send_state.may_have_been_accepted(error) is True
 
 
 def socks_error():
@@ -496,7 +496,7 @@ def subclasses(parent):
         yield from subclasses(each)
 
 
-def test_a_forwarding_proxys_own_502_is_an_answer_in_doubt():
+def test_a_502_of_a_forwarding_proxy_is_in_doubt():
     with Server().running() as server, Proxy("502").running() as proxy:
         connection = SendGridConnection(
             "SG.key", server.url.replace("localhost", "api.test"), proxy=proxy.url, timeout_seconds=10

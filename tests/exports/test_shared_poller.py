@@ -1,6 +1,6 @@
-"""One poll serves all who wait, and each wait ends as its own export does.
+"""One poller serves all waits, and each wait ends with its own export.
 
-The client, its tries and its rate limit are real; the answers are made up, and time is virtual.
+The client with its retries and rate limit is real; the responses are made up, and time is virtual.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ContactExport, ExportFamily
-from airflow_provider_sendgrid.exports.polling import Outcome, PollSchedule, Sighting
-from airflow_provider_sendgrid.exports.shared_poller import SharedWatch, shared_watch
+from airflow_provider_sendgrid.exports.poller_pool import acquire_poller
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule
+from airflow_provider_sendgrid.exports.shared_poller import SharedPoller
 from tests.support import virtual_time
 
 httpx = pytest.importorskip("httpx")
@@ -47,7 +48,7 @@ FILES = ["https://files.example/1?X-Amz-Signature=5ecret"]
 PENDING = {"status": "pending"}
 READY = {"status": "ready", "urls": FILES, "contact_count": 5}
 FAILURE = {"status": "failure", "message": "list is gone"}
-WATCHER = "airflow_provider_sendgrid.exports.shared_poller"
+LOGGER = "airflow_provider_sendgrid.exports.shared_poller"
 
 
 def expiring_in(seconds, status="pending"):
@@ -64,17 +65,17 @@ class Account:
     """SendGrid as seen over the wire.
 
     Attributes:
-        answers: for each export what is answered in turn, the last one again and again; or a function of the time.
+        answers: for each export the responses in turn, the last one repeatedly; or a function of the time.
         unlisted: exports that the listing lacks.
         page_size: exports on each page of the listing.
-        answer_seconds: how long each answer takes.
+        answer_seconds: how long each response takes.
         limit: requests allowed in each `window_seconds`; None is no limit, and no headers that tell of one.
-        refusals: statuses that the next requests are answered with.
+        refusals: statuses of the next responses.
         retry_after: of these, in seconds.
         headers: more headers of the next responses.
         broken_listing: the listing is not JSON.
         hanging: exports, or the listing, that are answered after an hour.
-        asked: what was asked for when, in seconds since the test began.
+        requested: each request and its time, in seconds since the test began.
     """
 
     answers: dict = field(default_factory=dict)
@@ -88,7 +89,7 @@ class Account:
     headers: list = field(default_factory=list)
     broken_listing: bool = False
     hanging: set = field(default_factory=set)
-    asked: list = field(default_factory=list)
+    requested: list = field(default_factory=list)
     refused: list = field(default_factory=list)
     clients: list = field(default_factory=list)
     path: str = PATH
@@ -103,11 +104,11 @@ class Account:
 
     @property
     def questions(self):
-        return [what for _, what in self.asked]
+        return [what for _, what in self.requested]
 
     @property
     def times(self):
-        return [when for when, _ in self.asked]
+        return [when for when, _ in self.requested]
 
     def client(self):
         """A client of ours, with this account at the other end of the wire."""
@@ -117,16 +118,16 @@ class Account:
         self.clients.append(client)
         return client
 
-    def watch(self):
-        return SharedWatch(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
+    def poller(self):
+        return SharedPoller(self.client(), ExportFamily.MARKETING, clock=lambda: self.now)
 
     async def answer(self, request):
         what = request.url.path.removeprefix(self.path).lstrip("/") or LISTING
-        self.asked.append((round(self.now - NOW, 3), what))
+        self.requested.append((round(self.now - NOW, 3), what))
         await asyncio.sleep(3600.0 if what in self.hanging else self.answer_seconds)
         headers = self._take_slot() | self.headers.pop(0) if self.headers else self._take_slot()
         if headers.get("X-RateLimit-Remaining") == "-1":
-            self.refused.append(self.asked[-1])
+            self.refused.append(self.requested[-1])
             return httpx.Response(429, headers=headers | {"X-RateLimit-Remaining": "0"}, json={})
         if self.refusals:
             headers = headers | ({"Retry-After": str(self.retry_after)} if self.retry_after else {})
@@ -200,23 +201,23 @@ def schedule(interval=60.0):
     return PollSchedule(interval, jitter=lambda: 0.0)
 
 
-def waits(watch, *export_ids, interval=60.0, started_at=NOW, end_time=NOW + 3600):
+def waits(poller, *export_ids, interval=60.0, started_at=NOW, end_time=NOW + 3600):
     """A task for each export, which waits for it."""
     return [
         asyncio.ensure_future(
-            watch.wait(export_id, schedule(interval), started_at=started_at, end_time=end_time),
+            poller.wait(export_id, schedule(interval), started_at=started_at, end_time=end_time),
         )
         for export_id in export_ids
     ]
 
 
 def wait_for_all(account, **options):
-    """Wait for all exports of an account at once; return their sightings or errors in order."""
+    """Wait for all exports of an account at once; return their results or errors in order."""
 
     async def scenario():
-        watch = account.watch()
-        seen = await asyncio.gather(*waits(watch, *account.answers, **options), return_exceptions=True)
-        await watch.aclose()
+        poller = account.poller()
+        seen = await asyncio.gather(*waits(poller, *account.answers, **options), return_exceptions=True)
+        await poller.aclose()
         return seen
 
     return virtual_time.run(scenario())
@@ -230,34 +231,34 @@ def wait(account, **options):
     return seen
 
 
-# --- one who waits
+# --- one wait
 
 
 @pytest.mark.parametrize(
     ("last", "outcome"), [(READY, Outcome.READY), (FAILURE, Outcome.FAILURE), (expiring_in(-1), Outcome.EXPIRED)]
 )
-def test_the_wait_ends_with_what_has_become_of_the_export(last, outcome):
+def test_a_wait_ends_with_the_status_of_the_export(last, outcome):
     account = Account({"a": [PENDING, {"status": "ready"}, last]})
-    sighting = wait(account)
-    assert sighting == Sighting(ContactExport.from_payload({"id": "a", **last}), outcome, polls=3, waited_seconds=4.0)
-    assert account.asked == [(0.0, "a"), (2.0, "a"), (4.0, "a")]
+    result = wait(account)
+    assert result == PollResult(ContactExport.from_payload({"id": "a", **last}), outcome, polls=3, waited_seconds=4.0)
+    assert account.requested == [(0.0, "a"), (2.0, "a"), (4.0, "a")]
 
 
-def test_an_export_that_is_ready_at_once_is_not_waited_for():
+def test_an_export_that_is_ready_needs_one_poll():
     account = Account({"a": [READY]})
     assert wait(account).outcome is Outcome.READY
     assert account.times == [0.0]
 
 
 @pytest.mark.parametrize("status", ["pending", "archived", "ready"])
-def test_what_never_ends_is_waited_on_until_the_deadline_and_not_beyond(status):
+def test_an_endless_export_is_polled_until_the_deadline(status):
     """The last poll comes at the deadline itself: an export that is ready then is not missed."""
     account = Account({"a": [{"status": status}]})
-    sighting = wait(account, end_time=NOW + 100)
-    assert sighting.outcome is Outcome.TIMEOUT
-    assert sighting.export.status == status
-    assert sighting.waited_seconds == pytest.approx(100)
-    assert sighting.polls == len(account.asked)
+    result = wait(account, end_time=NOW + 100)
+    assert result.outcome is Outcome.TIMEOUT
+    assert result.export.status == status
+    assert result.waited_seconds == pytest.approx(100)
+    assert result.polls == len(account.requested)
     assert account.times[-1] == pytest.approx(100)
 
 
@@ -268,20 +269,20 @@ def test_an_export_that_is_ready_at_the_deadline_is_ready():
 
 
 @pytest.mark.parametrize(("seen", "outcome"), [(PENDING, Outcome.TIMEOUT), (READY, Outcome.READY)])
-def test_a_deadline_in_the_past_asks_once(seen, outcome):
+def test_a_deadline_in_the_past_polls_once(seen, outcome):
     """A trigger may have been away for long: what is ready by now is no timeout."""
     account = Account({"a": [seen]})
     assert wait(account, end_time=NOW - 100).outcome is outcome
-    assert account.asked == [(0.0, "a")]
+    assert account.requested == [(0.0, "a")]
 
 
-def test_a_wait_without_a_deadline_never_ends_by_itself():
+def test_a_wait_without_a_deadline_has_no_timeout():
     account = Account({"a": ready_after(1_000_000)})
     assert wait(account, end_time=math.inf, interval=3600.0).outcome is Outcome.READY
 
 
-def test_a_wait_that_moved_to_another_process_keeps_its_pace():
-    """It knows when it began, not how often it was asked."""
+def test_a_wait_in_a_new_process_keeps_its_pace():
+    """It knows when it began, not the number of polls."""
     account = Account({"a": [PENDING, READY]})
     wait(account, started_at=NOW - 40)
     assert account.times == [0.0, 20.0]
@@ -290,47 +291,47 @@ def test_a_wait_that_moved_to_another_process_keeps_its_pace():
 def test_a_wait_that_begins_in_the_future_begins_now():
     """The worker's clock may be ahead of the triggerer's: else it would be polled every 2 s for all that time."""
     account = Account({"a": ready_after(600)})
-    sighting = wait(account, started_at=NOW + 600)
-    assert sighting.waited_seconds >= 600
-    assert len(account.asked) < 30
+    result = wait(account, started_at=NOW + 600)
+    assert result.waited_seconds >= 600
+    assert len(account.requested) < 30
 
 
-def test_time_spent_in_questions_counts():
+def test_the_time_of_requests_counts():
     """Each may take long: tries, and waits in between."""
     account = Account({"a": [PENDING]}, answer_seconds=4.0)
-    sighting = wait(account, end_time=NOW + 10)
-    assert (sighting.outcome, sighting.polls) == (Outcome.TIMEOUT, 2)
+    result = wait(account, end_time=NOW + 10)
+    assert (result.outcome, result.polls) == (Outcome.TIMEOUT, 2)
     assert account.times == [0.0, 6.0]
 
 
-def test_an_export_that_expires_while_it_is_waited_for_is_expired():
+def test_an_export_may_expire_during_a_wait():
     account = Account({"a": [expiring_in(50)]})
     assert wait(account, interval=10.0).outcome is Outcome.EXPIRED
 
 
-def test_an_export_that_nobody_knows_is_asked_for_a_few_times():
+def test_an_unknown_export_is_requested_a_few_times():
     """Its id may be too new to be known everywhere."""
     account = Account()
 
     async def scenario():
-        watch = account.watch()
+        poller = account.poller()
         with pytest.raises(SendGridNotFoundError, match="404"):
-            await watch.wait("gone", schedule(), started_at=NOW, end_time=NOW + 60)
-        await watch.aclose()
+            await poller.wait("gone", schedule(), started_at=NOW, end_time=NOW + 60)
+        await poller.aclose()
 
     virtual_time.run(scenario())
     assert account.questions == ["gone"] * 3
 
 
 @pytest.mark.parametrize("export_id", ["", ".."])
-def test_what_can_be_no_id_is_asked_of_nobody(export_id):
+def test_an_invalid_export_id_is_not_requested(export_id):
     account = Account({export_id: [PENDING]})
-    with pytest.raises(SendGridError, match="is none: it must be"):
+    with pytest.raises(SendGridError, match="is invalid: it must be"):
         wait(account)
-    assert account.asked == []
+    assert account.requested == []
 
 
-def test_what_sendgrid_refuses_ends_the_wait_with_its_words():
+def test_a_refusal_ends_the_wait_with_sendgrids_message():
     with pytest.raises(SendGridAuthError, match="401") as caught:
         wait(Account({"a": [PENDING]}, refusals=[401]))
     assert (caught.value.status_code, caught.value.errors) == (401, ({"message": "no"},))
@@ -340,70 +341,70 @@ def test_a_passing_outage_does_not_end_the_wait():
     assert wait(Account({"a": [READY]}, refusals=[500, 503, 429])).outcome is Outcome.READY
 
 
-def test_an_outage_that_lasts_ends_it_at_the_deadline_with_the_reason():
-    sighting = wait(Account({"a": [PENDING]}, refusals=[500] * 999), end_time=NOW + 300)
-    assert (sighting.outcome, sighting.polls) == (Outcome.TIMEOUT, 0)
-    assert "could not be polled" in sighting.describe()
-    assert "answered 500" in sighting.describe()
+def test_a_long_outage_ends_in_a_timeout_with_the_reason():
+    result = wait(Account({"a": [PENDING]}, refusals=[500] * 999), end_time=NOW + 300)
+    assert (result.outcome, result.polls) == (Outcome.TIMEOUT, 0)
+    assert "could not be polled" in result.describe()
+    assert "answered 500" in result.describe()
 
 
-def test_a_mistake_of_ours_ends_the_wait_too():
-    """Rather than letting everybody wait for a poller that is no more."""
-    with pytest.raises(SendGridError, match="unforeseen KeyError"):
+def test_an_unexpected_error_ends_the_wait():
+    """Otherwise all waits would hang without a poller."""
+    with pytest.raises(SendGridError, match="unexpected KeyError"):
         wait(Account({"a": [KeyError("oops")]}))
 
 
-def test_the_log_tells_of_each_poll_but_of_no_url(caplog):
-    caplog.set_level("INFO", logger=WATCHER)
+def test_each_poll_is_logged_without_urls(caplog):
+    caplog.set_level("INFO", logger=LOGGER)
     wait(Account({"a": [{"status": "archived", "urls": FILES}, READY]}))
-    [message] = [record.getMessage() for record in caplog.records if record.name == WATCHER]
+    [message] = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     assert "is 'archived'" in message
     assert "Next poll in 2.0 s" in message
     assert "5ecret" not in message
 
 
-# --- deadlines while SendGrid cannot be asked
+# --- deadlines while SendGrid is unavailable
 
 
-def test_a_deadline_that_passes_while_the_rate_limit_holds_us_back_is_kept_all_the_same():
+def test_a_deadline_is_kept_while_the_rate_limit_waits():
     """The window may end in two minutes; half a minute after the deadline what was seen last must do."""
     account = Account({"a": [PENDING]}, limit=2, window_seconds=110.0)
-    sighting = wait(account, end_time=NOW + 10)
-    assert (sighting.outcome, sighting.polls, sighting.waited_seconds) == (Outcome.TIMEOUT, 2, 40.0)
+    result = wait(account, end_time=NOW + 10)
+    assert (result.outcome, result.polls, result.waited_seconds) == (Outcome.TIMEOUT, 2, 40.0)
     assert account.times == [0.0, 2.0]
 
 
-def test_the_last_look_may_come_a_little_late():
+def test_the_last_poll_may_be_a_little_late():
     """It is worth it: the export may be ready."""
     account = Account({"a": ready_after(3)}, limit=2, window_seconds=25.0)
-    sighting = wait(account, end_time=NOW + 10)
-    assert (sighting.outcome, account.times) == (Outcome.READY, [0.0, 2.0, 25.0])
+    result = wait(account, end_time=NOW + 10)
+    assert (result.outcome, account.times) == (Outcome.READY, [0.0, 2.0, 25.0])
 
 
 def test_a_deadline_is_kept_through_an_outage():
     account = Account({"a": [PENDING]})
 
     async def scenario():
-        watch = account.watch()
-        [waiting] = waits(watch, "a", end_time=NOW + 10)
+        poller = account.poller()
+        [waiting] = waits(poller, "a", end_time=NOW + 10)
         await asyncio.sleep(1)
         account.answer_seconds = 3600.0
-        sighting = await waiting
+        result = await waiting
         ended_at = account.now
-        await watch.aclose()
-        return sighting, ended_at
+        await poller.aclose()
+        return result, ended_at
 
-    sighting, ended_at = virtual_time.run(scenario())
-    assert (sighting.outcome, ended_at) == (Outcome.TIMEOUT, NOW + 40)
+    result, ended_at = virtual_time.run(scenario())
+    assert (result.outcome, ended_at) == (Outcome.TIMEOUT, NOW + 40)
 
 
-def test_one_deadline_is_not_anothers():
+def test_each_wait_has_its_own_deadline():
     async def scenario():
         account = Account({"a": [PENDING], "b": ready_after(50)})
-        watch = account.watch()
-        waiting = [*waits(watch, "a", end_time=NOW + 10), *waits(watch, "b", end_time=NOW + 100)]
+        poller = account.poller()
+        waiting = [*waits(poller, "a", end_time=NOW + 10), *waits(poller, "b", end_time=NOW + 100)]
         first, second = await asyncio.gather(*waiting)
-        await watch.aclose()
+        await poller.aclose()
         return first, second
 
     first, second = virtual_time.run(scenario())
@@ -413,14 +414,14 @@ def test_one_deadline_is_not_anothers():
 def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
     async def scenario():
         account = Account({"a": ready_after(-7200)})
-        account.answers["a"] = lambda _now: READY if len(account.asked) == 2 else PENDING
+        account.answers["a"] = lambda _now: READY if len(account.requested) == 2 else PENDING
         back = 0.0
-        watch = SharedWatch(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
-        [waiting] = waits(watch, "a")
+        poller = SharedPoller(account.client(), ExportFamily.MARKETING, clock=lambda: account.now - back)
+        [waiting] = waits(poller, "a")
         await asyncio.sleep(1)
         back = 3600.0
         await waiting
-        await watch.aclose()
+        await poller.aclose()
         return account.times
 
     assert virtual_time.run(scenario()) == [0.0, 2.0]
@@ -429,7 +430,7 @@ def test_a_clock_that_is_set_back_does_not_delay_the_next_poll():
 # --- errors that may pass, and slow responses
 
 
-def test_a_wait_outlasts_an_outage_however_long_and_its_log_says_so(caplog):
+def test_a_wait_logs_an_outage_and_continues(caplog):
     account = Account({"a": [READY]}, refusals=[503] * 60)
     assert wait(account).outcome is Outcome.READY
     assert account.times[-1] > 600
@@ -439,9 +440,9 @@ def test_a_wait_outlasts_an_outage_however_long_and_its_log_says_so(caplog):
 def test_a_timeout_after_an_outage_names_the_status_and_the_error():
     account = Account({"a": [PENDING]}, refusals=[])
     account.answers["a"] = lambda _now: account.refusals.extend([503] * 99) or PENDING
-    sighting = wait(account, end_time=NOW + 60)
-    assert sighting.outcome is Outcome.TIMEOUT
-    assert re.search(r"is 'pending' after \d+ s\. The last poll failed: .*answered 503", sighting.describe())
+    result = wait(account, end_time=NOW + 60)
+    assert result.outcome is Outcome.TIMEOUT
+    assert re.search(r"is 'pending' after \d+ s\. The last poll failed: .*answered 503", result.describe())
 
 
 def test_retry_after_delays_the_next_poll():
@@ -452,12 +453,12 @@ def test_retry_after_delays_the_next_poll():
 
 
 @pytest.mark.parametrize("refused_polls", [1, 3])
-def test_a_few_stray_refusals_in_a_row_end_no_wait(refused_polls):
+def test_a_few_stray_refusals_do_not_end_a_wait(refused_polls):
     account = Account({f"e{n}": ready_after(30) for n in range(4)}, refusals=[403] * refused_polls)
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
 
 
-def test_refusals_that_last_end_the_wait():
+def test_lasting_refusals_end_the_wait():
     with pytest.raises(SendGridPermissionError, match="403"):
         wait(Account({"a": [PENDING]}, refusals=[403] * 99))
 
@@ -465,15 +466,15 @@ def test_refusals_that_last_end_the_wait():
 def test_a_wait_with_silent_fail_goes_on_after_any_refusal():
     async def scenario():
         account = Account({"a": [READY]}, refusals=[401] * 30)
-        watch = account.watch()
-        sighting = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, rides_out_refusals=True)
-        await watch.aclose()
-        return sighting.outcome
+        poller = account.poller()
+        result = await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600, ignores_refusals=True)
+        await poller.aclose()
+        return result.outcome
 
     assert virtual_time.run(scenario()) is Outcome.READY
 
 
-def test_a_listing_that_cannot_be_read_is_replaced_by_polls_by_id():
+def test_an_unreadable_listing_is_replaced_by_polls_by_id():
     """One odd entry must not hold up the waits for all other exports."""
     account = Account({f"e{n}": [READY] for n in range(20)}, broken_listing=True)
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
@@ -481,19 +482,19 @@ def test_a_listing_that_cannot_be_read_is_replaced_by_polls_by_id():
 
 
 @pytest.mark.parametrize("hanging", [1, 8, 20])
-def test_requests_that_hang_delay_no_other_wait(hanging):
+def test_hanging_requests_delay_no_other_wait(hanging):
     slow = {f"slow{n}": [PENDING] for n in range(hanging)}
     account = Account(slow | {"fine": ready_after(20)}, hanging=set(slow), unlisted=set(slow) | {"fine"})
 
     async def scenario():
-        watch = account.watch()
-        tasks = waits(watch, *account.answers, end_time=NOW + 100)
-        sighting = await tasks[-1]
+        poller = account.poller()
+        tasks = waits(poller, *account.answers, end_time=NOW + 100)
+        result = await tasks[-1]
         seen_at = account.now - NOW
         others = await asyncio.gather(*tasks[:-1])
         ended_at = account.now - NOW
-        await watch.aclose()
-        return sighting.outcome, seen_at, {each.outcome for each in others}, ended_at
+        await poller.aclose()
+        return result.outcome, seen_at, {each.outcome for each in others}, ended_at
 
     outcome, seen_at, others, ended_at = virtual_time.run(scenario())
     assert (outcome, others) == (Outcome.READY, {Outcome.TIMEOUT})
@@ -501,22 +502,22 @@ def test_requests_that_hang_delay_no_other_wait(hanging):
     assert ended_at <= 130
 
 
-def test_a_listing_that_hangs_delays_nobody():
+def test_a_hanging_listing_delays_no_wait():
     account = Account({f"e{n}": ready_after(20) for n in range(10)}, hanging={LISTING})
 
     async def scenario():
-        watch = account.watch()
-        sightings = await asyncio.gather(*waits(watch, *account.answers))
+        poller = account.poller()
+        results = await asyncio.gather(*waits(poller, *account.answers))
         seen_at = account.now - NOW
-        await watch.aclose()
-        return {each.outcome for each in sightings}, seen_at
+        await poller.aclose()
+        return {each.outcome for each in results}, seen_at
 
     outcomes, seen_at = virtual_time.run(scenario())
     assert outcomes == {Outcome.READY}
     assert seen_at <= 45
 
 
-def test_polls_side_by_side_do_not_exceed_the_rate_limit():
+def test_concurrent_polls_do_not_exceed_the_rate_limit():
     names = {f"e{n}": ready_after(n) for n in range(60)}
     account = Account(names, unlisted=set(names), limit=7, window_seconds=20.0, answer_seconds=0.7)
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
@@ -532,28 +533,28 @@ def completed(seconds, **more):
 
 
 @pytest.mark.parametrize("count", [{}, {"contact_count": 5}])
-def test_ready_without_files_is_settled_after_five_minutes_of_sendgrids_time(count):
-    sighting = wait(Account({"a": [completed(0, **count)]}), end_time=NOW + 36_000)
-    assert sighting.outcome is Outcome.WITHOUT_FILES
-    assert 300 <= sighting.waited_seconds <= 365
-    assert type(sighting.error()) is ExportWithoutFilesError
+def test_ready_without_files_is_final_after_five_minutes(count):
+    result = wait(Account({"a": [completed(0, **count)]}), end_time=NOW + 36_000)
+    assert result.outcome is Outcome.WITHOUT_FILES
+    assert 300 <= result.waited_seconds <= 365
+    assert type(result.error()) is ExportWithoutFilesError
 
 
-def test_ready_without_files_and_times_is_settled_five_minutes_after_it_was_seen():
-    sighting = wait(Account({"a": [PENDING, {"status": "ready"}]}), end_time=NOW + 36_000)
-    assert sighting.outcome is Outcome.WITHOUT_FILES
-    assert 302 <= sighting.waited_seconds <= 367
+def test_without_times_the_five_minutes_count_from_a_poll():
+    result = wait(Account({"a": [PENDING, {"status": "ready"}]}), end_time=NOW + 36_000)
+    assert result.outcome is Outcome.WITHOUT_FILES
+    assert 302 <= result.waited_seconds <= 367
 
 
-def test_one_response_without_files_settles_nothing():
+def test_one_response_without_files_is_not_final():
     account = Account({"a": [completed(-3600), completed(-3600, urls=FILES, contact_count=5)]})
     assert wait(account).outcome is Outcome.READY
 
 
-def test_many_ready_without_files_are_settled_too():
+def test_many_exports_without_files_end_as_well():
     account = Account({f"e{n}": [completed(0)] for n in range(20)})
-    sightings = wait_for_all(account, end_time=NOW + 36_000)
-    assert {each.outcome for each in sightings} == {Outcome.WITHOUT_FILES}
+    results = wait_for_all(account, end_time=NOW + 36_000)
+    assert {each.outcome for each in results} == {Outcome.WITHOUT_FILES}
 
 
 # --- exports without contacts
@@ -565,14 +566,14 @@ def listed_as_empty(export_id):
     return {"id": export_id, "created_at": CREATED, **EMPTY}
 
 
-def test_an_empty_export_is_never_ready_by_the_listing_alone():
+def test_an_empty_export_needs_more_than_the_listing():
     """SendGrid may fill in count and URLs a moment after the status."""
     account = Account({f"e{n}": [READY] for n in range(20)})
     account._listed = listed_as_empty
     assert {len(each.export.urls) for each in wait_for_all(account)} == {1}
 
 
-def test_an_empty_export_that_is_refused_by_id_is_waited_for():
+def test_an_empty_export_refused_by_id_is_polled_again():
     account = Account({f"e{n}": [READY] for n in range(3)})
 
     def listed(export_id):
@@ -583,22 +584,22 @@ def test_an_empty_export_that_is_refused_by_id_is_waited_for():
     assert {len(each.export.urls) for each in wait_for_all(account)} == {1}
 
 
-def test_an_empty_export_is_ready_at_the_second_look_five_seconds_later():
+def test_an_empty_export_is_ready_after_a_second_poll():
     account = Account({"a": [EMPTY]})
-    sighting = wait(account)
-    assert (sighting.outcome, sighting.export.contact_count, account.times) == (Outcome.READY, 0, [0.0, 5.0])
+    result = wait(account)
+    assert (result.outcome, result.export.contact_count, account.times) == (Outcome.READY, 0, [0.0, 5.0])
 
 
-def test_the_second_look_finds_files_that_came_late():
+def test_the_second_poll_finds_late_files():
     assert len(wait(Account({"a": [EMPTY, READY]})).export.urls) == 1
 
 
-def test_a_refused_second_look_does_not_undo_the_first_one():
+def test_a_refused_second_poll_keeps_the_first_result():
     account = Account({"a": [EMPTY]})
     first = account._status
 
     def status(export_id):
-        account.refusals = [429] * 3 * (len(account.asked) == 1)
+        account.refusals = [429] * 3 * (len(account.requested) == 1)
         return first(export_id)
 
     account._status = status
@@ -606,21 +607,21 @@ def test_a_refused_second_look_does_not_undo_the_first_one():
     assert account.questions == ["a"] * 5
 
 
-def test_a_second_look_at_the_deadline_comes_a_little_late():
+def test_a_second_poll_at_the_deadline_is_a_little_late():
     """A trigger may have been away for long."""
     assert wait(Account({"a": [EMPTY]}), end_time=NOW - 60).outcome is Outcome.READY
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_second_looks_keep_to_the_rate_limit_and_hold_no_slot(listed):
+def test_second_polls_keep_to_the_rate_limit(listed):
     names = {f"e{n}": [EMPTY] for n in range(40)}
     account = Account(names, limit=10, answer_seconds=0.2, unlisted=set() if listed else set(names))
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
     assert account.refused == []
-    assert len(account.asked) <= 2 * 40 + 4
+    assert len(account.requested) <= 2 * 40 + 4
 
 
-def test_many_empty_exports_delay_no_other():
+def test_many_empty_exports_delay_no_other_wait():
     names = {f"e{n}": [EMPTY] for n in range(200)}
     account = Account({**names, "last": [READY]}, answer_seconds=0.2, unlisted={*names, "last"})
     assert wait_for_all(account)[-1].waited_seconds < 20
@@ -638,46 +639,46 @@ def test_a_file_without_a_url_is_waited_for(urls):
 
 
 @pytest.mark.parametrize("reset", ["86400", str(int(NOW) + 86_400), str(int(NOW * 1000) + 86_400_000)])
-def test_a_far_reset_of_the_rate_limit_stops_no_wait_for_long(reset):
+def test_a_distant_reset_does_not_stop_waits_for_long(reset):
     account = Account({"a": [PENDING, READY]})
     account.headers = [{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset}]
     assert wait(account, end_time=NOW + 600).outcome is Outcome.READY
     assert account.times[-1] <= 125
 
 
-def test_a_far_retry_after_delays_a_poll_by_ten_minutes_at_most():
+def test_a_long_retry_after_delays_polls_by_ten_minutes():
     account = Account({"a": [READY]}, refusals=[503], retry_after=86_400)
     assert wait(account, end_time=NOW + 7200).outcome is Outcome.READY
     assert account.times == [0.0, 600.0]
 
 
-def test_the_last_poll_comes_at_the_deadline_whatever_retry_after_says():
+def test_the_last_poll_ignores_retry_after():
     account = Account({"a": [READY]}, refusals=[503], retry_after=86_400)
     assert wait(account, end_time=NOW + 8).outcome is Outcome.READY
     assert account.times == [0.0, 8.0]
 
 
 @pytest.mark.parametrize("status", [401, 407])
-def test_one_refused_listing_ends_no_wait(status):
+def test_one_refused_listing_does_not_end_a_wait(status):
     account = Account({f"e{n}": ready_after(30) for n in range(6)}, refusals=[status])
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
 
 
 @pytest.mark.parametrize("waits_for", [1, 6])
-def test_one_wrong_date_does_not_end_a_wait_as_expired(waits_for):
+def test_one_wrong_date_does_not_expire_an_export(waits_for):
     later = {"Date": "Fri, 02 Jan 2099 00:00:00 GMT"}
     account = Account({f"e{n}": [expiring_in(43_000), READY] for n in range(waits_for)}, headers=[later])
     account.answers = {name: lambda now: READY if now > NOW + 1 else expiring_in(43_000) for name in account.answers}
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
 
 
-def test_two_responses_that_agree_end_a_wait_as_expired_on_a_clock_that_is_behind():
+def test_two_responses_confirm_an_expiry():
     date = {"Date": "Fri, 02 Jan 2099 00:00:00 GMT"}
     account = Account({"a": [expiring_in(43_000)]}, headers=[date] * 2)
     assert (wait(account).outcome, account.times) == (Outcome.EXPIRED, [0.0, 5.0])
 
 
-def test_old_times_do_not_settle_an_export_that_was_just_pending():
+def test_old_times_do_not_end_a_recently_pending_export():
     """It is ready without files for five minutes only if no poll saw another status meanwhile."""
     old = completed(-700)
     account = Account({"a": [PENDING, old, old, old, completed(-700, urls=FILES)]})
@@ -688,41 +689,41 @@ def test_a_wait_with_a_wrong_interval_fails_alone():
     account = Account({f"e{n}": ready_after(20) for n in range(5)})
 
     async def scenario():
-        watch = account.watch()
+        poller = account.poller()
         with pytest.raises(TypeError, match="poll_interval must be a number"):
             PollSchedule.for_sensor("60")
-        seen = await asyncio.gather(*waits(watch, *account.answers))
-        await watch.aclose()
+        seen = await asyncio.gather(*waits(poller, *account.answers))
+        await poller.aclose()
         return {each.outcome for each in seen}
 
     assert virtual_time.run(scenario()) == {Outcome.READY}
 
 
-def test_a_404_after_another_client_was_served_may_be_a_stray_one():
+def test_a_404_after_an_earlier_poll_may_be_stray():
     """The sensor's own poll was served, then it deferred to the triggerer."""
 
     async def scenario():
         account = Account({"a": [READY]}, refusals=[404] * 3)
-        watch = account.watch()
-        sighting = await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
-        await watch.aclose()
-        return sighting.outcome
+        poller = account.poller()
+        result = await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, has_polled=True)
+        await poller.aclose()
+        return result.outcome
 
     assert virtual_time.run(scenario()) is Outcome.READY
 
 
-def test_a_wait_begins_no_sooner_than_sendgrid_asked_for():
+def test_the_first_poll_is_not_before_retry_after():
     async def scenario():
         account = Account({"a": [READY]})
-        watch = account.watch()
-        await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, not_before=NOW + 8)
-        await watch.aclose()
+        poller = account.poller()
+        await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 60, not_before=NOW + 8)
+        await poller.aclose()
         return account.times
 
     assert virtual_time.run(scenario()) == [8.0]
 
 
-def test_a_listing_without_an_end_is_replaced_by_polls_by_id():
+def test_an_endless_listing_is_replaced_by_polls_by_id():
     account = Account({f"e{n}": ready_after(5) for n in range(6)}, answer_seconds=4.0)
     account._listing = lambda page: {
         "result": [],
@@ -732,32 +733,32 @@ def test_a_listing_without_an_end_is_replaced_by_polls_by_id():
     assert max(account.times) < 90
 
 
-def test_two_hundred_requests_that_hang_delay_no_other_wait_for_minutes():
+def test_two_hundred_hanging_requests_delay_no_other_wait():
     hanging = {f"h{n}" for n in range(200)}
     fine = {f"e{n}": ready_after(5) for n in range(10)}
     account = Account({name: [PENDING] for name in hanging} | fine, hanging=hanging, unlisted=hanging | set(fine))
-    sightings = wait_for_all(account, end_time=NOW + 200)
-    assert max(each.waited_seconds for each in sightings if each.outcome is Outcome.READY) < 45
-    assert sum(each.outcome is Outcome.READY for each in sightings) == 10
+    results = wait_for_all(account, end_time=NOW + 200)
+    assert max(each.waited_seconds for each in results if each.outcome is Outcome.READY) < 45
+    assert sum(each.outcome is Outcome.READY for each in results) == 10
 
 
 # --- what a timeout says
 
 
-def test_what_the_listing_said_is_told_at_the_deadline():
+def test_a_timeout_reports_the_status_in_the_listing():
     account = Account({f"e{n}": [{"status": "ready"}] for n in range(100)}, limit=10)
-    sightings = wait_for_all(account, end_time=NOW + 60)
-    said = {each.describe() for each in sightings[-20:]}
+    results = wait_for_all(account, end_time=NOW + 60)
+    said = {each.describe() for each in results[-20:]}
     assert all("is 'ready', but without files" in each for each in said)
     assert all("rate limit left no request" in each for each in said)
 
 
-def test_a_failure_in_the_listing_ends_as_a_failure_at_the_deadline():
+def test_a_failure_in_the_listing_is_reported_at_the_deadline():
     account = Account({f"e{n}": [FAILURE] for n in range(100)}, limit=10)
     assert {each.outcome for each in wait_for_all(account, end_time=NOW + 60)} == {Outcome.FAILURE}
 
 
-def test_a_failure_in_the_listing_ends_as_a_failure_where_its_message_is_refused():
+def test_a_failure_without_its_message_is_a_failure():
     account = Account({f"e{n}": [FAILURE] for n in range(5)})
     account._status = lambda _each: None
     assert {each.outcome for each in wait_for_all(account, end_time=NOW + 60)} == {Outcome.FAILURE}
@@ -765,32 +766,32 @@ def test_a_failure_in_the_listing_ends_as_a_failure_where_its_message_is_refused
 
 def test_a_timeout_names_the_request_that_was_not_answered():
     account = Account({"a": [PENDING]}, hanging={"a"})
-    sighting = wait(account, end_time=NOW + 5)
-    assert type(sighting.last_error) is SendGridUnavailableError
-    assert "not been answered for 35 s" in sighting.describe()
+    result = wait(account, end_time=NOW + 5)
+    assert type(result.last_error) is SendGridUnavailableError
+    assert "not been answered for 35 s" in result.describe()
 
 
-# --- many who wait
+# --- many waits
 
 
-def test_many_cost_one_listing_and_one_question_for_each_that_is_ready():
+def test_many_waits_cost_one_listing_and_a_poll_per_ready():
     account = Account({f"e{n}": [PENDING] for n in range(50)})
     account.answers["e7"] = [READY]
-    sightings = wait_for_all(account, end_time=NOW + 1)
-    outcomes = Counter(each.outcome for each in sightings)
+    results = wait_for_all(account, end_time=NOW + 1)
+    outcomes = Counter(each.outcome for each in results)
     assert outcomes == {Outcome.TIMEOUT: 49, Outcome.READY: 1}
     assert Counter(account.questions) == {LISTING: 2, "e7": 1}
-    assert sightings[7].export.contact_count == 5
+    assert results[7].export.contact_count == 5
 
 
-def test_few_are_asked_for_one_by_one():
+def test_few_waits_are_polled_by_id():
     """The listing may be long, and holds no counts."""
     account = Account({"a": [PENDING, READY], "b": [READY]})
     assert [each.outcome for each in wait_for_all(account)] == [Outcome.READY, Outcome.READY]
     assert sorted(account.questions) == ["a", "a", "b"]
 
 
-def test_what_a_listing_costs_is_learnt():
+def test_the_number_of_pages_is_remembered():
     """Five pages are dearer than four questions; failed tries of theirs do not count."""
     slow = {f"slow{n}": ready_after(60) for n in range(4)}
     account = Account(slow | {f"e{n}": [READY] for n in range(45)}, page_size=10, refusals=[500])
@@ -799,14 +800,14 @@ def test_what_a_listing_costs_is_learnt():
     assert set(account.questions[-4:]) == set(slow)
 
 
-def test_what_the_listing_lacks_is_asked_for_by_id():
+def test_exports_missing_from_the_listing_are_polled_by_id():
     names = {f"e{n}": [READY] for n in range(5)}
     account = Account(names, unlisted=set(names))
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
     assert Counter(account.questions) == {LISTING: 1, **dict.fromkeys(names, 1)}
 
 
-def test_those_whom_the_listing_lacks_hold_nobody_up():
+def test_exports_missing_from_the_listing_delay_no_other():
     """100 questions take 200 s at this rate."""
     lacking = {f"lacking{n}": ready_after(1000) for n in range(100)}
     listed = {f"listed{n}": ready_after(100) for n in range(20)}
@@ -814,12 +815,12 @@ def test_those_whom_the_listing_lacks_hold_nobody_up():
     seen_at = {}
 
     async def scenario():
-        watch = account.watch()
-        tasks = waits(watch, *account.answers, interval=10.0)
+        poller = account.poller()
+        tasks = waits(poller, *account.answers, interval=10.0)
         for name, task in zip(account.answers, tasks, strict=True):
             task.add_done_callback(lambda _, name=name: seen_at.setdefault(name, account.now - NOW))
         await asyncio.gather(*tasks)
-        await watch.aclose()
+        await poller.aclose()
 
     virtual_time.run(scenario())
     assert max(seen_at[name] for name in listed) <= 100 + 45
@@ -827,195 +828,195 @@ def test_those_whom_the_listing_lacks_hold_nobody_up():
     assert account.refused == []
 
 
-def test_why_an_export_failed_is_asked_for_by_id():
+def test_the_message_of_a_failure_is_polled_by_id():
     """Listings have no messages."""
     account = Account({f"e{n}": [FAILURE] for n in range(5)})
     assert {each.export.message for each in wait_for_all(account)} == {"list is gone"}
 
 
-def test_a_listing_without_urls_decides_nothing():
+def test_a_listing_without_urls_does_not_end_a_wait():
     account = Account({f"e{n}": [{"status": "ready", "contact_count": 0}] for n in range(5)})
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
 
 
-def test_an_export_that_has_expired_in_the_listing_has_expired():
+def test_an_expiry_in_the_listing_ends_the_wait():
     account = Account({f"e{n}": [expiring_in(-1, "ready")] for n in range(5)})
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.EXPIRED}
     assert account.questions == [LISTING]
 
 
-def test_where_all_become_ready_at_once_few_questions_are_spent_on_counts():
-    """The delivery asks for each of them again in any case; here nobody shall wait for the others' counts."""
+def test_few_requests_are_spent_on_counts():
+    """The delivery requests each of them again; no wait is delayed for counts of others."""
     account = Account({f"e{n}": [READY] for n in range(300)}, answer_seconds=0.5)
-    sightings = wait_for_all(account)
-    assert {each.outcome for each in sightings} == {Outcome.READY}
+    results = wait_for_all(account)
+    assert {each.outcome for each in results} == {Outcome.READY}
     assert max(account.times) < 10
 
 
-def test_one_unknown_export_disturbs_nobody():
+def test_one_unknown_export_affects_no_other_wait():
     account = Account({"a": [KeyError("oops")], "b": [PENDING, READY]})
     broken, ready = wait_for_all(account)
     assert type(broken) is SendGridError
     assert ready.outcome is Outcome.READY
 
 
-def test_one_unknown_export_among_many_disturbs_nobody():
+def test_one_unknown_export_among_many_affects_no_other():
     account = Account({f"e{n}": ready_after(5) for n in range(20)})
 
     async def scenario():
-        watch = account.watch()
-        seen = await asyncio.gather(*waits(watch, *account.answers, "gone"), return_exceptions=True)
-        await watch.aclose()
+        poller = account.poller()
+        seen = await asyncio.gather(*waits(poller, *account.answers, "gone"), return_exceptions=True)
+        await poller.aclose()
         return seen
 
-    *sightings, error = virtual_time.run(scenario())
-    assert {each.outcome for each in sightings} == {Outcome.READY}
+    *results, error = virtual_time.run(scenario())
+    assert {each.outcome for each in results} == {Outcome.READY}
     assert type(error) is SendGridNotFoundError
 
 
-def test_a_listing_that_refuses_the_key_fails_each_with_an_error_of_its_own():
+def test_a_refused_key_gives_each_wait_its_own_error():
     """One exception raised in several tasks would collect all their tracebacks."""
     errors = wait_for_all(Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[401] * 99))
     assert {type(each) for each in errors} == {SendGridAuthError}
     assert len({id(each) for each in errors}) == 5
 
 
-def test_an_unforeseen_error_reaches_everybody_and_the_next_one_starts_anew():
+def test_an_unexpected_error_ends_all_waits_but_no_later_one():
     account = Account({f"e{n}": [KeyError("oops")] for n in range(5)} | {"fine": [READY]}, unlisted={"fine"})
 
     async def scenario():
-        watch = account.watch()
-        errors = await asyncio.gather(*waits(watch, *(f"e{n}" for n in range(5))), return_exceptions=True)
-        [later] = await asyncio.gather(*waits(watch, "fine"))
-        await watch.aclose()
+        poller = account.poller()
+        errors = await asyncio.gather(*waits(poller, *(f"e{n}" for n in range(5))), return_exceptions=True)
+        [later] = await asyncio.gather(*waits(poller, "fine"))
+        await poller.aclose()
         return errors, later
 
     errors, later = virtual_time.run(scenario())
-    assert {str(each) for each in errors} == {"Polling SendGrid was ended by an unforeseen KeyError: 'oops'"}
+    assert {str(each) for each in errors} == {"Polling SendGrid failed with an unexpected KeyError: 'oops'"}
     assert later.outcome is Outcome.READY
 
 
 # --- the rate limit
 
 
-def test_the_rate_limit_is_obeyed_before_anybody_is_refused():
+def test_the_rate_limit_is_kept_without_a_refusal():
     """500 exports on 5 pages, 10 requests per 20 s: each is seen soon after it is ready, with no 429 at all."""
     account = Account({f"e{n}": ready_after(n * 0.5) for n in range(500)}, limit=10, window_seconds=20.0)
     seen_at = {}
 
     async def scenario():
-        watch = account.watch()
-        tasks = waits(watch, *account.answers, interval=30.0)
+        poller = account.poller()
+        tasks = waits(poller, *account.answers, interval=30.0)
         for number, task in enumerate(tasks):
             task.add_done_callback(lambda _, number=number: seen_at.setdefault(number, account.now - NOW))
         await asyncio.gather(*tasks)
-        await watch.aclose()
+        await poller.aclose()
 
     virtual_time.run(scenario())
     assert account.refused == []
     assert max(seen - number * 0.5 for number, seen in seen_at.items()) <= 45
-    assert len(account.asked) <= 10 * (max(seen_at.values()) / 20 + 1)
+    assert len(account.requested) <= 10 * (max(seen_at.values()) / 20 + 1)
 
 
-def test_all_back_off_together():
-    """While the limit is used up by others nobody asks."""
+def test_a_429_delays_all_waits():
+    """No request is sent while others use up the limit."""
     account = Account({f"e{n}": ready_after(30) for n in range(20)}, refusals=[429])
     assert {each.outcome for each in wait_for_all(account)} == {Outcome.READY}
     assert len([when for when in account.times if when < 1.9]) == 2
 
 
-def test_a_limit_that_others_use_up_for_ever_is_the_reason_of_each_timeout():
+def test_a_rate_limit_that_others_use_up_is_the_reason():
     account = Account({f"e{n}": [PENDING] for n in range(5)}, refusals=[429] * 999)
-    sightings = wait_for_all(account, end_time=NOW + 300)
-    assert {each.outcome for each in sightings} == {Outcome.TIMEOUT}
-    assert {type(each.last_error) for each in sightings} == {SendGridRateLimitError}
+    results = wait_for_all(account, end_time=NOW + 300)
+    assert {each.outcome for each in results} == {Outcome.TIMEOUT}
+    assert {type(each.last_error) for each in results} == {SendGridRateLimitError}
 
 
-# --- who comes and goes
+# --- waits that begin and end
 
 
-def test_who_joins_later_is_served_at_once():
+def test_a_later_wait_is_polled_immediately():
     async def scenario():
         account = Account({"a": [PENDING, PENDING, READY], "b": [READY]})
-        watch = account.watch()
-        [first] = waits(watch, "a")
+        poller = account.poller()
+        [first] = waits(poller, "a")
         await asyncio.sleep(0.5)
-        [second] = waits(watch, "b")
+        [second] = waits(poller, "b")
         await asyncio.gather(first, second)
-        await watch.aclose()
-        return account.asked
+        await poller.aclose()
+        return account.requested
 
     assert virtual_time.run(scenario()) == [(0.0, "a"), (0.5, "b"), (2.0, "a"), (4.0, "a")]
 
 
 @pytest.mark.parametrize("leaves_after", [0.0, 0.5, 1.5, 2.5])
-def test_who_leaves_disturbs_nobody(leaves_after):
+def test_a_cancelled_wait_affects_no_other(leaves_after):
     """In the middle of a question of theirs, too."""
 
     async def scenario():
         account = Account({"a": [PENDING], "b": [PENDING, PENDING, READY]}, answer_seconds=1.0)
-        watch = account.watch()
-        leaving, staying = waits(watch, "a", "b")
+        poller = account.poller()
+        leaving, staying = waits(poller, "a", "b")
         await asyncio.sleep(leaves_after)
         leaving.cancel()
-        sighting = await staying
-        await watch.aclose()
-        return sighting.outcome, leaving.cancelled()
+        result = await staying
+        await poller.aclose()
+        return result.outcome, leaving.cancelled()
 
     assert virtual_time.run(scenario()) == (Outcome.READY, True)
 
 
-def test_when_the_last_one_leaves_nobody_asks_any_more():
+def test_polling_stops_with_the_last_wait():
     async def scenario():
         account = Account({"a": [PENDING]}, answer_seconds=1.0)
-        watch = account.watch()
-        [waiting] = waits(watch, "a")
+        poller = account.poller()
+        [waiting] = waits(poller, "a")
         await asyncio.sleep(0.5)
         waiting.cancel()
         await asyncio.sleep(100)
-        return account.asked, account.under_way
+        return account.requested, account.under_way
 
     assert virtual_time.run(scenario()) == ([(0.0, "a")], 0)
 
 
-def test_who_comes_while_the_poller_of_before_still_ends_has_one_of_their_own():
+def test_a_new_wait_does_not_need_the_ending_poller():
     """And one only: no poll is doubled."""
 
     async def scenario():
         account = Account({"a": [PENDING], "b": [PENDING, PENDING, READY]}, answer_seconds=1.0)
-        watch = account.watch()
-        [leaving] = waits(watch, "a")
+        poller = account.poller()
+        [leaving] = waits(poller, "a")
         await asyncio.sleep(0.5)
         leaving.cancel()
         await asyncio.sleep(0)
-        [staying] = waits(watch, "b")
-        sighting = await staying
-        await watch.aclose()
-        return sighting.outcome, account.asked
+        [staying] = waits(poller, "b")
+        result = await staying
+        await poller.aclose()
+        return result.outcome, account.requested
 
-    outcome, asked = virtual_time.run(scenario())
+    outcome, requested = virtual_time.run(scenario())
     assert outcome is Outcome.READY
-    assert asked == [(0.0, "a"), (0.5, "b"), (3.5, "b"), (6.75, "b")]
+    assert requested == [(0.0, "a"), (0.5, "b"), (3.5, "b"), (6.75, "b")]
 
 
-def test_a_poller_that_somebody_cancels_tells_everybody():
-    """Nobody does; whoever waits for it would wait for ever."""
+def test_a_cancelled_poller_ends_all_waits():
+    """It should not happen, but the waits must not hang."""
 
     async def scenario():
         account = Account({"a": [PENDING]})
-        watch = account.watch()
-        [waiting] = waits(watch, "a")
+        poller = account.poller()
+        [waiting] = waits(poller, "a")
         await asyncio.sleep(0.5)
-        watch._poller.cancel()
-        with pytest.raises(SendGridError, match="a cancellation from outside"):
+        poller._polling.cancel()
+        with pytest.raises(SendGridError, match="was cancelled from outside"):
             await waiting
-        await watch.aclose()
+        await poller.aclose()
 
     virtual_time.run(scenario())
 
 
-def test_what_the_poller_logs_stands_in_nobodys_log(caplog):
-    """Airflow's triggerer tells the tasks' logs apart by context."""
+def test_the_poller_does_not_log_into_a_triggers_log(caplog):
+    """Airflow's triggerer separates the logs of tasks by context."""
     caplog.set_level("DEBUG")
     mine = contextvars.ContextVar("mine", default="nobody's")
     told = []
@@ -1024,15 +1025,15 @@ def test_what_the_poller_logs_stands_in_nobodys_log(caplog):
         def emit(self, record):
             told.append((mine.get(), record.getMessage()))
 
-    async def waiter(watch, name):
+    async def waiter(poller, name):
         mine.set(name)
-        await watch.wait(name, schedule(), started_at=NOW, end_time=NOW + 3600)
+        await poller.wait(name, schedule(), started_at=NOW, end_time=NOW + 3600)
 
     async def scenario():
         account = Account({"a": [PENDING, READY], "b": [PENDING, READY]}, refusals=[500])
-        watch = account.watch()
-        await asyncio.gather(waiter(watch, "a"), waiter(watch, "b"))
-        await watch.aclose()
+        poller = account.poller()
+        await asyncio.gather(waiter(poller, "a"), waiter(poller, "b"))
+        await poller.aclose()
 
     listener = Listener()
     logging.getLogger("airflow_provider_sendgrid").addHandler(listener)
@@ -1052,25 +1053,25 @@ def test_what_the_poller_logs_stands_in_nobodys_log(caplog):
     st.floats(0, 3),
     st.sampled_from([None, 3, 10]),
 )
-def test_whoever_stays_is_told_whoever_comes_and_goes(visits, answer_seconds, limit):
-    """Each comes at one time and leaves at another; those who would stay for ever all see their export."""
+def test_waits_that_stay_get_results_as_others_come_and_go(visits, answer_seconds, limit):
+    """Waits begin and are cancelled at different times; the others all end with their export."""
     staying = {f"s{n}": ready_after(20) for n in range(3)}
     account = Account({f"v{n}": [PENDING] for n in range(len(visits))} | staying, limit=limit)
     account.answer_seconds = answer_seconds
 
-    async def visit(watch, name, comes, stays):
+    async def visit(poller, name, comes, stays):
         await asyncio.sleep(comes)
-        [waiting] = waits(watch, name, end_time=math.inf)
+        [waiting] = waits(poller, name, end_time=math.inf)
         await asyncio.wait([waiting], timeout=stays)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
 
     async def scenario():
         connect: Callable = account.client
-        async with shared_watch("key", ExportFamily.MARKETING, connect) as watch:
-            watch._clock = lambda: account.now
-            visitors = [visit(watch, f"v{n}", *times) for n, times in enumerate(visits)]
-            stayers = asyncio.gather(*waits(watch, *staying, end_time=math.inf))
+        async with acquire_poller("key", ExportFamily.MARKETING, connect) as poller:
+            poller._clock = lambda: account.now
+            visitors = [visit(poller, f"v{n}", *times) for n, times in enumerate(visits)]
+            stayers = asyncio.gather(*waits(poller, *staying, end_time=math.inf))
             await asyncio.gather(stayers, *visitors)
             return stayers.result()
 
@@ -1081,20 +1082,20 @@ def test_whoever_stays_is_told_whoever_comes_and_goes(visits, answer_seconds, li
 # --- shared
 
 
-def test_everybody_with_the_same_key_shares_a_client_until_the_last_one_leaves():
+def test_the_same_key_shares_a_client():
     async def scenario():
         account = Account()
 
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as first:
-            async with shared_watch("key", ExportFamily.MARKETING, account.client) as second:
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as first:
+            async with acquire_poller("key", ExportFamily.MARKETING, account.client) as second:
                 assert first is second
             assert (len(account.clients), account.closed) == (1, 0)
-            async with shared_watch("another", ExportFamily.MARKETING, account.client) as other:
+            async with acquire_poller("another", ExportFamily.MARKETING, account.client) as other:
                 assert other is not first
-            async with shared_watch("key", ExportFamily.LEGACY, account.client) as other:
+            async with acquire_poller("key", ExportFamily.LEGACY, account.client) as other:
                 assert other is not first
         assert (len(account.clients), account.closed) == (3, 3)
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as anew:
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as anew:
             assert anew is not first
         assert account.closed == 4
 
@@ -1102,14 +1103,14 @@ def test_everybody_with_the_same_key_shares_a_client_until_the_last_one_leaves()
 
 
 @pytest.mark.parametrize("family", list(ExportFamily))
-def test_the_rate_limit_is_remembered_when_the_last_one_has_left(family):
+def test_the_rate_limit_outlives_the_last_wait(family):
     """After a restart of the triggerer one after another finds its export ready; none is refused for that."""
     account = Account({"a": [READY]}, limit=2, window_seconds=20.0)
 
     async def visit(chosen):
-        async with shared_watch("key", chosen, account.client) as watch:
-            watch._clock = lambda: account.now
-            await watch.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600)
+        async with acquire_poller("key", chosen, account.client) as poller:
+            poller._clock = lambda: account.now
+            await poller.wait("a", schedule(), started_at=NOW, end_time=NOW + 3600)
 
     async def scenario():
         for chosen in (ExportFamily.MARKETING, ExportFamily.MARKETING, family):
@@ -1124,7 +1125,7 @@ def test_nothing_is_shared_between_event_loops():
     """A client belongs to the loop that it was made on."""
 
     async def hold(other_loop):
-        async with shared_watch("key", ExportFamily.MARKETING, Account().client) as here:
+        async with acquire_poller("key", ExportFamily.MARKETING, Account().client) as here:
             there = await asyncio.to_thread(other_loop) if other_loop else here
             return here, there
 
@@ -1132,12 +1133,12 @@ def test_nothing_is_shared_between_event_loops():
     assert here is not there
 
 
-def test_the_client_is_closed_only_when_no_request_is_under_way():
+def test_the_client_is_closed_when_no_request_is_in_flight():
     """The task is cleared in the middle of a question."""
 
     async def wait_shared(account):
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
-            await watch.wait("a", schedule(), started_at=NOW, end_time=math.inf)
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as poller:
+            await poller.wait("a", schedule(), started_at=NOW, end_time=math.inf)
 
     async def scenario():
         account = Account({"a": [PENDING]}, answer_seconds=5.0)
@@ -1151,12 +1152,12 @@ def test_the_client_is_closed_only_when_no_request_is_under_way():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_triggerer_that_ends_cancels_all_at_once_and_leaves_nothing_open(seed):
-    """In whatever order: also the poller and its request before those who wait for them."""
+def test_a_stopping_triggerer_leaves_nothing_open(seed):
+    """In any order: also the poller and its request before the waits."""
 
     async def wait_shared(account, export_id):
-        async with shared_watch("key", ExportFamily.MARKETING, account.client) as watch:
-            await watch.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as poller:
+            await poller.wait(export_id, schedule(), started_at=NOW, end_time=math.inf)
 
     async def scenario():
         account = Account({f"e{n}": [PENDING] for n in range(20)}, answer_seconds=5.0)

@@ -1,6 +1,6 @@
-"""An export is started once, whatever gets lost on the way.
+"""An export is started once, whichever response is lost.
 
-Walked by hand, without clock and network, and then against the emulator with both clients.
+Flows are driven by hand, without clock and network, and then against the emulator with both clients.
 """
 
 from __future__ import annotations
@@ -26,16 +26,10 @@ from airflow_provider_sendgrid.exceptions import (
 from airflow_provider_sendgrid.exports.client import AsyncSendGridClient, SendGridClient
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
-from airflow_provider_sendgrid.exports.protocol import Reply, RetryPolicy
-from airflow_provider_sendgrid.exports.start import (
-    Attempt,
-    Baseline,
-    Clock,
-    Rivals,
-    Starting,
-    find_started,
-    start_export_once,
-)
+from airflow_provider_sendgrid.exports.protocol import Response, RetryPolicy
+from airflow_provider_sendgrid.exports.start import start_export_once
+from airflow_provider_sendgrid.exports.start_attempt import Attempt, Baseline, Clock, ConcurrentStarts, PendingStart
+from airflow_provider_sendgrid.exports.start_search import find_started
 
 MARKETING, LEGACY = ExportFamily.MARKETING, ExportFamily.LEGACY
 CALM = RetryPolicy(tries=2, jitter=lambda: 0.0)
@@ -43,121 +37,121 @@ NOW = 1_767_323_045.0
 CUSTOMERS = ExportSelection(list_ids=["customers"])
 LOST = SendGridUnavailableError("the connection broke", may_have_been_accepted=True)
 ACCEPTED = {"id": "started"}
-OTHER = Starting("other")
-NOTHING = [[]] * 6  # the looks after a lost response
-ALL_LOOKS = len(NOTHING) + 5  # and then while there is a doubt
+OTHER = PendingStart("other")
+NOTHING = [[]] * 6  # the searches after a lost response
+ALL_SEARCHES = len(NOTHING) + 5  # and further ones while in doubt
 
 
 def at(seconds):
     return datetime.fromtimestamp(NOW + seconds, tz=timezone.utc)
 
 
-def export(export_id, begun=1.0, lists=("customers",), segments=(), status="pending", **fields):
-    """An item of the listing, begun so many seconds after the attempt."""
+def export(export_id, created=1.0, lists=("customers",), segments=(), status="pending", **fields):
+    """An item of the listing, created this many seconds after the attempt."""
     return {
         "id": export_id,
         "status": status,
-        "created_at": at(begun).isoformat(),
+        "created_at": at(created).isoformat(),
         "lists": [{"ID": each, "Name": "x"} for each in lists],
         "segments": [{"ID": each, "Name": "x"} for each in segments],
         **fields,
     }
 
 
-def walk(conversation, *answers):
-    """Carry a conversation on with these answers; return its requests and its result or error.
+def walk(flow, *answers):
+    """Run a flow with these responses; return its requests and its result or error.
 
     An answer is an exception, the payload of a 202 or, as a list, the items of a listing.
     """
     requests = []
     try:
-        request = next(conversation)
+        request = next(flow)
         for answer in answers:
             requests.append(request)
             if isinstance(answer, Exception):
-                request = conversation.throw(answer)
+                request = flow.throw(answer)
             else:
-                request = conversation.send(answer if isinstance(answer, Reply) else reply(answer))
+                request = flow.send(answer if isinstance(answer, Response) else response(answer))
     except StopIteration as end:
         return requests, end.value
-    raise AssertionError(f"it goes on and asks {request}")
+    raise AssertionError(f"the flow continues with {request}")
 
 
-def reply(payload, ahead_seconds=None):
+def response(payload, ahead_seconds=None):
     is_listing = isinstance(payload, list)
     body = {"result": payload} if is_listing else payload
     headers = {} if ahead_seconds is None else {"date": format_datetime(at(10 + ahead_seconds), usegmt=True)}
-    return Reply(200 if is_listing else 202, headers, json.dumps(body).encode(), NOW + 10)
+    return Response(200 if is_listing else 202, headers, json.dumps(body).encode(), NOW + 10)
 
 
 def start(*answers, family=MARKETING, selection=CUSTOMERS, **attempt):
     return walk(start_export_once(family, selection, Attempt(NOW, **attempt), CALM), *answers)
 
 
-def said(requests):
-    return [(each.method, each.after_seconds) for each in requests]
+def sent(requests):
+    return [(each.method, each.delay_seconds) for each in requests]
 
 
-# --- when all goes well
+# --- without failures
 
 
 def test_an_accepted_start_costs_one_request():
     requests, result = start(ACCEPTED)
-    assert (said(requests), result) == ([("POST", 0.0)], ("started", False))
+    assert (sent(requests), result) == ([("POST", 0.0)], ("started", False))
 
 
-def test_a_refused_start_is_not_looked_for():
-    """It was surely not accepted."""
-    refusal = Reply(401, {}, b"{}", NOW)
+def test_a_refused_start_is_not_searched_for():
+    """It was certainly not accepted."""
+    refusal = Response(401, {}, b"{}", NOW)
     with pytest.raises(SendGridAuthError):
         start(refusal)
 
 
-def test_what_cannot_be_right_is_asked_of_nobody():
+def test_an_invalid_selection_sends_no_request():
     with pytest.raises(ValueError, match="file_type"):
         next(start_export_once(MARKETING, ExportSelection(file_type="xlsx"), Attempt(NOW, is_retry=True)))
 
 
-# --- a lost answer
+# --- a lost response
 
 
-def test_what_a_lost_start_began_is_found():
+def test_the_export_of_a_lost_start_is_found():
     requests, result = start(LOST, [export("ours")])
-    assert (said(requests), result) == ([("POST", 0.0), ("GET", 2.0)], ("ours", True))
-    assert "the connection broke" in requests[1].because
+    assert (sent(requests), result) == ([("POST", 0.0), ("GET", 2.0)], ("ours", True))
+    assert "the connection broke" in requests[1].reason
 
 
-def test_an_export_may_take_a_moment_to_be_listed():
+def test_an_export_may_be_listed_late():
     requests, result = start(LOST, [], [], [export("ours")])
-    assert (said(requests)[1:], result) == ([("GET", 2.0), ("GET", 5.0), ("GET", 10.0)], ("ours", True))
+    assert (sent(requests)[1:], result) == ([("GET", 2.0), ("GET", 5.0), ("GET", 10.0)], ("ours", True))
 
 
-def test_a_start_that_did_not_go_through_is_made_again():
+def test_a_start_that_was_not_accepted_is_repeated():
     requests, result = start(LOST, *NOTHING, ACCEPTED)
     assert (Counter(each.method for each in requests), result) == ({"POST": 2, "GET": 6}, ("started", False))
 
 
-def test_the_starts_are_bounded():
-    """The next try of the task looks again."""
+def test_the_number_of_starts_is_limited():
+    """The next attempt of the task searches again."""
     with pytest.raises(SendGridUnavailableError, match="the connection broke"):
         start(LOST, *NOTHING, LOST, *NOTHING, LOST, *NOTHING)
 
 
-def test_an_answer_without_an_id_is_a_lost_one():
+def test_a_response_without_an_id_counts_as_lost():
     requests, result = start({}, [export("ours")])
     assert result == ("ours", True)
-    assert "no usable id" in requests[1].because
+    assert "no usable id" in requests[1].reason
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
-def test_an_error_of_the_server_may_have_been_accepted(status):
-    _, result = start(Reply(status, {}, b"{}", NOW), [export("ours")])
+def test_a_server_error_may_have_been_accepted(status):
+    _, result = start(Response(status, {}, b"{}", NOW), [export("ours")])
     assert result == ("ours", True)
 
 
-def test_where_the_list_cannot_be_had_either_nobody_starts_another():
-    """And what is told is the loss, not that of the list."""
-    broken = Reply(500, {}, b"{}", NOW)
+def test_without_the_list_no_other_export_is_started():
+    """The error is that of the start, not that of the list."""
+    broken = Response(500, {}, b"{}", NOW)
     with pytest.raises(SendGridUnavailableError, match="the connection broke") as caught:
         start(LOST, broken, broken)
     assert caught.value.may_have_been_accepted
@@ -166,20 +160,20 @@ def test_where_the_list_cannot_be_had_either_nobody_starts_another():
 # --- another try of the task
 
 
-def test_another_try_looks_before_it_starts():
+def test_a_retry_searches_before_it_starts():
     requests, result = start([export("ours")], is_retry=True)
-    assert (said(requests), result) == ([("GET", 0.0)], ("ours", True))
+    assert (sent(requests), result) == ([("GET", 0.0)], ("ours", True))
 
 
-def test_another_try_that_finds_nothing_starts():
+def test_a_retry_that_finds_nothing_starts():
     requests, result = start(*[[]] * 5, ACCEPTED, is_retry=True)
     assert [each.method for each in requests] == [*["GET"] * 5, "POST"]
-    assert sum(each.after_seconds for each in requests) > 60, "a killed worker's request may arrive late"
+    assert sum(each.delay_seconds for each in requests) > 60, "a killed worker's request may arrive late"
     assert result == ("started", False)
 
 
-def test_another_try_that_cannot_have_the_list_starts_nothing():
-    broken = Reply(500, {}, b"{}", NOW)
+def test_a_retry_without_the_list_starts_nothing():
+    broken = Response(500, {}, b"{}", NOW)
     with pytest.raises(SendGridServerError):
         start(broken, broken, is_retry=True)
 
@@ -190,7 +184,7 @@ def test_another_try_that_cannot_have_the_list_starts_nothing():
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (export("x", begun=-700), "begun before"),
+        (export("x", created=-700), "created before"),
         (export("x", lists=["others"]), "of other lists"),
         (export("x", lists=["customers", "others"]), "of more lists"),
         (export("x", lists=[]), "of the whole account"),
@@ -212,15 +206,15 @@ def test_another_export_is_not_adopted(other, why):
         pytest.param(3600, 4000, False, id="by one Date alone"),
     ],
 )
-def test_an_export_is_expired_if_both_clocks_say_so(expires_in, date_ahead, is_gone):
+def test_an_export_is_expired_only_if_both_clocks_agree(expires_in, date_ahead, is_gone):
     """A worker's clock may be wrong by hours, and so may one response's Date: another export would be started."""
     item = export("x", status="ready", expires_at=at(expires_in).isoformat())
-    listing = reply([item], date_ahead)
+    listing = response([item], date_ahead)
     attempt = Attempt(NOW, is_retry=True, clock=Clock.SENDGRID)
     _, found = walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)
     assert (found is None) is is_gone
     flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="x"), CALM)
-    status = replace(reply(item, date_ahead), status_code=200)
+    status = replace(response(item, date_ahead), status_code=200)
     _, result = walk(flow, status, *[ACCEPTED] * is_gone)
     assert result == (("started", False) if is_gone else ("x", True))
 
@@ -233,14 +227,14 @@ EVERYONE = ExportSelection()
     ("selection", "fields"),
     [(CUSTOMERS, {}), (CUSTOMERS, UNREAD), (CUSTOMERS, OF_LISTS), (EVERYONE, {}), (EVERYONE, UNREAD)],
 )
-def test_an_export_of_unknown_lists_is_a_doubt(selection, fields):
+def test_an_export_of_unknown_lists_is_in_doubt(selection, fields):
     """It is neither adopted as an export of all contacts nor ruled out."""
     unclear = {"id": "x", "status": "pending", "created_at": at(1).isoformat(), **fields}
     with pytest.raises(ExportInDoubtError, match="x"):
         walk(find_started(MARKETING, selection, Attempt(NOW), CALM), [unclear])
 
 
-def test_a_listing_with_an_unreadable_time_decides_nothing():
+def test_a_listing_with_an_invalid_time_proves_nothing():
     """It is repeated; the export may be ours."""
     with pytest.raises(SendGridServerError, match="created_at"):
         walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), *[[export("x", created_at="soon")]] * CALM.tries)
@@ -254,10 +248,10 @@ def test_a_listing_with_an_unreadable_time_decides_nothing():
         (ExportSelection([7, "8"], [9]), LEGACY, export("ours", lists=[8, 7], segments=[9])),
         (CUSTOMERS, MARKETING, export("ours", status="ready", urls=["https://f.example/contacts.csv.gzip?x=y"])),
         (CUSTOMERS, MARKETING, export("ours", status="simmering")),
-        (CUSTOMERS, MARKETING, export("ours", begun=-1.5)),
+        (CUSTOMERS, MARKETING, export("ours", created=-1.5)),
     ],
 )
-def test_ours_is_of_the_same_lists_and_segments(selection, family, listed):
+def test_the_export_must_have_the_same_lists_and_segments(selection, family, listed):
     """In any order, numbers or texts; SendGrid's times are whole seconds, so a little earlier is not before."""
     others = [export("x", lists=["others"]), export("y", lists=[], segments=["others"])]
     _, found = walk(find_started(family, selection, Attempt(NOW), CALM), [*others, listed])
@@ -266,21 +260,21 @@ def test_ours_is_of_the_same_lists_and_segments(selection, family, listed):
 
 @pytest.mark.parametrize(("ahead_seconds", "is_found"), [(-300, True), (0, False), (300, False)])
 def test_times_are_compared_by_sendgrids_clock(ahead_seconds, is_found):
-    """Ours may differ by minutes: SendGrid's answer tells what time it is there."""
-    listing = reply([export("ours", begun=-299)], ahead_seconds)
+    """This machine's clock may differ by minutes; SendGrid's response has its time."""
+    listing = response([export("ours", created=-299)], ahead_seconds)
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
     assert (found is not None) == is_found
 
 
-def test_an_export_that_began_before_is_not_adopted_because_sendgrids_clock_is_ahead():
-    listing = reply([export("before", begun=240), export("ours", begun=301)], 300)
+def test_a_clock_ahead_does_not_adopt_an_older_export():
+    listing = response([export("before", created=240), export("ours", created=301)], 300)
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
     assert found.id == "ours"
 
 
 @pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT"])
-def test_a_date_that_cannot_be_read_tells_nothing(date):
-    listing = Reply(200, {"date": date}, json.dumps({"result": [export("ours")]}).encode(), NOW + 10)
+def test_an_invalid_date_header_is_ignored(date):
+    listing = Response(200, {"date": date}, json.dumps({"result": [export("ours")]}).encode(), NOW + 10)
     _, found = walk(find_started(MARKETING, CUSTOMERS, Attempt(NOW), CALM), listing)
     assert found.id == "ours"
 
@@ -288,82 +282,88 @@ def test_a_date_that_cannot_be_read_tells_nothing(date):
 # --- doubt
 
 
-def test_two_that_may_be_ours_are_a_doubt_with_both_named():
-    two = [export("first"), export("second", begun=2.0)]
+def test_two_possible_exports_are_in_doubt():
+    two = [export("first"), export("second", created=2.0)]
     with pytest.raises(ExportInDoubtError, match="first, second") as caught:
-        start(LOST, *[two] * ALL_LOOKS)
+        start(LOST, *[two] * ALL_SEARCHES)
     assert "durable=False" in str(caught.value)
     assert at(0).isoformat(timespec="seconds") in str(caught.value)
 
 
-def test_another_tasks_export_is_not_ours():
-    _, result = start(LOST, [export("theirs"), export("ours")], rivals=lambda: Rivals(ids={"theirs"}))
+def test_an_export_of_another_task_is_not_adopted():
+    _, result = start(
+        LOST, [export("theirs"), export("ours")], concurrent_starts=lambda: ConcurrentStarts(ids={"theirs"})
+    )
     assert result == ("ours", True)
 
 
-def test_where_all_are_other_tasks_ours_is_started_again():
-    _, result = start(LOST, *[[export("theirs")]] * 6, ACCEPTED, rivals=lambda: Rivals(ids={"theirs"}))
+def test_a_start_is_repeated_if_all_exports_are_others():
+    _, result = start(
+        LOST, *[[export("theirs")]] * 6, ACCEPTED, concurrent_starts=lambda: ConcurrentStarts(ids={"theirs"})
+    )
     assert result == ("started", False)
 
 
-def test_another_task_that_is_just_starting_the_same_is_waited_for():
+def test_a_concurrent_start_is_waited_for():
     """Whose it is shows when that task knows its own."""
-    told = iter([Rivals(starting=[OTHER]), Rivals(ids={"theirs"})])
-    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 2, rivals=lambda: next(told))
+    told = iter([ConcurrentStarts(starting=[OTHER]), ConcurrentStarts(ids={"theirs"})])
+    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 2, concurrent_starts=lambda: next(told))
     assert (len(requests), result) == (3, ("ours", True))
 
 
-def test_another_task_that_never_announces_its_id_leaves_a_doubt():
+def test_a_concurrent_start_without_an_id_leaves_a_doubt():
     """One export, two tasks that may have started it: taking it would be a guess."""
     one = [export("whose")]
     with pytest.raises(
         ExportInDoubtError, match=r"whose\. Other tasks that are starting the same: other\[3\]"
     ) as caught:
-        start(LOST, *[one] * ALL_LOOKS, rivals=lambda: Rivals(starting=[Starting("other[3]")]))
+        start(
+            LOST, *[one] * ALL_SEARCHES, concurrent_starts=lambda: ConcurrentStarts(starting=[PendingStart("other[3]")])
+        )
     assert caught.value.may_have_been_accepted
 
 
-def test_a_doubt_that_the_others_clear_up_is_none():
-    """All that is there is theirs: ours was never begun."""
-    told = iter([Rivals(starting=[OTHER]), *[Rivals(ids={"theirs"})] * 5])
-    _, result = start(LOST, *[[export("theirs")]] * 6, ACCEPTED, rivals=lambda: next(told))
+def test_other_tasks_can_resolve_a_doubt():
+    """All exports belong to other tasks: this one was never started."""
+    told = iter([ConcurrentStarts(starting=[OTHER]), *[ConcurrentStarts(ids={"theirs"})] * 5])
+    _, result = start(LOST, *[[export("theirs")]] * 6, ACCEPTED, concurrent_starts=lambda: next(told))
     assert result == ("started", False)
 
 
 def test_a_doubt_is_waited_out_for_minutes():
     """In a parallel backfill the other runs announce their ids one after another."""
-    told = iter([*[Rivals(starting=[OTHER])] * 7, Rivals(ids={"theirs"})])
-    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 8, rivals=lambda: next(told))
+    told = iter([*[ConcurrentStarts(starting=[OTHER])] * 7, ConcurrentStarts(ids={"theirs"})])
+    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 8, concurrent_starts=lambda: next(told))
     assert result == ("ours", True)
-    assert 180 < sum(each.after_seconds for each in requests) < 420
+    assert 180 < sum(each.delay_seconds for each in requests) < 420
 
 
-def test_an_export_of_unknown_type_may_be_another_tasks():
+def test_an_export_of_unknown_type_may_belong_to_another():
     """Whether a pending export is CSV or JSON shows once it has files."""
     pending, ready = export("theirs"), export("theirs", status="ready", urls=["https://f.example/contacts.json.gzip"])
-    rivals = Rivals(starting=[Starting("as_json", file_type="json")])
-    _, result = start(LOST, [pending], *[[ready]] * 5, ACCEPTED, rivals=lambda: rivals)
+    others = ConcurrentStarts(starting=[PendingStart("as_json", file_type="json")])
+    _, result = start(LOST, [pending], *[[ready]] * 5, ACCEPTED, concurrent_starts=lambda: others)
     assert result == ("started", False)
 
 
-def test_a_pending_export_waits_for_its_type_where_other_tasks_export_another():
+def test_a_pending_export_waits_for_its_file_type():
     """None of them is starting now; one may have left an export that it did not take."""
     pending, ready = export("x"), export("x", status="ready", urls=["https://f.example/contacts.json.gzip"])
-    rivals = Rivals(file_types={"csv", "json"})
-    assert start(LOST, [pending], *[[ready]] * 5, ACCEPTED, rivals=lambda: rivals)[1] == ("started", False)
+    others = ConcurrentStarts(file_types={"csv", "json"})
+    assert start(LOST, [pending], *[[ready]] * 5, ACCEPTED, concurrent_starts=lambda: others)[1] == ("started", False)
     with pytest.raises(ExportInDoubtError):
-        start(LOST, *[[pending]] * ALL_LOOKS, rivals=lambda: rivals)
+        start(LOST, *[[pending]] * ALL_SEARCHES, concurrent_starts=lambda: others)
 
 
-def test_a_task_that_exports_another_type_does_not_own_a_csv_file():
+def test_a_task_of_another_type_does_not_own_a_csv_file():
     ours = export("ours", status="ready", urls=["https://f.example/contacts.csv.gzip"])
-    rivals = Rivals(starting=[Starting("as_json", file_type="json")])
-    assert start(LOST, [ours], rivals=lambda: rivals)[1] == ("ours", True)
+    others = ConcurrentStarts(starting=[PendingStart("as_json", file_type="json")])
+    assert start(LOST, [ours], concurrent_starts=lambda: others)[1] == ("ours", True)
 
 
 def test_a_task_that_began_later_does_not_own_an_older_export():
-    rivals = Rivals(starting=[Starting("later", since=NOW + 300)])
-    assert start(LOST, [export("ours")], rivals=lambda: rivals)[1] == ("ours", True)
+    others = ConcurrentStarts(starting=[PendingStart("later", since=NOW + 300)])
+    assert start(LOST, [export("ours")], concurrent_starts=lambda: others)[1] == ("ours", True)
 
 
 # --- the list before the first POST
@@ -372,221 +372,238 @@ def test_a_task_that_began_later_does_not_own_an_older_export():
 def test_an_export_that_was_listed_before_the_start_is_not_adopted():
     kept = []
     requests, result = start(
-        [export("before", begun=10)], LOST, [export("before", begun=10), export("ours", begun=10)], keep=kept.append
+        [export("before", created=10)],
+        LOST,
+        [export("before", created=10), export("ours", created=10)],
+        save_baseline=kept.append,
     )
-    assert (said(requests)[:2], result) == ([("GET", 0.0), ("POST", 0.0)], ("ours", True))
+    assert (sent(requests)[:2], result) == ([("GET", 0.0), ("POST", 0.0)], ("ours", True))
     assert kept == [Baseline(NOW + 10, Clock.WORKER, ("before",))]
 
 
 def test_the_baseline_is_in_sendgrids_time():
     kept = []
-    start(reply([], ahead_seconds=-400), ACCEPTED, keep=kept.append)
+    start(response([], ahead_seconds=-400), ACCEPTED, save_baseline=kept.append)
     assert kept == [Baseline(NOW + 10 - 400, Clock.SENDGRID, ())]
 
 
-def test_nothing_is_started_where_the_list_cannot_be_read_before():
-    """A definite failure: nothing has to be looked for."""
-    broken = Reply(500, {}, b"{}", NOW)
+def test_nothing_is_started_without_a_baseline():
+    """A definite failure: there is nothing to search for."""
+    broken = Response(500, {}, b"{}", NOW)
     with pytest.raises(SendGridServerError) as caught:
-        start(broken, broken, keep=lambda _: None)
+        start(broken, broken, save_baseline=lambda _: None)
     assert not caught.value.may_have_been_accepted
 
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_key_that_may_not_list_exports_may_start_one(status):
-    """The worker's clock stands in for SendGrid's."""
+    """The worker's clock is used instead of SendGrid's."""
     kept = []
-    refused = [Reply(status, {}, b"{}", NOW)] * (3 if status == 403 else 1)
+    refused = [Response(status, {}, b"{}", NOW)] * (3 if status == 403 else 1)
     retry_policy = replace(CALM, tries=6)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, keep=kept.append), retry_policy)
+    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, save_baseline=kept.append), retry_policy)
     requests, result = walk(flow, *refused, ACCEPTED)
     assert "POST" == requests[-1].method
     assert (result[1], kept) == (False, [Baseline(NOW, Clock.WORKER, None)])
 
 
-def test_a_refusal_of_a_retry_that_could_not_look_is_not_definite():
+def test_a_refused_search_of_a_retry_leaves_a_doubt():
     """The earlier try may have started an export."""
     with pytest.raises(SendGridAuthError) as caught:
-        start(Reply(401, {}, b"{}", NOW), is_retry=True)
+        start(Response(401, {}, b"{}", NOW), is_retry=True)
     assert caught.value.may_have_been_accepted
 
 
 @pytest.mark.parametrize("ahead_seconds", [0, 1, 3, 60, 300, 600])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_record_by_another_workers_clock_finds_its_export(ahead_seconds, sign):
-    """The first try ran where the clock was wrong; the second asks five minutes later."""
-    listing = reply([export("ours", begun=-299.5)], ahead_seconds=0)
+def test_another_workers_clock_still_finds_the_export(ahead_seconds, sign):
+    """The first attempt ran on a worker with a wrong clock; the second one searches five minutes later."""
+    listing = response([export("ours", created=-299.5)], ahead_seconds=0)
     attempt = Attempt(NOW - 299.5 + sign * ahead_seconds, is_retry=True, known_ids=())
     assert walk(start_export_once(MARKETING, CUSTOMERS, attempt, CALM), listing)[1] == ("ours", True)
 
 
 @pytest.mark.parametrize("clock", [Clock.WORKER, Clock.SENDGRID])
-def test_an_export_from_before_the_start_is_a_doubt_if_nothing_was_listed_then(clock):
+def test_an_older_export_is_in_doubt_without_a_baseline(clock):
     """The key was not allowed to list exports, or an older version of this package kept no list."""
     attempt = Attempt(NOW, is_retry=True, clock=clock, known_ids=None)
     with pytest.raises(ExportInDoubtError, match="shortly_before"):
-        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", begun=-20)])
+        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", created=-20)])
 
 
-@pytest.mark.parametrize("begun", [-45, -120, -46_800])
-def test_a_wrong_date_leaves_a_doubt_instead_of_a_second_export(begun):
+@pytest.mark.parametrize("created", [-45, -120, -46_800])
+def test_a_wrong_date_leaves_a_doubt_instead_of_a_second_export(created):
     """A proxy whose clock is ahead wrote the Date header; the export was not in the list before the start."""
-    ours = export("ours", begun=begun, expires_at=at(begun + 43_200).isoformat())
+    ours = export("ours", created=created, expires_at=at(created + 43_200).isoformat())
     with pytest.raises(ExportInDoubtError, match="ours"):
-        start(reply([], 0), LOST, *[reply([ours], 20)] * ALL_LOOKS, keep=lambda _: None)
+        start(response([], 0), LOST, *[response([ours], 20)] * ALL_SEARCHES, save_baseline=lambda _: None)
 
 
-def test_a_worker_that_is_ahead_finds_its_export_without_a_date():
-    assert start([], LOST, [export("ours", begun=-5)], keep=lambda _: None)[1] == ("ours", True)
+def test_a_worker_with_a_fast_clock_finds_its_export():
+    assert start([], LOST, [export("ours", created=-5)], save_baseline=lambda _: None)[1] == ("ours", True)
 
 
 def test_a_refusal_after_a_lost_start_is_not_definite():
     """SendGrid may carry the first one out late."""
     with pytest.raises(SendGridAuthError) as caught:
-        start(LOST, *NOTHING, Reply(401, {}, b"{}", NOW))
+        start(LOST, *NOTHING, Response(401, {}, b"{}", NOW))
     assert caught.value.may_have_been_accepted
 
 
-def test_a_start_that_a_proxy_refuses_is_looked_for():
+def test_a_start_refused_by_a_proxy_is_searched_for():
     """The proxy may have refused the response."""
-    blocked = Reply(403, {}, b"<html>Blocked</html>", NOW + 10)
-    _, result = start(reply([], 0), blocked, [], [export("ours")], keep=lambda _: None)
+    blocked = Response(403, {}, b"<html>Blocked</html>", NOW + 10)
+    _, result = start(response([], 0), blocked, [], [export("ours")], save_baseline=lambda _: None)
     assert result == ("ours", True)
 
 
 @pytest.mark.parametrize("lost", [[], [LOST, *NOTHING]])
-def test_a_start_that_a_proxy_refuses_and_nobody_lists_was_refused(lost):
+def test_a_start_refused_by_a_proxy_and_not_listed_failed(lost):
     """Nothing is left to adopt by, unless an earlier request may be carried out late."""
-    blocked = Reply(403, {}, b"<html>Blocked</html>", NOW + 10)
+    blocked = Response(403, {}, b"<html>Blocked</html>", NOW + 10)
     with pytest.raises(SendGridPermissionError) as caught:
         start(*lost, blocked, *NOTHING)
     assert caught.value.may_have_been_accepted is bool(lost)
 
 
-def test_a_start_that_a_gateway_waited_for_too_long_is_made_again_only_if_it_is_not_listed():
-    timed_out = Reply(408, {}, b"upstream request timeout", NOW + 10)
+def test_a_gateway_timeout_is_searched_before_a_second_start():
+    timed_out = Response(408, {}, b"upstream request timeout", NOW + 10)
     assert start(timed_out, [], [export("ours")])[1] == ("ours", True)
     assert start(timed_out, *NOTHING, ACCEPTED)[1] == ("started", False)
 
 
-def test_an_export_that_a_kept_copy_of_the_first_list_lacks_is_a_doubt():
+def test_an_export_missing_from_a_cached_list_is_in_doubt():
     """The copy is from before the export, and the export from before the start."""
-    kept = Reply(200, {**reply([], -600).headers, "age": "600"}, b'{"result": []}', NOW)
-    foreign = export("foreign", begun=-120)
+    kept = Response(200, {**response([], -600).headers, "age": "600"}, b'{"result": []}', NOW)
+    foreign = export("foreign", created=-120)
     with pytest.raises(ExportInDoubtError, match="foreign"):
-        start(kept, LOST, *[reply([foreign], 0)] * ALL_LOOKS, keep=lambda _: None)
+        start(kept, LOST, *[response([foreign], 0)] * ALL_SEARCHES, save_baseline=lambda _: None)
 
 
-def test_an_own_export_from_before_a_clear_is_not_adopted_although_the_first_list_lacks_it():
-    earlier = reply([export("earlier", begun=5)], 0)
-    flow_answers = [reply([], 0), LOST, *[earlier] * len(NOTHING), ACCEPTED]
-    assert start(*flow_answers, known_ids=["earlier"], keep=lambda _: None)[1] == ("started", False)
+def test_an_export_from_before_a_clear_is_not_adopted():
+    earlier = response([export("earlier", created=5)], 0)
+    flow_answers = [response([], 0), LOST, *[earlier] * len(NOTHING), ACCEPTED]
+    assert start(*flow_answers, known_ids=["earlier"], save_baseline=lambda _: None)[1] == ("started", False)
 
 
 @pytest.mark.parametrize("headers", [{"age": "30"}, {"date": format_datetime(at(5), usegmt=True)}])
-def test_a_list_from_a_proxys_cache_proves_nothing(headers):
-    old = Reply(200, headers, b'{"result": []}', NOW + 10)
-    _, result = start(reply([], 0), LOST, *[old] * 7, [export("ours", begun=10)], keep=lambda _: None)
+def test_a_cached_list_proves_nothing(headers):
+    old = Response(200, headers, b'{"result": []}', NOW + 10)
+    _, result = start(response([], 0), LOST, *[old] * 7, [export("ours", created=10)], save_baseline=lambda _: None)
     assert result == ("ours", True)
     with pytest.raises(SendGridUnavailableError, match="the connection broke"):
-        start(reply([], 0), LOST, *[old] * ALL_LOOKS, keep=lambda _: None)
+        start(response([], 0), LOST, *[old] * ALL_SEARCHES, save_baseline=lambda _: None)
 
 
 @pytest.mark.parametrize(
     ("lists", "segments", "kind"),
     [(["customers"], None, "segment_export"), (None, ["s"], "list_export"), (["customers"], ["s"], "contacts_export")],
 )
-def test_an_export_whose_lists_or_segments_are_not_told_is_a_doubt(lists, segments, kind):
-    """Its type says that there are some; it may hold more than was asked for, or be ours."""
+def test_an_export_of_unknown_selection_is_in_doubt(lists, segments, kind):
+    """Its type shows that there are lists or segments; it may belong to this task or not."""
     listed = export("x", lists=lists or (), segments=segments or ()) | {"export_type": kind}
     listed |= {"lists": None} if lists is None else {"segments": None} if segments is None else {}
     with pytest.raises(ExportInDoubtError, match="x"):
         walk(find_started(MARKETING, ExportSelection(["customers"], ["s"]), Attempt(NOW), CALM), [listed])
 
 
-def test_a_rivals_id_counts_in_any_case():
-    _, result = start(LOST, [export("ABC"), export("ours")], rivals=lambda: Rivals(ids={"abc"}))
+def test_ids_of_other_tasks_match_in_any_case():
+    _, result = start(LOST, [export("ABC"), export("ours")], concurrent_starts=lambda: ConcurrentStarts(ids={"abc"}))
     assert result == ("ours", True)
 
 
-def test_an_export_is_a_doubt_if_not_all_other_runs_were_read():
+def test_unread_runs_leave_a_doubt():
     with pytest.raises(ExportInDoubtError):
-        start(LOST, *[[export("x")]] * ALL_LOOKS, rivals=lambda: Rivals(are_all=False))
+        start(LOST, *[[export("x")]] * ALL_SEARCHES, concurrent_starts=lambda: ConcurrentStarts(is_complete=False))
 
 
-def test_an_export_shortly_before_the_run_is_a_doubt():
+def test_an_export_shortly_before_the_run_is_in_doubt():
     """The run's time is from another machine: neither ours for sure, nor none."""
     attempt = Attempt(NOW, is_retry=True, clock=Clock.RUN)
     with pytest.raises(ExportInDoubtError, match="shortly_before"):
-        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", begun=-300)])
+        walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("shortly_before", created=-300)])
     assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("ours")])[1].id == "ours"
-    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("before", begun=-700)])[1] is None
+    assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), [export("before", created=-700)])[1] is None
 
 
 @pytest.mark.parametrize("ahead_seconds", [60, 300, 420])
-def test_an_export_before_the_run_is_a_doubt_on_a_worker_that_is_ahead(ahead_seconds):
-    """By such a worker's clock, the run seems to have begun earlier than it did."""
+def test_a_fast_clock_leaves_an_earlier_export_in_doubt(ahead_seconds):
+    """By this worker's clock, the run seems to have started earlier than it did."""
     began = -60 - ahead_seconds
     attempt = Attempt(NOW + began, is_retry=True, clock=Clock.RUN)
-    listing = reply([export("before", begun=began - 30)], ahead_seconds=-ahead_seconds)
+    listing = response([export("before", created=began - 30)], ahead_seconds=-ahead_seconds)
     with pytest.raises(ExportInDoubtError, match="before"):
         walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)
-    listing = reply([export("ours", begun=began + 10)], ahead_seconds=-ahead_seconds)
+    listing = response([export("ours", created=began + 10)], ahead_seconds=-ahead_seconds)
     assert walk(find_started(MARKETING, CUSTOMERS, attempt, CALM), listing)[1].id == "ours"
 
 
 # --- an export that an earlier try got
 
 
-def test_a_kept_copy_of_the_list_does_not_prove_that_a_known_export_is_gone():
+def test_a_cached_list_does_not_prove_an_export_missing():
     retry_policy = RetryPolicy(tries=3, jitter=lambda: 0.0)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), retry_policy)
+    flow = start_export_once(
+        MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", save_baseline=lambda _: None), retry_policy
+    )
     with pytest.raises(SendGridServerError, match="a copy from before the start") as caught:
         walk(
             flow,
-            *[Reply(404, {}, b"<html>Maintenance</html>", NOW)] * 3,
-            Reply(200, {"age": "9"}, b'{"result": []}', NOW),
+            *[Response(404, {}, b"<html>Maintenance</html>", NOW)] * 3,
+            Response(200, {"age": "9"}, b'{"result": []}', NOW),
         )
     assert caught.value.may_have_been_accepted
 
 
 def test_a_known_export_is_returned_without_another_start():
-    requests, result = start({"id": "known", "status": "pending"}, export_id="known", keep=lambda _: None)
-    assert (said(requests), result) == ([("GET", 0.0)], ("known", True))
+    requests, result = start({"id": "known", "status": "pending"}, export_id="known", save_baseline=lambda _: None)
+    assert (sent(requests), result) == ([("GET", 0.0)], ("known", True))
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         {"id": "known", "status": "failure"},
-        Reply(404, {}, b"{}", NOW),
+        Response(404, {}, b"{}", NOW),
     ],
 )
-def test_a_known_export_that_is_not_usable_is_replaced(answer):
-    answers = [*[answer] * 3, []] if isinstance(answer, Reply) else [answer]
+def test_an_unusable_known_export_is_replaced(answer):
+    answers = [*[answer] * 3, []] if isinstance(answer, Response) else [answer]
     retry_policy = RetryPolicy(tries=3, jitter=lambda: 0.0)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), retry_policy)
+    flow = start_export_once(
+        MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", save_baseline=lambda _: None), retry_policy
+    )
     assert walk(flow, *answers, [], ACCEPTED)[1] == ("started", False)
 
 
-def test_a_known_export_that_is_still_listed_is_kept_after_a_404():
+def test_a_listed_known_export_is_kept_after_a_404():
     """A proxy sent it, or a machine of SendGrid's that lags behind."""
     retry_policy = RetryPolicy(tries=3, jitter=lambda: 0.0)
-    flow = start_export_once(MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", keep=lambda _: None), retry_policy)
-    assert walk(flow, *[Reply(404, {}, b"{}", NOW)] * 3, [export("KNOWN")])[1] == ("known", True)
+    flow = start_export_once(
+        MARKETING, CUSTOMERS, Attempt(NOW, export_id="known", save_baseline=lambda _: None), retry_policy
+    )
+    assert walk(flow, *[Response(404, {}, b"{}", NOW)] * 3, [export("KNOWN")])[1] == ("known", True)
 
 
-def test_a_known_export_that_another_task_took_is_left_to_it():
+def test_a_known_export_of_another_task_is_not_used():
     """It adopted the export before this try could announce the id again."""
     known = {"id": "known", "status": "pending"}
-    rivals = iter([Rivals(starting=[OTHER]), Rivals(ids={"known"})])
-    result = start(known, known, [], ACCEPTED, export_id="known", keep=lambda _: None, rivals=lambda: next(rivals))[1]
+    others = iter([ConcurrentStarts(starting=[OTHER]), ConcurrentStarts(ids={"known"})])
+    result = start(
+        known,
+        known,
+        [],
+        ACCEPTED,
+        export_id="known",
+        save_baseline=lambda _: None,
+        concurrent_starts=lambda: next(others),
+    )[1]
     assert result == ("started", False)
 
 
-def test_a_known_export_is_kept_where_another_task_never_goes_on():
+def test_a_known_export_is_kept_if_another_task_is_stuck():
     known = {"id": "known", "status": "pending"}
-    result = start(*[known] * 4, export_id="known", rivals=lambda: Rivals(starting=[OTHER]))[1]
+    result = start(*[known] * 4, export_id="known", concurrent_starts=lambda: ConcurrentStarts(starting=[OTHER]))[1]
     assert result == ("known", True)
 
 
@@ -597,30 +614,30 @@ def test_an_export_of_a_deleted_list_is_not_one_of_all_contacts(kind):
     assert walk(find_started(MARKETING, ExportSelection(), Attempt(NOW), CALM), [listed])[1] is None
 
 
-def test_nobody_is_asked_for_rivals_where_nothing_was_found():
-    def rivals():
+def test_other_tasks_are_read_only_if_an_export_was_found():
+    def others():
         raise AssertionError("asked")
 
-    assert start(LOST, *NOTHING, ACCEPTED, rivals=rivals)[1] == ("started", False)
+    assert start(LOST, *NOTHING, ACCEPTED, concurrent_starts=others)[1] == ("started", False)
 
 
 # --- against the emulator
 
 
 @pytest.fixture(params=["requests", "httpx"])
-def converse(request, sendgrid_emulator):
-    """Carry a conversation with the emulator on, by either client, without waiting."""
+def run_flow(request, sendgrid_emulator):
+    """Carry a flow with the emulator on, by either client, without waiting."""
     connection = SendGridConnection.from_fields(
         name="test", password=sendgrid_emulator.api_key, host=sendgrid_emulator.url, extra={"timeout": 0.5}
     )
 
-    async def on_a_loop(conversation):
+    async def on_a_loop(flow):
         async with AsyncSendGridClient(connection, sleep=lambda _: asyncio.sleep(0)) as client:
-            return await client.converse(conversation)
+            return await client.run_flow(flow)
 
-    def in_a_worker(conversation):
+    def in_a_worker(flow):
         with SendGridClient(connection, sleep=lambda _: None) as client:
-            return client.converse(conversation)
+            return client.run_flow(flow)
 
     return in_a_worker if request.param == "requests" else lambda each: asyncio.run(on_a_loop(each))
 
@@ -629,7 +646,7 @@ def exports_of(emulator):
     return [each for each in emulator.requests("POST") if each.path.endswith("/exports")]
 
 
-def begun(emulator):
+def created(emulator):
     """How many exports there are."""
     return len(emulator._backend.account.exports())
 
@@ -650,44 +667,44 @@ LOSSES = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("family", [MARKETING, LEGACY])
-def test_there_is_exactly_one_export_wherever_the_answer_was_lost(sendgrid_emulator, converse, family, loss):
+def test_a_lost_response_leaves_exactly_one_export(sendgrid_emulator, run_flow, family, loss):
     customers = sendgrid_emulator.list_id("Customers", family.value)
     sendgrid_emulator.start_export([sendgrid_emulator.list_id("Newsletter", family.value)], family=family.value)
     sendgrid_emulator.inject(LOSSES[loss])
 
-    export_id, _ = converse(start_export_once(family, ExportSelection([customers]), Attempt(time.time())))
+    export_id, _ = run_flow(start_export_once(family, ExportSelection([customers]), Attempt(time.time())))
 
-    assert begun(sendgrid_emulator) == 2
+    assert created(sendgrid_emulator) == 2
     [file] = sendgrid_emulator.export_files(export_id)
     assert file.rows == 500
 
 
-def test_a_whole_account_is_told_from_a_list(sendgrid_emulator, converse):
+def test_an_export_of_all_contacts_is_not_one_of_a_list(sendgrid_emulator, run_flow):
     of_a_list = sendgrid_emulator.start_export([sendgrid_emulator.list_id("Customers")])
     sendgrid_emulator.inject(Fault("lost", method="POST"))
 
-    export_id, is_found = converse(start_export_once(MARKETING, ExportSelection(), Attempt(time.time())))
+    export_id, is_found = run_flow(start_export_once(MARKETING, ExportSelection(), Attempt(time.time())))
 
     assert is_found
     assert export_id != of_a_list
 
 
-def test_another_try_finds_what_the_one_before_began(sendgrid_emulator, converse):
+def test_a_retry_finds_the_export_of_the_first_attempt(sendgrid_emulator, run_flow):
     """The worker was killed in between."""
     since = time.time()
     begun_before = sendgrid_emulator.start_export()
 
-    found = converse(start_export_once(MARKETING, ExportSelection(), Attempt(since, is_retry=True)))
+    found = run_flow(start_export_once(MARKETING, ExportSelection(), Attempt(since, is_retry=True)))
 
     assert found == (begun_before, True)
     assert exports_of(sendgrid_emulator) == []
 
 
-def test_a_failed_export_is_not_adopted(sendgrid_emulator, converse):
+def test_a_failed_export_is_not_adopted(sendgrid_emulator, run_flow):
     since, broken = time.time(), sendgrid_emulator.list_id("Broken list")
     sendgrid_emulator.start_export([broken])
 
-    _, is_found = converse(start_export_once(MARKETING, ExportSelection([broken]), Attempt(since, is_retry=True)))
+    _, is_found = run_flow(start_export_once(MARKETING, ExportSelection([broken]), Attempt(since, is_retry=True)))
 
     assert not is_found
     assert len(exports_of(sendgrid_emulator)) == 1

@@ -26,11 +26,13 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.exceptions import ExportInDoubtError, SendGridError, SendGridUnavailableError
 from airflow_provider_sendgrid.exports import start as start_module
+from airflow_provider_sendgrid.exports import start_search as search_module
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
-from airflow_provider_sendgrid.exports.protocol import Reply
-from airflow_provider_sendgrid.exports.start import Rivals
+from airflow_provider_sendgrid.exports.protocol import Response
+from airflow_provider_sendgrid.exports.start_attempt import ConcurrentStarts
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.operators import sendgrid as operator_module
+from airflow_provider_sendgrid.operators import start_record
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 
 pytestmark = pytest.mark.no_cover  # measuring takes twice the time; other tests cover the same lines
@@ -75,8 +77,8 @@ class SendGrid:
         self.now = BEGIN
         self.exports = []
 
-    def create(self, lists, file_type, by, after_seconds=0.0):
-        export = Export(f"export-{len(self.exports)}", self.now + after_seconds, tuple(lists), file_type, by)
+    def create(self, lists, file_type, by, delay_seconds=0.0):
+        export = Export(f"export-{len(self.exports)}", self.now + delay_seconds, tuple(lists), file_type, by)
         self.exports.append(export)
         return export
 
@@ -98,7 +100,7 @@ class Task:
     max_tries: int = 0
     state: str | None = None
     stored: dict = field(default_factory=dict)
-    # One entry for each logical start: a first run, or a clear that asks for a new export.
+    # One entry for each logical start: a first run, or a clear that requests a new export.
     starts: list = field(default_factory=list)
     active: object = None
 
@@ -135,7 +137,7 @@ def new_operators():
 
 
 class Try:
-    """One try of a task on a worker, in a thread of its own that runs only when it is told to go on."""
+    """One attempt of a task on a worker, in its own thread, which runs step by step."""
 
     def __init__(self, machine, task, clock):
         self.machine, self.task, self.clock = machine, task, clock
@@ -233,7 +235,7 @@ class Try:
 
 
 class ModelClient:
-    """Stands in for a client: hands each request of a flow to the history."""
+    """Replaces a client: passes each request of a flow to the history."""
 
     def __enter__(self):
         return self
@@ -241,12 +243,12 @@ class ModelClient:
     def __exit__(self, *_):
         return None
 
-    def converse(self, flow):
+    def run_flow(self, flow):
         active, answer = current.active, None
         try:
             while True:
                 request = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
-                active.request, active.wakes_at = request, active.machine.sendgrid.now + request.after_seconds
+                active.request, active.wakes_at = request, active.machine.sendgrid.now + request.delay_seconds
                 active.pause()
                 active.request, answer = None, active.answer
         except StopIteration as end:
@@ -390,13 +392,13 @@ class Starts(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 3), is_sent=st.booleans())
     def kill(self, which, is_sent):
-        """A worker dies; a request that it was sending may still arrive."""
+        """A worker is killed; a request that it was sending may still arrive."""
         task = self.pick(which)
         if task is None:
             return
         request = task.active.request
         if request is not None and request.method == "POST" and is_sent and task.active.wakes_at <= self.sendgrid.now:
-            self.create(task, request, after_seconds=LATE_SECONDS)
+            self.create(task, request, delay_seconds=LATE_SECONDS)
         task.active.kill()
         task.active.outcome = KilledError()
         task.starts[-1].is_uncertain |= not self.has_store or (bool(task.stored) and not self.has_id(task))
@@ -436,10 +438,10 @@ class Starts(RuleBasedStateMachine):
         export = self.create(task, task.active.request)
         return self.response(clock, {"id": export.id} if kind == "accepted" else {"_metadata": {}}, 202)
 
-    def create(self, task, request, after_seconds=0.0):
+    def create(self, task, request, delay_seconds=0.0):
         body = request.body
         assert tuple(body.get("list_ids", ())) == tuple(task.operator.list_ids or ()), "more than was asked for"
-        return self.sendgrid.create(body.get("list_ids", ()), body["file_type"], task, after_seconds)
+        return self.sendgrid.create(body.get("list_ids", ()), body["file_type"], task, delay_seconds)
 
     def get(self, active, kind):
         clock, last = active.clock, active.request.target.rpartition("/")[2]
@@ -447,7 +449,7 @@ class Starts(RuleBasedStateMachine):
             return SendGridUnavailableError("the response was lost")
         if kind == "broken":
             body = b'{"result": null}' if last == "exports" and int(self.sendgrid.now) % 2 else b"<html>"
-            return Reply(200, {}, body, self.sendgrid.now + clock)
+            return Response(200, {}, body, self.sendgrid.now + clock)
         if last != "exports":
             return self.response(clock, self.sendgrid.export(last).listed(self.sendgrid.now))
         items = [each.listed(self.sendgrid.now) for each in self.sendgrid.visible()][::-1]
@@ -456,12 +458,12 @@ class Starts(RuleBasedStateMachine):
         response = self.response(clock, {"result": items})
         if kind == "slow":
             self.sendgrid.now += 15.0
-            return Reply(200, response.headers, response.body, self.sendgrid.now + clock)
+            return Response(200, response.headers, response.body, self.sendgrid.now + clock)
         return response
 
     def response(self, clock, payload, status=200):
         date = format_datetime(datetime.fromtimestamp(int(self.sendgrid.now), tz=timezone.utc), usegmt=True)
-        return Reply(status, {"date": date}, json.dumps(payload).encode(), self.sendgrid.now + clock)
+        return Response(status, {"date": date}, json.dumps(payload).encode(), self.sendgrid.now + clock)
 
     def end(self, task):
         outcome, start = task.active.outcome, task.starts[-1]
@@ -565,18 +567,18 @@ PROFILE = settings(
 def _model(monkeypatch):
     monkeypatch.setattr(SendGridHook, "connection", CONNECTION)
     monkeypatch.setattr(SendGridHook, "client", lambda _hook: ModelClient())
-    monkeypatch.setattr(SendGridHook, "_noted", lambda _hook, export_id, **_: export_id)
+    monkeypatch.setattr(SendGridHook, "_report_start", lambda _hook, export_id, **_: export_id)
     monkeypatch.setattr(operator_module.SendGridExportsLink, "keep_for", lambda *_: None)
-    monkeypatch.setattr(operator_module, "time", SimpleNamespace(time=time_of_worker))
+    monkeypatch.setattr(start_record, "time", SimpleNamespace(time=time_of_worker))
     monkeypatch.setattr(SendGridExportContactsOperator, "log", SILENT)
 
 
 @pytest.mark.parametrize("machine", [Starts, StartsWithoutStore])
-def test_no_history_exports_twice_or_too_much(machine):
+def test_no_history_starts_an_export_twice(machine):
     run_state_machine_as_test(machine, settings=PROFILE)
 
 
-def test_a_task_that_waits_for_its_retry_may_own_an_export():
+def test_a_task_waiting_for_its_retry_may_own_an_export():
     """Its announcement was deleted, and the worker died before it could announce again."""
     history = StartsWithoutStore()
     history.start(clock=0.0, index=0, number=0, run=0)
@@ -589,20 +591,20 @@ def test_a_task_that_waits_for_its_retry_may_own_an_export():
 
 
 def a_refusal_leaves_the_record(monkeypatch):
-    monkeypatch.setattr(operator_module._StartRecord, "forget", lambda _record: None)
+    monkeypatch.setattr(start_record.StartRecord, "forget", lambda _record: None)
 
 
 def announcements_are_ignored(monkeypatch):
-    monkeypatch.setattr(operator_module, "_rivals", lambda *_: Rivals())
+    monkeypatch.setattr(start_record, "concurrent_starts", lambda *_: ConcurrentStarts())
 
 
 def a_retry_does_not_look(monkeypatch):
-    monkeypatch.setattr(start_module, "_LOOKS_OF_A_RETRY", ())
-    monkeypatch.setattr(start_module, "_LOOKS_IN_DOUBT", ())
+    monkeypatch.setattr(start_module, "_RETRY_SEARCH_DELAYS", ())
+    monkeypatch.setattr(start_module, "_IN_DOUBT_DELAYS", ())
 
 
 def any_export_counts_as_ours(monkeypatch):
-    monkeypatch.setattr(start_module, "_is_of", lambda *_: True)
+    monkeypatch.setattr(search_module, "_has_selection", lambda *_: True)
 
 
 TWICE = "exports of .* for . starts|two tasks have the same export"
@@ -615,7 +617,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("break_rule", BROKEN)
-def test_the_histories_find_a_broken_rule(break_rule, monkeypatch):
+def test_the_model_finds_each_broken_rule(break_rule, monkeypatch):
     break_rule(monkeypatch)
     shorter = settings(PROFILE, max_examples=10_000, stateful_step_count=20, derandomize=True)
     machine, found = BROKEN[break_rule]

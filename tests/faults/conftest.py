@@ -1,4 +1,4 @@
-"""What the fault tests share: one world, made once, and no waiting."""
+"""Fixtures of the fault tests: the services, started once, and no waiting."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from typing import Any
 import pytest
 
 from tests.conftest import S3
-from tests.faults.world import World, without_waits
+from tests.support.fault_services import Services, without_waits
 
 
 @pytest.fixture(scope="module")
-def patience() -> Iterator[pytest.MonkeyPatch]:
+def variables() -> Iterator[pytest.MonkeyPatch]:
     """Environment variables of the connections."""
     with pytest.MonkeyPatch.context() as patch:
         yield patch
 
 
 @pytest.fixture(scope="module")
-def shared_world(s3_server: str, s3_client: Any, airflow_version: Any, patience: Any) -> Iterator[World]:
+def shared_services(s3_server: str, s3_client: Any, airflow_version: Any, variables: Any) -> Iterator[Services]:
     bucket = f"faults-{uuid.uuid4().hex[:12]}"
     s3_client.create_bucket(Bucket=bucket)
-    with World.open(S3(s3_client, bucket, s3_server), airflow_version, patience) as world:
-        yield world
+    with Services.open(S3(s3_client, bucket, s3_server), airflow_version, variables) as services:
+        yield services
 
 
 @pytest.fixture
-def world(shared_world: World, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
-    """The world, well and connected."""
+def services(
+    shared_services: Services, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Services]:
+    """The services, without faults."""
     request.getfixturevalue("no_waiting")
     without_waits(monkeypatch)
-    if shared_world.airflow_version.number < (3, 0):
+    if shared_services.airflow_version.number < (3, 0):
         request.getfixturevalue("airflow_database")
-    yield shared_world
-    shared_world.calm()
+    yield shared_services
+    shared_services.reset()

@@ -1,4 +1,4 @@
-"""Bytes of any shape, for minutes, at every place that reads foreign ones; an oracle says what is right.
+"""Fuzzes every parser of external data, and compares the results with an oracle.
 
     python -m tests.faults.fuzz --minutes 5
 
@@ -21,7 +21,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Final
 
-from tests.faults.fuzzed import import_instrumented
+from tests.faults.fuzz_imports import import_instrumented
 
 _ours = import_instrumented()
 
@@ -29,7 +29,7 @@ FAMILIES: Final = list(_ours.ExportFamily)
 
 
 def fuzz_csv(data: bytes) -> None:
-    """Any bytes in any pieces, against a plain state machine."""
+    """Any bytes in any pieces, compared with a plain state machine."""
     content, pieces = _cut(data)
     counter = _ours.record_counter("csv")
     for piece in pieces:
@@ -43,7 +43,7 @@ def fuzz_csv(data: bytes) -> None:
 
 
 def _csv_oracle(content: bytes) -> tuple[int, bytes | None]:
-    """Blank lines before and behind the records are none, nor is a byte order mark."""
+    """Blank lines at the start and end are not records, nor is a byte order mark."""
     content = content.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
     ends = _ends_of_records(content)
     if ends is None:
@@ -55,7 +55,7 @@ def _csv_oracle(content: bytes) -> tuple[int, bytes | None]:
 
 
 def _ends_of_records(content: bytes) -> list[int] | None:
-    """Where line feeds stand outside quotes; None if it ends within quotes."""
+    """The positions of line feeds outside quotes; None if it ends within quotes."""
     in_quotes, ends = False, []
     for at, byte in enumerate(content):
         in_quotes ^= byte == ord('"')
@@ -73,7 +73,7 @@ def fuzz_json_lines(data: bytes) -> None:
 
 
 def fuzz_gunzip(data: bytes) -> None:
-    """Never more than a whole, undamaged file."""
+    """Only a complete, undamaged file is accepted."""
     content, pieces = _cut(data)
     gunzip, plain = _ours.Gunzip(), bytearray()
     try:
@@ -87,66 +87,66 @@ def fuzz_gunzip(data: bytes) -> None:
     try:
         expected = gzip.decompress(content.lstrip(b"\0"))
     except (OSError, EOFError, zlib.error) as error:
-        raise AssertionError(f"taken, though damaged: {error}") from error
+        raise AssertionError(f"accepted, though damaged: {error}") from error
     assert expected == plain
 
 
 def fuzz_gunzip_of_whole_files(data: bytes) -> None:
-    """Members of any bytes, cut anywhere, come out as they went in."""
+    """Members of any bytes, split anywhere, are decompressed to the same bytes."""
     content, pieces = _cut(data)
-    packed = b"".join(gzip.compress(piece, 1, mtime=0) for piece in pieces)
+    gzipped = b"".join(gzip.compress(piece, 1, mtime=0) for piece in pieces)
     gunzip = _ours.Gunzip()
     step = 1 + len(data) % 97
     plain = b"".join(
-        out for at in range(0, len(packed), step) for out in gunzip.feed(memoryview(packed[at : at + step]))
+        out for at in range(0, len(gzipped), step) for out in gunzip.feed(memoryview(gzipped[at : at + step]))
     )
     gunzip.close()
     assert plain == content
 
 
-def fuzz_answer(data: bytes) -> None:
-    """A status, headers and a body of any shape: a result, or an error of ours."""
+def fuzz_response(data: bytes) -> None:
+    """Any status, headers and body give a result or a SendGridError."""
     status = (200, 200, 202, 429, 500, data[0] * 3 if data else 404)[len(data) % 6]
     head, _, body = data[1:].partition(b"\n\n")
     lines = [line.partition(":") for line in head.decode("latin-1").split("\n")]
     names = ("retry-after", "x-ratelimit-reset", "x-ratelimit-remaining", "date", "content-type")
     headers = {name: value.strip() for name, (*_, value) in zip(names, lines, strict=False)}
-    reply = _ours.Reply(status, headers, body, 1_767_323_045.0)
+    response = _ours.Response(status, headers, body, 1_767_323_045.0)
     for ask in (
         lambda: _ours.protocol.get_export(FAMILIES[len(data) % 2], "an-export"),
         lambda: _ours.protocol.list_exports(FAMILIES[len(data) % 2]),
         lambda: _ours.protocol.start_export(FAMILIES[0], _ours.ExportSelection()),
         _ours.protocol.get_scopes,
     ):
-        result = _converse(ask(), reply)
+        result = _run_flow(ask(), response)
         for export in result if isinstance(result, list) else [result]:
             if isinstance(export, _ours.ContactExport):
                 json.dumps(export.summary())
                 export.is_expired_at(_ours.now)
-                _ours.judge(export, _ours.now)
-    wait = _ours.protocol.rate_limit_wait_seconds(reply)
+                _ours.outcome_of(export, _ours.now)
+    wait = _ours.protocol.rate_limit_wait_seconds(response)
     assert wait is None or 0 <= wait < float("inf")
     limit = _ours.protocol.RateLimit()
-    limit.note(reply)
+    limit.record(response)
     assert 0 <= limit.wait_seconds(0.0) <= 120.0
 
 
-def _converse(conversation: object, reply: object) -> object:
-    """The same answer again and again, to the end."""
+def _run_flow(flow: object, response: object) -> object:
+    """Run a flow with the same response to every request."""
     try:
-        next(conversation)  # type: ignore[call-overload]
+        next(flow)  # type: ignore[call-overload]
         for _ in range(2_000):
-            conversation.send(reply)  # type: ignore[attr-defined]
+            flow.send(response)  # type: ignore[attr-defined]
     except StopIteration as end:
         return end.value
     except _ours.SendGridError as error:
         json.dumps(error.to_event())
         return None
-    raise AssertionError("a conversation without end")
+    raise AssertionError("a flow without end")
 
 
 def fuzz_payload(data: bytes) -> None:
-    """JSON objects with the names that we read and any values."""
+    """JSON objects with known names and any values."""
     values = [_value(part) for part in data.split(b"\0")]
     names = (
         "status", "urls", "created_at", "expires_at", "completedAt", "contact_count", "recipientCount", "message", "id",
@@ -155,7 +155,7 @@ def fuzz_payload(data: bytes) -> None:
     payload = dict(zip(names, values, strict=False))
     export = _ours.ContactExport.from_payload(payload, export_id="an-export")
     json.dumps(export.summary())
-    _ours.judge(export, _ours.now)
+    _ours.outcome_of(export, _ours.now)
     assert export.contact_count is None or export.contact_count >= 0
     if isinstance(payload.get("urls"), list):
         assert len(export.urls) == len(payload["urls"])
@@ -169,7 +169,7 @@ def _value(part: bytes) -> object:
 
 
 def fuzz_content_range(data: bytes) -> None:
-    """What a storage says of a range is three numbers that agree, or another try."""
+    """A Content-Range is parsed to three numbers, or retried."""
     texts = [*data.decode("latin-1").split("\n"), "", ""][:2]
     headers = {"Content-Range": texts[0], "Content-Length": texts[1]}
     response = SimpleNamespace(headers=headers, status_code=206 if len(data) % 3 else 200)
@@ -188,7 +188,7 @@ def fuzz_manifest(data: bytes) -> None:
 
 
 def fuzz_redact(data: bytes) -> None:
-    """A key is hidden in whatever surrounds it, and soon."""
+    """A key is redacted in any context, quickly."""
     text = data.decode("utf-8", "replace")
     key = "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"
     half = len(text) // 2
@@ -197,18 +197,18 @@ def fuzz_redact(data: bytes) -> None:
 
 
 def _cut(data: bytes) -> tuple[bytes, list[bytes]]:
-    """Content, and the pieces that its first bytes say."""
+    """The content, and its pieces, as determined by the first bytes."""
     count = data[0] % 8 if data else 0
     content = data[1 + count :]
-    borders = sorted({byte * (len(content) + 1) // 256 for byte in data[1 : 1 + count]})
-    edges = [0, *borders, len(content)]
+    positions = sorted({byte * (len(content) + 1) // 256 for byte in data[1 : 1 + count]})
+    edges = [0, *positions, len(content)]
     return content, [content[a:b] for a, b in pairwise(edges)]
 
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     name.removeprefix("fuzz_"): function for name, function in list(globals().items()) if name.startswith("fuzz_")
 }
-# What the engines may begin with.
+# The engines' first inputs.
 SEEDS: Final = (
     b'\x03\x10\x80\xf0EMAIL,NAME\na@b.c,"x\ny"\n"""",""\n',
     b'\x02\x10\x80{"email": "a"}\n\n{"email": "b"}',
@@ -222,7 +222,7 @@ SEEDS: Final = (
 
 
 def by_hypothesis(name: str, seconds: float) -> int:
-    """Try any bytes for so long; how many were tried."""
+    """Fuzz for so many seconds; return the number of inputs."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -264,39 +264,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=5.0, help="in all")
     parser.add_argument("--target", choices=TARGETS, help="this one alone, in this process")
-    given = parser.parse_args()
+    options = parser.parse_args()
     engine = "atheris" if find_spec("atheris") else "hypothesis"
-    if given.target:
-        seconds = 60 * given.minutes
+    if options.target:
+        seconds = 60 * options.minutes
         for seed in SEEDS:
-            TARGETS[given.target](seed)
+            TARGETS[options.target](seed)
         if engine == "atheris":
-            by_atheris(given.target, seconds)
-        print(f"stat::number_of_executed_units: {by_hypothesis(given.target, seconds)}")
+            by_atheris(options.target, seconds)
+        print(f"stat::number_of_executed_units: {by_hypothesis(options.target, seconds)}")
         return
     print(
-        f"{len(TARGETS)} targets by {engine}, {given.minutes:g} minutes in all\n\n"
+        f"{len(TARGETS)} targets by {engine}, {options.minutes:g} minutes in all\n\n"
         "| target | seconds | inputs | result |"
     )
     print("|---|---:|---:|---|", flush=True)
-    results = [_fuzz_apart(name, given.minutes / len(TARGETS)) for name in TARGETS]
+    results = [_fuzz_in_subprocess(name, options.minutes / len(TARGETS)) for name in TARGETS]
     sys.exit(0 if all(results) else 1)
 
 
-def _fuzz_apart(name: str, minutes: float) -> bool:
-    """One target in a process of its own, that may die."""
+def _fuzz_in_subprocess(name: str, minutes: float) -> bool:
+    """Fuzz one target in its own process."""
     began = time.monotonic()
     command = [sys.executable, "-m", "tests.faults.fuzz", "--target", name, "--minutes", str(minutes)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    said = done.stdout + done.stderr
-    units = [line.split()[-1] for line in said.splitlines() if "number_of_executed_units" in line] or ["?"]
+    title = done.stdout + done.stderr
+    units = [line.split()[-1] for line in title.splitlines() if "number_of_executed_units" in line] or ["?"]
     is_fine = done.returncode == 0
     print(
         f"| {name} | {time.monotonic() - began:.0f} | {units[0]} | {'no finding' if is_fine else 'FINDING'} |",
         flush=True,
     )
     if not is_fine:
-        print(said[-4_000:])
+        print(title[-4_000:])
     return is_fine
 
 

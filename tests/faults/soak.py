@@ -1,9 +1,9 @@
-"""Random weather: hundreds of pipelines (start, wait, deliver) under random faults, of a seed that is printed.
+"""Runs hundreds of pipelines (start, wait, deliver) under random faults; prints the seed.
 
     python -m tests.faults.soak --pipelines 300 --seed 7 --minutes 10
 
-Each has three tries for each of its tasks, as in Airflow, and ends complete and right, or failed with a clear error and
-nothing left behind: bytes compared, exports, objects and open uploads counted.
+Each task has three tries, as in Airflow. A pipeline must deliver the right bytes, or fail with a clear error and leave
+nothing: bytes are compared; exports, objects and open uploads are counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, Final
 
-from tests.conftest import S3, AirflowVersion, take_no_time  # first: it makes Airflow's settings
+from tests.conftest import S3, AirflowVersion, take_no_time  # first: it sets Airflow's variables
 
 # isort: split
 import logging
@@ -36,31 +36,31 @@ os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "CRITICAL"
 from airflow_provider_sendgrid._compat import AirflowFailException, AirflowSensorTimeout
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.emulator.faults import KINDS
-from tests.faults.cells import NEXT_STEP
-from tests.faults.storage_proxy import ERRORS, TROUBLES, StorageFault
-from tests.faults.world import Sendgrid, World, all_texts, is_ours, without_waits
-from tests.operators.test_sendgrid import Run
+from tests.faults.cell_checks import NEXT_STEP
+from tests.support.dag_run import DagRun
+from tests.support.fault_services import EmulatedSendGrid, Services, all_texts, is_ours, without_waits
+from tests.support.storage_proxy import ERRORS, TRANSPORT_FAULTS, StorageFault
 
 TRIES: Final = 3
 OPERATIONS: Final = (
     "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload", "HeadObject",
     "GetObject", "ListMultipartUploads", "DeleteObject", "*",
 )  # fmt: skip
-# Of a plain file nobody can tell: its bytes have no checksum.
-_UNSEEN_IN_PLAIN: Final = ("corrupt", "truncate", "wrong_length")
-_API_ALONE: Final = ("other_host", "broken_json")
-# Here files are compared by their place.
-_MATRIX_ALONE: Final = ("reorder",)
-_FILES_ALONE: Final = ("wrong_range", "no_ranges", "changed", "expire", "truncate")
+# A plain file has no checksum.
+_UNDETECTABLE_IN_PLAIN: Final = ("corrupt", "truncate", "wrong_length")
+_API_ONLY: Final = ("other_host", "broken_json")
+# Here files are compared by their order.
+_MATRIX_ONLY: Final = ("reorder",)
+_FILES_ONLY: Final = ("wrong_range", "no_ranges", "changed", "expire", "truncate")
 
 
 @dataclass
 class Pipeline:
-    """One of them: what it is to do, and in which weather."""
+    """One pipeline and its faults."""
 
     number: int
-    chance: random.Random
-    sendgrid: Sendgrid
+    rng: random.Random
+    sendgrid: EmulatedSendGrid
     contacts: int = 0
     mode: str = "poke"
     compression: str = "gzip"
@@ -68,112 +68,112 @@ class Pipeline:
     errors: list[str] = field(default_factory=list)
 
     def has_fault_at(self, *operations: str) -> bool:
-        """Whether the storage fails one of these requests."""
+        """Whether a storage fault affects one of these operations."""
         names = [fault.operation for fault in self.faults if isinstance(fault, StorageFault)]
         return any(fnmatch(operation, name) for operation in operations for name in names)
 
     @classmethod
-    def of(cls, number: int, seed: int, world: World) -> Pipeline:
-        chance = random.Random(f"{seed}/{number}")
-        made = cls(number, chance, chance.choice([world.packed, world.packed, world.plain]))
-        made.contacts = chance.choice([0, 1, 50, 500, 500, 26_050])
-        made.mode = chance.choice(["poke", "reschedule", "deferrable"])
-        made.compression = chance.choice(["gzip", "none"])
-        is_plain = made.sendgrid is world.plain
-        made.faults = [_any_fault(chance, is_plain) for _ in range(chance.choice([0, 1, 1, 2, 3, 5]))]
+    def of(cls, number: int, seed: int, services: Services) -> Pipeline:
+        rng = random.Random(f"{seed}/{number}")
+        made = cls(number, rng, rng.choice([services.gzipped, services.gzipped, services.plain]))
+        made.contacts = rng.choice([0, 1, 50, 500, 500, 26_050])
+        made.mode = rng.choice(["poke", "reschedule", "deferrable"])
+        made.compression = rng.choice(["gzip", "none"])
+        is_plain = made.sendgrid is services.plain
+        made.faults = [_any_fault(rng, is_plain) for _ in range(rng.choice([0, 1, 1, 2, 3, 5]))]
         return made
 
     def describe(self) -> str:
-        weather = ", ".join(
+        faults = ", ".join(
             f"{each.kind} {getattr(each, 'operation', '') or getattr(each, 'listener', '')}"
             f" nth={each.nth} first={each.first} at={getattr(each, 'at', '')}"
             for each in self.faults
         )
-        return f"#{self.number} {self.contacts} contacts, {self.mode}, {self.compression}: {weather or 'fair'}"
+        return f"#{self.number} {self.contacts} contacts, {self.mode}, {self.compression}: {faults or 'no faults'}"
 
 
-def _any_fault(chance: random.Random, is_plain: bool) -> Fault | StorageFault:
-    times: dict[str, Any] = chance.choice(
-        [{"nth": chance.randint(1, 6)}, {"nth": chance.randint(1, 3)}, {"first": chance.randint(1, 4)}, {}]
+def _any_fault(rng: random.Random, is_plain: bool) -> Fault | StorageFault:
+    times: dict[str, Any] = rng.choice(
+        [{"nth": rng.randint(1, 6)}, {"nth": rng.randint(1, 3)}, {"first": rng.randint(1, 4)}, {}]
     )
-    if chance.random() < 0.35:
-        kind = chance.choice([*ERRORS, *TROUBLES])
-        operation = "CompleteMultipartUpload" if kind == "error_in_200" else chance.choice(OPERATIONS)
+    if rng.random() < 0.35:
+        kind = rng.choice([*ERRORS, *TRANSPORT_FAULTS])
+        operation = "CompleteMultipartUpload" if kind == "error_in_200" else rng.choice(OPERATIONS)
         return StorageFault(kind, operation, seconds=0.05, **times)
-    listener = chance.choice(["api", "files"])
-    other = _FILES_ALONE if listener == "api" else (*_API_ALONE, *(_UNSEEN_IN_PLAIN if is_plain else ()))
-    kind = chance.choice([kind for kind in KINDS if kind not in (*other, *_MATRIX_ALONE)])
-    if kind in ("hang", "trickle"):  # each costs real time
-        times = {"nth": chance.randint(1, 3)}
+    listener = rng.choice(["api", "files"])
+    other = _FILES_ONLY if listener == "api" else (*_API_ONLY, *(_UNDETECTABLE_IN_PLAIN if is_plain else ()))
+    kind = rng.choice([kind for kind in KINDS if kind not in (*other, *_MATRIX_ONLY)])
+    if kind in ("hang", "trickle"):  # each takes real time
+        times = {"nth": rng.randint(1, 3)}
     details = {
         "status": {
-            "status": chance.choice([400, 401, 403, 404, 409, 418, 429, 429, 500, 502, 503, 504]),
+            "status": rng.choice([400, 401, 403, 404, 409, 418, 429, 429, 500, 502, 503, 504]),
             "seconds": 5.0,
-            "rate_limit_reset": chance.choice(["", "epoch", "seconds"]),
-            "retry_after": chance.choice([None, 2.0]),
+            "rate_limit_reset": rng.choice(["", "epoch", "seconds"]),
+            "retry_after": rng.choice([None, 2.0]),
         },
         "delay": {"seconds": 0.03},
         "trickle": {"bytes_per_second": 400},
-        "redirect": {"location": chance.choice(["http://elsewhere.example/", "/elsewhere", "?"])},
+        "redirect": {"location": rng.choice(["http://elsewhere.example/", "/elsewhere", "?"])},
         "other_host": {"location": "http://elsewhere.example"},
         "bomb": {"at": 40},
-        "cut": {"at": chance.randint(0, 5_000), "with_reset": chance.random() < 0.5},
-        "lost": {"with_reset": chance.random() < 0.5},
-        "corrupt": {"at": chance.randint(0, 2_000) if listener == "files" else 0},
-        "truncate": {"at": chance.randint(0, 2_000)},
-        "wrong_length": {"at": chance.choice([1_000, -10])},
-        "wrong_range": {"at": chance.randint(1, 9)},
+        "cut": {"at": rng.randint(0, 5_000), "with_reset": rng.random() < 0.5},
+        "lost": {"with_reset": rng.random() < 0.5},
+        "corrupt": {"at": rng.randint(0, 2_000) if listener == "files" else 0},
+        "truncate": {"at": rng.randint(0, 2_000)},
+        "wrong_length": {"at": rng.choice([1_000, -10])},
+        "wrong_range": {"at": rng.randint(1, 9)},
     }.get(kind, {})
-    method = chance.choice(["POST", "", ""]) if listener == "api" else ""
+    method = rng.choice(["POST", "", ""]) if listener == "api" else ""
     return Fault(kind, listener=listener, method=method, **details, **times)
 
 
-def play(world: World, pipeline: Pipeline) -> str:
-    """Run one to its end and look at everything; answers the outcome."""
+def run_pipeline(services: Services, pipeline: Pipeline) -> str:
+    """Run one pipeline and check everything; return the outcome."""
     sendgrid = pipeline.sendgrid
-    world.calm()
+    services.reset()
     is_silent = any(each.kind in ("hang", "trickle") for each in pipeline.faults)
-    world.connect(sendgrid, 0.8 if is_silent else 30.0)
+    services.connect(sendgrid, 0.8 if is_silent else 30.0)
     list_id = sendgrid.emulator.add_list(f"List {pipeline.number}", contacts=pipeline.contacts)
-    prefix = world.new_prefix()
+    prefix = services.new_prefix()
     for fault in pipeline.faults:
-        (world.proxy if isinstance(fault, StorageFault) else sendgrid.emulator).inject(fault)
+        (services.proxy if isinstance(fault, StorageFault) else sendgrid.emulator).inject(fault)
     uris, error = None, None
     try:
-        uris = _all_tasks(world, pipeline, list_id, prefix)
-    except Exception as caught:  # noqa: BLE001 - that is what is looked at
+        uris = _all_tasks(services, pipeline, list_id, prefix)
+    except Exception as caught:  # noqa: BLE001 - any error is checked
         error = caught
-    struck = len(pipeline.faults)
-    world.calm()
+    applied = len(pipeline.faults)
+    services.reset()
     exports = sendgrid.exports_of(list_id)
     assert len(exports) <= 1, f"{len(exports)} exports"
     assert [] == sendgrid.emulator.leaks()
-    assert [] == world.s3.open_uploads(), "an upload is left open"
-    found = world.keys(prefix)
+    assert [] == services.s3.open_uploads(), "an upload is left open"
+    found = services.keys(prefix)
     if error is not None:
-        # What could not be deleted is named by the error of the try that stored it.
+        # An error names what its try stored and could not delete.
         kept = "\n".join(pipeline.errors)
         unnamed = {key: content for key, content in found.items() if f"/{key}" not in kept}
-        _look_at_failure(sendgrid, error, unnamed, exports)
+        _check_failure(sendgrid, error, unnamed, exports)
         how = "failed permanently" if isinstance(error, AirflowFailException) else "failed"
         return f"{how}: {_name_of(error)}"
     if pipeline.has_fault_at("DeleteObject"):  # a receipt that cannot be deleted stays
         found = {key: content for key, content in found.items() if "/_receipts/" not in key}
-    _look_at_success(world, sendgrid, uris or [], found, prefix, exports[0])
-    return "complete" if struck else "complete, fair weather"
+    _check_success(services, sendgrid, uris or [], found, prefix, exports[0])
+    return "complete" if applied else "complete, without faults"
 
 
-def _all_tasks(world: World, pipeline: Pipeline, list_id: str, prefix: str) -> list[str]:
-    run = Run(has_stores=pipeline.chance.random() < 0.5)
+def _all_tasks(services: Services, pipeline: Pipeline, list_id: str, prefix: str) -> list[str]:
+    run = DagRun(has_stores=pipeline.rng.random() < 0.5)
     run.add("start", list_ids=[list_id])
     export_id = _task(pipeline, lambda: run.execute("start"))
-    _task(pipeline, lambda: world.wait(pipeline.mode, export_id, lambda: None))
-    uris: list[str] = _task(pipeline, lambda: world.deliver(export_id, prefix, compression=pipeline.compression))
+    _task(pipeline, lambda: services.wait(pipeline.mode, export_id, lambda: None))
+    uris: list[str] = _task(pipeline, lambda: services.deliver(export_id, prefix, compression=pipeline.compression))
     return uris
 
 
 def _task(pipeline: Pipeline, act: Callable[[], Any]) -> Any:
-    """What Airflow does with a task: another try after a failure, none after one for good."""
+    """Run a task as Airflow does: retry after a failure, but not after a permanent one."""
     for tries_left in reversed(range(TRIES)):
         try:
             return act()
@@ -184,15 +184,15 @@ def _task(pipeline: Pipeline, act: Callable[[], Any]) -> Any:
     raise RuntimeError("a loop that returns or raises has ended")
 
 
-def _look_at_success(world: Any, sendgrid: Any, uris: list[str], found: dict, prefix: str, export_id: str) -> None:
-    keys = [uri.removeprefix(f"s3://{world.s3.bucket}/") for uri in uris]
-    assert sorted([*keys, f"{prefix}_manifest.json"]) == sorted(found), "objects that nobody names, or too few"
-    editions = _editions(sendgrid, export_id)
+def _check_success(services: Any, sendgrid: Any, uris: list[str], found: dict, prefix: str, export_id: str) -> None:
+    keys = [uri.removeprefix(f"s3://{services.s3.bucket}/") for uri in uris]
+    assert sorted([*keys, f"{prefix}_manifest.json"]) == sorted(found), "wrong objects"
+    versions = _versions(sendgrid, export_id)
     for number, key in enumerate(keys):
-        assert _plain(key, found[key]) in [truth[number] for truth in editions], f"{key} is not what SendGrid has"
+        assert _plain(key, found[key]) in [files[number] for files in versions], f"{key} differs from SendGrid's file"
 
 
-def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list[str]) -> None:
+def _check_failure(sendgrid: Any, error: Exception, found: dict, exports: list[str]) -> None:
     text = all_texts(error)
     assert is_ours(error) or isinstance(error, AirflowSensorTimeout), f"not an error of ours: {error!r}"
     assert NEXT_STEP.search(str(error)) or isinstance(error, AirflowSensorTimeout), f"no next step: {error}"
@@ -200,26 +200,26 @@ def _look_at_failure(sendgrid: Any, error: Exception, found: dict, exports: list
     assert "X-Amz-Signature=" not in text.replace("X-Amz-Signature=***", "")
     for key, content in found.items():
         if key.endswith("_manifest.json"):
-            # Only what came after it failed: deleting receipts, say.
+            # Only a later step failed, such as deleting receipts.
             continue
         if "/_receipts/" in key:
             continue
         number = int(re.search(r"-(\d{5})-of-", key)[1]) - 1  # type: ignore[index]
-        assert _plain(key, content) in [truth[number] for truth in _editions(sendgrid, exports[0])], (
-            f"{key} is not whole"
+        assert _plain(key, content) in [files[number] for files in _versions(sendgrid, exports[0])], (
+            f"{key} is incomplete"
         )
 
 
-def _editions(sendgrid: Sendgrid, export_id: str) -> list[list[bytes]]:
-    """What the export holds, and what it holds once it has changed."""
+def _versions(sendgrid: EmulatedSendGrid, export_id: str) -> list[list[bytes]]:
+    """The content of the export, and that of its changed version."""
     backend = sendgrid.emulator._backend
     export = backend.account.export(export_id)
-    editions = [
-        [_unpacked(file.path.read_bytes()[: file.stored_bytes]) for file in backend.files(export, edition)]
-        for edition in (0, 1)
+    versions = [
+        [_unpacked(file.path.read_bytes()[: file.stored_bytes]) for file in backend.files(export, version)]
+        for version in (0, 1)
     ]
-    # An export of nobody may be a header or nothing at all: both agree with SendGrid's count.
-    return [*editions, [b""] * len(editions[0])] if backend.count(export) == 0 else editions
+    # An empty export may be a header or no bytes.
+    return [*versions, [b""] * len(versions[0])] if backend.count(export) == 0 else versions
 
 
 def _unpacked(content: bytes) -> bytes:
@@ -242,21 +242,21 @@ def main() -> None:
     parser.add_argument("--pipelines", type=int, default=300)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--only", type=int, default=None, help="play this one alone")
-    given = parser.parse_args()
-    seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
-    print(f"seed {seed}: up to {given.pipelines} pipelines, {given.minutes:g} minutes at most", flush=True)
+    parser.add_argument("--only", type=int, default=None, help="run only this pipeline")
+    options = parser.parse_args()
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    print(f"seed {seed}: up to {options.pipelines} pipelines, {options.minutes:g} minutes at most", flush=True)
     outcomes, faults, wrong, began = Counter[str](), Counter[str](), [], time.monotonic()
     with ExitStack() as stack:
-        world = stack.enter_context(_world(stack))
-        for number in [given.only] if given.only is not None else range(given.pipelines):
-            if time.monotonic() - began > 60 * given.minutes:
+        services = stack.enter_context(_open_services(stack))
+        for number in [options.only] if options.only is not None else range(options.pipelines):
+            if time.monotonic() - began > 60 * options.minutes:
                 break
-            pipeline = Pipeline.of(number, seed, world)
+            pipeline = Pipeline.of(number, seed, services)
             faults.update(each.kind for each in pipeline.faults)
             try:
-                outcomes[play(world, pipeline)] += 1
-            except Exception as error:  # noqa: BLE001 - the next ones are played all the same
+                outcomes[run_pipeline(services, pipeline)] += 1
+            except Exception as error:  # noqa: BLE001 - the next pipelines run nevertheless
                 outcomes["WRONG"] += 1
                 wrong.append(pipeline)
                 print(f"WRONG {pipeline.describe()}\n{''.join(traceback.format_exception(error)[-2:])}", flush=True)
@@ -265,15 +265,15 @@ def main() -> None:
 
 
 def table(outcomes: Counter[str], faults: Counter[str], seed: int, seconds: float) -> str:
-    """In Markdown."""
+    """The outcomes in Markdown."""
     rows = [f"| {outcome} | {count} |" for outcome, count in outcomes.most_common()]
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
     head = ["", "| outcome | pipelines |", "|---|---:|"]
-    told = f"seed {seed}: {outcomes.total()} pipelines, {faults.total()} faults, {seconds:.0f} s"
-    return "\n".join([*head, *rows, "", told, f"faults: {kinds}"])
+    counts = f"seed {seed}: {outcomes.total()} pipelines, {faults.total()} faults, {seconds:.0f} s"
+    return "\n".join([*head, *rows, "", counts, f"faults: {kinds}"])
 
 
-def _world(stack: ExitStack) -> Any:
+def _open_services(stack: ExitStack) -> Any:
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -289,7 +289,7 @@ def _world(stack: ExitStack) -> Any:
     patch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     take_no_time(patch)
     without_waits(patch)
-    return World.open(S3(client, "lake", url), AirflowVersion(), patch)
+    return Services.open(S3(client, "lake", url), AirflowVersion(), patch)
 
 
 if __name__ == "__main__":

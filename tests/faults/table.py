@@ -13,14 +13,14 @@ BEGIN, END = "<!-- counts, written by `make faults` -->", "<!-- end of the count
 
 
 def with_summary(page: str) -> str:
-    """The page with today's counts."""
+    """The page with the current counts."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{summary()}\n\n{END}{after}"
 
 
 def artifact() -> str:
-    """The whole matrix as a page."""
+    """The page with the whole matrix."""
     return f"# The fault matrix\n\n{summary()}\n\n{table()}\n"
 
 

@@ -1,4 +1,4 @@
-"""Nothing that waits in the triggerer blocks its loop: what may block is done in another thread, or awaited."""
+"""Waits in the triggerer do not block its event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger
 
 @pytest.fixture
 def blocked(monkeypatch):
-    """The names of what was called on a running loop, though it may block."""
+    """The names of blocking functions that were called on a running event loop."""
     names: list[str] = []
 
     def watch(owner, name):
@@ -41,7 +41,7 @@ def blocked(monkeypatch):
 
 @pytest.mark.asyncio
 async def test_a_wait_blocks_no_loop(ticking_emulator, blocked, no_waiting):  # noqa: ARG001 - in no time
-    """Through an outage, too, and from the look-up of the connection to the event."""
+    """Also during an outage, and while the connection is read."""
     ticking_emulator.inject(Fault("status", path="*/exports/*", status=503, first=2))
     export_id = ticking_emulator.start_export()
 
@@ -53,9 +53,9 @@ async def test_a_wait_blocks_no_loop(ticking_emulator, blocked, no_waiting):  # 
 
 
 @pytest.mark.asyncio
-async def test_what_blocks_would_be_seen(sendgrid_emulator, blocked):
-    """The same question, asked in the way of a worker."""
+async def test_a_blocking_call_is_detected(sendgrid_emulator, blocked):
+    """The same request, as a worker sends it."""
     assert "ready" == SendGridHook().get_export(sendgrid_emulator.start_export()).status
-    time.sleep(0)  # noqa: ASYNC251 - to be seen
+    time.sleep(0)  # noqa: ASYNC251 - to be detected
 
     assert ["get_connection", "sleep"] == blocked

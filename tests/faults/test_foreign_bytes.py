@@ -1,4 +1,4 @@
-"""Whatever reads foreign bytes, reads any: each target of `make fuzz`, for a moment; and every border of some files."""
+"""Each target of `make fuzz` for a moment, and files split at every byte."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ ANYTHING = st.lists(st.one_of(st.binary(max_size=40), WORDS), max_size=8).map(b"
 @settings(max_examples=40)
 @given(data=ANYTHING)
 def test_any_bytes_are_read_or_refused(target, data):
-    """As its oracle says."""
     TARGETS[target](data)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: repr(seed[:12]))
-def test_what_fuzzing_begins_with_is_read(target, seed):
+def test_every_fuzzing_seed_passes(target, seed):
     TARGETS[target](seed)
 
 
@@ -47,8 +46,8 @@ FILES = {
 
 
 @pytest.mark.parametrize("file_type", FILES)
-def test_a_file_may_be_cut_at_every_byte(file_type):
-    """In two, and in three, packed in members that are cut there, too."""
+def test_a_file_can_be_split_at_every_byte(file_type):
+    """Into two and three pieces."""
     content, records = FILES[file_type]
     for first in range(len(content) + 1):
         for second in range(first, len(content) + 1, 7):
@@ -59,12 +58,12 @@ def test_a_file_may_be_cut_at_every_byte(file_type):
 
 
 @pytest.mark.parametrize("file_type", FILES)
-def test_members_of_gzip_may_be_cut_at_every_byte(file_type):
+def test_gzip_members_can_be_split_at_every_byte(file_type):
     content, records = FILES[file_type]
-    packed = gzip.compress(content[:20]) + gzip.compress(b"") + gzip.compress(content[20:])
-    for border in range(len(packed) + 1):
+    gzipped = gzip.compress(content[:20]) + gzip.compress(b"") + gzip.compress(content[20:])
+    for border in range(len(gzipped) + 1):
         gunzip, counter = Gunzip(), record_counter(file_type)
-        for piece in (packed[:border], packed[border:]):
+        for piece in (gzipped[:border], gzipped[border:]):
             for plain in gunzip.feed(memoryview(piece)):
                 counter.feed(plain)
         gunzip.close()

@@ -1,4 +1,4 @@
-"""What a well-kept library does, it does."""
+"""The provider uses the libraries that it should."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Opera
 
 
 def test_isal_unpacks_and_sums_where_it_is_installed():
-    """It is several times as fast as the standard library, which stands in for it."""
+    """It is several times as fast as the standard library, which replaces it if missing."""
     isal_zlib = pytest.importorskip("isal.isal_zlib")
 
     assert gunzip._fastest_zlib() is isal_zlib
     assert multipart.crc32 is isal_zlib.crc32
 
 
-def test_airflows_own_hook_makes_the_client_for_s3(s3, monkeypatch):
-    """With all that an AWS connection may say."""
+def test_airflows_s3_hook_creates_the_client(s3, monkeypatch):
+    """So every setting of an AWS connection applies."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     made = []

@@ -1,4 +1,4 @@
-"""Answers without end, and bombs, do not fill the memory: measured in a process of its own."""
+"""Endless responses and gzip bombs do not fill the memory, measured in another process."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from airflow_provider_sendgrid.emulator import Emulator, Fault
 from tests.conftest import REPOSITORY
 
-# An answer may have 32 MiB; it is joined from its pieces, and copied once.
-MOST_KIB = 160 * 1024
+# A response may have 32 MiB; it is joined from its pieces, and copied once.
+MAX_KIB = 160 * 1024
 KINDS = ("endless", "bomb", "endless_header")
 
 
 @pytest.mark.parametrize("client", ["requests", "httpx"])
-def test_no_answer_fills_the_memory(client):
-    """A body that never ends, 1 GB in 1 MB of gzip, a header that never ends."""
+def test_no_response_fills_the_memory(client):
+    """An endless body, 1 GB in 1 MB of gzip, an endless header."""
     with Emulator(api_key="SG.a-key") as emulator:
         good = emulator.start_export()
         emulator.inject(*(Fault(kind, path=f"*/{kind}") for kind in KINDS))
-        command = [sys.executable, "-m", "tests.faults.ask_alone", client, emulator.url, good, *KINDS]
+        command = [sys.executable, "-m", "tests.support.request_alone", client, emulator.url, good, *KINDS]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
 
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert len(KINDS) == len(seen["told"])
-    assert ["larger than" in text for text in seen["told"]] == [True, True, False]
-    assert seen["grown_kib"] < MOST_KIB
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(KINDS) == len(result["messages"])
+    assert ["larger than" in text for text in result["messages"]] == [True, True, False]
+    assert result["grown_kib"] < MAX_KIB

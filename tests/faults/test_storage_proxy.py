@@ -1,4 +1,4 @@
-"""The proxy in front of the S3 server: transparent, until told otherwise."""
+"""The fault-injecting proxy in front of the S3 server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from tests.faults.storage_proxy import ERRORS, StorageFault, StorageProxy
+from tests.support.storage_proxy import ERRORS, StorageFault, StorageProxy
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def put(client, s3, content=b"hello", crc32=None):
     return client.put_object(Bucket=s3.bucket, Key="a", Body=content, ChecksumCRC32=crc32 or checksum)
 
 
-def test_without_faults_it_is_as_if_it_were_not_there(client, proxy, s3):
-    """Objects, objects in parts, and what is not there."""
+def test_without_faults_the_proxy_is_transparent(client, proxy, s3):
+    """For objects, multipart uploads and missing objects."""
     put(client, s3)
     upload = client.create_multipart_upload(Bucket=s3.bucket, Key="b")["UploadId"]
     named = {"Bucket": s3.bucket, "Key": "b", "UploadId": upload}
@@ -57,7 +57,7 @@ def test_without_faults_it_is_as_if_it_were_not_there(client, proxy, s3):
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (status, *_) in ERRORS.items() if status != 200])
-def test_an_error_is_told_in_s3s_words_and_nothing_is_carried_out(client, proxy, s3, kind):
+def test_an_injected_error_is_s3s_and_has_no_effect(client, proxy, s3, kind):
     proxy.inject(StorageFault(kind, nth=1))
     with pytest.raises(client.exceptions.ClientError, match=ERRORS[kind][1]):
         put(client, s3)
@@ -66,18 +66,18 @@ def test_an_error_is_told_in_s3s_words_and_nothing_is_carried_out(client, proxy,
     assert ["a"] == s3.stored_keys()
 
 
-def test_a_completion_may_fail_inside_a_200(client, proxy, s3):
+def test_a_completion_can_fail_inside_a_200(client, proxy, s3):
     upload = client.create_multipart_upload(Bucket=s3.bucket, Key="b")["UploadId"]
     named = {"Bucket": s3.bucket, "Key": "b", "UploadId": upload}
     part = client.upload_part(**named, PartNumber=1, Body=b"part")
     proxy.inject(StorageFault("error_in_200", "CompleteMultipartUpload"))
-    with pytest.raises(client.exceptions.ClientError, match=r"InternalError|Unknown"):  # as older botocores tell it
+    with pytest.raises(client.exceptions.ClientError, match=r"InternalError|Unknown"):
         client.complete_multipart_upload(**named, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
     assert [] == s3.stored_keys()
 
 
 @pytest.mark.parametrize(("kind", "stored"), [("reset", []), ("lost", ["a"])])
-def test_a_reset_carries_nothing_out_and_a_lost_answer_does(client, proxy, s3, kind, stored):
+def test_a_reset_has_no_effect_but_a_lost_response_has(client, proxy, s3, kind, stored):
     from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 
     proxy.inject(StorageFault(kind, "PutObject"))
@@ -87,14 +87,14 @@ def test_a_reset_carries_nothing_out_and_a_lost_answer_does(client, proxy, s3, k
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "wrong_crc32"])
-def test_bytes_that_do_not_fit_their_crc32_are_refused(client, proxy, s3, kind):
+def test_bytes_with_a_wrong_crc32_are_refused(client, proxy, s3, kind):
     proxy.inject(StorageFault(kind, first=1))
     with pytest.raises(client.exceptions.ClientError, match="BadDigest"):
         put(client, s3)
     assert [] == s3.stored_keys()
 
 
-def test_a_server_may_ignore_checksums(client, proxy, s3):
+def test_a_server_can_ignore_checksums(client, proxy, s3):
     proxy.inject(StorageFault("corrupt", first=1))
     proxy.ignores_checksums = True
 
@@ -102,7 +102,7 @@ def test_a_server_may_ignore_checksums(client, proxy, s3):
     assert s3.read("a") != b"hello"
 
 
-def test_it_says_what_is_about_to_happen(client, proxy, s3):
+def test_the_callback_runs_before_each_request(client, proxy, s3):
     seen = []
     proxy.before = lambda operation, path: seen.append((operation, path, s3.stored_keys()))
     put(client, s3)
@@ -110,6 +110,6 @@ def test_it_says_what_is_about_to_happen(client, proxy, s3):
     assert [("PutObject", f"/{s3.bucket}/a", [])] == seen
 
 
-def test_a_fault_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="there is no fault 'bad luck'"):
-        StorageFault("bad luck")
+def test_an_unknown_fault_is_refused():
+    with pytest.raises(ValueError, match="there is no fault 'unknown'"):
+        StorageFault("unknown")

@@ -26,7 +26,7 @@ from airflow_provider_sendgrid.files.range_reader import RangeReader
 from airflow_provider_sendgrid.files.source import ExportFiles, file_path
 from airflow_provider_sendgrid.stopping import StoppedError
 from tests.support.clock import FakeClock
-from tests.support.file_server import FileServer
+from tests.support.file_server import FileServer, redirecting
 from tests.support.network import Server, read_request, reset
 from tests.support.sendgrid_source import LIMITS, SendGrid
 from tests.support.short_lived_urls import fetch_over_short_lived_urls
@@ -270,7 +270,7 @@ def test_a_refusal_before_expiry_is_retryable(sendgrid, status):
     with sendgrid.download(export_id) as download, pytest.raises(ExportIncompleteError) as caught:
         RangeReader(download).open()
     assert LIMITS.attempts == download.connections
-    assert f"({status} InternalError: the emulator was told to fail) at its start (5 times)" in str(caught.value)
+    assert f"({status} InternalError: injected fault) at its start (5 times)" in str(caught.value)
     assert "VPC endpoint, a proxy, an allow list" in str(caught.value)
 
 
@@ -590,10 +590,7 @@ def test_attempts_are_limited_and_their_causes_listed(sendgrid):
         read(reader)
     message = str(caught.value)
     assert message.startswith(f"SendGrid export {export_id} file 1 of 1: failed after 6 attempts in a row")
-    assert (
-        f"the storage responded with 500 InternalError: the emulator was told to fail at 100000 of {len(stored)} bytes"
-        in message
-    )
+    assert f"the storage responded with 500 InternalError: injected fault at 100000 of {len(stored)} bytes" in message
     assert "refused the URL (403 AccessDenied: Request has expired)" in message
     assert "the connection ended early at 100007 of" in message
     assert "run the task again" in message
@@ -657,16 +654,6 @@ def test_a_stopped_download_ends_while_it_skips_bytes(sendgrid):
 
 
 # --- redirects
-
-
-def redirecting(*locations: str):
-    """Responses with redirects, one location after the other, then the file."""
-    left = list(locations)
-
-    def bend(status, headers):
-        return (302, {"Location": left.pop(0), "Content-Length": "0"}) if left else (status, headers)
-
-    return bend
 
 
 def test_redirects_are_followed_without_own_headers(session):

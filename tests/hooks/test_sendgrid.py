@@ -45,11 +45,11 @@ def family(request):
     return request.param
 
 
-# What it asks SendGrid
+# Requests
 
 
-def test_an_export_is_started_and_found_again(sendgrid_emulator, family):
-    """Its id leads to its status, its files and its count."""
+def test_an_export_is_started_and_read(sendgrid_emulator, family):
+    """By its id: status, files and count."""
     hook = SendGridHook(family=family)
 
     export_id = hook.start_export([sendgrid_emulator.list_id("Customers", family)])
@@ -59,7 +59,7 @@ def test_an_export_is_started_and_found_again(sendgrid_emulator, family):
     assert {EXPORTS[family]} == {request.path for request in sendgrid_emulator.requests("POST")}
 
 
-def test_an_export_without_lists_holds_every_contact(sendgrid_emulator, family):
+def test_an_export_without_lists_contains_all_contacts(sendgrid_emulator, family):
     hook = SendGridHook(family=family)
     everybody = sum(each.contacts for each in sendgrid_emulator.lists(family))
 
@@ -69,7 +69,7 @@ def test_an_export_without_lists_holds_every_contact(sendgrid_emulator, family):
 
 
 def test_segments_file_type_and_size_reach_sendgrid(sendgrid_emulator, family):
-    """Seen at the files: JSON of the segment's contacts."""
+    """The files hold JSON of the segment's contacts."""
     hook = SendGridHook(family=family)
     segment = sendgrid_emulator.segment_id("Customers in Germany", family)
 
@@ -79,15 +79,15 @@ def test_segments_file_type_and_size_reach_sendgrid(sendgrid_emulator, family):
     assert (120, True) == (file.rows, file.name.endswith(".json.gzip"))
 
 
-def test_ids_of_the_legacy_family_may_be_texts(sendgrid_emulator):
-    """Templates and mapped tasks bring numbers as texts."""
+def test_ids_of_the_legacy_family_may_be_strings(sendgrid_emulator):
+    """Templates and mapped tasks pass numbers as strings."""
     list_id = str(sendgrid_emulator.list_id("Customers", "legacy"))
     hook = SendGridHook(family="legacy")
 
     assert 500 == hook.get_export(hook.start_export([list_id])).contact_count
 
 
-def test_listings_hold_every_page(sendgrid_emulator, family):
+def test_listings_contain_every_page(sendgrid_emulator, family):
     sendgrid_emulator.configure(page_size=2)
     hook = SendGridHook(family=family)
     started = {hook.start_export([sendgrid_emulator.list_id("Customers", family)]) for _ in range(5)}
@@ -95,7 +95,7 @@ def test_listings_hold_every_page(sendgrid_emulator, family):
     assert started == {export.id for export in hook.list_exports()}
 
 
-def test_lists_segments_and_scopes_are_told(sendgrid_emulator, family):
+def test_lists_segments_and_scopes_are_returned(sendgrid_emulator, family):
     hook = SendGridHook(family=family)
 
     assert {each.name for each in sendgrid_emulator.lists(family)} == {item["name"] for item in hook.get_lists()}
@@ -104,7 +104,7 @@ def test_lists_segments_and_scopes_are_told(sendgrid_emulator, family):
 
 
 @pytest.mark.asyncio
-async def test_the_event_loop_gets_the_same_answers(sendgrid_emulator, family):
+async def test_async_methods_return_the_same_results(sendgrid_emulator, family):
     """aget_export and alist_exports are get_export and list_exports."""
     export_id = sendgrid_emulator.start_export(family=family)
     hook = SendGridHook(family=family)
@@ -116,7 +116,7 @@ async def test_the_event_loop_gets_the_same_answers(sendgrid_emulator, family):
     assert [export_id] == [item.id for item in listed]
 
 
-def test_the_subuser_of_the_connection_is_named_in_every_request(sendgrid_emulator, connect):
+def test_every_request_names_the_subuser_of_the_connection(sendgrid_emulator, connect):
     sendgrid_emulator.configure(subusers=("branch",))
     connect(sendgrid_emulator.url, sendgrid_emulator.api_key, on_behalf_of="branch")
 
@@ -125,8 +125,8 @@ def test_the_subuser_of_the_connection_is_named_in_every_request(sendgrid_emulat
     assert {"branch"} == {request.headers["on-behalf-of"] for request in sendgrid_emulator.requests()}
 
 
-def test_an_unknown_family_is_refused_before_anything_is_asked(sendgrid_emulator):
-    """The constructor takes it, for it may still be a template."""
+def test_an_unknown_family_is_refused_before_any_request(sendgrid_emulator):
+    """The constructor accepts it, because it may be a template."""
     hook = SendGridHook(family="{{ params.family }}")
 
     with pytest.raises(ValueError, match=r"family must be 'marketing' or 'legacy', not '\{\{ params.family \}\}'"):
@@ -135,21 +135,21 @@ def test_an_unknown_family_is_refused_before_anything_is_asked(sendgrid_emulator
 
 
 @pytest.mark.parametrize("value", [["marketing"], {"marketing": 1}, {"legacy"}, 1, None, "", b"legacy", True], ids=repr)
-def test_a_family_of_another_type_is_named_with_the_right_ones(sendgrid_emulator, value):
+def test_a_family_of_another_type_is_refused(sendgrid_emulator, value):
     with pytest.raises(ValueError, match=r"family must be 'marketing' or 'legacy', not "):
         SendGridHook(family=value).get_lists()
     assert 0 == sendgrid_emulator.count()
 
 
 @pytest.mark.parametrize("value", [["main"], {"a": 1}, None, "", "  ", "None", b"main", True], ids=repr)
-def test_a_connection_id_that_is_no_text_is_a_wrong_argument(sendgrid_emulator, value):
+def test_a_connection_id_that_is_not_a_string_is_refused(sendgrid_emulator, value):
     with pytest.raises(ValueError, match=r"sendgrid_conn_id must be the id of an Airflow connection"):
         SendGridHook(value).get_lists()
     assert 0 == sendgrid_emulator.count()
 
 
 @pytest.mark.parametrize("nothing", [[], (), set(), iter([])], ids=lambda each: type(each).__name__)
-def test_ids_that_are_passed_but_empty_do_not_mean_all_contacts(sendgrid_emulator, nothing):
+def test_empty_ids_do_not_export_all_contacts(sendgrid_emulator, nothing):
     with pytest.raises(ValueError, match=r"hold no id; nothing was exported"):
         SendGridHook().start_export(nothing)
     with pytest.raises(ValueError, match=r"hold no id; nothing was exported"):
@@ -158,8 +158,8 @@ def test_ids_that_are_passed_but_empty_do_not_mean_all_contacts(sendgrid_emulato
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_a_connection_that_does_not_exist_is_named_with_what_to_do():
-    """Not as Airflow's own exception: a sensor with soft_fail would be skipped on it. Another try may find it."""
+def test_a_missing_connection_is_named_with_the_next_step():
+    """It is not Airflow's own exception, on which a sensor with soft_fail would skip."""
     with pytest.raises(SendGridUnavailableError, match=r"no connection 'nowhere', or .*: add one of type 'sendgrid'"):
         SendGridHook("nowhere").get_scopes()
 
@@ -168,8 +168,8 @@ def test_a_connection_that_does_not_exist_is_named_with_what_to_do():
     "text", ['{"conn_type": "sendgrid", "password": "the-secret"', "sendgrid://:the-secret/x@host:abc/"]
 )
 @pytest.mark.usefixtures("airflow_database")
-def test_a_connection_that_cannot_be_parsed_is_a_wrong_setting(monkeypatch, text):
-    """Airflow logs why, and then knows no such connection."""
+def test_a_connection_that_cannot_be_parsed_is_a_value_error(monkeypatch, text):
+    """Airflow logs the error and then reports a missing connection."""
     monkeypatch.setenv("AIRFLOW_CONN_BROKEN", text)
     with pytest.raises(ValueError, match=r"'broken' cannot be parsed \(.*\)\. It must be a JSON object") as caught:
         SendGridHook("broken").get_scopes()
@@ -178,7 +178,7 @@ def test_a_connection_that_cannot_be_parsed_is_a_wrong_setting(monkeypatch, text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("throttled: the-secret"), OSError("the-secret")])
-def test_a_secrets_backend_that_raises_may_answer_another_time(monkeypatch, error):
+def test_an_error_of_the_secrets_backend_is_retryable(monkeypatch, error):
     def get_connection(_name):
         raise error
 
@@ -188,8 +188,8 @@ def test_a_secrets_backend_that_raises_may_answer_another_time(monkeypatch, erro
     assert "the-secret" not in str(caught.value)
 
 
-def test_no_text_of_a_test_holds_the_key(connect):
-    """A gateway may send it back, as a scope for example."""
+def test_the_test_buttons_message_does_not_contain_the_key(connect):
+    """A proxy may return it, for example as a scope."""
     key = "the-key-of-a-gateway-0123"
     body = json.dumps({"scopes": ["marketing.read", key]}).encode()
     with Server(answers=[response(body=body)]).running() as server:
@@ -200,11 +200,11 @@ def test_no_text_of_a_test_holds_the_key(connect):
 
 
 def test_the_constructor_reads_no_connection():
-    """DAG files may build hooks; there is no such connection."""
+    """DAG files may create hooks."""
     assert "nowhere" == SendGridHook("nowhere").sendgrid_conn_id
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -219,7 +219,7 @@ def test_the_constructor_reads_no_connection():
 )
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("no_waiting")
-async def test_each_refusal_is_an_error_of_its_own(sendgrid_emulator, status, error_class, is_async):
+async def test_each_status_raises_its_own_error_class(sendgrid_emulator, status, error_class, is_async):
     sendgrid_emulator.inject(Fault("status", status=status, message="as the test wants it"))
 
     with pytest.raises(error_class, match="as the test wants it") as caught:
@@ -232,7 +232,7 @@ async def test_each_refusal_is_an_error_of_its_own(sendgrid_emulator, status, er
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("no_waiting")
-async def test_a_passing_outage_is_waited_out(sendgrid_emulator, is_async):
+async def test_a_temporary_outage_is_retried(sendgrid_emulator, is_async):
     """429, 500 and a connection that breaks: the fourth try succeeds."""
     export_id = sendgrid_emulator.start_export()
     sendgrid_emulator.inject(
@@ -247,8 +247,8 @@ async def test_a_passing_outage_is_waited_out(sendgrid_emulator, is_async):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_a_start_whose_answer_was_lost_is_not_repeated(sendgrid_emulator):
-    """It may have been accepted; a second export would cost and confuse."""
+def test_a_start_with_a_lost_response_is_not_repeated(sendgrid_emulator):
+    """SendGrid may have accepted it."""
     sendgrid_emulator.inject(Fault("lost", method="POST"))
 
     with pytest.raises(SendGridUnavailableError) as caught:
@@ -259,7 +259,7 @@ def test_a_start_whose_answer_was_lost_is_not_repeated(sendgrid_emulator):
 
 
 @pytest.mark.parametrize("password", [None, "", "  ", "two words"])
-def test_a_connection_without_a_key_says_what_to_put_where(sendgrid_emulator, connect, password):
+def test_a_connection_without_a_key_names_the_setting(sendgrid_emulator, connect, password):
     connect(sendgrid_emulator.url, password)
 
     with pytest.raises(ValueError, match=r"(?=.*sendgrid_default)(?=.*API key)"):
@@ -270,18 +270,18 @@ def test_a_connection_without_a_key_says_what_to_put_where(sendgrid_emulator, co
 
 
 def test_the_key_goes_to_the_apis_host_only(sendgrid_emulator):
-    """get_conn is for users' own requests: to the API with the key, elsewhere without."""
+    """Requests with the session of get_conn send the key to the API only."""
     with SendGridHook().get_conn() as session:
-        answer = session.get(f"{sendgrid_emulator.url}/v3/scopes")
+        response = session.get(f"{sendgrid_emulator.url}/v3/scopes")
         session.get(f"{sendgrid_emulator.files_url}/sg-contact-exports/x")
 
-    assert 200 == answer.status_code
+    assert 200 == response.status_code
     assert 1 == sendgrid_emulator.count(listener="files")
     assert [] == sendgrid_emulator.leaks()
 
 
-def test_the_key_is_masked_in_logs_once_it_was_read(connect, airflow_version):
-    """As it is sent: Airflow masks the password as it was typed, with the blanks around it."""
+def test_the_key_is_masked_in_logs_after_it_was_read(connect, airflow_version):
+    """Without the blanks around it; Airflow masks only the password as it was entered."""
     key = "SG.copied-with-blanks.around-it-and-never-seen"
     connect("https://api.sendgrid.com", f"  {key}\n")
 
@@ -290,8 +290,8 @@ def test_the_key_is_masked_in_logs_once_it_was_read(connect, airflow_version):
     assert "the key is ***" == airflow_version.redact(f"the key is {key}")
 
 
-def test_no_error_tells_the_key(sendgrid_emulator, connect, output_of_all_logs):
-    """Not even one of which SendGrid repeats the key."""
+def test_no_error_contains_the_key(sendgrid_emulator, connect, output_of_all_logs):
+    """Not even if SendGrid's message repeats the key."""
     connect(sendgrid_emulator.url, WRONG_KEY)
     sendgrid_emulator.inject(Fault("status", status=401, message=f"unknown key {WRONG_KEY}"))
 
@@ -301,7 +301,7 @@ def test_no_error_tells_the_key(sendgrid_emulator, connect, output_of_all_logs):
     assert "never-seen-before" not in f"{caught.value!r} {caught.value} {output_of_all_logs()}"
 
 
-def test_switching_tls_verification_off_is_said_in_the_log(sendgrid_emulator, connect, output_of_all_logs):
+def test_disabled_tls_verification_logs_a_warning(sendgrid_emulator, connect, output_of_all_logs):
     connect(sendgrid_emulator.url, sendgrid_emulator.api_key, verify=False)
 
     assert SendGridHook().connection.verify is False
@@ -309,12 +309,12 @@ def test_switching_tls_verification_off_is_said_in_the_log(sendgrid_emulator, co
     assert "switches the verification of TLS certificates off" in output_of_all_logs()
 
 
-# Settings that are wrong
+# Wrong settings
 
 
 @pytest.fixture
 def connect_raw(monkeypatch):
-    """Set the connection `sendgrid_default` with extra as a text."""
+    """Set the connection `sendgrid_default` with extra as a string."""
 
     def to(extra, **fields):
         known = {"conn_type": "sendgrid", "password": "SG.key", "extra": extra, **fields}
@@ -342,7 +342,7 @@ WRONG_SETTINGS = [
 @pytest.mark.filterwarnings("ignore:Encountered")
 @pytest.mark.parametrize(("fields", "environ", "text"), WRONG_SETTINGS, ids=[each[2] for each in WRONG_SETTINGS])
 def test_a_wrong_setting_is_a_value_error_at_once(connect_raw, monkeypatch, fields, environ, text):
-    """In a worker, in a triggerer, and for the button: never after retries."""
+    """In a worker, in a triggerer, and for the "Test" button, without retries."""
     connect_raw(**fields)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -361,10 +361,10 @@ def test_extra_that_is_null_or_empty_is_absent(connect_raw):
         assert "https://api.sendgrid.com" == SendGridHook().connection.base_url
 
 
-# The button of the connection form
+# The "Test" button of the connection form
 
 
-def test_the_button_tells_what_the_key_may_export(sendgrid_emulator):
+def test_the_test_button_names_the_families_of_the_key(sendgrid_emulator):
     works, text = SendGridHook().test_connection()
 
     assert works
@@ -381,7 +381,7 @@ def test_the_button_tells_what_the_key_may_export(sendgrid_emulator):
         ("", (False, "has no API key")),
     ],
 )
-def test_the_button_tells_what_is_wrong_with_the_key(connect, key, expected):
+def test_the_test_button_names_the_fault_of_the_key(connect, key, expected):
     with Emulator(keys=[READS_LEGACY, READS_NOTHING]) as emulator:
         connect(emulator.url, key)
         works, text = SendGridHook().test_connection()
@@ -392,8 +392,8 @@ def test_the_button_tells_what_is_wrong_with_the_key(connect, key, expected):
 
 
 @pytest.mark.parametrize(("secret", "is_named"), [(READS_LEGACY.secret, True), (READS_MARKETING.secret, False)])
-def test_the_button_names_the_upgrade_of_legacy_accounts(connect, secret, is_named):
-    """A key may have the scope, and the account no exports."""
+def test_the_test_button_names_the_upgrade_of_legacy_accounts(connect, secret, is_named):
+    """A key may have the scope although the account has no exports."""
     with Emulator(keys=[READS_LEGACY, READS_MARKETING]) as emulator:
         connect(emulator.url, secret)
         works, text = SendGridHook().test_connection()
@@ -404,8 +404,8 @@ def test_the_button_names_the_upgrade_of_legacy_accounts(connect, secret, is_nam
 
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_export_is_not_empty_before_it_says_so_twice(sendgrid_emulator, family):
-    """Its count and its files may be filled in a moment after its status."""
+def test_an_export_is_empty_only_after_two_responses(sendgrid_emulator, family):
+    """SendGrid may add count and files a moment after the status."""
     export_id = sendgrid_emulator.start_export(family=family)
     sendgrid_emulator.inject(Fault("unfilled", first=1))
     export = SendGridHook(family=family).get_export(export_id)
@@ -421,7 +421,7 @@ def test_segments_of_both_apis_are_found_by_name(sendgrid_emulator):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_the_button_answers_where_nobody_listens(connect):
+def test_the_test_button_reports_a_refused_connection(connect):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     connect(f"http://127.0.0.1:{port}", WRONG_KEY)
@@ -433,7 +433,7 @@ def test_the_button_answers_where_nobody_listens(connect):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_the_button_answers_where_something_else_listens(sendgrid_emulator):
+def test_the_test_button_reports_another_server(sendgrid_emulator):
     sendgrid_emulator.inject(Fault("html"))
 
     works, text = SendGridHook().test_connection()
@@ -443,7 +443,7 @@ def test_the_button_answers_where_something_else_listens(sendgrid_emulator):
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_the_button_answers_without_a_connection():
+def test_the_test_button_reports_a_missing_connection():
     works, text = SendGridHook().test_connection()
 
     assert works is False
@@ -451,15 +451,15 @@ def test_the_button_answers_without_a_connection():
 
 
 @pytest.mark.usefixtures("sendgrid_emulator")
-def test_every_error_is_one_of_the_tree():
-    """Users name SendGridError in retry policies and catch all that SendGrid does."""
+def test_every_error_is_a_sendgrid_error():
+    """Users catch SendGridError in retry policies."""
     with pytest.raises(SendGridError):
         SendGridHook().start_export(["no-such-list"])
 
 
 @pytest.mark.asyncio
-async def test_those_who_wait_on_one_connection_share_a_watch(sendgrid_emulator, monkeypatch):
-    """Nothing is shared between connections, even those with the same key, between families, or with a former key."""
+async def test_waits_on_one_connection_share_a_poller(sendgrid_emulator, monkeypatch):
+    """No poller is shared between connections, even with the same key, between families, or after a change."""
     monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", sendgrid_emulator.connection_json())
     async with AsyncExitStack() as stack:
 

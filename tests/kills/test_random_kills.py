@@ -1,6 +1,6 @@
-"""Worker, triggerer and scheduler are killed at random moments; after each restart everything ends right.
+"""Kills worker, triggerer and scheduler at random moments; every pipeline must succeed nevertheless.
 
-The moments are those of a seed (`KILLS_SEED`), which is printed.
+The seed (`KILLS_SEED`) is printed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_sendgrid.emulator import Emulator, Settings
 from dev.demo.delivery import Delivery
-from tests.e2e.on_airflow import airflow_with, connection_to, version
+from tests.support.local_airflow import airflow_with, connection_to, version
 
 pytestmark = pytest.mark.skipif(
     version() == (3, 0), reason="Airflow 3.0 fails a killed task whatever its retries: see test_killed_workers"
@@ -70,8 +70,8 @@ with DAG(
 
     pipeline.expand(list_ids=lists())
 """
-# A process that died is missed soon, and its work begun anew.
-SOON = {
+# Airflow detects a killed process and repeats its work within seconds.
+FAST_DETECTION = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
@@ -87,45 +87,45 @@ SOON = {
 
 @dataclass
 class Killer:
-    """Kills one process after another, at moments of its seed."""
+    """Kills one process after another, at random moments."""
 
     airflow: object
     run_id: str
-    chance: random.Random
+    rng: random.Random
     killed: list[str] = field(default_factory=list)
-    strikes: int = -1
+    attempts: int = -1
 
     def is_over(self) -> bool:
         return self.airflow.api.run_state(DAG_ID, self.run_id) in ("success", "failed")
 
-    def strike(self) -> None:
-        """One of the three, in turn."""
-        self.strikes += 1
-        kind = ("worker", "triggerer", "scheduler")[self.strikes % 3]
+    def kill_next(self) -> None:
+        """Kill a worker, the triggerer or the scheduler, in turn."""
+        self.attempts += 1
+        kind = ("worker", "triggerer", "scheduler")[self.attempts % 3]
         if kind == "worker":
             if self._kill_a_worker():
                 self.killed.append(kind)
             return
-        part = self.airflow.parts[kind]
-        part.kill()
-        time.sleep(self.chance.uniform(0.0, 3.0))
-        part.start()
+        component = self.airflow.components[kind]
+        component.kill()
+        time.sleep(self.rng.uniform(0.0, 3.0))
+        component.start()
         self.killed.append(kind)
 
     def _kill_a_worker(self) -> bool:
-        """The process in which one task's operator runs, with no word to the one that watches over it."""
-        scheduler = psutil.Process(self.airflow.parts["scheduler"].running.pid)
+        """Kill the process of a task, but not its supervisor."""
+        scheduler = psutil.Process(self.airflow.components["scheduler"].running.pid)
         deadline = time.monotonic() + 30
-        while not (tasks := sorted(tasks_below(scheduler), key=lambda each: each.pid)):
+        while not (tasks := sorted(task_processes(scheduler), key=lambda each: each.pid)):
             if time.monotonic() > deadline or self.is_over():
                 return False
             time.sleep(0.1)
-        self.chance.choice(tasks).kill()
+        self.rng.choice(tasks).kill()
         return True
 
 
-def tasks_below(scheduler: psutil.Process) -> list[psutil.Process]:
-    """The last of each line below the executor's workers, which are the scheduler's children."""
+def task_processes(scheduler: psutil.Process) -> list[psutil.Process]:
+    """The innermost processes below the executor's workers, which are the scheduler's children."""
     found = []
     for worker in scheduler.children():
         try:
@@ -136,7 +136,7 @@ def tasks_below(scheduler: psutil.Process) -> list[psutil.Process]:
 
 
 @dataclass(frozen=True)
-class Survived:
+class KilledRun:
     airflow: object
     sendgrid: Emulator
     s3: object
@@ -146,58 +146,58 @@ class Survived:
 
 
 @pytest.fixture(scope="module")
-def survived():
-    chance = random.Random(SEED)
+def killed_run():
+    rng = random.Random(SEED)
     settings = Settings(ready_after=20, encoding="plain", bytes_per_second=1_500_000)
     with (
         Emulator(settings, populate=False) as sendgrid,
-        airflow_with("kills", {"killed.py": DAG}, SOON) as (airflow, s3),
+        airflow_with("kills", {"killed.py": DAG}, FAST_DETECTION) as (airflow, s3),
     ):
         airflow.api.store_connection("sendgrid_default", connection_to(sendgrid))
         lists = [sendgrid.add_list(f"List {number}", contacts=CONTACTS + number) for number in range(PIPELINES)]
         run_id = airflow.trigger(DAG_ID, {"lists": [[each] for each in lists]})
-        killer = Killer(airflow, run_id, chance)
+        killer = Killer(airflow, run_id, rng)
         deadline = time.monotonic() + 400
         while len(killer.killed) < KILLS and time.monotonic() < deadline and not killer.is_over():
-            time.sleep(chance.uniform(2.0, 12.0))
-            killer.strike()
+            time.sleep(rng.uniform(2.0, 12.0))
+            killer.kill_next()
         airflow.wait_until_healthy()
         state = airflow.wait_for_run(DAG_ID, run_id, seconds=900)
         print(f"KILLS_SEED={SEED}: {len(killer.killed)} kills: {', '.join(killer.killed)}")
-        assert "success" == state, airflow.account_of(DAG_ID, run_id)
-        yield Survived(airflow, sendgrid, s3, run_id, lists, killer.killed)
+        assert "success" == state, airflow.describe_run(DAG_ID, run_id)
+        yield KilledRun(airflow, sendgrid, s3, run_id, lists, killer.killed)
 
 
-def test_each_kind_was_killed(survived):
-    assert {"worker", "triggerer", "scheduler"} == set(survived.killed)
+def test_every_kind_of_process_was_killed(killed_run):
+    assert {"worker", "triggerer", "scheduler"} == set(killed_run.killed)
 
 
-def test_every_list_was_exported_once(survived):
-    """And the export is the one that the tasks that follow learnt of."""
-    begun = survived.sendgrid._backend.account.exports()
-    for index, list_id in enumerate(survived.lists):
-        ids = [each.id for each in begun if [chosen.id for chosen in each.audiences] == [list_id]]
-        assert [survived.airflow.api.xcom(DAG_ID, survived.run_id, "pipeline.start", index)] == ids
+def test_every_list_was_exported_once(killed_run):
+    """Its id is that of the XCom."""
+    started = killed_run.sendgrid._backend.account.exports()
+    for index, list_id in enumerate(killed_run.lists):
+        ids = [each.id for each in started if [chosen.id for chosen in each.audiences] == [list_id]]
+        assert [killed_run.airflow.api.xcom(DAG_ID, killed_run.run_id, "pipeline.start", index)] == ids
 
 
-def test_every_byte_arrived_once_and_nothing_is_left_behind(survived):
-    client, sizes = survived.s3.client(), survived.s3.sizes("killed/")
+def test_every_file_is_delivered_once_without_leftovers(killed_run):
+    client, sizes = killed_run.s3.client(), killed_run.s3.sizes("killed/")
     named = set()
     for index in range(PIPELINES):
-        export_id = survived.airflow.api.xcom(DAG_ID, survived.run_id, "pipeline.start", index)
-        uris = survived.airflow.api.xcom(DAG_ID, survived.run_id, "pipeline.store", index)
-        delivery = Delivery(survived.s3, uris)
-        truth = [file.read() for file in survived.sendgrid.export_files(export_id)]
-        stored = [survived.s3.open(uri.removeprefix("s3://lake/")).read() for uri in uris]
-        assert truth == stored
+        export_id = killed_run.airflow.api.xcom(DAG_ID, killed_run.run_id, "pipeline.start", index)
+        uris = killed_run.airflow.api.xcom(DAG_ID, killed_run.run_id, "pipeline.store", index)
+        delivery = Delivery(killed_run.s3, uris)
+        expected = [file.read() for file in killed_run.sendgrid.export_files(export_id)]
+        stored = [killed_run.s3.open(uri.removeprefix("s3://lake/")).read() for uri in uris]
+        assert expected == stored
         assert CONTACTS + index == delivery.contacts() == delivery.manifest()["meta"]["record_count"]
         named |= {uri.removeprefix("s3://lake/") for uri in uris} | {f"killed/{index}/_manifest.json"}
     assert named == set(sizes)
     assert [] == client.list_multipart_uploads(Bucket="lake").get("Uploads", [])
 
 
-def test_every_task_ended_well(survived):
-    tasks = survived.airflow.api.task_instances(DAG_ID, survived.run_id)
+def test_every_task_succeeded(killed_run):
+    tasks = killed_run.airflow.api.task_instances(DAG_ID, killed_run.run_id)
     assert {"success"} == {task.state for task in tasks}
     tries = sorted((task.try_number for task in tasks), reverse=True)
     print(f"tries of the tasks: {tries}")

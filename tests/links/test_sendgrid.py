@@ -1,4 +1,4 @@
-"""The links beside a task: where they lead, when they are there, and that they never get in the way."""
+"""The links beside a task: their addresses, when they are pushed, and that they never fail a task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from airflow_provider_sendgrid._compat import AirflowFailException
 from airflow_provider_sendgrid.emulator import Fault
+from airflow_provider_sendgrid.links import sendgrid as links
 from airflow_provider_sendgrid.links.sendgrid import DeliveredObjectsLink, SendGridExportsLink, console_url
 from airflow_provider_sendgrid.operators.sendgrid import SendGridExportContactsOperator
 from airflow_provider_sendgrid.provider_info import get_provider_info
@@ -19,28 +20,41 @@ AMAZON = "https://s3.eu-west-1.amazonaws.com"
 
 
 class Instance:
-    """Keeps the XComs that are pushed."""
+    """A task instance that keeps the XComs that are pushed."""
 
     def __init__(self):
         self.task_id, self.map_index, self.try_number = "task", -1, 1
-        self.kept = {}
+        self.run_id, self.dag_id = "run", "dag"
+        self.xcoms = {}
 
     def xcom_push(self, key, value):
-        self.kept[key] = value
+        self.xcoms[key] = value
 
     def xcom_pull(self, **_):
         return []
 
 
 @pytest.fixture
-def instance():
-    return Instance()
+def instance(monkeypatch):
+    instance = Instance()
+    monkeypatch.setattr(links, "read_xcom", lambda ti_key, key: ti_key.xcoms.get(key))
+    return instance
 
 
 @pytest.fixture
-def context(instance):
-    dag_run = SimpleNamespace(start_date=None)
-    return {"ti": instance, "dag": SimpleNamespace(tasks=[]), "dag_run": dag_run}
+def run(instance):
+    """Run an operator, then push its links as Airflow 3 does when a task ends."""
+
+    def execute(operator):
+        dag_run = SimpleNamespace(start_date=None)
+        context = {"ti": instance, "task": operator, "dag": SimpleNamespace(tasks=[]), "dag_run": dag_run}
+        try:
+            operator.execute(context)
+        finally:
+            for link in operator.operator_extra_links:
+                instance.xcom_push(link.xcom_key, link.get_link(operator=operator, ti_key=instance))
+
+    return execute
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,7 @@ def context(instance):
         ("gs://conn@lake/a/", None, "https://console.cloud.google.com/storage/browser/lake/a/"),
     ],
 )
-def test_objects_are_shown_by_the_console_of_their_cloud(uri, endpoint, expected):
+def test_objects_link_to_the_console_of_their_cloud(uri, endpoint, expected):
     assert expected == console_url(uri, endpoint)
 
 
@@ -78,79 +92,125 @@ def test_objects_are_shown_by_the_console_of_their_cloud(uri, endpoint, expected
         ("abfs://container/a/", None),
     ],
 )
-def test_no_console_is_made_up(uri, endpoint):
-    """What is not Amazon's is in no console of Amazon's; Azure's and a file's place have no such page."""
+def test_other_storage_has_no_console_page(uri, endpoint):
+    """Other S3 servers are not in Amazon's console; Azure containers and files have no such page."""
     assert "" == console_url(uri, endpoint)
 
 
-def test_a_start_leads_to_the_exports_even_where_it_fails(sendgrid_emulator, context, instance):
+def test_a_failed_start_task_links_to_the_exports(sendgrid_emulator, run, instance):
     sendgrid_emulator.inject(Fault("status", method="POST", status=401))
 
     with pytest.raises(AirflowFailException):
-        SendGridExportContactsOperator(task_id="start").execute(context)
+        run(SendGridExportContactsOperator(task_id="start"))
 
-    assert MARKETING == instance.kept["sendgrid_exports_link"]
+    assert MARKETING == instance.xcoms["sendgrid_exports_link"]
 
 
-def test_a_wait_leads_to_the_exports_of_its_family(sendgrid_emulator, context, instance):
+def test_a_sensor_links_to_the_exports_of_its_family(sendgrid_emulator, run, instance):
     listed = sendgrid_emulator.add_list("Some", family="legacy")
     export_id = sendgrid_emulator.start_export([listed], family="legacy")
 
-    SendGridExportSensor(task_id="wait", export_id=export_id, family="legacy").execute(context)
+    run(SendGridExportSensor(task_id="wait", export_id=export_id, family="legacy"))
 
-    assert {"sendgrid_exports_link": "https://sendgrid.com/marketing_campaigns/ui/contacts"} == instance.kept
+    assert {"sendgrid_exports_link": "https://sendgrid.com/marketing_campaigns/ui/contacts"} == instance.xcoms
 
 
-def test_a_delivery_to_amazon_leads_to_its_objects(sendgrid_emulator, s3, context, instance, monkeypatch):
-    """Known before the first byte; the endpoint alone is played here."""
+@pytest.fixture
+def transfer(sendgrid_emulator, s3):
+    """A transfer of an export to the test's bucket."""
     export_id = sendgrid_emulator.start_export([sendgrid_emulator.add_list("Some")])
-    operator = SendGridToS3Operator(task_id="store", export_id=export_id, s3_key_prefix=f"s3://{s3.bucket}/a/")
-    into_s3 = operator._storage
+    return SendGridToS3Operator(task_id="store", export_id=export_id, s3_key_prefix=f"s3://{s3.bucket}/a/")
 
-    def into_amazon():
-        storage = into_s3()
-        operator._endpoint_url = AMAZON
+
+def test_a_transfer_to_amazon_links_to_its_objects(transfer, s3, run, instance, monkeypatch):
+    """The server is the test's; only the endpoint is Amazon's."""
+    storage_of = transfer._storage
+
+    def storage_with_amazons_endpoint():
+        storage = storage_of()
+        transfer._endpoint_url = AMAZON
         return storage
 
-    monkeypatch.setattr(operator, "_storage", into_amazon)
+    monkeypatch.setattr(transfer, "_storage", storage_with_amazons_endpoint)
 
-    operator.execute(context)
+    run(transfer)
 
-    assert (
-        f"https://console.aws.amazon.com/s3/buckets/{s3.bucket}?prefix=a%2F"
-        == (instance.kept["sendgrid_delivered_objects_link"])
-    )
-    assert MARKETING == instance.kept["sendgrid_exports_link"]
+    console = f"https://console.aws.amazon.com/s3/buckets/{s3.bucket}?prefix=a%2F"
+    assert {"sendgrid_exports_link": MARKETING, "sendgrid_delivered_objects_link": console} == instance.xcoms
 
 
-def test_a_delivery_elsewhere_leads_to_no_console_of_amazons(sendgrid_emulator, s3, context, instance):
-    """That is said: an address that is missing would stand in the task's log as an error."""
-    export_id = sendgrid_emulator.start_export([sendgrid_emulator.add_list("Some")])
+def test_a_transfer_to_another_s3_server_pushes_no_objects_link(transfer, run, instance):
+    run(transfer)
 
-    SendGridToS3Operator(task_id="store", export_id=export_id, s3_key_prefix=f"s3://{s3.bucket}/a/").execute(context)
-
-    assert {"sendgrid_exports_link": MARKETING, "sendgrid_delivered_objects_link": ""} == instance.kept
+    assert {"sendgrid_exports_link": MARKETING} == instance.xcoms
 
 
-def test_a_task_that_pushes_no_xcoms_leaves_none(context, instance):
-    context["task"] = SimpleNamespace(do_xcom_push=False)
+def test_a_transfer_with_a_wrong_argument_pushes_no_objects_link(transfer, run, instance):
+    transfer.export_id = "None"
 
-    SendGridExportsLink.keep_for(context, "marketing")
+    with pytest.raises(AirflowFailException):
+        run(transfer)
 
-    assert {} == instance.kept
+    assert {"sendgrid_exports_link": MARKETING} == instance.xcoms
 
 
-def test_neither_an_xcom_that_cannot_be_pushed_nor_one_that_cannot_be_read_fails_a_task(context, instance):
+@pytest.mark.parametrize("operator_class", [SendGridExportContactsOperator, SendGridExportSensor, SendGridToS3Operator])
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_a_task_with_an_unknown_family_pushes_no_link(operator_class, run, instance):
+    arguments = {
+        SendGridExportContactsOperator: {},
+        SendGridExportSensor: {"export_id": "6f"},
+        SendGridToS3Operator: {"export_id": "6f", "s3_key_prefix": "s3://lake/a/"},
+    }
+    operator = operator_class(task_id="task", family="other", **arguments[operator_class])
+
+    with pytest.raises(AirflowFailException):
+        run(operator)
+
+    assert {} == instance.xcoms
+
+
+def test_a_task_without_xcoms_pushes_no_link(sendgrid_emulator, run, instance):
+    export_id = sendgrid_emulator.start_export()
+
+    run(SendGridExportSensor(task_id="wait", export_id=export_id, do_xcom_push=False))
+
+    assert {} == instance.xcoms
+
+
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_a_sensor_without_xcoms_pushes_no_link_after_a_deferral(instance):
+    """It resumes in a new process."""
+    sensor = SendGridExportSensor(task_id="wait", export_id="6f", deferrable=True, do_xcom_push=False)
+    event = {"outcome": "ready", "export": {"id": "6f"}}
+
+    sensor.resume_execution("execute_complete", {"event": event}, {"ti": instance, "task": sensor})
+
+    assert () == sensor.operator_extra_links
+    assert {} == instance.xcoms
+
+
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_a_link_of_one_task_is_not_removed_from_another(run):
+    """The links of the class stay, which the DAG shows."""
+    with pytest.raises(AirflowFailException):
+        run(SendGridExportContactsOperator(task_id="task", family="other"))
+
+    assert 1 == len(SendGridExportContactsOperator.operator_extra_links)
+
+
+def test_an_xcom_that_fails_does_not_fail_the_task(instance, monkeypatch):
+    monkeypatch.setattr(links, "read_xcom", None)
     instance.xcom_push = None
 
-    SendGridExportsLink.keep_for(context, "marketing")
+    SendGridExportsLink.keep_for({"ti": instance}, "marketing")
 
     assert "" == SendGridExportsLink().get_link(None, ti_key=None)
 
 
-def test_airflow_knows_every_link_and_every_key_is_another():
-    """Airflow 2 refuses a DAG whose links it does not know."""
-    links = [SendGridExportsLink, DeliveredObjectsLink]
+def test_all_links_are_registered_with_different_keys():
+    """Airflow 2 refuses a DAG whose links are not in the provider's metadata."""
+    classes = [SendGridExportsLink, DeliveredObjectsLink]
 
-    assert [f"{link.__module__}.{link.__qualname__}" for link in links] == get_provider_info()["extra-links"]
-    assert 2 == len({link.xcom_key for link in links}) == len({link.name for link in links})
+    assert [f"{link.__module__}.{link.__qualname__}" for link in classes] == get_provider_info()["extra-links"]
+    assert 2 == len({link.xcom_key for link in classes}) == len({link.name for link in classes})

@@ -1,4 +1,4 @@
-"""A task that Airflow ends stops at once: Airflow 3 sends SIGTERM, calls `on_kill`, and kills the process 5 s later."""
+"""A killed task stops at once: Airflow 3 sends SIGTERM, calls `on_kill`, and kills the process 5 s later."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OPERATORS = [
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.task_id)
-def test_a_killed_task_stops_what_it_waits_for(operator):
+def test_a_killed_task_stops_waiting(operator):
     task = copy.deepcopy(operator)  # as Airflow copies it before it runs
     task.on_kill()
     with pytest.raises(StoppedError):
         task._stop.wait(60)
 
 
-def test_a_sensor_that_is_killed_between_two_polls_ends_at_once():
+def test_a_sensor_killed_between_two_polls_ends_at_once():
     sensor = SendGridExportSensor(task_id="wait", export_id="6f", mode="poke", poke_interval=60, timeout=3600)
     killer = threading.Timer(0.2, sensor.on_kill)
     killer.start()

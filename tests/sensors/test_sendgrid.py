@@ -1,14 +1,11 @@
-"""The sensor: whatever the mode, the same outcome."""
+"""The sensor: the outcome is the same in every mode."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from importlib import import_module
 
 import pytest
 
@@ -18,71 +15,11 @@ from airflow_provider_sendgrid.exceptions import SendGridAuthError, SendGridErro
 from airflow_provider_sendgrid.exports import protocol
 from airflow_provider_sendgrid.exports.connection import SendGridConnection
 from airflow_provider_sendgrid.sensors.sendgrid import SendGridExportSensor
+from tests.support.sensor_run import SensorRun
 
 pytestmark = pytest.mark.usefixtures("no_shortest_wait")
 WRONG_KEY = "SG.wrong-wrong-wrong-wrong.never-seen-before"
 STATUS = "/v3/marketing/contacts/exports/"
-
-
-class Wait:
-    """One sensor, run as Airflow runs it in a mode: until it ends, over every detour."""
-
-    def __init__(self, mode, airflow_version, **arguments):
-        self.mode = mode
-        self.airflow_version = airflow_version
-        self.arguments = arguments
-        self.between = lambda: None
-        self.detours = 0
-        self.told = []
-
-    def run(self):
-        return getattr(self, f"_{self.mode}")()
-
-    def sensor(self):
-        mode = "reschedule" if self.mode == "reschedule" else "poke"
-        times = {"poke_interval": 0.01, "timeout": 60}
-        deferrable = self.mode == "deferrable"
-        return SendGridExportSensor(
-            task_id="wait", **{"mode": mode, "deferrable": deferrable, **times, **self.arguments}
-        )
-
-    def _poke(self):
-        return self.sensor().execute({})
-
-    def _reschedule(self):
-        """Every try is a sensor of its own, in a worker of its own."""
-        began_at, now = None, datetime.now(timezone.utc)
-        while True:
-            try:
-                return self.sensor().execute(self.airflow_version.reschedule_context(began_at))
-            except self.airflow_version.exceptions().AirflowRescheduleException:
-                self.detours += 1
-                began_at = now
-
-    def _deferrable(self):
-        try:
-            return self.sensor().execute({})
-        except self.airflow_version.exceptions().TaskDeferred as caught:
-            deferred = caught
-        self.detours += 1
-        self.between()
-        path, arguments = deferred.trigger.serialize()
-        arguments = json.loads(json.dumps(arguments))
-        module, _, name = path.rpartition(".")
-        event = json.loads(json.dumps(event_of(getattr(import_module(module), name)(**arguments))))
-        self.told = [arguments, event]
-        return self.sensor().resume_execution(deferred.method_name, {"event": event}, {})
-
-
-def event_of(trigger):
-    """The only event it fires, on a loop of its own: asyncio.run would take away pytest's."""
-
-    async def only_event():
-        [event] = [event async for event in trigger.run()]
-        return event.payload
-
-    with closing(asyncio.new_event_loop()) as loop:
-        return loop.run_until_complete(only_event())
 
 
 @pytest.fixture(params=["poke", "reschedule", "deferrable"])
@@ -95,13 +32,13 @@ def wait_in(airflow_version, request):
     def make(mode, **arguments):
         if mode == "reschedule" and airflow_version.number < (3, 0):
             request.getfixturevalue("airflow_database")
-        return Wait(mode, airflow_version, **arguments)
+        return SensorRun(mode, airflow_version, **arguments)
 
     return make
 
 
 def chain(error):
-    """What a task's log shows of an error: its text and those of its causes."""
+    """The messages of an error and its causes, as in a task's log."""
     texts = []
     while error is not None:
         texts.append(str(error))
@@ -109,7 +46,7 @@ def chain(error):
     return "\n".join(texts)
 
 
-# The table: what SendGrid says, and what comes of it without and with soft_fail.
+# By status: the outcome without and with soft_fail.
 
 READY = {"status": "ready", "contact_count": 10, "file_count": 1}
 OUTCOMES = {
@@ -130,11 +67,11 @@ LISTS = {
 }
 
 
-# How long after the task the triggerer looks.
+# Time between the task's poll and the triggerer's.
 BETWEEN_SECONDS = {"expired": 24 * 3600}
 MODES = ("poke", "reschedule", "deferrable")
 TABLE = [(mode, said) for mode in MODES for said in OUTCOMES]
-TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in ("timeout", "unknown status")]
+TABLE += [("deferrable at first poll", said) for said in OUTCOMES if said not in ("timeout", "unknown status")]
 
 
 @pytest.mark.parametrize("soft_fail", [False, True])
@@ -142,14 +79,14 @@ TABLE += [("deferrable at first look", said) for said in OUTCOMES if said not in
 def test_the_outcome_is_the_same_in_every_mode(
     ticking_emulator, ticking_clock, monkeypatch, output_of_all_logs, wait_in, how, said, soft_fail
 ):
-    """A failed export is not tried again, soft_fail skips what is over, and never hides a refused key."""
+    """A failed export is not retried. soft_fail skips failed exports and timeouts, but not a refused key."""
     mode = how.partition(" ")[0]
-    at_first_look = how == "deferrable at first look"
+    at_first_poll = how == "deferrable at first poll"
     traits = dict(LISTS[said])
-    if at_first_look or mode != "deferrable":
+    if at_first_poll or mode != "deferrable":
         traits["ready_after"] = 0
     elif said == "expired":
-        traits["outcome"] = "ready"  # pending when the task looked, and gone before the triggerer did, a day later
+        traits["outcome"] = "ready"  # pending at the task's poll, expired at the triggerer's, a day later
     export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
     wait = wait_in(mode, export_id=export_id, soft_fail=soft_fail)
     wait.between = partial(ticking_clock.advance, BETWEEN_SECONDS.get(said, 0))
@@ -160,7 +97,7 @@ def test_the_outcome_is_the_same_in_every_mode(
         connection = {"conn_type": "sendgrid", "host": ticking_emulator.url, "password": WRONG_KEY}
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", json.dumps(connection))
 
-    if said == "401" and mode == "deferrable" and not at_first_look:
+    if said == "401" and mode == "deferrable" and not at_first_poll:
         wait.between = break_key
     elif said == "401":
         break_key()
@@ -178,18 +115,18 @@ def test_the_outcome_is_the_same_in_every_mode(
         assert error_class is type(caught.value)
         assert text in chain(caught.value)
 
-    assert (mode == "deferrable" and not at_first_look) == (wait.detours == 1)
-    logged = output_of_all_logs() + json.dumps(wait.told)
+    assert (mode == "deferrable" and not at_first_poll) == (wait.detours == 1)
+    logged = output_of_all_logs() + json.dumps(wait.logged_values)
     for secret in (ticking_emulator.api_key, WRONG_KEY, "X-Amz", ticking_emulator.files_url):
         assert secret not in logged
-    assert "http" not in json.dumps(wait.told)
+    assert "http" not in json.dumps(wait.logged_values)
 
 
-# The way there
+# Waiting
 
 
 def test_a_pending_export_is_waited_for(ticking_emulator, wait_in, mode):
-    """Once around in each mode: slept, rescheduled or deferred."""
+    """Each mode waits once: by sleep, reschedule or deferral."""
     wait = wait_in(mode, export_id=ticking_emulator.start_export())
 
     assert "ready" == wait.run()["status"]
@@ -206,7 +143,7 @@ def test_every_poll_logs_state_time_waited_and_next_poll(ticking_emulator, outpu
 
 
 def test_a_timeout_names_export_status_and_limit(sendgrid_emulator, wait_in, mode):
-    """And says nothing about time that is not so."""
+    """The message holds the status at the last poll."""
     slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
     export_id = sendgrid_emulator.start_export([slow])
 
@@ -217,8 +154,8 @@ def test_a_timeout_names_export_status_and_limit(sendgrid_emulator, wait_in, mod
     assert "'pending'" in str(caught.value)
 
 
-def test_a_poking_sensors_timeout_does_not_tell_a_wrong_time(sendgrid_emulator, wait_in):
-    """The look that ended it began just now; the wait did not."""
+def test_a_timeout_while_poking_names_no_wrong_duration(sendgrid_emulator, wait_in):
+    """The last poll began 0 s before the timeout, the wait did not."""
     slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
 
     with pytest.raises(AirflowSensorTimeout) as caught:
@@ -228,16 +165,16 @@ def test_a_poking_sensors_timeout_does_not_tell_a_wrong_time(sendgrid_emulator, 
     assert "after 0 s" not in str(caught.value)
 
 
-def test_the_first_look_of_a_deferrable_sensor_may_be_the_last(sendgrid_emulator, wait_in):
-    """An export that is ready costs no detour through the triggerer."""
+def test_a_deferrable_sensor_does_not_defer_a_ready_export(sendgrid_emulator, wait_in):
+    """A ready export needs no triggerer."""
     wait = wait_in("deferrable", export_id=sendgrid_emulator.start_export())
 
     assert "ready" == wait.run()["status"]
     assert (0, 1) == (wait.detours, sendgrid_emulator.count("GET", STATUS))
 
 
-def test_the_triggers_end_is_the_sensors_timeout(ticking_emulator, airflow_version):
-    """Absolute, so that a triggerer that starts anew does not move it."""
+def test_the_triggers_end_time_is_the_sensors_deadline(ticking_emulator, airflow_version):
+    """It is absolute, so that a restart of the triggerer does not move it."""
     sensor = SendGridExportSensor(
         task_id="wait", export_id=ticking_emulator.start_export(), deferrable=True, timeout=7200, poke_interval=45
     )
@@ -254,7 +191,7 @@ def test_the_triggers_end_is_the_sensors_timeout(ticking_emulator, airflow_versi
 
 
 @pytest.mark.parametrize("family", ["marketing", "legacy"])
-def test_both_families_are_waited_for(sendgrid_emulator, wait_in, mode, family):
+def test_it_waits_for_exports_of_both_families(sendgrid_emulator, wait_in, mode, family):
     export_id = sendgrid_emulator.start_export(family=family)
 
     summary = wait_in(mode, export_id=export_id, family=family).run()
@@ -271,7 +208,7 @@ def test_an_empty_export_is_ready(sendgrid_emulator, wait_in, mode):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_an_outage_ends_a_wait_at_its_timeout_with_the_reason(sendgrid_emulator, wait_in, mode):
+def test_a_timeout_during_an_outage_names_the_outage(sendgrid_emulator, wait_in, mode):
     export_id = sendgrid_emulator.start_export()
     sendgrid_emulator.inject(Fault("status", method="GET", status=503))
 
@@ -280,7 +217,7 @@ def test_an_outage_ends_a_wait_at_its_timeout_with_the_reason(sendgrid_emulator,
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_a_wait_goes_on_after_an_outage(ticking_emulator, wait_in, mode):
+def test_a_wait_continues_after_an_outage(ticking_emulator, wait_in, mode):
     """Each poll makes 3 tries, so the first two polls fail."""
     export_id = ticking_emulator.start_export()
     ticking_emulator.inject(Fault("status", method="GET", status=503, first=6))
@@ -292,10 +229,10 @@ def test_a_wait_goes_on_after_an_outage(ticking_emulator, wait_in, mode):
 
 
 @pytest.mark.parametrize("said", ["failure", "401"])
-@pytest.mark.parametrize("how", ["poke", "reschedule", "deferrable", "deferrable at first look"])
+@pytest.mark.parametrize("how", ["poke", "reschedule", "deferrable", "deferrable at first poll"])
 @pytest.mark.usefixtures("no_waiting")
-def test_never_fail_skips_whatever_happens(ticking_emulator, wait_in, how, said):
-    """Whoever sets it asked for that, also of a refused key; in every mode."""
+def test_never_fail_skips_on_every_error(ticking_emulator, wait_in, how, said):
+    """Even if the key is refused, in every mode."""
     mode = how.partition(" ")[0]
     ready_after = 5 if how == "deferrable" else 0
     broken = ticking_emulator.add_list("Broken", outcome="failure", ready_after=ready_after)
@@ -333,7 +270,7 @@ def test_never_fail_skips_whatever_happens(ticking_emulator, wait_in, how, said)
         {"outcome": ["ready"]},
     ],
 )
-def test_an_event_that_is_not_ours_is_never_a_success(event):
+def test_an_unknown_event_is_never_a_success(event):
     """Scheduler, triggerer and workers may run different versions for a while."""
     sensor = SendGridExportSensor(task_id="wait", export_id="an-id", deferrable=True)
 
@@ -341,14 +278,14 @@ def test_an_event_that_is_not_ours_is_never_a_success(event):
         sensor.execute_complete({}, event)
 
 
-def test_a_timeout_that_says_no_more_is_still_a_timeout():
+def test_a_timeout_event_without_details_is_a_timeout():
     sensor = SendGridExportSensor(task_id="wait", export_id="an-id", deferrable=True)
 
     with pytest.raises(AirflowSensorTimeout, match="an-id"):
         sensor.execute_complete({}, {"outcome": "timeout"})
 
 
-def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator):
+def test_templates_are_rendered_before_they_are_used(sendgrid_emulator):
     """The constructor takes them as they are."""
     sensor = SendGridExportSensor(
         task_id="wait",
@@ -365,13 +302,13 @@ def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator)
     assert "ready" == sensor.execute({})["status"]
 
 
-def test_airflows_setting_decides_whether_it_defers():
+def test_deferrable_defaults_to_airflows_setting():
     """`[operators] default_deferrable`, off by Airflow's default."""
     assert SendGridExportSensor(task_id="wait", export_id="an-id").deferrable is False
 
 
-def test_a_reschedule_comes_at_the_pace_of_the_polls(ticking_emulator, airflow_version, request):
-    """Two seconds at first, less a fifth at most, not the whole poke_interval."""
+def test_reschedules_follow_the_poll_schedule(ticking_emulator, airflow_version, request):
+    """The first wait is two seconds, less a fifth at most, not `poke_interval`."""
     if airflow_version.number < (3, 0):
         request.getfixturevalue("airflow_database")
     sensor = SendGridExportSensor(
@@ -389,8 +326,8 @@ def test_a_reschedule_comes_at_the_pace_of_the_polls(ticking_emulator, airflow_v
     assert before + 1.6 <= caught.value.reschedule_date.timestamp() <= time.time() + 2.0
 
 
-def test_the_summary_tells_what_the_wait_took(ticking_emulator, wait_in, mode):
-    """Polls and seconds; in reschedule mode no process knows them, and none claims to."""
+def test_the_summary_holds_polls_and_waited_seconds(ticking_emulator, wait_in, mode):
+    """In reschedule mode both are null, because each poll is a new process."""
     export_id = ticking_emulator.start_export([ticking_emulator.list_id("Customers")])
 
     summary = wait_in(mode, export_id=export_id).run()
@@ -399,7 +336,7 @@ def test_the_summary_tells_what_the_wait_took(ticking_emulator, wait_in, mode):
     assert (None, None) == known if mode == "reschedule" else known[0] >= 1 and 0 <= known[1] < 60
 
 
-# Flags and arguments, alike in every mode
+# Arguments have the same effect in every mode
 
 
 @pytest.mark.parametrize("flags", [{}, {"soft_fail": True}, {"silent_fail": True}])
@@ -413,7 +350,7 @@ def test_the_summary_tells_what_the_wait_took(ticking_emulator, wait_in, mode):
         ({"id": "a"}, "id"),
     ],
 )
-def test_a_wrong_export_id_fails_for_good_and_asks_nobody(sendgrid_emulator, wait_in, mode, export_id, expected, flags):
+def test_a_wrong_export_id_fails_without_a_request(sendgrid_emulator, wait_in, mode, export_id, expected, flags):
     with pytest.raises(AirflowFailException, match=expected):
         wait_in(mode, export_id=export_id, **flags).run()
     assert sendgrid_emulator.count("GET") == 0
@@ -421,21 +358,21 @@ def test_a_wrong_export_id_fails_for_good_and_asks_nobody(sendgrid_emulator, wai
 
 @pytest.mark.parametrize("name", ["family", "sendgrid_conn_id"])
 @pytest.mark.parametrize("value", [["marketing"], {"marketing": 1}, {"legacy"}, None, "", True], ids=repr)
-def test_a_family_or_connection_of_another_type_fails_permanently(sendgrid_emulator, wait_in, mode, name, value):
+def test_a_wrong_family_or_connection_id_fails_permanently(sendgrid_emulator, wait_in, mode, name, value):
     with pytest.raises(AirflowFailException, match=f"{name} must be .*, not "):
         wait_in(mode, export_id="an-id", **{name: value}).run()
     assert sendgrid_emulator.count("GET") == 0
 
 
 @pytest.mark.parametrize("soft_fail", [False, True])
-def test_a_wrong_connection_fails_for_good_and_is_never_a_skip(monkeypatch, wait_in, mode, soft_fail):
+def test_a_wrong_connection_fails_permanently_without_a_skip(monkeypatch, wait_in, mode, soft_fail):
     monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", '{"conn_type": "sendgrid"}')
     with pytest.raises(AirflowFailException, match="has no API key"):
         wait_in(mode, export_id="an-id", soft_fail=soft_fail).run()
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_silent_fail_waits_on_through_refusals_in_every_mode(sendgrid_emulator, wait_in, mode):
+def test_silent_fail_continues_after_refusals_in_every_mode(sendgrid_emulator, wait_in, mode):
     sendgrid_emulator.inject(Fault("status", method="GET", status=401))
     with pytest.raises(AirflowSensorTimeout, match="answered 401"):
         wait_in(mode, export_id="an-id", silent_fail=True, timeout=0).run()
@@ -449,8 +386,8 @@ def test_never_fail_does_not_skip_a_timeout_in_any_mode(sendgrid_emulator, wait_
 
 
 @pytest.mark.parametrize("said", ["failure", "timeout"])
-def test_a_skip_gives_its_reason_in_every_mode(ticking_emulator, wait_in, mode, said):
-    """In its own text: that is what Airflow logs."""
+def test_a_skip_names_its_reason_in_every_mode(ticking_emulator, wait_in, mode, said):
+    """In the exception's own message, because Airflow logs that."""
     traits = LISTS[said] | {"ready_after": 5 if mode == "deferrable" else 0}
     export_id = ticking_emulator.start_export([ticking_emulator.add_list("One", **traits)])
     timeout = 0 if said == "timeout" else 60
@@ -482,10 +419,10 @@ def test_a_timeout_of_none_is_airflows_default():
     assert SendGridExportSensor(task_id="wait", export_id="a", timeout=None).timeout == 7 * 24 * 3600
 
 
-# --- answers that must not end or prolong a wait
+# --- responses that must not end or prolong a wait
 
 
-def test_retry_after_of_the_first_poll_holds_in_the_triggerer_too(sendgrid_emulator, airflow_version):
+def test_the_triggerer_respects_retry_after_of_the_first_poll(sendgrid_emulator, airflow_version):
     sendgrid_emulator.inject(Fault("status", method="GET", status=429, retry_after=300))
     sensor = SendGridExportSensor(task_id="wait", export_id="an-id", deferrable=True, timeout=900)
 
@@ -496,7 +433,7 @@ def test_retry_after_of_the_first_poll_holds_in_the_triggerer_too(sendgrid_emula
 
 
 @pytest.mark.parametrize(("seconds", "passed_on"), [(3600, 3600), (-600, -600), (20, 0)])
-def test_the_triggerer_is_told_how_far_the_workers_clock_is_ahead(
+def test_the_trigger_gets_the_lead_of_the_workers_clock(
     ticking_emulator, airflow_version, monkeypatch, seconds, passed_on
 ):
     at_sendgrid = datetime.fromtimestamp(time.time() - seconds, timezone.utc)
@@ -509,7 +446,7 @@ def test_the_triggerer_is_told_how_far_the_workers_clock_is_ahead(
     assert abs(caught.value.trigger.clock_ahead - passed_on) <= 10 * bool(passed_on)
 
 
-def test_the_last_poke_comes_at_the_deadline_whatever_retry_after_says(sendgrid_emulator):
+def test_the_last_poke_is_at_the_deadline_despite_retry_after(sendgrid_emulator):
     export_id = sendgrid_emulator.start_export()
     sendgrid_emulator.inject(Fault("status", method="GET", status=503, retry_after=86_400, first=1))
 
@@ -520,7 +457,7 @@ def test_the_last_poke_comes_at_the_deadline_whatever_retry_after_says(sendgrid_
     assert sensor.poke({}).is_done
 
 
-def test_requests_of_a_poke_do_not_outlast_the_deadline_by_more_than_half_a_minute():
+def test_a_poke_ends_half_a_minute_after_the_deadline_at_most():
     sensor = SendGridExportSensor(task_id="wait", export_id="an-id", timeout=0)
     assert sensor._bounded(SendGridConnection("SG.key", timeout_seconds=30.0)).timeout_seconds <= 7.5
     sensor = SendGridExportSensor(task_id="wait", export_id="an-id", timeout=3600)

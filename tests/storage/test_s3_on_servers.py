@@ -21,10 +21,10 @@ from airflow_provider_sendgrid.storage.base import MIB, ObjectInfo
 from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3 import S3Storage
 from airflow_provider_sendgrid.transfers.sendgrid_to_s3 import SendGridToS3Operator
-from tests.faults.storage_proxy import StorageFault, StorageProxy
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.flipping_proxy import FlippingProxy
 from tests.support.seaweedfs import LOGIN, PASSWORD, WRITER, client_of
+from tests.support.storage_proxy import StorageFault, StorageProxy
 
 INFO = ObjectInfo("text/csv", {"sendgrid-export-id": "6f"})
 MARK = b"the-byte-that-is-flipped"
@@ -182,7 +182,7 @@ def test_a_write_whose_response_is_lost_is_recognised(server, client, bucket, st
         )
         storage = S3Storage(client_of(proxy.url), bucket, "in/")
         store(storage, None)
-        assert 1 == proxy.struck["lost"]
+        assert 1 == proxy.applied["lost"]
     assert WHOLE[store] == read(client, bucket, "in/a.csv")
 
 
@@ -250,7 +250,7 @@ def test_a_lost_response_to_begin_aborts_no_upload_of_others(server, client, buc
         proxy.inject(StorageFault("lost", "CreateMultipartUpload", first=1))
         storage = S3Storage(client_of(proxy.url), bucket, "in/")
         upload = storage.begin("a.csv", INFO)
-        assert 1 == proxy.struck["lost"]
+        assert 1 == proxy.applied["lost"]
     listed = {each["UploadId"] for each in client.list_multipart_uploads(Bucket=bucket)["Uploads"]}
     assert {theirs, upload._upload_id} == listed
 

@@ -23,7 +23,7 @@ import pytest
 
 from dev.services.ports import LOCALHOST, accepts_connections, free_port
 from dev.services.processes import Process
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 from tests.support.seaweedfs import LOGIN, PASSWORD
 
 IS_WANTED = bool(os.environ.get("TEST_CEPH"))
@@ -140,8 +140,8 @@ def ceph_server(folder: Path) -> Iterator[str]:
 
 
 def wait_for(process: Process, is_up: Callable[[], bool]) -> None:
-    wait_until(process.name, lambda: process.has_died() or is_up(), seconds=SECONDS_TO_START, evidence=process.tail)
-    if process.has_died():
+    wait_until(process.name, lambda: process.has_exited() or is_up(), seconds=SECONDS_TO_START, evidence=process.tail)
+    if process.has_exited():
         raise RuntimeError(f"{process.name} ended by itself\n{process.tail()}")
 
 

@@ -52,10 +52,10 @@ class CuttingProxy:
         return f"http://{LOCALHOST}:{self._proxy_port}"
 
     def cut(self) -> None:
-        """Reset all tunnels, and refuse new ones until `mend`."""
+        """Reset all tunnels, and refuse new ones until `restore`."""
         self._call(self._cut)
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Open tunnels again."""
         self._call(self._mend)
 

@@ -73,6 +73,16 @@ class FileServer:
         return Handler
 
 
+def redirecting(*locations: str) -> Bend:
+    """Respond with a redirect to each of `locations` in turn, then with the file."""
+    left = list(locations)
+
+    def bend(status: int, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+        return (302, {"Location": left.pop(0), "Content-Length": "0"}) if left else (status, headers)
+
+    return bend
+
+
 def _answer(content: bytes, asked: str | None) -> tuple[int, dict[str, str], bytes]:
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
     headers = {"ETag": '"one"', "Accept-Ranges": "bytes"}

@@ -19,7 +19,7 @@ import pytest
 
 from dev.services.ports import LOCALHOST, accepts_connections, free_port
 from dev.services.processes import Process
-from dev.waiting import wait_until
+from dev.services.waiting import wait_until
 
 LOGIN = "made-up-login"
 PASSWORD = "made-up-password"

@@ -64,7 +64,7 @@ class SendGrid:
         connection = connection_to(self.emulator)
         with SendGridClient(connection, sleep=self.waits.append) as client, new_download_session(connection) as session:
             yield ExportFiles(
-                lambda: client.converse(protocol.get_export(ExportFamily.MARKETING, export_id)),
+                lambda: client.run_flow(protocol.get_export(ExportFamily.MARKETING, export_id)),
                 session,
                 allow_http=True,
                 timeout_seconds=self.timeout_seconds,

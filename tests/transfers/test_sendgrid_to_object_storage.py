@@ -40,13 +40,13 @@ def is_installed(module):
         return False
 
 
-# Where to
+# Destinations
 
 
 @pytest.mark.parametrize(
     "path", ["file://{folder}/a/b/", "file://{folder}/a/b", "{folder}/a/b", "file://c@{folder}/a/b"]
 )
-def test_a_folder_is_made_and_filled(sendgrid_emulator, export_id, tmp_path, path):
+def test_a_folder_is_created_and_filled(sendgrid_emulator, export_id, tmp_path, path):
     """With a slash at its end or without."""
     [uri] = deliver(export_id, path.format(folder=tmp_path))
 
@@ -59,7 +59,7 @@ def test_a_folder_is_made_and_filled(sendgrid_emulator, export_id, tmp_path, pat
 
 
 def test_the_path_may_be_an_object(export_id, tmp_path, airflow_version):
-    """Airflow's own, from where its version keeps it."""
+    """An `ObjectStoragePath` of Airflow's."""
     path = airflow_version.object_storage_path()(f"file://{tmp_path}/in")
 
     [uri] = deliver(export_id, path)
@@ -77,7 +77,7 @@ def test_an_s3_path_names_its_connection(export_id, s3, monkeypatch):
     assert {"in/_manifest.json", f"in/{export_id}-00001-of-00001.csv.gz"} == set(s3.stored_keys())
 
 
-def test_an_s3_path_without_a_connection_takes_the_argument_or_airflows_default(export_id, s3, monkeypatch):
+def test_an_s3_path_without_a_connection_uses_conn_id(export_id, s3, monkeypatch):
     assert 1 == len(deliver(export_id, f"s3://{s3.bucket}/one"))
     monkeypatch.setenv("AIRFLOW_CONN_THE_LAKE", os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
@@ -121,11 +121,11 @@ def test_azure_by_airflows_connection(sendgrid_emulator, export_id, monkeypatch,
         assert file.stored.path.read_bytes() == place.read(key)
 
 
-# What is refused
+# Refused arguments
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("ftp://host/folder", "path must be s3://"),
         ("relative/folder", "absolute path"),
@@ -148,8 +148,8 @@ def test_azure_by_airflows_connection(sendgrid_emulator, export_id, monkeypatch,
         ("abfss://None@account.dfs.core.windows.net/in", "names no bucket"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_emulator, export_id, path, told):
-    with pytest.raises(AirflowFailException, match=told):
+def test_a_wrong_path_is_refused_before_any_request(sendgrid_emulator, export_id, path, message):
+    with pytest.raises(AirflowFailException, match=message):
         deliver(export_id, path)
     assert 0 == sendgrid_emulator.count()
 
@@ -160,20 +160,18 @@ def test_a_path_that_leads_nowhere_is_refused_before_anything_is_asked(sendgrid_
         ("", "conn_id was passed but is empty"),
         ("None", "conn_id was passed but is empty"),
         ("{{ conn }}", "conn_id holds a template that was not rendered"),
-        (5, "conn_id must be a text"),
+        (5, "conn_id must be a string"),
     ],
 )
-def test_a_connection_that_renders_to_nothing_is_no_default(sendgrid_emulator, export_id, value, expected):
+def test_a_conn_id_that_renders_to_nothing_is_refused(sendgrid_emulator, export_id, value, expected):
     with pytest.raises(AirflowFailException, match=expected):
         deliver(export_id, "s3://lake/in", conn_id=value)
     assert 0 == sendgrid_emulator.count()
 
 
 @pytest.mark.parametrize(("name", "value"), [("path", None), ("path", ""), ("conn_id", None), ("conn_id", "")])
-def test_a_mapped_task_takes_nothing_empty_for_a_destination(
-    sendgrid_emulator, export_id, airflow_version, name, value
-):
-    """The mapped value may be empty where an upstream task returned nothing."""
+def test_a_mapped_task_refuses_an_empty_destination(sendgrid_emulator, export_id, airflow_version, name, value):
+    """The mapped value is empty if an upstream task returned nothing."""
     others = {} if name == "path" else {"path": "s3://lake/in"}
     with airflow_version.dag("mapped"):
         mapped = SendGridToObjectStorageOperator.partial(task_id="store", export_id=export_id, **others).expand(
@@ -191,7 +189,7 @@ def test_a_mapped_task_takes_nothing_empty_for_a_destination(
         ("abfs://container/in", "azure", "airflow.providers.microsoft"),
     ],
 )
-def test_a_provider_that_is_missing_is_named(sendgrid_emulator, export_id, monkeypatch, path, extra, module):
+def test_a_missing_provider_is_named(sendgrid_emulator, export_id, monkeypatch, path, extra, module):
     """With the command that installs it."""
     import_module = builtins.__import__
 
@@ -206,7 +204,7 @@ def test_a_provider_that_is_missing_is_named(sendgrid_emulator, export_id, monke
     assert 0 == sendgrid_emulator.count()
 
 
-def test_templates_are_rendered_before_anything_looks_at_them(export_id, tmp_path):
+def test_templates_are_rendered_before_they_are_used(export_id, tmp_path):
     operator = SendGridToObjectStorageOperator(
         task_id="store", export_id="{{ export }}", path="file://{{ folder }}/ds={{ day }}", conn_id="{{ which }}"
     )

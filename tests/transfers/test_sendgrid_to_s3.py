@@ -40,7 +40,7 @@ def deliver(s3):
 
 @pytest.fixture
 def assert_untouched(s3):
-    """Nothing was published, and nothing lies half done in the bucket."""
+    """Check that nothing was published and no upload is open."""
 
     def check(*expected_keys):
         assert sorted(expected_keys) == s3.stored_keys()
@@ -50,7 +50,7 @@ def assert_untouched(s3):
 
 
 def export_of(emulator, contacts, *, family="marketing", file_type="csv", **traits):
-    """The id of an export that is as ready as it will ever be."""
+    """The id of a finished export."""
     found = emulator.add_list("Some", contacts=contacts, family=family, **traits)
     export_id = emulator.start_export([found], family=family, file_type=file_type)
     emulator.export_files(export_id)
@@ -61,14 +61,14 @@ def manifest_of(s3, prefix=PREFIX):
     return json.loads(s3.read(f"{prefix}_manifest.json"))
 
 
-# What arrives
+# Stored files
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("encoding", ["x-gzip", "gzip", "bare", "plain"])
 @pytest.mark.parametrize(("family", "file_type"), [("marketing", "csv"), ("legacy", "json")])
-def test_every_file_arrives_as_it_was(sendgrid_emulator, s3, deliver, family, file_type, encoding, compression):
-    """Byte for byte, however SendGrid sends it and however it is stored; the manifest proves it."""
+def test_every_file_is_stored_unchanged(sendgrid_emulator, s3, deliver, family, file_type, encoding, compression):
+    """Byte for byte, in every encoding and compression; the manifest holds the counts."""
     sendgrid_emulator.configure(encoding=encoding, contacts_per_file=40)
     export_id = export_of(sendgrid_emulator, 100, family=family, file_type=file_type)
 
@@ -86,8 +86,8 @@ def test_every_file_arrives_as_it_was(sendgrid_emulator, s3, deliver, family, fi
     assert [] == sendgrid_emulator.leaks()
 
 
-def test_gzip_passes_through_untouched(sendgrid_emulator, s3, deliver):
-    """The stored bytes are SendGrid's, so that nothing is compressed twice."""
+def test_gzip_is_not_compressed_again(sendgrid_emulator, s3, deliver):
+    """The stored bytes are SendGrid's."""
     export_id = export_of(sendgrid_emulator, 1_000)
 
     [uri] = deliver(export_id)
@@ -98,8 +98,8 @@ def test_gzip_passes_through_untouched(sendgrid_emulator, s3, deliver):
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
-def test_a_file_of_many_parts_arrives_as_it_was(sendgrid_emulator, s3, deliver, encoding, compression):
-    """Larger than two parts, so that it is a multipart upload; none stays open."""
+def test_a_file_of_many_parts_is_stored_unchanged(sendgrid_emulator, s3, deliver, encoding, compression):
+    """A multipart upload of more than two parts, which is completed."""
     sendgrid_emulator.configure(encoding=encoding)
     contacts = 200_000 if compression == "gzip" else 50_000
     export_id = export_of(sendgrid_emulator, contacts)
@@ -128,7 +128,7 @@ def test_a_file_of_many_parts_arrives_as_it_was(sendgrid_emulator, s3, deliver, 
 def test_an_empty_export_is_a_success_with_no_rows(
     sendgrid_emulator, s3, deliver, file_type, empty_encoding, compression
 ):
-    """A file of a header alone, or of nothing at all."""
+    """A file with only a header, or an empty one."""
     sendgrid_emulator.configure(empty_encoding=empty_encoding)
     export_id = export_of(sendgrid_emulator, 0, file_type=file_type)
 
@@ -138,8 +138,8 @@ def test_an_empty_export_is_a_success_with_no_rows(
     assert 0 == manifest_of(s3)["meta"]["record_count"]
 
 
-def test_a_header_that_only_the_first_file_has_is_no_row(sendgrid_emulator, s3, deliver):
-    """Nobody knows which of the two SendGrid does."""
+def test_a_header_in_the_first_file_only_is_not_a_row(sendgrid_emulator, s3, deliver):
+    """SendGrid does not document whether it repeats the header."""
     sendgrid_emulator.configure(contacts_per_file=40, repeat_header=False)
     export_id = export_of(sendgrid_emulator, 100)
 
@@ -148,10 +148,10 @@ def test_a_header_that_only_the_first_file_has_is_no_row(sendgrid_emulator, s3, 
     assert [40, 40, 20] == [entry["meta"]["record_count"] for entry in manifest_of(s3)["entries"]]
 
 
-# The proof
+# Manifest and metadata
 
 
-def test_the_manifest_is_redshifts_and_says_what_lies_there(sendgrid_emulator, s3, deliver):
+def test_the_manifest_has_redshifts_form_and_describes_the_files(sendgrid_emulator, s3, deliver):
     """`url`, `mandatory` and `meta` for COPY; rows, bytes and SHA-256 for people; the export's summary."""
     sendgrid_emulator.configure(contacts_per_file=40)
     export_id = export_of(sendgrid_emulator, 100)
@@ -175,14 +175,16 @@ def test_the_manifest_is_redshifts_and_says_what_lies_there(sendgrid_emulator, s
     assert expected == manifest["entries"]
     assert {"content_length": sum(map(len, contents)), "record_count": 100} == manifest["meta"]
     assert {"name": "airflow-provider-sendgrid"} == manifest["author"]
-    told = manifest["sendgrid_export"]
-    assert (export_id, "ready", 100, 3) == tuple(told[name] for name in ("id", "status", "contact_count", "file_count"))
+    summary = manifest["sendgrid_export"]
+    assert (export_id, "ready", 100, 3) == tuple(
+        summary[name] for name in ("id", "status", "contact_count", "file_count")
+    )
     assert "application/json" == s3.head(f"{PREFIX}_manifest.json")["ContentType"]
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-def test_neither_key_nor_signature_stands_anywhere(sendgrid_emulator, s3, deliver, output_of_all_logs, caplog, level):
-    """Not in manifest, metadata, result or log, also of an Airflow that logs what its libraries say."""
+def test_no_key_or_signature_is_stored_or_logged(sendgrid_emulator, s3, deliver, output_of_all_logs, caplog, level):
+    """In manifest, metadata, result and log, even at the libraries' debug level."""
     caplog.set_level(level)
     export_id = export_of(sendgrid_emulator, 10)
 
@@ -191,13 +193,13 @@ def test_neither_key_nor_signature_stands_anywhere(sendgrid_emulator, s3, delive
     logged = output_of_all_logs()
     assert "stored" in logged
     heads = [repr(s3.head(key)) for key in s3.stored_keys()]
-    told = "\n".join([logged, *uris, *heads, s3.read(f"{PREFIX}_manifest.json").decode()])
-    assert sendgrid_emulator.api_key not in told
-    assert set() == {*re.findall(r"X-Amz-(?:Signature|Credential|Security-Token)=[^&\s]+", told)} - HIDDEN
+    written = "\n".join([logged, *uris, *heads, s3.read(f"{PREFIX}_manifest.json").decode()])
+    assert sendgrid_emulator.api_key not in written
+    assert set() == {*re.findall(r"X-Amz-(?:Signature|Credential|Security-Token)=[^&\s]+", written)} - HIDDEN
     assert [] == sendgrid_emulator.leaks()
 
 
-def test_each_object_names_its_export_its_source_and_its_hash(sendgrid_emulator, s3, deliver):
+def test_object_metadata_names_export_source_and_hash(sendgrid_emulator, s3, deliver):
     export_id = export_of(sendgrid_emulator, 10)
 
     [uri] = deliver(export_id)
@@ -216,7 +218,7 @@ def test_each_object_names_its_export_its_source_and_its_hash(sendgrid_emulator,
 @pytest.mark.parametrize(
     ("file_type", "expected"), [("csv", "text/csv; charset=utf-8"), ("json", "application/x-ndjson")]
 )
-def test_plain_objects_say_what_they_are(sendgrid_emulator, s3, deliver, file_type, expected):
+def test_uncompressed_objects_have_a_content_type(sendgrid_emulator, s3, deliver, file_type, expected):
     [uri] = deliver(export_of(sendgrid_emulator, 10, file_type=file_type), compression="none")
 
     assert expected == s3.head(uri)["ContentType"]
@@ -228,7 +230,7 @@ def test_without_a_manifest_only_the_files_are_stored(sendgrid_emulator, s3, del
     assert [uri.removeprefix(f"s3://{s3.bucket}/")] == s3.stored_keys()
 
 
-# Where to
+# Destinations
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_the_bucket_is_named_beside_the_prefix_or_in_it(sendgrid_emulator, s3, d
 
 
 def test_the_bucket_may_be_that_of_the_aws_connection(sendgrid_emulator, s3, deliver, monkeypatch):
-    """As S3Hook's own methods take it: from `service_config`."""
+    """From `service_config`, as in S3Hook's own methods."""
     connection = s3.connection_json(service_config={"s3": {"bucket_name": s3.bucket}})
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
 
@@ -268,7 +270,7 @@ def test_the_bucket_may_be_that_of_the_aws_connection(sendgrid_emulator, s3, del
     ("bucket", "prefix"),
     [("lake", "s3://lake/contacts/"), (None, "contacts/"), (None, ""), ("", "contacts/"), (None, "gs://lake/a/")],
 )
-def test_a_bucket_named_twice_or_never_is_refused_before_anything_is_asked(sendgrid_emulator, deliver, bucket, prefix):
+def test_a_bucket_named_twice_or_never_is_refused(sendgrid_emulator, deliver, bucket, prefix):
     export_id = export_of(sendgrid_emulator, 10)
 
     with pytest.raises(AirflowFailException, match="Name the bucket once"):
@@ -276,7 +278,7 @@ def test_a_bucket_named_twice_or_never_is_refused_before_anything_is_asked(sendg
     assert 0 == sendgrid_emulator.count()
 
 
-def test_without_an_aws_connection_boto3_finds_its_own_way(sendgrid_emulator, s3, deliver, monkeypatch):
+def test_without_an_aws_connection_boto3s_credentials_are_used(sendgrid_emulator, s3, deliver, monkeypatch):
     """Managed Airflow hides `aws_default`; its workers have a role."""
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
     for name, value in {
@@ -307,7 +309,7 @@ def test_without_an_aws_connection_boto3_finds_its_own_way(sendgrid_emulator, s3
         ({"max_concurrency": True}, "max_concurrency must be a whole number"),
     ],
 )
-def test_arguments_that_cannot_be_right_are_refused_before_anything_is_asked(
+def test_wrong_arguments_are_refused_before_any_request(
     sendgrid_emulator, deliver, assert_untouched, arguments, expected
 ):
     with pytest.raises(AirflowFailException, match=expected):
@@ -316,8 +318,8 @@ def test_arguments_that_cannot_be_right_are_refused_before_anything_is_asked(
     assert 0 == sendgrid_emulator.count()
 
 
-def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator, s3):
-    """The constructor takes them as they are."""
+def test_templates_are_rendered_before_they_are_used(sendgrid_emulator, s3):
+    """The constructor does not use their values."""
     operator = SendGridToS3Operator(
         task_id="store",
         export_id="{{ export }}",
@@ -344,13 +346,13 @@ def test_templates_are_rendered_before_anything_looks_at_them(sendgrid_emulator,
     assert "STANDARD_IA" == s3.head(uri)["StorageClass"]
 
 
-# What S3 is told
+# Arguments for S3
 
 
 @pytest.mark.skipif(IS_CEPH, reason="Ceph RGW 16 stores AES256 unencrypted: test_s3_on_servers.py shows the refusal")
 @pytest.mark.parametrize("contacts", [10, 50_000])
-def test_what_users_say_to_s3_is_passed_on(sendgrid_emulator, s3, deliver, contacts):
-    """Encryption, ACL and further arguments: for small objects, for uploads in parts, for the manifest."""
+def test_extra_args_are_passed_to_s3(sendgrid_emulator, s3, deliver, contacts):
+    """Encryption, ACL and further arguments, for small objects, multipart uploads and the manifest."""
     export_id = export_of(sendgrid_emulator, contacts)
 
     [uri] = deliver(
@@ -373,8 +375,8 @@ def test_what_users_say_to_s3_is_passed_on(sendgrid_emulator, s3, deliver, conta
     assert ("-" in s3.head(uri)["ETag"]) == (contacts > 10)
 
 
-def test_the_acl_reaches_the_objects(sendgrid_emulator, s3, deliver):
-    """Seen at the grants of one that everybody may read."""
+def test_acl_policy_is_applied_to_the_objects(sendgrid_emulator, s3, deliver):
+    """The grants of a public object show it."""
     [uri] = deliver(export_of(sendgrid_emulator, 10), acl_policy="public-read")
 
     key = uri.removeprefix(f"s3://{s3.bucket}/")
@@ -382,7 +384,7 @@ def test_the_acl_reaches_the_objects(sendgrid_emulator, s3, deliver):
     assert any("AllUsers" in grant["Grantee"].get("URI", "") for grant in grants)
 
 
-def test_a_kms_key_of_extra_args_wins_over_encrypt(sendgrid_emulator, s3, deliver):
+def test_a_kms_key_in_extra_args_overrides_encrypt(sendgrid_emulator, s3, deliver):
     extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/lake"}
 
     [uri] = deliver(export_of(sendgrid_emulator, 10), encrypt=True, extra_args=extra)
@@ -390,11 +392,11 @@ def test_a_kms_key_of_extra_args_wins_over_encrypt(sendgrid_emulator, s3, delive
     assert "aws:kms" == s3.head(uri)["ServerSideEncryption"]
 
 
-# Whole or not at all
+# Incomplete files
 
 
-def test_a_row_too_few_publishes_nothing(sendgrid_emulator, deliver, assert_untouched):
-    """SendGrid counts 100 contacts; the second of its three files was stored there with a row less."""
+def test_a_missing_row_publishes_nothing(sendgrid_emulator, deliver, assert_untouched):
+    """SendGrid counts 100 contacts; the second of three files lacks a row."""
     sendgrid_emulator.configure(encoding="plain", contacts_per_file=40)
     export_id = export_of(sendgrid_emulator, 100, file_type="json")
     second = sendgrid_emulator.export_files(export_id)[1].read()
@@ -406,7 +408,7 @@ def test_a_row_too_few_publishes_nothing(sendgrid_emulator, deliver, assert_unto
     assert_untouched()
 
 
-def test_a_row_too_few_in_a_file_of_many_parts_publishes_nothing(sendgrid_emulator, deliver, assert_untouched):
+def test_a_missing_row_in_a_multipart_file_publishes_nothing(sendgrid_emulator, deliver, assert_untouched):
     sendgrid_emulator.configure(encoding="plain")
     export_id = export_of(sendgrid_emulator, 50_000, file_type="json")
     [file] = sendgrid_emulator.export_files(export_id)
@@ -419,8 +421,8 @@ def test_a_row_too_few_in_a_file_of_many_parts_publishes_nothing(sendgrid_emulat
     assert_untouched()
 
 
-def test_a_wrong_count_is_taken_when_told_so(sendgrid_emulator, s3, deliver):
-    """verify_row_count=False: then nothing is counted, and the manifest claims nothing."""
+def test_a_wrong_count_is_accepted_without_verify_row_count(sendgrid_emulator, s3, deliver):
+    """Rows are not counted, and the manifest holds no count."""
     sendgrid_emulator.configure(encoding="plain")
     export_id = export_of(sendgrid_emulator, 100, file_type="json")
     [file] = sendgrid_emulator.export_files(export_id)
@@ -450,10 +452,8 @@ def test_a_wrong_count_is_taken_when_told_so(sendgrid_emulator, s3, deliver):
     ],
     ids=lambda fault: f"{fault.kind} {fault.at or fault.status or ''}{' reset' if fault.with_reset else ''}",
 )
-def test_a_file_that_does_not_come_whole_publishes_nothing(
-    sendgrid_emulator, deliver, assert_untouched, fault, compression
-):
-    """Every request ends early, lies about its length, or brings other bytes."""
+def test_an_incomplete_file_publishes_nothing(sendgrid_emulator, deliver, assert_untouched, fault, compression):
+    """Every response ends early, has a wrong length, or has other bytes."""
     export_id = export_of(sendgrid_emulator, 1_000)
     sendgrid_emulator.inject(fault)
 
@@ -466,7 +466,7 @@ def test_a_file_that_does_not_come_whole_publishes_nothing(
 
 @pytest.mark.parametrize("kind", ["truncate", "corrupt"])
 def test_a_damaged_file_is_named(sendgrid_emulator, deliver, kind):
-    """Which export, which of its files, and what to do."""
+    """With the export, the file and the next step."""
     sendgrid_emulator.configure(contacts_per_file=1_000)
     export_id = export_of(sendgrid_emulator, 2_000)
     sendgrid_emulator.inject(Fault(kind, path="*-00002.csv.gzip", at=5_000))
@@ -476,8 +476,8 @@ def test_a_damaged_file_is_named(sendgrid_emulator, deliver, kind):
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_a_large_file_that_ends_early_leaves_no_open_upload(sendgrid_emulator, deliver, assert_untouched, compression):
-    """Parts were uploaded already when it broke for good."""
+def test_a_truncated_large_file_leaves_no_open_upload(sendgrid_emulator, deliver, assert_untouched, compression):
+    """Some parts were uploaded before the download failed permanently."""
     export_id = export_of(sendgrid_emulator, 200_000)
     [file] = sendgrid_emulator.export_files(export_id)
     sendgrid_emulator.inject(Fault("truncate", listener="files", at=file.stored_bytes - 100))
@@ -487,8 +487,8 @@ def test_a_large_file_that_ends_early_leaves_no_open_upload(sendgrid_emulator, d
     assert_untouched()
 
 
-def test_a_second_file_that_cannot_be_had_leaves_no_manifest(sendgrid_emulator, s3, deliver):
-    """The next try finds its way; what counts as proof is not there."""
+def test_a_second_file_that_fails_leaves_no_manifest(sendgrid_emulator, s3, deliver):
+    """A retry delivers the rest."""
     sendgrid_emulator.configure(contacts_per_file=40)
     export_id = export_of(sendgrid_emulator, 100)
     sendgrid_emulator.inject(Fault("lost", path="*-00002.csv.gzip"))
@@ -514,8 +514,8 @@ def test_a_second_file_that_cannot_be_had_leaves_no_manifest(sendgrid_emulator, 
     ],
     ids=lambda fault: fault.kind,
 )
-def test_a_passing_trouble_is_overcome(sendgrid_emulator, s3, deliver, fault):
-    """Resumed where it broke, with fresh URLs, byte for byte the same."""
+def test_a_temporary_fault_is_retried_within_the_task(sendgrid_emulator, s3, deliver, fault):
+    """The download is resumed with new URLs; the stored bytes are the same."""
     export_id = export_of(sendgrid_emulator, 1_000)
     sendgrid_emulator.inject(fault)
 
@@ -529,7 +529,7 @@ def test_a_passing_trouble_is_overcome(sendgrid_emulator, s3, deliver, fault):
 
 
 def test_a_pending_export_names_the_sensor_that_is_missing(sendgrid_emulator, deliver, assert_untouched):
-    """Another try may find it ready, so that it is not failed for good."""
+    """A retry may find it ready, so the error is retryable."""
     with pytest.raises(ExportIncompleteError, match=r"'pending'.*SendGridExportSensor"):
         deliver(export_of(sendgrid_emulator, 10, outcome="stuck"))
     assert_untouched()
@@ -539,7 +539,7 @@ def test_a_pending_export_names_the_sensor_that_is_missing(sendgrid_emulator, de
     ("outcome", "error_class", "text"),
     [("failure", ExportFailedError, "the list is broken"), ("expired", ExportExpiredError, "expired at")],
 )
-def test_an_export_that_will_never_be_ready_fails_without_another_try(
+def test_a_failed_or_expired_export_fails_without_a_retry(
     sendgrid_emulator, deliver, assert_untouched, outcome, error_class, text
 ):
     export_id = export_of(sendgrid_emulator, 10, outcome=outcome, message="the list is broken")
@@ -552,8 +552,8 @@ def test_an_export_that_will_never_be_ready_fails_without_another_try(
     assert 0 == sendgrid_emulator.count(listener="files")
 
 
-def test_files_that_are_refused_fail_with_another_try(sendgrid_emulator, deliver, assert_untouched):
-    """The storage refuses even freshly signed URLs, but the export has not expired."""
+def test_refused_files_are_retried_by_airflow(sendgrid_emulator, deliver, assert_untouched):
+    """The storage refuses even new URLs, but the export has not expired."""
     export_id = export_of(sendgrid_emulator, 10)
     sendgrid_emulator.inject(Fault("expire", listener="files"))
 
@@ -562,7 +562,7 @@ def test_files_that_are_refused_fail_with_another_try(sendgrid_emulator, deliver
     assert_untouched()
 
 
-def test_a_refused_key_fails_without_another_try(sendgrid_emulator, deliver, assert_untouched):
+def test_a_refused_key_fails_without_a_retry(sendgrid_emulator, deliver, assert_untouched):
     export_id = export_of(sendgrid_emulator, 10)
     sendgrid_emulator.inject(Fault("status", listener="api", status=401))
 
@@ -573,7 +573,7 @@ def test_a_refused_key_fails_without_another_try(sendgrid_emulator, deliver, ass
     assert_untouched()
 
 
-def test_an_outage_fails_so_that_airflow_tries_again(sendgrid_emulator, deliver, assert_untouched):
+def test_an_outage_is_retried_by_airflow(sendgrid_emulator, deliver, assert_untouched):
     export_id = export_of(sendgrid_emulator, 10)
     sendgrid_emulator.inject(Fault("status", listener="api"))
 
@@ -582,19 +582,19 @@ def test_an_outage_fails_so_that_airflow_tries_again(sendgrid_emulator, deliver,
     assert_untouched()
 
 
-def test_a_bucket_that_is_not_there_is_named(sendgrid_emulator, deliver):
-    """By boto3's own error; nothing was fetched."""
+def test_a_missing_bucket_is_named(sendgrid_emulator, deliver):
+    """By boto3's own error, before any download."""
     with pytest.raises(Exception, match="NoSuchBucket"):
         deliver(export_of(sendgrid_emulator, 10), s3_bucket="no-such-bucket")
     assert 0 == sendgrid_emulator.count(listener="files")
 
 
-# In the place of another
+# Replacing another export
 
 
 @pytest.fixture
-def standing(sendgrid_emulator, s3, deliver):
-    """An export that was delivered yesterday, and a file of somebody else beside it."""
+def earlier_export(sendgrid_emulator, s3, deliver):
+    """An export that was delivered before, and an object of another program beside it."""
     sendgrid_emulator.configure(contacts_per_file=40)
     export_id = export_of(sendgrid_emulator, 100)
     deliver(export_id)
@@ -603,20 +603,20 @@ def standing(sendgrid_emulator, s3, deliver):
     return export_id
 
 
-def test_another_exports_manifest_is_refused_before_any_download(sendgrid_emulator, s3, deliver, standing):
+def test_another_exports_manifest_is_refused_before_any_download(sendgrid_emulator, s3, deliver, earlier_export):
     before = s3.stored_keys()
     export_id = export_of(sendgrid_emulator, 10)
     fetched = sendgrid_emulator.count(listener="files")
 
-    with pytest.raises(AirflowFailException, match=standing) as caught:
+    with pytest.raises(AirflowFailException, match=earlier_export) as caught:
         deliver(export_id)
 
     assert isinstance(caught.value.__cause__, DestinationConflictError)
     assert (before, fetched) == (s3.stored_keys(), sendgrid_emulator.count(listener="files"))
-    assert standing == manifest_of(s3)["sendgrid_export"]["id"]
+    assert earlier_export == manifest_of(s3)["sendgrid_export"]["id"]
 
 
-def test_replace_deletes_what_the_old_manifest_names_and_nothing_else(sendgrid_emulator, s3, deliver, standing):
+def test_replace_deletes_only_what_the_old_manifest_names(sendgrid_emulator, s3, deliver, earlier_export):
     export_id = export_of(sendgrid_emulator, 10)
 
     [uri] = deliver(export_id, replace=True)
@@ -624,12 +624,12 @@ def test_replace_deletes_what_the_old_manifest_names_and_nothing_else(sendgrid_e
     expected = [uri.removeprefix(f"s3://{s3.bucket}/"), f"{PREFIX}_manifest.json", f"{PREFIX}somebody-elses.csv"]
     assert sorted(expected) == s3.stored_keys()
     assert export_id == manifest_of(s3)["sendgrid_export"]["id"]
-    assert standing != export_id
+    assert earlier_export != export_id
 
 
-def test_replace_deletes_nothing_outside_its_prefix(sendgrid_emulator, s3, deliver, standing):
-    """Whatever the old manifest says: somebody may have edited it."""
-    other = f"elsewhere/{standing}-00001-of-00001.csv.gz"
+def test_replace_deletes_nothing_outside_its_prefix(sendgrid_emulator, s3, deliver, earlier_export):
+    """Even if the old manifest was edited."""
+    other = f"elsewhere/{earlier_export}-00001-of-00001.csv.gz"
     manifest = manifest_of(s3)
     for url in (f"s3://{s3.bucket}/{other}", f"s3://{s3.bucket}/{PREFIX}somebody-elses.csv", "s3://other/x", None):
         manifest["entries"].append({"url": url, "mandatory": True})
@@ -641,7 +641,7 @@ def test_replace_deletes_nothing_outside_its_prefix(sendgrid_emulator, s3, deliv
     assert {other, f"{PREFIX}somebody-elses.csv"} < set(s3.stored_keys())
 
 
-def test_a_replacement_that_fails_leaves_what_stands(sendgrid_emulator, s3, deliver, standing):
+def test_a_failed_replacement_leaves_the_old_export(sendgrid_emulator, s3, deliver, earlier_export):
     before = {key: s3.read(key) for key in s3.stored_keys()}
     export_id = export_of(sendgrid_emulator, 10)
     sendgrid_emulator.inject(Fault("lost", listener="files"))
@@ -650,11 +650,11 @@ def test_a_replacement_that_fails_leaves_what_stands(sendgrid_emulator, s3, deli
         deliver(export_id, replace=True)
 
     assert before == {key: s3.read(key) for key in s3.stored_keys()}
-    assert standing == manifest_of(s3)["sendgrid_export"]["id"]
+    assert earlier_export == manifest_of(s3)["sendgrid_export"]["id"]
 
 
 @pytest.mark.parametrize("content", [b"{}", b"not json", b"[1]", b'{"entries": 7}'])
-def test_a_manifest_that_is_not_ours_is_refused(sendgrid_emulator, s3, deliver, content):
+def test_a_manifest_of_another_program_is_refused(sendgrid_emulator, s3, deliver, content):
     s3.client.put_object(Bucket=s3.bucket, Key=f"{PREFIX}_manifest.json", Body=content)
 
     with pytest.raises(AirflowFailException, match="not a manifest of this provider"):
@@ -663,7 +663,7 @@ def test_a_manifest_that_is_not_ours_is_refused(sendgrid_emulator, s3, deliver, 
 
 
 def test_the_same_export_may_be_delivered_again(sendgrid_emulator, s3, deliver):
-    """A task that was cleared: the same objects, no conflict."""
+    """As after clearing the task."""
     export_id = export_of(sendgrid_emulator, 10)
     uris = deliver(export_id)
     before = {key: s3.read(key) for key in s3.stored_keys()}
@@ -672,8 +672,8 @@ def test_the_same_export_may_be_delivered_again(sendgrid_emulator, s3, deliver):
     assert before == {key: s3.read(key) for key in s3.stored_keys()}
 
 
-def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator, s3, deliver):
-    """What only the manifest before names is removed: no row is there twice."""
+def test_the_same_export_in_another_form_replaces_the_first(sendgrid_emulator, s3, deliver):
+    """Objects that only the earlier manifest names are deleted, so that no row is stored twice."""
     export_id = export_of(sendgrid_emulator, 10)
     deliver(export_id)
 
@@ -696,19 +696,19 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
         ({"file_index": 1.0}, "file_index must be"),
         ({"file_index": [0]}, "file_index must be"),
         ({"partition_key": ""}, "partition_key was passed but is empty"),
-        ({"partition_key": ["a"]}, "partition_key must be a text"),
+        ({"partition_key": ["a"]}, "partition_key must be a string"),
         ({"s3_bucket": "None"}, "s3_bucket was passed but is empty"),
         ({"s3_bucket": "  "}, "s3_bucket was passed but is empty"),
-        ({"s3_bucket": 5}, "s3_bucket must be a text"),
+        ({"s3_bucket": 5}, "s3_bucket must be a string"),
         ({"s3_key_prefix": None}, "s3_key_prefix was passed but is empty"),
         ({"s3_key_prefix": " "}, "s3_key_prefix was passed but is empty"),
         ({"s3_key_prefix": "None"}, "s3_key_prefix was passed but is empty"),
-        ({"s3_key_prefix": ["a/"]}, "s3_key_prefix must be a text"),
+        ({"s3_key_prefix": ["a/"]}, "s3_key_prefix must be a string"),
         ({"s3_key_prefix": "/"}, "s3_key_prefix is '/', which names no folder"),
         ({"s3_bucket": None, "s3_key_prefix": "s3://lake//"}, "which names no folder"),
         ({"aws_conn_id": ""}, "aws_conn_id was passed but is empty"),
         ({"aws_conn_id": "None"}, "aws_conn_id was passed but is empty"),
-        ({"aws_conn_id": 1}, "aws_conn_id must be a text"),
+        ({"aws_conn_id": 1}, "aws_conn_id must be a string"),
         ({"s3_bucket": "{{ params.bucket }}"}, "s3_bucket holds a template that was not rendered"),
         ({"s3_key_prefix": "in/{{ ds }}/"}, "s3_key_prefix holds a template that was not rendered"),
         ({"s3_key_prefix": "{% if x %}in/{% endif %}"}, "s3_key_prefix holds a template that was not rendered"),
@@ -726,14 +726,14 @@ def test_the_same_export_stored_otherwise_takes_its_own_place(sendgrid_emulator,
         ({"extra_args": {"Metadata": {"day": "{{ ds }}"}}}, "Metadata holds a template that was not rendered"),
     ],
 )
-def test_an_argument_that_renders_to_the_wrong_type_asks_nobody(sendgrid_emulator, s3, arguments, expected):
+def test_an_argument_of_the_wrong_type_sends_no_request(sendgrid_emulator, s3, arguments, expected):
     given = {"export_id": "an-id", "s3_bucket": s3.bucket, "s3_key_prefix": "here/", **arguments}
     with pytest.raises(AirflowFailException, match=expected):
         SendGridToS3Operator(task_id="store", **given).execute({})
     assert sendgrid_emulator.count("GET") == 0
 
 
-def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_emulator, s3):
+def test_a_file_index_that_renders_to_nothing_is_refused(sendgrid_emulator, s3):
     operator = SendGridToS3Operator(
         task_id="store", export_id="an-id", file_index="{{ none }}", s3_bucket=s3.bucket, s3_key_prefix="here/"
     )
@@ -743,7 +743,7 @@ def test_a_file_index_that_renders_to_nothing_does_not_mean_all_files(sendgrid_e
     assert sendgrid_emulator.count("GET") == 0
 
 
-def test_a_file_index_that_is_assigned_later_counts_as_passed(sendgrid_emulator, s3):
+def test_a_file_index_assigned_later_counts_as_passed(sendgrid_emulator, s3):
     operator = SendGridToS3Operator(task_id="store", export_id="an-id", s3_bucket=s3.bucket, s3_key_prefix="here/")
     operator.file_index = "{{ none }}"
     operator.render_template_fields({})
@@ -754,8 +754,8 @@ def test_a_file_index_that_is_assigned_later_counts_as_passed(sendgrid_emulator,
 
 
 @pytest.mark.parametrize("rendered", [None, "", []])
-def test_extra_args_that_render_to_nothing_do_not_mean_none(sendgrid_emulator, rendered):
-    """They may have asked for encryption."""
+def test_extra_args_that_render_to_nothing_are_refused(sendgrid_emulator, rendered):
+    """The template may have set the encryption."""
     operator = SendGridToS3Operator(
         task_id="store", export_id="an-id", s3_key_prefix="s3://lake/here/", extra_args="{{ none }}"
     )
@@ -776,8 +776,8 @@ def test_extra_args_that_render_to_nothing_do_not_mean_none(sendgrid_emulator, r
         ({"aws_conn_id": ""}, "aws_conn_id was passed but is empty"),
     ],
 )
-def test_a_mapped_task_takes_nothing_empty_for_a_destination(sendgrid_emulator, airflow_version, passed, expected):
-    """The mapped value may be empty where an upstream task returned nothing."""
+def test_a_mapped_task_refuses_an_empty_destination(sendgrid_emulator, airflow_version, passed, expected):
+    """The mapped value is empty if an upstream task returned nothing."""
     [name] = passed
     fixed = {"export_id": "an-id", "s3_bucket": "lake", "s3_key_prefix": "here/"}
     with airflow_version.dag("mapped"):
@@ -798,7 +798,7 @@ def test_a_mapped_task_may_deliver_into_a_whole_bucket(sendgrid_emulator, s3, ai
 
 
 @pytest.mark.parametrize("name", ["s3_bucket", "aws_conn_id", "s3_key_prefix", "extra_args"])
-def test_a_storage_argument_that_renders_to_none_means_no_default(sendgrid_emulator, name):
+def test_a_storage_argument_that_renders_to_none_is_refused(sendgrid_emulator, name):
     arguments = {"s3_bucket": "lake", "s3_key_prefix": "here/", name: "{{ none }}"}
     operator = SendGridToS3Operator(task_id="store", export_id="an-id", **arguments)
     setattr(operator, name, None)  # as native rendering leaves it
@@ -816,8 +816,8 @@ def test_a_storage_argument_that_renders_to_none_means_no_default(sendgrid_emula
         "SSECustomerKey=a-key-of-a-customer",
     ],
 )
-def test_a_secret_is_masked_that_a_template_renders_to_a_text(monkeypatch, text):
-    """It is refused when the task runs; Airflow has shown it by then."""
+def test_a_secret_in_rendered_extra_args_is_masked(monkeypatch, text):
+    """The task refuses the value, but Airflow has shown it by then."""
     masked = []
     monkeypatch.setattr("airflow_provider_sendgrid.transfers.sendgrid_to_s3.mask_secret", masked.append)
     operator = SendGridToS3Operator(task_id="s", export_id="6f", s3_key_prefix="s3://b/", extra_args="{{ params.x }}")

@@ -15,6 +15,7 @@ from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exports.export import ContactExport
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridNewExportTrigger
+from tests.support.state_store import StateStore
 
 pytestmark = [
     pytest.mark.asyncio,
@@ -24,32 +25,9 @@ FILES = ("https://files.example/1?X-Amz-Signature=5ecret",)
 
 
 class Trigger(SendGridNewExportTrigger):
-    """It need not wait until an event is in the database."""
+    """Does not wait until an event is in the database."""
 
     stored_after_seconds = 0.0
-
-
-class Store:
-    """An asset's state store of Airflow 3.3, which outlives the triggerer: JSON values by key."""
-
-    def __init__(self):
-        self.kept = {}
-        self.failures = []
-
-    def get(self, key, default=None):
-        self._fail()
-        return json.loads(self.kept[key]) if key in self.kept else default
-
-    def set(self, key, value):
-        self._fail()
-        self.kept[key] = json.dumps(value)
-
-    def delete(self, key):
-        self.kept.pop(key, None)
-
-    def _fail(self):
-        if self.failures:
-            raise self.failures.pop()
 
 
 def at(seconds):
@@ -66,74 +44,74 @@ def pending(export_id, **fields):
 
 
 def trigger_on(store=None, **arguments):
-    """A trigger as the triggerer makes it; before Airflow 3.3 there are no stores."""
+    """A trigger as the triggerer creates it; before Airflow 3.3 there are no stores."""
     trigger = Trigger(**arguments)
     trigger.asset_state_store = store
     return trigger
 
 
 async def fired(trigger, *listings):
-    """The payloads that it fires at each of these looks at the list, as JSON: Airflow stores them so."""
-    looks = []
+    """The events that it fires after each poll, as JSON. Each listing is the result of one poll."""
+    polls = []
 
     async def stream():
         for listed in listings:
-            looks.append([])
+            polls.append([])
             yield listed
 
     async for event in trigger.filter_shared_stream(stream()):
-        looks[-1].append(json.loads(json.dumps(event.payload)))
-    return looks
+        polls[-1].append(json.loads(json.dumps(event.payload)))
+    return polls
 
 
 async def ids_fired(trigger, *listings):
-    return [[each["id"] for each in look] for look in await fired(trigger, *listings)]
+    return [[each["id"] for each in poll] for poll in await fired(trigger, *listings)]
 
 
 @pytest.fixture(autouse=True)
-def nobody_knows_counts(sendgrid_emulator):
-    """The exports below are none of the emulator's: it answers 404, and nobody waits for that."""
+def counts_are_unknown(sendgrid_emulator):
+    """The emulator does not know the exports below, so their counts cannot be fetched."""
     sendgrid_emulator.inject(Fault("status", path="*/exports/*", method="GET", status=400))
 
 
-# --- what fires
+# --- which exports fire
 
 
-async def test_what_becomes_ready_fires_once():
-    looks = [[pending("a")], [export("a")], [export("a")], [export("a"), export("b")]]
-    assert await ids_fired(trigger_on(), *looks) == [[], ["a"], [], ["b"]]
+async def test_an_export_fires_once_when_it_becomes_ready():
+    polls = [[pending("a")], [export("a")], [export("a")], [export("a"), export("b")]]
+    assert await ids_fired(trigger_on(), *polls) == [[], ["a"], [], ["b"]]
 
 
-async def test_what_is_ready_at_the_first_look_does_not_fire():
-    """Else the first start of a DAG would bring everything of the last twelve hours."""
+async def test_an_export_that_is_ready_at_the_first_poll_is_ignored():
+    """Otherwise a new DAG would get all exports of the last twelve hours."""
     assert await ids_fired(trigger_on(), [export("old")], [export("old"), export("new")]) == [[], ["new"]]
 
 
-async def test_what_was_pending_at_the_first_look_fires_when_it_is_ready_however_long_that_takes():
-    looks = [[pending("a", created_at=at(-40_000))]] * 3 + [[export("a", created_at=at(-40_000))]] * 2
-    assert await ids_fired(trigger_on(), *looks) == [[], [], [], ["a"], []]
+async def test_an_export_that_is_pending_for_hours_fires_when_ready():
+    polls = [[pending("a", created_at=at(-40_000))]] * 3 + [[export("a", created_at=at(-40_000))]] * 2
+    assert await ids_fired(trigger_on(), *polls) == [[], [], [], ["a"], []]
 
 
-async def test_several_at_once_fire_one_by_one_the_first_one_first():
+async def test_several_exports_fire_in_the_order_of_completion():
     both = [export("second", completed_at=at(-1)), export("first", completed_at=at(-9))]
     assert await ids_fired(trigger_on(), [], both) == [[], ["first", "second"]]
 
 
 @pytest.mark.parametrize("status", ["failure", "pending", "simmering", ""])
-async def test_nothing_else_fires(status):
+async def test_only_ready_exports_fire(status):
     assert await ids_fired(trigger_on(), [], [export("a", status)]) == [[], []]
 
 
-async def test_what_has_expired_does_not_fire():
+async def test_an_expired_export_does_not_fire():
     assert await ids_fired(trigger_on(), [], [export("a", expires_at=at(-1))]) == [[], []]
 
 
-async def test_an_export_that_the_list_lacks_for_a_while_does_not_fire_again():
+async def test_an_export_missing_from_one_list_does_not_fire_again():
     assert await ids_fired(trigger_on(), [], [export("a")], [], [export("a")]) == [[], ["a"], [], []]
 
 
 @pytest.mark.parametrize("spelled", [datetime.isoformat, datetime.timestamp])
-async def test_from_a_given_moment_on(spelled):
+async def test_with_since_exports_ready_since_then_fire(spelled):
     """As ISO 8601 or as seconds since the epoch; SendGrid's times are whole seconds."""
     since = spelled(at(-100))
     listed = [
@@ -157,12 +135,12 @@ async def test_from_a_given_moment_on(spelled):
         ({"segment_id": "t"}, set()),
     ],
 )
-@pytest.mark.parametrize("tells_type", [True, False])
-async def test_only_what_was_asked_for_fires(arguments, expected, tells_type):
-    """Where the list does not tell the type, lists and segments do."""
+@pytest.mark.parametrize("has_type", [True, False])
+async def test_only_exports_that_match_the_arguments_fire(arguments, expected, has_type):
+    """If the list lacks the type, lists and segments imply it."""
 
     def typed(export_id, export_type, **fields):
-        return export(export_id, export_type=export_type if tells_type else None, **fields)
+        return export(export_id, export_type=export_type if has_type else None, **fields)
 
     listed = [
         typed("everybody", "contacts_export"),
@@ -174,10 +152,10 @@ async def test_only_what_was_asked_for_fires(arguments, expected, tells_type):
     assert set(ids) == expected
 
 
-# --- what it says
+# --- the event
 
 
-async def test_it_says_what_became_ready_and_no_url(sendgrid_emulator):
+async def test_the_event_describes_the_export_without_urls(sendgrid_emulator):
     sendgrid_emulator.clear_faults()
     customers = sendgrid_emulator.list_id("Customers")
     export_id = sendgrid_emulator.start_export([customers])
@@ -186,8 +164,8 @@ async def test_it_says_what_became_ready_and_no_url(sendgrid_emulator):
 
     async def stream():
         yield []
-        async with aclosing(Trigger.open_shared_stream(trigger.serialize()[1])) as looks:
-            yield await anext(looks)
+        async with aclosing(Trigger.open_shared_stream(trigger.serialize()[1])) as polls:
+            yield await anext(polls)
 
     [payload] = [event.payload async for event in trigger.filter_shared_stream(stream())]
 
@@ -203,23 +181,23 @@ async def test_it_says_what_became_ready_and_no_url(sendgrid_emulator):
     assert "http" not in json.dumps(payload)
 
 
-async def test_a_count_that_cannot_be_had_is_null():
+async def test_a_count_that_cannot_be_fetched_is_null():
     [_, [payload]] = await fired(trigger_on(), [], [export("a")])
     assert payload["contact_count"] is None
 
 
-async def test_many_at_once_are_not_all_asked_for_their_count(sendgrid_emulator):
-    """The rate limit is for those who wait."""
+async def test_at_most_ten_counts_are_requested_at_once(sendgrid_emulator):
+    """The account's rate limit is for waiting tasks."""
     [_, payloads] = await fired(trigger_on(), [], [export(f"e{n}") for n in range(200)])
     assert len(payloads) == 200
     assert sendgrid_emulator.count("GET") == 10
 
 
-# --- over a restart of the triggerer
+# --- restarts of the triggerer
 
 
 async def test_a_restart_repeats_nothing_and_loses_nothing():
-    store = Store()
+    store = StateStore()
     await ids_fired(trigger_on(store), [export("old")], [export("old"), export("a")])
 
     again = await ids_fired(trigger_on(store), [export("old"), export("a"), export("meanwhile")])
@@ -228,19 +206,19 @@ async def test_a_restart_repeats_nothing_and_loses_nothing():
 
 
 async def test_since_counts_for_the_first_start_only():
-    store, since = Store(), at(-3600).isoformat()
+    store, since = StateStore(), at(-3600).isoformat()
     assert await ids_fired(trigger_on(store, since=since), [export("a")]) == [["a"]]
     assert await ids_fired(trigger_on(store, since=since), [export("a")]) == [[]]
 
 
-async def test_without_a_store_what_is_ready_after_a_restart_has_been_there_before():
+async def test_without_a_store_a_restart_ignores_ready_exports():
     await ids_fired(trigger_on(), [], [export("a")])
     assert await ids_fired(trigger_on(), [export("a")]) == [[]]
 
 
-async def test_what_a_killed_trigger_fired_but_could_not_keep_fires_again():
-    """Rather than being lost: it is kept only when the event is in the database."""
-    store = Store()
+async def test_an_event_before_a_kill_that_was_not_stored_fires_again():
+    """It is stored as fired only when the event is in the database."""
+    store = StateStore()
 
     async def stream():
         yield []
@@ -253,29 +231,30 @@ async def test_what_a_killed_trigger_fired_but_could_not_keep_fires_again():
     assert await ids_fired(trigger_on(store), [export("a")]) == [["a"]]
 
 
-async def test_triggers_that_watch_for_one_asset_remember_each_for_itself():
-    store = Store()
+async def test_triggers_on_one_asset_keep_separate_state():
+    store = StateStore()
     await ids_fired(trigger_on(store, list_id="1"), [], [export("one", list_ids=("1",))])
     other = trigger_on(store, list_id="2")
     assert await ids_fired(other, [export("was there", list_ids=("2",))]) == [[]]
 
 
-async def test_what_is_long_gone_is_forgotten():
-    store = Store()
+async def test_exports_unlisted_for_a_day_are_deleted_from_the_store():
+    store = StateStore()
     trigger = trigger_on(store)
     store.set(
-        trigger._key, {"long ago": time.time() - 90_000, "still listed": time.time() - 90_000, "today": time.time()}
+        trigger._fired_exports()._fired_key,
+        {"long ago": time.time() - 90_000, "still listed": time.time() - 90_000, "today": time.time()},
     )
     store.set("sendgrid_started_long ago", "task")
 
     await ids_fired(trigger, [export("still listed")])
 
-    assert set(store.get(trigger._key)) == {"still listed", "today"}
+    assert set(store.get(trigger._fired_exports()._fired_key)) == {"still listed", "today"}
     assert "sendgrid_started_long ago" not in store.kept
 
 
-async def test_a_store_that_fails_for_a_while_neither_ends_the_trigger_nor_loses_anything(caplog):
-    store = Store()
+async def test_a_failing_store_ends_no_trigger_and_loses_no_event(caplog):
+    store = StateStore()
     await ids_fired(trigger_on(store), [])
     trigger = trigger_on(store)
     store.failures = [OSError("no connection")]
@@ -285,8 +264,8 @@ async def test_a_store_that_fails_for_a_while_neither_ends_the_trigger_nor_loses
     assert await ids_fired(trigger_on(store), [export("a")]) == [[]]
 
 
-async def test_what_could_not_be_kept_is_kept_at_the_next_look():
-    class Failing(Store):
+async def test_state_that_could_not_be_stored_is_stored_later():
+    class Failing(StateStore):
         sets = 0
 
         def set(self, key, value):
@@ -300,72 +279,75 @@ async def test_what_could_not_be_kept_is_kept_at_the_next_look():
     assert await ids_fired(trigger_on(store), [export("a")]) == [[]]
 
 
-async def test_an_asset_that_shares_its_trigger_with_another_is_told_of(caplog):
-    """Airflow cannot say then in whose store to look."""
-    store = Store()
+async def test_a_trigger_shared_by_several_assets_logs_a_warning(caplog):
+    """Airflow does not know then which asset's store to use."""
+    store = StateStore()
     store.failures = [ValueError("Task has 2 concrete inlets")]
     assert await ids_fired(trigger_on(store), [], [export("a")]) == [[], ["a"]]
     assert "cannot be remembered over a restart" in caplog.text
 
 
-async def test_an_export_of_which_our_own_task_left_word_does_not_fire():
-    store = Store()
+async def test_an_export_marked_by_a_start_task_does_not_fire():
+    store = StateStore()
     store.set("sendgrid_started_ours", "start_export")
-    looks = [[], [export("ours"), export("theirs")], [export("ours")]]
-    assert await ids_fired(trigger_on(store), *looks) == [[], ["theirs"], []]
+    polls = [[], [export("ours"), export("theirs")], [export("ours")]]
+    assert await ids_fired(trigger_on(store), *polls) == [[], ["theirs"], []]
 
 
-async def test_marks_of_failed_and_unwanted_exports_are_deleted_a_day_later():
-    store = Store()
+async def test_marks_of_failed_exports_are_deleted_after_a_day():
+    store = StateStore()
     listed = [export("failed", "failure"), export("unwanted", list_ids=("2",)), pending("ours")]
     for each in listed:
         store.set(f"sendgrid_started_{each.id}", "start_export")
     trigger = trigger_on(store, list_id="1")
     await ids_fired(trigger, listed)
-    kept = store.get(trigger._listed_key)
-    store.set(trigger._listed_key, {"failed": time.time() - 90_000, "unwanted": time.time() - 90_000, "ours": 0})
+    kept = store.get(trigger._fired_exports()._listed_key)
+    store.set(
+        trigger._fired_exports()._listed_key,
+        {"failed": time.time() - 90_000, "unwanted": time.time() - 90_000, "ours": 0},
+    )
 
     await ids_fired(trigger_on(store, list_id="1"), [pending("ours")])
 
     assert set(kept) == {"failed", "unwanted", "ours"}
     assert {key for key in store.kept if key.startswith("sendgrid_started_")} == {"sendgrid_started_ours"}
-    assert set(store.get(trigger._listed_key)) == {"ours"}
+    assert set(store.get(trigger._fired_exports()._listed_key)) == {"ours"}
 
 
 # --- the poll
 
 
 @pytest.mark.usefixtures("no_waiting")
-async def test_a_poll_that_fails_is_tried_again_for_ever(sendgrid_emulator, caplog):
-    """A watcher that died would start no DAG any more, and nobody would notice."""
+async def test_a_failed_poll_is_always_retried(sendgrid_emulator, caplog):
+    """A watcher that ended would start no DAG any more, without an error."""
     sendgrid_emulator.clear_faults()
     sendgrid_emulator.start_export()
     sendgrid_emulator.inject(Fault("status", status=401, first=2), Fault("html", nth=3), Fault("reset", nth=6))
     stream = Trigger.open_shared_stream(Trigger(poll_interval=0.01).serialize()[1])
 
-    looks = [await anext(stream) for _ in range(5)]
+    polls = [await anext(stream) for _ in range(5)]
     await stream.aclose()
 
-    assert [len(look) for look in looks] == [1] * 5
+    assert [len(poll) for poll in polls] == [1] * 5
     assert "401" in caplog.text
     assert sendgrid_emulator.api_key not in caplog.text
 
 
-async def test_a_connection_that_is_mended_is_read_anew(sendgrid_emulator, monkeypatch):
+async def test_a_corrected_connection_is_read_again(sendgrid_emulator, monkeypatch):
     right = sendgrid_emulator.connection_json()
     monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", '{"conn_type": "sendgrid", "password": ""}')
 
-    async def mend(_seconds):
+    async def correct(_seconds):
         monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", right)
 
-    monkeypatch.setattr("airflow_provider_sendgrid.triggers.sendgrid._sleep", mend)
+    monkeypatch.setattr("airflow_provider_sendgrid.triggers.sendgrid._sleep", correct)
     stream = Trigger.open_shared_stream(Trigger().serialize()[1])
     assert await anext(stream) == []
     await stream.aclose()
 
 
-async def test_run_is_poll_and_filter_in_one(sendgrid_emulator):
-    """Before Airflow 3.3 triggers share no poll."""
+async def test_run_polls_and_filters(sendgrid_emulator):
+    """Airflow uses it before 3.3, where triggers share no poll."""
     sendgrid_emulator.clear_faults()
     export_id = sendgrid_emulator.start_export()
     sendgrid_emulator.export_files(export_id)
@@ -385,7 +367,7 @@ async def test_triggers_on_one_connection_share_a_poll():
 # --- arguments
 
 
-async def test_it_comes_back_from_the_database_as_it_was():
+async def test_it_is_restored_from_its_serialized_form():
     arguments = {
         "sendgrid_conn_id": "another",
         "family": "legacy",
@@ -409,45 +391,45 @@ async def test_it_comes_back_from_the_database_as_it_was():
         ({"since": "yesterday"}, "since must be a time"),
     ],
 )
-async def test_what_cannot_be_right_shows_when_the_dag_is_read(arguments, expected):
+async def test_wrong_arguments_fail_when_the_dag_is_parsed(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         SendGridNewExportTrigger(**arguments)
 
 
-# --- odd worlds
+# --- faults of the store and of SendGrid
 
 
-async def test_what_has_fired_is_stored_although_a_mark_cannot_be_deleted(caplog):
-    class Refusing(Store):
+async def test_fired_exports_are_stored_if_a_mark_cannot_be_deleted(caplog):
+    class Refusing(StateStore):
         def delete(self, key):
             raise RuntimeError("state store answered 500")
 
     store = Refusing()
-    first = trigger_on(store)
-    seen = await first._recall()
+    first = trigger_on(store)._fired_exports()
+    seen = await first.load(None)
     seen.ids, seen.forgotten, seen.is_changed = {"a": 1}, {"gone"}, True
-    await first._remember(seen)
+    await first.save(seen)
     assert "mark of SendGrid export gone could not be deleted" in caplog.text
 
-    again = await trigger_on(store)._recall()
+    again = await trigger_on(store)._fired_exports().load(None)
     assert (again.ids, again.listed) == ({"a": 1}, {"gone": 1.0})
-    again.note([])
+    again.record([])
     assert again.forgotten >= {"gone"}
 
 
-async def test_an_export_that_was_ready_before_an_empty_first_look_does_not_fire_after_a_restart():
-    store, old = Store(), export("old", completed_at=at(-10_000), created_at=at(-10_060))
+async def test_an_old_export_missing_from_the_first_poll_is_ignored():
+    store, old = StateStore(), export("old", completed_at=at(-10_000), created_at=at(-10_060))
     assert await ids_fired(trigger_on(store), []) == [[]]
     assert await ids_fired(trigger_on(store), [old], [old, export("new")]) == [[], ["new"]]
 
 
-async def test_counts_that_do_not_come_delay_no_event(sendgrid_emulator, monkeypatch):
+async def test_slow_counts_do_not_delay_events(sendgrid_emulator, monkeypatch):
     monkeypatch.setattr(Trigger, "count_seconds", 0.2)
     sendgrid_emulator.clear_faults()
     sendgrid_emulator.inject(Fault("hang", path="*/exports/*", method="GET", seconds=3.0))
     news = [export(f"e{number}") for number in range(6)]
-    [_, look] = await asyncio.wait_for(fired(trigger_on(), [], news), 2.5)
-    assert [each["contact_count"] for each in look] == [None] * 6
+    [_, poll] = await asyncio.wait_for(fired(trigger_on(), [], news), 2.5)
+    assert [each["contact_count"] for each in poll] == [None] * 6
 
 
 @pytest.mark.parametrize(
@@ -467,6 +449,6 @@ async def test_counts_that_do_not_come_delay_no_event(sendgrid_emulator, monkeyp
         ({"since": float("nan")}, ValueError, "since must be a time"),
     ],
 )
-async def test_a_wrong_interval_or_family_is_named_when_the_dag_is_read(arguments, error, said):
+async def test_wrong_types_of_arguments_fail_when_the_dag_is_parsed(arguments, error, said):
     with pytest.raises(error, match=said):
         SendGridNewExportTrigger(**arguments)

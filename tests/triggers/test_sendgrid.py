@@ -15,7 +15,7 @@ from airflow_provider_sendgrid._compat import HAS_EVENT_TRIGGERS, AirflowNotFoun
 from airflow_provider_sendgrid.emulator import Fault
 from airflow_provider_sendgrid.exceptions import SendGridServerError
 from airflow_provider_sendgrid.exports.export import ContactExport
-from airflow_provider_sendgrid.exports.polling import Outcome, Sighting
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.sendgrid import SendGridExportTrigger, SendGridNewExportTrigger
 
@@ -28,7 +28,7 @@ def trigger_for(export_id, **arguments):
 
 
 async def events_of(trigger):
-    """All that it fires, as JSON: Airflow stores an event so."""
+    """All events that it fires, as JSON, as Airflow stores them."""
     return [json.loads(json.dumps(event.payload)) async for event in trigger.run()]
 
 
@@ -42,8 +42,8 @@ async def test_it_fires_one_event_when_the_export_is_ready(ticking_emulator):
 
 
 @pytest.mark.parametrize(("failures", "outcome"), [(1, "ready"), (3, "ready"), (9, "error")])
-async def test_a_passing_outage_of_the_secrets_backend_is_waited_out(sendgrid_emulator, monkeypatch, failures, outcome):
-    """To Airflow a backend that fails and one that has no such connection are the same."""
+async def test_it_waits_out_an_outage_of_the_secrets_backend(sendgrid_emulator, monkeypatch, failures, outcome):
+    """Airflow does not distinguish a backend that fails from a missing connection."""
     found = SendGridHook.get_connection
     left = [failures]
 
@@ -63,7 +63,7 @@ async def test_a_passing_outage_of_the_secrets_backend_is_waited_out(sendgrid_em
         assert "is_setting" not in event
 
 
-async def test_a_connection_that_is_not_found_is_not_waited_for_after_the_deadline(monkeypatch):
+async def test_a_missing_connection_fails_at_the_deadline(monkeypatch):
     def get_connection(_name):
         raise AirflowNotFoundException
 
@@ -72,8 +72,8 @@ async def test_a_connection_that_is_not_found_is_not_waited_for_after_the_deadli
     assert "There is no connection 'elsewhere'" in event["error"]["message"]
 
 
-async def test_it_comes_back_from_the_database_as_it_was():
-    """The path leads to its class, and all its arguments are there."""
+async def test_it_is_restored_from_its_serialized_form():
+    """The path is that of its class, with all arguments."""
     trigger = SendGridExportTrigger(
         export_id="an-id",
         family="legacy",
@@ -112,8 +112,8 @@ async def test_an_export_that_will_never_be_ready_ends_the_wait(
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("stuck", "pending"), ("unknown:simmering", "simmering")])
-async def test_an_end_time_in_the_past_ends_the_wait_after_one_look(sendgrid_emulator, outcome, status):
-    """The triggerer may have been down when time was up: the export may be ready all the same."""
+async def test_an_end_time_in_the_past_ends_the_wait_after_one_poll(sendgrid_emulator, outcome, status):
+    """The triggerer may have been down at the deadline, and the export may be ready."""
     slow = sendgrid_emulator.add_list("Slow", outcome=outcome)
 
     [event] = await events_of(trigger_for(sendgrid_emulator.start_export([slow]), end_time=time.time() - 60))
@@ -133,17 +133,17 @@ async def test_an_end_time_in_the_past_ends_the_wait_after_one_look(sendgrid_emu
     ],
 )
 @pytest.mark.usefixtures("sendgrid_emulator")
-async def test_a_triggerer_whose_clock_is_ahead_ends_no_wait_early(
+async def test_a_triggerer_with_a_fast_clock_ends_no_wait_early(
     monkeypatch, worker_ahead, triggerer_ahead, last_error, deadlines
 ):
-    """The deadline is by the worker's clock; SendGrid's tells how far both are apart."""
+    """The deadline is by the worker's clock; SendGrid's time shows the difference."""
     now, asked = 1_800_000_000.0, []
 
     class Watch:
         async def wait(self, export_id, _schedule, *, end_time, **_):
             asked.append(end_time - now)
             export = ContactExport(export_id, "pending", as_of=datetime.fromtimestamp(now, timezone.utc))
-            return Sighting(export, Outcome.TIMEOUT, last_error=last_error)
+            return PollResult(export, Outcome.TIMEOUT, last_error=last_error)
 
     @asynccontextmanager
     async def watch(_hook):
@@ -159,13 +159,13 @@ async def test_a_triggerer_whose_clock_is_ahead_ends_no_wait_early(
     assert (asked, event["outcome"]) == (deadlines, "timeout")
 
 
-async def test_a_trigger_of_a_worker_whose_clock_is_right_has_no_new_argument():
+async def test_clock_ahead_is_serialized_only_if_clocks_differ():
     assert "clock_ahead" not in trigger_for("an-id").serialize()[1]
     assert trigger_for("an-id", clock_ahead=-90).serialize()[1]["clock_ahead"] == -90
 
 
 async def test_the_time_waited_counts_from_the_start_of_the_task(sendgrid_emulator):
-    """Not from that of the trigger, which may be started again and again."""
+    """Not from the start of the trigger, which may be restarted."""
     slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
     now = time.time()
 
@@ -201,8 +201,8 @@ async def test_a_passing_outage_does_not_end_the_wait(sendgrid_emulator):
 
 
 @pytest.mark.parametrize("connection", ["{}", '{"conn_type": "sendgrid", "password": ""}'])
-async def test_a_connection_that_cannot_be_used_is_an_event_not_a_dead_trigger(monkeypatch, connection):
-    """Else the task would learn nothing but that its trigger failed."""
+async def test_a_wrong_connection_fires_an_error_event(monkeypatch, connection):
+    """Otherwise the task would only see that its trigger failed."""
     monkeypatch.setenv("AIRFLOW_CONN_SENDGRID_DEFAULT", connection)
 
     [event] = await events_of(trigger_for("an-id"))
@@ -211,21 +211,21 @@ async def test_a_connection_that_cannot_be_used_is_an_event_not_a_dead_trigger(m
     assert "has no API key" in event["error"]["message"]
 
 
-async def test_neither_key_nor_url_stands_in_event_arguments_or_logs(ticking_emulator, output_of_all_logs):
+async def test_no_key_or_url_is_in_event_arguments_or_logs(ticking_emulator, output_of_all_logs):
     """Airflow logs events whole and stores them unencrypted."""
     trigger = trigger_for(ticking_emulator.start_export())
 
-    told = json.dumps([await events_of(trigger), trigger.serialize()])
+    logged_values = json.dumps([await events_of(trigger), trigger.serialize()])
 
     logged = output_of_all_logs()
     assert "Next poll in" in logged
     for secret in (ticking_emulator.api_key, "X-Amz", ticking_emulator.files_url):
-        assert secret not in told + logged
-    assert "http" not in told
+        assert secret not in logged_values + logged
+    assert "http" not in logged_values
 
 
 async def test_a_cancelled_wait_fires_nothing(sendgrid_emulator):
-    """The triggerer cancels when the task was cleared or the triggerer ends."""
+    """The triggerer cancels the trigger when the task is cleared or the triggerer ends."""
     slow = sendgrid_emulator.add_list("Slow", outcome="stuck")
     trigger = trigger_for(sendgrid_emulator.start_export([slow]), poll_interval=3600)
     waiting = asyncio.ensure_future(events_of(trigger))
@@ -237,7 +237,7 @@ async def test_a_cancelled_wait_fires_nothing(sendgrid_emulator):
         await waiting
 
 
-async def test_many_waits_share_one_loop_without_blocking_it(sendgrid_emulator):
+async def test_many_waits_do_not_block_the_event_loop(sendgrid_emulator):
     export_ids = [sendgrid_emulator.start_export() for _ in range(20)]
 
     fired = await asyncio.gather(*(events_of(trigger_for(export_id)) for export_id in export_ids))
@@ -250,7 +250,7 @@ async def test_many_waits_share_one_loop_without_blocking_it(sendgrid_emulator):
 @pytest.mark.parametrize(
     "arguments", [{"poll_interval": None}, {"poll_interval": "60"}, {"max_wait": "1", "exponential_backoff": True}]
 )
-async def test_a_wrong_interval_fails_its_own_wait_only_and_is_named(sendgrid_emulator, arguments):
+async def test_a_wrong_interval_fails_only_its_own_wait(sendgrid_emulator, arguments):
     export_id = sendgrid_emulator.start_export()
 
     [wrong], [right] = await asyncio.gather(
@@ -264,20 +264,20 @@ async def test_a_wrong_interval_fails_its_own_wait_only_and_is_named(sendgrid_em
 
 @pytest.mark.parametrize("name", ["family", "sendgrid_conn_id"])
 @pytest.mark.parametrize("value", [["marketing"], {"marketing": 1}, None, "", 1.5], ids=repr)
-async def test_a_family_or_connection_of_another_type_is_a_wrong_setting(sendgrid_emulator, name, value):
+async def test_a_wrong_type_of_family_or_connection_is_a_setting_error(sendgrid_emulator, name, value):
     [event] = await events_of(trigger_for("an-id", **{name: value}))
     assert ("error", True) == (event["outcome"], event["is_setting"])
     assert f"{name} must be" in event["error"]["message"]
     assert 0 == sendgrid_emulator.count()
 
 
-async def test_not_before_is_stored_only_where_it_is_set():
-    """Triggers of the previous version load, and a triggerer of the previous version loads most of ours."""
+async def test_not_before_is_serialized_only_if_it_is_set():
+    """A triggerer of the previous version accepts triggers without new arguments."""
     assert "not_before" not in trigger_for("an-id").serialize()[1]
     assert trigger_for("an-id", not_before=7.0).serialize()[1]["not_before"] == 7.0
 
 
 @pytest.mark.skipif(HAS_EVENT_TRIGGERS, reason="Airflow 3 has such triggers")
-async def test_airflow_2_is_told_that_it_starts_no_dag_from_a_trigger():
+async def test_on_airflow_2_it_names_the_needed_version():
     with pytest.raises(RuntimeError, match="needs Airflow 3"):
         SendGridNewExportTrigger()

@@ -1,4 +1,4 @@
-"""A clock that is wrong: environment variables with which a program runs minutes ahead of this machine, or behind."""
+"""A wrong clock: environment variables that shift the time of a program, by libfaketime."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HOW_TO_INSTALL = (
 def shifted_clock(seconds: int, root: Path = Path("/")) -> dict[str, str]:
     """Variables that shift the wall clock of a program and its children; none for 0 seconds.
 
-    The monotonic clock stays right, so that timeouts and sleeps last as long as they should.
+    The monotonic clock is not shifted, so timeouts and sleeps keep their length.
 
     Raises:
-        RuntimeError: libfaketime is not installed; says what to install.
+        RuntimeError: libfaketime is not installed; the message names the package.
     """
     if not seconds:
         return {}

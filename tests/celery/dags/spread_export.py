@@ -1,4 +1,4 @@
-"""One export whose files are spread over workers; which one is said when a run is started."""
+"""One export whose files are distributed to workers; the run's conf has its id."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The DAGs of the end-to-end tests: which lists and connections they use is said when a run is started.
+"""The DAGs of the end-to-end tests; the run's conf has their lists and connections.
 
-What becomes of an export is a property of its list, in SendGrid's emulator: no DAG here knows an outcome.
+The outcome of an export is a property of its list in SendGrid's emulator.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SETTINGS = {
 }
 
 
-class WatchedSensor(SendGridExportSensor):
-    """Says in which process each half of it runs."""
+class LoggingSensor(SendGridExportSensor):
+    """Logs the process of each half."""
 
     def execute(self, context):
         self.log.info("The first half runs in process %s.", os.getpid())
@@ -43,7 +43,7 @@ class WatchedSensor(SendGridExportSensor):
 
 
 class TriggererOnlySensor(SendGridExportSensor):
-    """Leaves even the first look to the triggerer, so that it is there that the connection is looked up."""
+    """Defers before the first poll, so that the triggerer reads the connection."""
 
     def execute(self, context):
         trigger = SendGridExportTrigger(
@@ -57,7 +57,7 @@ class TriggererOnlySensor(SendGridExportSensor):
 
 @task
 def chosen(what: str, **context: Any) -> list[Any]:
-    """What the run was started with."""
+    """A value of the run's conf."""
     return context["dag_run"].conf[what]
 
 
@@ -66,7 +66,7 @@ with DAG("exports_to_s3", **SETTINGS):
     @task_group
     def export_list(list_ids: list[str]) -> None:
         start = SendGridExportContactsOperator(task_id="start", list_ids=list_ids)
-        wait = WatchedSensor(task_id="wait", export_id=start.output, deferrable=True, poke_interval=5, timeout=1200)
+        wait = LoggingSensor(task_id="wait", export_id=start.output, deferrable=True, poke_interval=5, timeout=1200)
         store = SendGridToS3Operator(
             task_id="store", export_id=start.output, s3_key_prefix="s3://lake/{{ dag.dag_id }}/{{ ti.map_index }}/"
         )
@@ -75,7 +75,7 @@ with DAG("exports_to_s3", **SETTINGS):
     export_list.expand(list_ids=chosen("lists"))
 
     start_stuck = SendGridExportContactsOperator(task_id="start_stuck", list_ids=["{{ dag_run.conf['stuck'] }}"])
-    WatchedSensor(
+    LoggingSensor(
         task_id="wait_until_deadline",
         export_id=start_stuck.output,
         deferrable=True,
@@ -84,11 +84,11 @@ with DAG("exports_to_s3", **SETTINGS):
     )
 
 with DAG("waits", **SETTINGS):
-    WatchedSensor.partial(task_id="wait", deferrable=True, poke_interval=5, timeout=1200).expand(
+    LoggingSensor.partial(task_id="wait", deferrable=True, poke_interval=5, timeout=1200).expand(
         export_id=chosen("exports")
     )
 
-with DAG("troubles", **SETTINGS):
+with DAG("misconfigured", **SETTINGS):
     connections = chosen("connections")
     SendGridExportContactsOperator.partial(task_id="in_a_worker").expand(sendgrid_conn_id=connections)
     TriggererOnlySensor.partial(task_id="in_the_triggerer", export_id="an-export", timeout=60).expand(
