@@ -31,7 +31,7 @@ def decompressor(request):
 
 
 def cut(data, borders):
-    """`data` in pieces that end at these borders."""
+    """`data` in pieces that end at these positions."""
     ends = sorted({border % (len(data) + 1) for border in borders} | {len(data)})
     return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -52,7 +52,7 @@ def decompressed(pieces):
     [(b"", False), (b"\x1f", False), (b"\x1f\x8b", True), (FILE, True), (PLAIN, False), (b"\x8b\x1f", False)],
 )
 def test_gzip_is_detected_by_its_first_two_bytes(first_bytes, expected):
-    """An empty export may come as plain text; a well-known connector crashes on it."""
+    """SendGrid may send an empty export as plain text; a well-known connector crashes on it."""
     assert is_gzip(first_bytes) is expected
     assert is_gzip(memoryview(first_bytes)) is expected
 
@@ -82,7 +82,7 @@ def test_a_header_with_reserved_flags_is_damaged(flag):
         decompressed([with_header(flag)])
 
 
-# --- whole
+# --- complete
 
 
 def test_a_file_may_be_cut_at_every_border():
@@ -124,7 +124,7 @@ def test_a_file_that_fills_the_output_exactly_is_complete(near, level):
             assert decompressed([gzip.compress(plain, level)]) == plain
 
 
-# --- not whole
+# --- truncated or damaged
 
 
 def test_a_truncated_file_is_never_complete():

@@ -36,7 +36,7 @@ HEAD = b'HTTP/1.1 %s\r\nETag: "1"\r\nAccept-Ranges: bytes\r\nContent-Length: %d\
 
 @dataclass
 class Scripted(Server):
-    """Answers each request as `answer` says, then keeps the connection until the end."""
+    """Responds to each request as `answer` says, then keeps the connection open until the end."""
 
     answer: Callable[[bytes], bytes] = lambda _: b""
     certificate: object = None
@@ -72,7 +72,7 @@ def connection_to(server: Server) -> SendGridConnection:
 
 
 def ends_when_stopped(work: Callable[[], object], stop: StopSignal, under_way: threading.Event) -> None:
-    """Run `work` in threads, stop it when it is under way, and see that it ends by `StoppedError`."""
+    """Run `work` in threads, stop it while it runs, and check that it ends with `StoppedError`."""
     outcomes: list[BaseException | object] = []
 
     def run() -> None:
@@ -104,7 +104,7 @@ def test_a_pause_ends_when_stopped():
     ends_when_stopped(lambda: (begun.set(), stop.wait(LONG_SECONDS)), stop, begun)
 
 
-def test_a_pause_that_nobody_stops_takes_its_time_and_no_longer():
+def test_a_pause_without_a_stop_takes_its_time():
     StopSignal().wait(0.0)
     with pytest.raises(TimeoutError):
         StopSignal().result(Future(), 0.0)
@@ -136,7 +136,7 @@ def test_children_that_are_gone_leave_nothing_behind():
     assert not parent._callbacks
 
 
-def test_a_call_is_left_alone_when_stopped_and_its_late_result_is_given_back():
+def test_a_stopped_call_passes_on_its_late_result():
     stop, begun, release, late = StopSignal(), threading.Event(), threading.Event(), threading.Event()
 
     def work() -> str:
@@ -160,7 +160,7 @@ def test_a_call_returns_and_raises_what_its_function_does():
 
 
 def test_a_stop_may_come_while_the_same_thread_waits_or_stops():
-    """As from a signal handler: neither may lock itself out."""
+    """As from a signal handler: neither may deadlock."""
     stop = StopSignal()
     stop.on_set(stop.set)
     with stop._changed:
@@ -230,8 +230,8 @@ def test_an_error_body_that_does_not_come_ends_when_stopped():
         ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.asked)
 
 
-def test_a_connection_that_is_not_made_ends_when_stopped(certificate):
-    """The server accepts it, and says nothing in TLS."""
+def test_a_pending_connection_ends_when_stopped(certificate):
+    """The server accepts the connection, and sends nothing of TLS."""
     with Server("hang", certificate).running() as server, new_download_session(connection_to(server)) as session:
         stop = StopSignal()
         ends_when_stopped(RangeReader(download_from(server, session, stop)).open, stop, server.accepted)
@@ -239,13 +239,13 @@ def test_a_connection_that_is_not_made_ends_when_stopped(certificate):
 
 
 def assert_threads_end(name: str) -> None:
-    """What the task does not wait for is closed at once all the same, long before the timeout of the connection."""
+    """A connection that the task does not wait for is closed at once, long before its timeout."""
     for thread in [each for each in threading.enumerate() if each.name == name]:
         thread.join(DEADLINE_SECONDS)
         assert not thread.is_alive()
 
 
-def test_a_pause_between_tries_ends_when_stopped():
+def test_a_pause_between_attempts_ends_when_stopped():
     with (
         Scripted(answer=lambda _: HEAD % (b"503 Slow Down", 0, b"")).running() as server,
         new_download_session(connection_to(server)) as session,
@@ -255,7 +255,7 @@ def test_a_pause_between_tries_ends_when_stopped():
 
 
 def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
-    """A sibling's failure stops the file; SendGrid may take its time for the others."""
+    """The failure of another part stops the file; requests for other files go on."""
     stop, begun, release = StopSignal(), threading.Event(), threading.Event()
 
     def get_export() -> ContactExport:
@@ -270,10 +270,10 @@ def test_a_url_that_is_waited_for_ends_when_one_file_is_stopped():
     assert not stop.is_set
 
 
-def test_parts_that_are_under_way_end_when_stopped(server_certificate):
+def test_running_parts_end_when_stopped(server_certificate):
     @dataclass
     class Part:
-        room: memoryview
+        unfilled: memoryview
 
         def release(self) -> None:
             released.append(self)
@@ -321,7 +321,7 @@ def test_the_wait_for_a_response_of_the_api_ends_when_stopped(server_certificate
         ends_when_stopped(lambda: get_export(server, stop), stop, server.asked)
 
 
-def test_a_connection_to_the_api_that_is_not_made_ends_when_stopped(certificate):
+def test_a_pending_connection_to_the_api_ends_when_stopped(certificate):
     with Server("hang", certificate).running() as server:
         stop = StopSignal()
         ends_when_stopped(lambda: get_export(server, stop), stop, server.accepted)
@@ -336,8 +336,8 @@ def test_a_stopped_client_sends_nothing():
     assert server.connections == 0
 
 
-def test_threads_that_wait_for_the_same_urls_end_all_at_once():
-    """They do not ask in turn, each for as long as SendGrid takes."""
+def test_all_threads_that_wait_for_urls_end_when_stopped():
+    """They do not send requests one after the other, each as slow as SendGrid."""
     stop, asked, questions = StopSignal(), threading.Event(), []
 
     def ask() -> ContactExport:
@@ -370,7 +370,7 @@ def test_threads_that_wait_for_the_same_urls_end_all_at_once():
 
 @pytest.mark.parametrize("method", ["read", "head", "versions", "delete", "put"])
 def test_a_storage_that_does_not_answer_keeps_no_stopped_task(method):
-    """The client's own request is left alone; Airflow 3 calls `on_kill` and nothing else."""
+    """The client's request is left running; Airflow 3 calls `on_kill` and nothing else."""
     with Scripted().running() as server:
         stop = StopSignal()
         arguments = {"versions": (), "put": ("a.csv", b"1", ObjectInfo("text/csv", {}))}.get(method, ("a.csv",))

@@ -39,7 +39,7 @@ __all__ = ["ArgumentError", "Delivery", "DeliveryOptions", "deliver_export"]
 log = logging.getLogger(__name__)
 
 _MAX_ROUNDS = 5  # if other runs interfere
-# Of a stop's grace period: how long threads may take to abort their uploads, before all that remain are aborted here.
+# Share of a stop's grace period that threads have to abort their uploads; then `abort` aborts those that remain.
 _THREADS_SHARE = 0.4
 
 
@@ -141,7 +141,7 @@ class _ExportDelivery:
         by_path = {file_path(url): url for url in reversed(export.urls)}
         self._export = replace(export, urls=tuple(by_path[path] for path in export.paths))  # each file once
         self._indexes = file_indexes(export, file_index)
-        self._is_mapped = file_index is not None  # delivers one file and no manifest
+        self._is_mapped = file_index is not None  # a mapped task delivers one file and no manifest
         self._has_all_files = len(self._indexes) == len(self._export.urls)
         self._stop = stop
         self._state = DeliveryState()
@@ -181,7 +181,7 @@ class _ExportDelivery:
         order = self._pinned_order(publication)
         files = self._store_all(publication, order)
         files = self._count_rows(files, publication, order)
-        if self._has_all_files and not self._do_rows_agree(files, publication):
+        if self._has_all_files and self._must_store_again(files, publication):
             return None
         manifest_uri = None
         if self._options.write_manifest and not self._is_mapped:
@@ -207,13 +207,13 @@ class _ExportDelivery:
             head_all=self._uploads.head_all,
         )
         if self._options.write_manifest and not self._is_mapped:
-            publication.raise_if_dropped(len(self._export.urls))
+            publication.require_files_kept(len(self._export.urls))
         return publication
 
     def _pinned_order(self, publication: Publication) -> Sequence[str]:
         order = pinned_order(self._storage, self._export, publication.own)
         if len(order) > 1:
-            # A run that ended meanwhile may have deleted the order that it used.
+            # A run of this export that ended meanwhile may have deleted the order that it used.
             publication.raise_if_changed()
         return order
 
@@ -239,7 +239,7 @@ class _ExportDelivery:
         ]
         files = self._queue.store_all(transfers)
         new = [file for file in files if file.is_new]
-        publication.withdraw_if_false(new)
+        publication.withdraw_if_outdated(new)
         # Uploads of files that others stored may be those of another run that is active.
         if new and (aborted := self._storage.abort_uploads([file.name for file in new])):
             log.info("Aborted %s uploads that other tries of this export left open.", aborted)
@@ -287,8 +287,8 @@ class _ExportDelivery:
                 return earlier.count.first_record_sha256
         return None
 
-    def _do_rows_agree(self, files: Sequence[StoredFile], publication: Publication) -> bool:
-        """Whether the manifest can be written; if not, the files that must be stored again are noted in the state.
+    def _must_store_again(self, files: Sequence[StoredFile], publication: Publication) -> bool:
+        """Compare the rows; return whether files must be stored again, which are then noted in the state.
 
         Raises:
             ExportIncompleteError: the rows disagree, and storing files again does not help.
@@ -296,18 +296,17 @@ class _ExportDelivery:
         check = RowCheck(self._export, self._storage, self._options, publication, self._state)
         if difference := check.difference(files):
             check.distrust_or_refuse(difference, files)
-            return False
+            return True
         if counted := {file.name: file for file in files if file.is_only_counted}:
             self._state.counted = counted
-            return False
-        return True
+        return bool(counted)
 
     # Manifest
 
     def _write_manifest(self, files: Sequence[StoredFile], publication: Publication) -> str:
         """Write the manifest, then delete what it replaces: it lists that too, in case this is cut short."""
         names = [file.name for file in files]
-        publication.raise_if_dropped(len(files), names, total_rows(files))
+        publication.require_files_kept(len(files), names, total_rows(files))
         replaced = publication.replaced(names)
         content = manifest_content(files, self._export.summary(), replaced)
         versions = {}

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_sendgrid.compression import Gunzip, Gzip
-from airflow_provider_sendgrid.delivery.first_bytes import MOST_LINES_OF_A_MESSAGE, PIECE_BYTES, FilePlan
+from airflow_provider_sendgrid.delivery.first_bytes import MAX_MESSAGE_LINES, PIECE_BYTES, FilePlan
 from airflow_provider_sendgrid.delivery.lookup import FileLookup
 from airflow_provider_sendgrid.delivery.options import DeliveryOptions
 from airflow_provider_sendgrid.delivery.progress import Progress, speed
@@ -127,7 +127,7 @@ class FileTransfer:
 
     def _open(self) -> None:
         if self.lookup.objects:
-            # Only the manifest that was read can permit to replace them.
+            # Whether they may be replaced was decided by the manifest as it was read.
             self.publication.raise_if_changed()
         self._download = self.open_file(self.lookup.path, self.lookup.title)
         self.progress.begin(self.index, self._download)
@@ -196,18 +196,19 @@ class FileTransfer:
         if stored.is_new:
             self.state.stored[name] = stored
             if before is not None:
-                self.publication.withdraw_if_false([stored])
+                self.publication.withdraw_if_outdated([stored])
             self._log_stored(stored, download)
         return stored
 
     def _plan(self, download: FileDownload, reader: RangeReader) -> FilePlan:
+        # A count that is compared later proves more than the content type and the header do.
         contact_count = (self.compares_rows and self.contact_count) or 0
         plan = FilePlan.of(
             reader,
             self.lookup.path,
             self.options,
             "" if contact_count else download.content_type,
-            needs_header=self.lookup.is_only_file and contact_count <= MOST_LINES_OF_A_MESSAGE,
+            needs_header=self.lookup.is_only_file and contact_count <= MAX_MESSAGE_LINES,
         )
         if self.lookup.is_only_file and not plan.head and self.contact_count:
             raise ExportIncompleteError(f"The content is empty, but SendGrid counted {self.contact_count} contacts.")
@@ -247,7 +248,7 @@ class FileTransfer:
             if self._must_be_counted_first(file, before):
                 writer.abort()
                 return replace(file, version=before.version, is_only_counted=True)
-            self.publication.raise_unless_replaceable(file.name, before)
+            self.publication.prepare_overwrite(file.name, before)
         if has_receipt := not writer.is_small:
             write_receipt(self.storage, file)
         version = writer.complete(file.to_metadata()) or self._version_of(file)
@@ -297,7 +298,7 @@ class FileTransfer:
 def _recode(plan: FilePlan, reader: RangeReader, writer: PartWriter, verification: Verification) -> None:
     """Store the bytes through gunzip or gzip, over one connection: the CPU is the bottleneck."""
     pieces = _pieces(plan.head, reader)
-    if plan.came_gzip:
+    if plan.is_sent_as_gzip:
         gunzip = Gunzip()
         for piece in pieces:
             for plain in gunzip.feed(piece):

@@ -28,14 +28,14 @@ class FilePlan:
     Attributes:
         head: its first bytes, as downloaded.
         file_type: ``csv`` or ``json``.
-        came_gzip: whether it is downloaded as gzip.
-        wants_gzip: whether it is stored as gzip.
+        is_sent_as_gzip: whether it is downloaded as gzip.
+        is_stored_as_gzip: whether it is stored as gzip.
     """
 
     head: bytes
     file_type: str
-    came_gzip: bool
-    wants_gzip: bool
+    is_sent_as_gzip: bool
+    is_stored_as_gzip: bool
 
     @classmethod
     def of(
@@ -67,9 +67,9 @@ class FilePlan:
             what = "a JSON object" if file_type == "json" else "something other than JSON objects"
             raise ExportIncompleteError(f"The content is {what} instead of the {named_type.upper()} file.")
         if is_line_whole and plain:
-            named_by_sender = "" if is_gzip(head) else content_type
+            declared_type = "" if is_gzip(head) else content_type
             line = plain.partition(b"\n")[0].rstrip()
-            is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, named_by_sender)
+            is_foreign = _is_foreign_json(line) if file_type == "json" else _is_foreign_csv(line, declared_type)
             if is_foreign or (needs_header and file_type == "csv" and not _may_be_header(line)):
                 raise ExportIncompleteError(
                     "The content is a message instead of the file: its first line is neither a header nor a contact."
@@ -79,18 +79,18 @@ class FilePlan:
     @property
     def passes_through(self) -> bool:
         """Whether it is stored as it is downloaded."""
-        return self.came_gzip == self.wants_gzip
+        return self.is_sent_as_gzip == self.is_stored_as_gzip
 
     def max_bytes(self, length: int) -> int | None:
         """The maximum size of the object, None if unknown; gzip adds a little to what it cannot compress."""
         if self.passes_through:
             return length
-        return None if self.came_gzip else length + length // 50 + 1024
+        return None if self.is_sent_as_gzip else length + length // 50 + 1024
 
     @property
     def extension(self) -> str:
         """The extension of the object's name."""
-        return extension_of(self.file_type, self.wants_gzip)
+        return extension_of(self.file_type, self.is_stored_as_gzip)
 
     @property
     def content_type(self) -> str:
@@ -138,16 +138,16 @@ def _plain_start(head: memoryview) -> bytes:
     if len(head) < 2 and GZIP_MAGIC.startswith(bytes(head)):
         return b""
     if not is_gzip(head):
-        return _without_start(bytes(head))
+        return _strip_start(bytes(head))
     plain = b""
     for piece in Gunzip().feed(head):  # a line may continue in the next gzip member
         plain += piece
-        if len(plain) >= PIECE_BYTES or b"\n" in _without_start(plain):
+        if len(plain) >= PIECE_BYTES or b"\n" in _strip_start(plain):
             break
-    return _without_start(plain)
+    return _strip_start(plain)
 
 
-def _without_start(plain: bytes) -> bytes:
+def _strip_start(plain: bytes) -> bytes:
     """Remove whitespace and a byte order mark at the start."""
     if codecs.BOM_UTF8.startswith(plain):
         return b""
@@ -185,13 +185,13 @@ def _binary(plain: bytes) -> str:
 
 # In every export: columns of CSV in upper case, keys of JSON in lower case.
 _COLUMNS = {b"EMAIL", b"CONTACT_ID"}
-_KEYS_OF_A_CONTACT = {"email", "contact_id"}
-_KEYS_OF_AN_ERROR = {"error", "errors", "message", "detail", "code", "fault"}
+_CONTACT_KEYS = {"email", "contact_id"}
+_ERROR_KEYS = {"error", "errors", "message", "detail", "code", "fault"}
 # An object with only these keys is an error, too; RFC 9457 requires none of its keys.
-_KEYS_BESIDE_AN_ERROR = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
-_TYPES_OF_MESSAGES = ("text/html", "xml", "json")
-# SendGrid has 18 columns of its own; a message has few commas, and no more lines than a page.
-_FEWEST_COLUMNS, MOST_LINES_OF_A_MESSAGE = 3, 100
+_ERROR_DETAIL_KEYS = {"type", "title", "status", "instance", "reason", "msg", "description", "timestamp", "path"}
+_MESSAGE_TYPES = ("text/html", "xml", "json")
+# SendGrid has 18 reserved columns; a message has few commas, and no more lines than a page.
+_MIN_COLUMNS, MAX_MESSAGE_LINES = 3, 100
 
 
 def _may_be_header(line: bytes) -> bool:
@@ -204,10 +204,10 @@ def _is_foreign_csv(line: bytes, content_type: str) -> bool:
     """Whether a first line is clearly neither a header nor a row; a file after the first may have no header."""
     if _may_be_header(line):
         return False
-    if line[:1] in b"[{" or content_type.endswith(_TYPES_OF_MESSAGES):
+    if line[:1] in b"[{" or content_type.endswith(_MESSAGE_TYPES):
         return True
     fields = line.split(b",")
-    return len(fields) < _FEWEST_COLUMNS and not any(b"@" in field and len(field.split()) == 1 for field in fields)
+    return len(fields) < _MIN_COLUMNS and not any(b"@" in field and len(field.split()) == 1 for field in fields)
 
 
 def _is_foreign_json(line: bytes) -> bool:
@@ -219,4 +219,4 @@ def _is_foreign_json(line: bytes) -> bool:
     if not isinstance(record, dict):
         return True
     keys = {key.lower() for key in record}
-    return not keys & _KEYS_OF_A_CONTACT and (bool(keys & _KEYS_OF_AN_ERROR) or keys <= _KEYS_BESIDE_AN_ERROR)
+    return not keys & _CONTACT_KEYS and (bool(keys & _ERROR_KEYS) or keys <= _ERROR_DETAIL_KEYS)

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 _MIB, _GIB = 1024**2, 1024**3
 
 
-class Receiver(Protocol):
-    """A download: bytes received so far, and length of the file as it is sent, negative while it is not known."""
+class Download(Protocol):
+    """What is reported of a download: bytes received so far, and the file's length, negative until it is known."""
 
     length: int
     received_bytes: int
 
 
 class _File(NamedTuple):
-    download: Receiver
+    download: Download
     started_at: float
 
 
@@ -58,7 +58,7 @@ class Progress:
         """Time since the delivery began."""
         return self._clock() - self._started_at
 
-    def begin(self, index: int, download: Receiver) -> None:
+    def begin(self, index: int, download: Download) -> None:
         """Report file `index` (from 0) from now on."""
         self._files[index] = _File(download, self._clock())
 

@@ -50,11 +50,11 @@ class Publication:
     """The manifest as it was read, and what follows from it.
 
     Args:
-        storage: where it is.
+        storage: where the manifest is.
         export_id: the export that is delivered.
         replace: whether another export's manifest may be replaced.
         writes_manifest: whether this delivery writes a manifest.
-        head_all: looks at several objects at once, see `Storage.head`.
+        head_all: returns what is known of several objects at once, see `Storage.head`.
 
     Raises:
         DestinationConflictError: there is another export's manifest, and `replace` is off.
@@ -115,10 +115,13 @@ class Publication:
             if (now.version if now else None) != self._version:
                 raise self._manifest_changed()
 
-    def raise_if_dropped(self, file_count: int, names: Collection[str] | None = None, rows: int | None = None) -> None:
-        """Called before the first download, and with names and rows before the manifest is written.
+    def require_files_kept(
+        self, file_count: int, names: Collection[str] | None = None, rows: int | None = None
+    ) -> None:
+        """Check that this delivery keeps the files that this export's manifest names.
 
-        Files may replace those of the manifest if they differ only in compression.
+        Called before the first download, and with names and rows before the manifest is written. Files may replace
+        those of the manifest if they differ only in compression.
 
         Args:
             file_count: how many files the export has now.
@@ -145,8 +148,8 @@ class Publication:
                 "the manifest names was changed. Choose another prefix, or set replace=True to replace them."
             )
 
-    def raise_unless_replaceable(self, name: str, info: StoredInfo) -> None:
-        """Called before an object is overwritten with other content.
+    def prepare_overwrite(self, name: str, info: StoredInfo) -> None:
+        """Withdraw this export's manifest if it names an object that is about to be overwritten with other content.
 
         Raises:
             DestinationConflictError: this export's manifest names the object, and `replace` is off.
@@ -168,11 +171,11 @@ class Publication:
             self._version = self._withdraw(self._version)
             self._is_withdrawn = True
 
-    def withdraw_if_false(self, files: Collection[StoredFile]) -> None:
-        """Called after files were stored: the manifest must not describe what they replaced.
+    def withdraw_if_outdated(self, files: Collection[StoredFile]) -> None:
+        """Withdraw the manifest if it describes what these files, which were just stored, replaced.
 
         Raises:
-            ManifestChangedError: it did, and was withdrawn.
+            ManifestChangedError: it was withdrawn.
         """
         with self._lock:
             now = self._storage.read(MANIFEST_NAME) if files else None
@@ -237,11 +240,14 @@ class Publication:
         return is_done
 
     def withdraw_if_deleted(self, versions: Mapping[str, str]) -> bool:
-        """Called after objects were deleted, by name, at these versions; returns whether a manifest was withdrawn.
+        """Withdraw another run's manifest if it names an object that this run just deleted; return whether it did.
 
-        Another run may have stored one of them again and named it in its manifest, between the look and the delete. S3
-        deletes it nevertheless if its bytes are the same, because its ETag is then the same. That run has looked at its
-        objects before or after the delete: if after, it has noticed; if before, its manifest is here now.
+        That run may have stored the object again, and named it in its manifest, right before the delete. S3 deletes it
+        nevertheless if its bytes are the same, because its ETag is then the same. That run checks its objects after it
+        wrote its manifest: if that was after the delete, it has noticed; if before, its manifest is here now.
+
+        Args:
+            versions: those of the deleted objects, by name.
         """
         if not versions or (now := self._storage.read(MANIFEST_NAME)) is None:
             return False
@@ -287,7 +293,7 @@ class Publication:
         return self._storage.versions(f"{self._export_id}-")
 
     def _raise_if_file_changed(self, files: Sequence[StoredFile], listed: Mapping[str, str] | None = None) -> None:
-        """Raise if an object has another version; a fresh listing that shows the version saves a look."""
+        """Raise if an object has another version; a fresh listing that shows the version saves a request."""
         unsure = [file for file in files if not is_version((listed or {}).get(file.name), file.version)]
         for file, info in zip(unsure, self._head_all([file.name for file in unsure]), strict=True):
             if info is None or info.version != file.version or info.size != file.size:

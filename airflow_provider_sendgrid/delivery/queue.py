@@ -74,6 +74,7 @@ class FileQueue:
     def _store_all(self) -> list[StoredFile]:
         stored = dict[int, StoredFile]()
         failed = self._store_small(self._transfers[:1], stored) or self._store_small(self._transfers[1:], stored)
+        # Large files that are open, up to one that failed; then files that were not begun.
         for transfer in self._transfers:
             if (failed is None or transfer.index < failed[0]) and transfer.is_open:
                 stored[transfer.index] = self._store(transfer)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_sendgrid.files.download import FileDownload
 from airflow_provider_sendgrid.files.rows import RecordCount
 from airflow_provider_sendgrid.storage.base import UPLOAD_KEY, StoredInfo
 
@@ -64,18 +63,8 @@ class StoredFile:
     def parse(cls, name: str, metadata: Mapping[str, Any]) -> StoredFile | None:
         """Read what `to_metadata` or `to_json` returned; None if it is missing or incomplete."""
         try:
-            records = metadata.get("records")
-            count = (
-                records
-                if records is None
-                else RecordCount(
-                    int(records),
-                    str(metadata.get("first-record-sha256") or ""),
-                    has_header=metadata.get("has-header") == "true",
-                )
-            )
             upload, path = (str(metadata.get(key) or "") for key in ("upload", "path"))
-            return cls(name, int(metadata["size"]), str(metadata["sha256"]), count, upload, path)
+            return cls(name, int(metadata["size"]), str(metadata["sha256"]), _parse_count(metadata), upload, path)
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
@@ -100,6 +89,13 @@ class StoredFile:
         return self.count.rows(header_sha256)
 
 
+def _parse_count(metadata: Mapping[str, Any]) -> RecordCount | None:
+    if (records := metadata.get("records")) is None:
+        return None
+    first_record_sha256 = str(metadata.get("first-record-sha256") or "")
+    return RecordCount(int(records), first_record_sha256, has_header=metadata.get("has-header") == "true")
+
+
 def total_rows(files: Sequence[StoredFile]) -> int | None:
     """Contacts in all files; None if any of them was not counted."""
     counts = [file.rows for file in files if file.rows is not None]
@@ -114,10 +110,8 @@ class DeliveryState:
         stored: files that it stored, by name.
         distrusted: versions of objects that do not count as stored, by name: the rows of all files disagreed.
         counted: files that it downloaded only to count them, by name: with these the rows of all files agree.
-        downloads: all that it began.
     """
 
     stored: dict[str, StoredFile] = field(default_factory=dict)
     distrusted: dict[str, str] = field(default_factory=dict)
     counted: dict[str, StoredFile] = field(default_factory=dict)
-    downloads: list[FileDownload] = field(default_factory=list)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _ABORT_SHARE = 0.3  # of a stop's grace period: how long aborts may take at least
 _CHECK_SECONDS = 0.05
-_WHO_ENDS_UPLOADS = (
+_OPEN_UPLOAD_HINT = (
     "The next try of the task ends it, or a lifecycle rule of the bucket that aborts incomplete multipart uploads."
 )
 
@@ -60,7 +60,7 @@ class Uploads:
             buffers=self._buffers,
             executor=self._threads,
             part_bytes=self._part_bytes,
-            at_most_bytes=max_bytes,
+            max_bytes=max_bytes,
             over=over,
             tap=tap,
         )
@@ -76,7 +76,7 @@ class Uploads:
             self._writers.discard(writer)
 
     def head_all(self, names: Collection[str]) -> list[StoredInfo | None]:
-        """Look at several objects at once, see `Storage.head`."""
+        """What is known of several objects at once, see `Storage.head`."""
         heads = [self._threads.submit(self._storage.head, name) for name in names]
         return [self._stop.result(head) for head in heads]
 
@@ -94,7 +94,7 @@ class Uploads:
                 log.error(
                     "The storage did not answer in time: an upload of %s may stay open. %s",
                     writer.uri,
-                    _WHO_ENDS_UPLOADS,
+                    _OPEN_UPLOAD_HINT,
                 )
 
     def close(self) -> None:
@@ -110,4 +110,4 @@ def abort_and_log(writer: PartWriter, *, at_once: bool = False) -> None:
         else:
             writer.abort()
     except Exception as error:  # noqa: BLE001 - see above
-        log.error("The upload of %s could not be aborted (%s). %s", writer.uri, type(error).__name__, _WHO_ENDS_UPLOADS)
+        log.error("The upload of %s could not be aborted (%s). %s", writer.uri, type(error).__name__, _OPEN_UPLOAD_HINT)

@@ -25,8 +25,8 @@ class Verification:
 
     def __init__(self, plan: FilePlan, options: DeliveryOptions) -> None:
         self._counter = record_counter(plan.file_type) if options.verify_row_count else None
-        self._gunzip = Gunzip() if plan.passes_through and plan.came_gzip else None
-        self._counts_stored = plan.came_gzip or not plan.wants_gzip
+        self._gunzip = Gunzip() if plan.passes_through and plan.is_sent_as_gzip else None
+        self._counts_stored = plan.is_sent_as_gzip or not plan.is_stored_as_gzip
         self._gunzips = DaemonExecutor(1, "sendgrid-gunzip")
         self._counts = DaemonExecutor(1, "sendgrid-count")
         self._uncounted: deque[Future[None]] = deque()

@@ -53,8 +53,8 @@ class DownloadLimits:
     """When to retry, and when to give up.
 
     Attributes:
-        attempts: in a row that may receive less than `progress_bytes` each.
-        progress_bytes: an attempt that receives as many made progress.
+        attempts: how many attempts in a row may receive less than `progress_bytes` each.
+        progress_bytes: an attempt that receives this many made progress.
         first_wait_seconds: wait after an attempt without progress; doubles with each in a row.
         longest_wait_seconds: the longest such wait.
         stall_seconds: a connection that needs longer for `stall_bytes` is closed; only time spent reading counts.
@@ -89,7 +89,7 @@ class UrlSource(Protocol):
         """A signed URL of the file."""
 
     def require_encrypted(self, url: str) -> str:
-        """The URL itself; raises unless contacts may be fetched from it."""
+        """The URL itself; raises unless contacts may be downloaded from it."""
 
     def has_expired(self) -> bool:
         """Whether the export has expired."""
@@ -99,18 +99,18 @@ class FileDownload:
     """The state of one file's download; safe to share among threads.
 
     Args:
-        source: of signed URLs.
-        path: of the file's URL, which identifies the file.
-        title: names the file in messages: ``SendGrid export 6f… file 2 of 3``.
+        source: where signed URLs come from.
+        path: path of the file's URL, which identifies the file.
+        title: the file in messages: ``SendGrid export 6f… file 2 of 3``.
 
     Attributes:
         stop: ends this download alone; it is set with the source's.
         length: bytes of the file as SendGrid stores it; -1 before the first response.
-        etag: None if the storage sends none.
-        content_type: in lower case, without parameters; empty if the storage sends none.
+        etag: its ETag, None if the storage sends none.
+        content_type: its media type in lower case, without parameters; empty if the storage sends none.
         has_ranges: whether the storage serves ranges, as far as is known.
-        connections: opened so far.
-        fetched_bytes: received so far, including bytes received twice; current while a part is being filled.
+        connections: number of connections opened so far.
+        fetched_bytes: bytes received so far, including bytes received twice; current while a part is being filled.
         received_bytes: the same without bytes received twice.
         resumptions: how often the download was resumed.
     """

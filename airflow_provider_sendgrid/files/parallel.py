@@ -26,7 +26,7 @@ class Part(Protocol):
     """A buffer to fill."""
 
     @property
-    def room(self) -> memoryview:
+    def unfilled(self) -> memoryview:
         """The bytes to fill."""
 
     def release(self) -> None:
@@ -41,7 +41,7 @@ class Clocks:
     """What shows whether the CPU is the limit.
 
     Attributes:
-        wall: seconds.
+        wall: a monotonic clock, in seconds.
         cpu: seconds of CPU time that this process has used.
     """
 
@@ -60,10 +60,10 @@ def fetch_parts(
 
     Args:
         download: the file.
-        reader: of the whole file; the parts begin at its position.
+        reader: reads the file to its end; the parts begin at its position.
         next_part: returns the next part to fill, not larger than what is left; ``next_part(False)`` returns None
             instead of waiting for a free buffer.
-        max_connections: at once.
+        max_connections: maximum number of connections at once.
         clocks: show whether the CPU is the limit.
     """
     parts = _Parts(download, reader, next_part, _Pace(max_connections, clocks or Clocks()))
@@ -78,7 +78,7 @@ def fetch_parts(
 
 
 class _Parts(Generic[P]):
-    """Parts that are being filled, in order: from one stream, or each from a connection of its own."""
+    """Parts that are being filled, in order: from one stream, or each from its own connection."""
 
     def __init__(
         self, download: FileDownload, reader: RangeReader, next_part: Callable[[bool], P | None], pace: _Pace
@@ -123,7 +123,7 @@ class _Parts(Generic[P]):
             self._stream_end = self._position
         if (part := self._next_part(not self._pending)) is None:
             return False
-        buffer, start = part.room, self._position
+        buffer, start = part.unfilled, self._position
         self._position += len(buffer)
         if is_stream:
             self._stream_end = self._position

@@ -34,12 +34,12 @@ class RangeReader:
 
     Args:
         download: the file.
-        start: of the range.
-        end: of the range, exclusive; None for the end of the file, whose length may not be known yet.
+        start: first byte of the range.
+        end: end of the range, exclusive; None for the end of the file, whose length may not be known yet.
 
     Attributes:
-        position: of the next byte, in the file.
-        end: None while the file's length is unknown.
+        position: position of the next byte in the file.
+        end: see above; None while the file's length is unknown.
     """
 
     def __init__(self, download: FileDownload, start: int = 0, end: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Counts the records of a file while it passes by, in pieces cut anywhere.
+"""Counts the records of a file as a stream of pieces, cut anywhere.
 
 A CSV record is not a line: values contain line breaks, so a line feed ends a record only outside quotes. A JSON file
 has one object per line. A byte order mark and blank lines at the start or the end belong to no record. The only thing
@@ -38,8 +38,8 @@ class RecordCount:
 
     Attributes:
         records: all records, a header included.
-        first_record_sha256: of the first record of a CSV file, empty if there is none.
-        damage: why this cannot be a whole file; else empty.
+        first_record_sha256: digest of the first record of a CSV file, empty if there is none.
+        damage: why the file is not complete; empty if it may be.
         has_header: whether the first field of a CSV file is ``EMAIL``, as in SendGrid's header.
     """
 

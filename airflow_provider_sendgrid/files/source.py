@@ -56,16 +56,16 @@ class ExportFiles:
         get_export: requests the export's status from SendGrid; each response has newly signed URLs.
         session: for downloads; it must not send the API key.
         allow_http: allow unencrypted URLs of this machine; only for an emulator.
-        timeout_seconds: of a download: for a connection, and for the next bytes.
+        timeout_seconds: the timeout of downloads, for a connection and for the next bytes.
         limits: when a download retries and gives up.
         max_age_seconds: older URLs are renewed before they are used.
         retry_policy: for responses that contradict an earlier one.
-        clock: seconds since any moment.
+        clock: a monotonic clock, in seconds.
         sleep: waits for seconds; by default until `stop` is set at the latest.
         stop: ends all waits and downloads.
 
     Attributes:
-        downloads: all that were begun.
+        downloads: all downloads that were begun.
         renewals: how often URLs were renewed because one was refused.
     """
 
@@ -102,7 +102,7 @@ class ExportFiles:
         self._received_at = 0.0
 
     def download(self, path: str, title: str) -> FileDownload:
-        """A download of the file whose URL has this path; `title` names it in messages."""
+        """A download of the file whose URL has this path; `title` is the file in messages."""
         download = FileDownload(self, path, title)
         self.downloads.append(download)
         return download
@@ -144,7 +144,7 @@ class ExportFiles:
         return export.is_expired_at(now)
 
     def require_encrypted(self, url: str) -> str:
-        """`url` itself, if contacts may be fetched from it.
+        """`url` itself, if contacts may be downloaded from it.
 
         Raises:
             SendGridServerError: it is not https, or not a URL.

@@ -41,7 +41,7 @@ class AzureStorage:
 
     Args:
         container: azure-storage-blob's ``ContainerClient``; shared by all threads.
-        address: of the container, such as ``abfs://container/``, for URIs.
+        address: the container's address, such as ``abfs://container/``, for URIs.
         prefix: what all names begin with, ``path/to/`` or empty.
         sleep: waits between attempts of a request, seconds.
     """
@@ -104,7 +104,7 @@ class AzureStorage:
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a blob without reading it, None if there is none."""
-        properties = self._look(name)
+        properties = self._find(name)
         if properties is None:
             return None
         metadata = {key: value for key, value in _metadata(properties).items() if key != _TOKEN}
@@ -145,11 +145,11 @@ class AzureStorage:
     def _blob(self, name: str) -> Any:
         return self._container.get_blob_client(self._prefix + name)
 
-    def _look(self, name: str) -> Any:
+    def _find(self, name: str) -> Any:
         """Azure's properties of a blob, with an ETag and a size; None if there is no blob."""
-        properties = self._calls.find("look", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
+        properties = self._calls.find("head", self.uri(name), lambda: self._blob(name).get_blob_properties(**_ONCE))
         if properties is not None and (not properties.etag or properties.size is None):
-            raise self._calls.unverified("look", self.uri(name), "the response has no ETag or no size")
+            raise self._calls.unverified("head", self.uri(name), "the response has no ETag or no size")
         return properties
 
     def _publish(
@@ -164,7 +164,7 @@ class AzureStorage:
     ) -> str:
         """Store the blob with our token in its metadata; return its ETag.
 
-        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is looked at and must
+        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is requested and must
         carry the token.
         """
         token = secrets.token_hex(8)
@@ -186,16 +186,16 @@ class AzureStorage:
             DestinationChangedError: another run stored the blob.
             DestinationError: it is not there, or its bytes are not those that were sent; such a blob is deleted.
         """
-        properties = self._look(name)
+        properties = self._find(name)
         if properties is None or properties.size != size:
             what = "the storage accepted the blob, but does not have all of it"
             raise self._calls.unverified(operation, self.uri(name), what)
         if _metadata(properties).get(_TOKEN) != token:
-            raise self._calls.error(operation, self.uri(name), Failure(("412",), "the blob is of another run"))
+            raise self._calls.error(operation, self.uri(name), Failure(("412",), "another run stored the blob"))
         etag = _etag(properties.etag)
         if md5 is not None and (_has_other_md5(response, md5) or _has_other_md5(properties.content_settings, md5)):
             self._discard(name, etag)
-            what = "the stored blob has another MD5 than what was sent; the bytes were damaged on their way"
+            what = "the stored blob has another MD5 than what was sent; the bytes were damaged in transit"
             raise self._calls.unverified(operation, self.uri(name), what)
         return etag
 
@@ -215,10 +215,10 @@ class AzureUpload:
     """Blocks that are staged for one blob.
 
     Args:
-        blob: its client.
-        uri: of the blob, for messages.
-        calls: to Azure.
-        commit: publishes a list of blocks; is also given their size in bytes.
+        blob: the client of the blob.
+        uri: the URI of the blob, for messages.
+        calls: the calls of Azure's client.
+        commit: publishes a list of blocks; called with that and their size in bytes.
     """
 
     def __init__(self, blob: Any, uri: str, calls: RetriedCalls, commit: Callable[[list[Any], int], None]) -> None:

@@ -57,7 +57,7 @@ def _failure_of(error: Exception) -> Failure | None:
     from azure.core.exceptions import AzureError, HttpResponseError
 
     if isinstance(error, DamagedError):
-        return Failure(("Md5Mismatch",), "bytes were damaged on their way")
+        return Failure(("Md5Mismatch",), "bytes were damaged in transit")
     if isinstance(error, HttpResponseError):
         code, status = getattr(error, "error_code", None), error.status_code
         known = str(getattr(code, "value", code)) if code else f"{status} without a code"

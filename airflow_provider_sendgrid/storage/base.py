@@ -84,7 +84,7 @@ class Storage(Protocol):
     """Objects below one prefix.
 
     `over` is the version that an object may replace: None if there must be no object, `ANY_VERSION` if it does not
-    matter. Storages without conditional writes look at the object right before they write.
+    matter. Storages without conditional writes check the object right before they write.
     """
 
     def uri(self, name: str) -> str:
@@ -113,9 +113,9 @@ class Storage(Protocol):
         """
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """End all other uploads of objects, such as a killed worker leaves open; return how many there were.
+        """Abort all other uploads of objects, such as a killed worker leaves open; return how many there were.
 
-        Without the permission to list or to end uploads it does nothing, and logs so once.
+        Without the permission to list or to abort uploads it does nothing, and logs that once.
         """
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
@@ -131,7 +131,7 @@ def is_version(listed: str | None, version: str) -> bool:
     return bool(listed) and f"{version} ".startswith(f"{listed} ")
 
 
-def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) -> int:
+def part_size(number: int, part_bytes: int, max_bytes: int | None = None) -> int:
     """The size of part `number` (from 1), in bytes.
 
     Some storages, such as Cloudflare R2, require one size for all parts but the last. All parts have one size if it is
@@ -139,12 +139,12 @@ def part_size(number: int, part_bytes: int, at_most_bytes: int | None = None) ->
     every 360 parts, so that any object fits into 10,000 parts: the largest has 5 TiB.
 
     Args:
-        number: of the part.
+        number: number of the part, from 1.
         part_bytes: the preferred size; parts are larger only if 10,000 would not suffice.
-        at_most_bytes: the object is not larger; None if that is not known.
+        max_bytes: the object is not larger; None if that is not known.
     """
     wanted = max(part_bytes, MIN_PART_BYTES)
-    if at_most_bytes is not None:
-        return min(max(wanted, -(-at_most_bytes // MAX_PARTS)), MAX_PART_BYTES)
+    if max_bytes is not None:
+        return min(max(wanted, -(-max_bytes // MAX_PARTS)), MAX_PART_BYTES)
     doublings = 0 if number <= _EQUAL_PARTS else (number - _EQUAL_PARTS - 1) // _PARTS_PER_SIZE + 1
     return min(wanted << doublings, MAX_PART_BYTES)

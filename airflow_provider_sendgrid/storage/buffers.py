@@ -75,7 +75,7 @@ class Part:
         self._lock = threading.Lock()
 
     @property
-    def room(self) -> memoryview:
+    def unfilled(self) -> memoryview:
         """The rest of the buffer, which is not set yet."""
         return memoryview(self._buffer)[self.filled :]
 

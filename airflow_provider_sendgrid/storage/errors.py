@@ -27,7 +27,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 NO_RESPONSE = "no response"
 # What clients raise for a response of unknown shape.
 UNREADABLE_RESPONSE = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
-# Clients pass on a whole HTML page as the storage's message.
+# Clients return a complete HTML page as the storage's message.
 _MAX_CHARACTERS = 1000
 
 
@@ -60,8 +60,8 @@ def storage_error(
     """The exception for a failure.
 
     Args:
-        what: the operation, the object and the storage's own words; holds no secret.
-        meaning: of the failure.
+        what: the operation, the object and the storage's message; contains no secret.
+        meaning: what the failure means.
         code: the storage's own code, if it has one.
         next_step: instead of the one of `meaning`.
     """
@@ -96,11 +96,11 @@ _STATUSES: Mapping[str, Meaning] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a storage answered instead of a success.
+    """The error response of a storage.
 
     Attributes:
         codes: the storage's own codes, then the HTTP status, as far as known; `NO_RESPONSE` alone without a response.
-        text: in the storage's words; holds no secret.
+        text: the storage's message; contains no secret.
     """
 
     codes: tuple[str, ...]

@@ -104,7 +104,7 @@ class GcsStorage:
     def read(self, name: str) -> StoredContent | None:
         """A small object, None if there is none."""
         for _ in range(ATTEMPTS):
-            stored = self._look(name)
+            stored = self._find(name)
             if stored is None:
                 self._raise_without_bucket()
                 return None
@@ -116,7 +116,7 @@ class GcsStorage:
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
-        stored = self._look(name)
+        stored = self._find(name)
         if stored is None:
             return None
         metadata = {key.lower(): value for key, value in stored.metadata.items() if key.lower() != WRITE_KEY}
@@ -162,22 +162,22 @@ class GcsStorage:
             blob.metadata = {**info.metadata, WRITE_KEY: token}
         return blob
 
-    def _look(self, name: str) -> StoredObject | None:
+    def _find(self, name: str) -> StoredObject | None:
         def send() -> StoredObject:
             blob = self._blob(name)
             blob.reload(retry=None)
             return StoredObject.of_blob(blob)
 
-        stored = self._calls.find("look", self.uri(name), send)
+        stored = self._calls.find("head", self.uri(name), send)
         if stored is not None and not stored.generation:
-            raise self._calls.unverified("look", self.uri(name), "the response names no generation")
+            raise self._calls.unverified("head", self.uri(name), "the response names no generation")
         return stored
 
     def _raise_if_changed(self, operation: str, name: str, expected: str | None) -> None:
-        """Look at the object right before a write, for servers that ignore conditions."""
+        """Check the object right before a write, for servers that ignore conditions."""
         if expected == ANY_VERSION:
             return
-        stored = self._look(name)
+        stored = self._find(name)
         if expected != (None if stored is None else stored.generation):
             raise self._calls.error(operation, self.uri(name), Failure(("412",), "the object was changed"))
 
@@ -189,15 +189,15 @@ class GcsStorage:
             DestinationError: it is not there, or its bytes are not those that were sent; such an object is deleted.
         """
         uri = self.uri(name)
-        stored = response if response.is_complete else self._look(name)
+        stored = response if response.is_complete else self._find(name)
         if stored is None:
             raise self._calls.unverified(operation, uri, "the storage accepted the object, but it is not there")
         if stored.metadata.get(WRITE_KEY) != token:
-            raise self._calls.error(operation, uri, Failure(("412",), "the object is of another run"))
+            raise self._calls.error(operation, uri, Failure(("412",), "another run stored the object"))
         if stored.crc32c != checksum:
             with suppress(SendGridError):
                 self.delete(name, stored.generation)
-            what = f"the stored object's CRC32C is {stored.crc32c}, not {checksum}; the bytes were damaged on their way"
+            what = f"the stored object's CRC32C is {stored.crc32c}, not {checksum}; the bytes were damaged in transit"
             raise self._calls.unverified(operation, uri, what)
         return stored.generation
 
@@ -215,7 +215,7 @@ class GcsStorage:
             except Forbidden:
                 return True
 
-        if not self._calls.find("look", self._address, exists):
+        if not self._calls.find("head", self._address, exists):
             raise DestinationRefusedError(f"There is no bucket {self._address}; create it, or correct the path.")
 
 

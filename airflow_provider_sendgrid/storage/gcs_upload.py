@@ -13,7 +13,7 @@ from airflow_provider_sendgrid.exceptions import DestinationChangedError, Destin
 from airflow_provider_sendgrid.storage.errors import ATTEMPTS, NO_RESPONSE, Failure, pause_seconds
 from airflow_provider_sendgrid.storage.gcs_errors import reasons_of, retried_calls
 from airflow_provider_sendgrid.storage.gcs_object import StoredObject, encoded
-from airflow_provider_sendgrid.storage.sequential import InOrderUpload
+from airflow_provider_sendgrid.storage.sequential import SequentialUpload
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +24,17 @@ _TIMEOUT_SECONDS = (30, 120)
 _ABORT_TIMEOUT_SECONDS = 5
 
 
-class GcsUpload(InOrderUpload):
+class GcsUpload(SequentialUpload):
     """A resumable upload: whole units of 256 KiB are sent at once, the rest with the next ones.
 
     There is always a rest, because the last request must carry at least one byte.
 
     Args:
-        session_url: takes the bytes; a secret.
-        uri: of the object, for messages.
+        session_url: the URL that receives the bytes; a secret.
+        uri: the URI of the object, for messages.
         sleep: see `GcsStorage`.
         check: called right before the last request; raises if another run stored the object.
-        confirm: is given the CRC32C of all bytes and the object in Google's response; raises if they differ.
+        confirm: called with the CRC32C of all bytes and the object in Google's response; raises if they differ.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class _Response:
     """Google's response to a request of an upload.
 
     Attributes:
-        status: of HTTP, None without a response.
+        status: the HTTP status, None without a response.
         range: the bytes that Google has, ``bytes=0-524287``; empty if it has none.
         text: for messages.
         content: its JSON, None if there is none.
@@ -208,7 +208,7 @@ class _Response:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """For the table of errors."""
+        """The codes for the table of errors."""
         if self.status is None:
             return (NO_RESPONSE,)
         error = self.content.get("error") if isinstance(self.content, dict) else None

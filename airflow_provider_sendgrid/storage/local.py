@@ -25,7 +25,7 @@ from typing import Any
 from airflow_provider_sendgrid.exceptions import DestinationChangedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.local_errors import translated
-from airflow_provider_sendgrid.storage.sequential import InOrderUpload
+from airflow_provider_sendgrid.storage.sequential import SequentialUpload
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class LocalStorage:
     def head(self, name: str) -> StoredInfo | None:
         """What is known of a file without reading it, None if there is none."""
         path = self._folder / name
-        with translated("look", path), _locked(self._folder):
+        with translated("head", path), _locked(self._folder):
             status = _status(path)
             if status is None:
                 return None
@@ -138,11 +138,11 @@ class LocalStorage:
 
     def _log_once(self, what: str, error: OSError) -> None:
         if what not in self._logged:
-            log.warning("Could not %s %s (%s); the delivery goes on without.", what, self._folder, error)
+            log.warning("Could not %s %s (%s); the delivery continues without that.", what, self._folder, error)
         self._logged.add(what)
 
 
-class LocalUpload(InOrderUpload):
+class LocalUpload(SequentialUpload):
     """A file that has another name until it is published."""
 
     def __init__(self, root: Path, name: str, info: ObjectInfo, over: str | None, own_unfinished: set[Path]) -> None:

@@ -39,7 +39,7 @@ class Location:
 
     Attributes:
         provider: the kind of storage.
-        address: of the bucket, for messages and query engines: ``gs://bucket/``; without the connection.
+        address: address of the bucket, for messages and query engines: ``gs://bucket/``; without the connection.
         bucket: its name, on Azure the container's; empty for a folder of this machine.
         prefix: what all names begin with: empty, or a path that ends in a slash; a local one also begins with a slash.
         conn_id: Airflow's connection in the path, None without one.
@@ -92,7 +92,7 @@ class Location:
         """Check that a path in Azure's own form names the account of the connection.
 
         Args:
-            hostname: of the connection's account. Hosts outside Azure are not compared.
+            hostname: host of the connection's account. Hosts outside Azure are not compared.
 
         Raises:
             ValueError: it names another, so the URIs in the manifest would not lead to the files.

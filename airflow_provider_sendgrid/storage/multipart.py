@@ -30,18 +30,18 @@ class PartWriter:
 
     Args:
         storage: where the object goes.
-        name: of the object.
+        name: name of the object.
         info: what the object carries.
         buffers: memory for the parts.
         executor: its threads upload the parts.
         part_bytes: size of a part, see `part_size`.
-        at_most_bytes: the object is not larger, None if that is not known. Small objects then need small buffers, and
+        max_bytes: the object is not larger, None if that is not known. Small objects then need small buffers, and
             large ones get parts of one size.
-        over: the version that the object is stored over, see `Storage`.
-        tap: is given each part's bytes; returns a future that is done when they are no longer needed, or None.
+        over: the version that may be replaced, see `Storage`.
+        tap: called with each part's bytes; returns a future that is done when they are no longer needed, or None.
 
     Attributes:
-        name: of the object.
+        name: name of the object.
         size: bytes submitted so far.
         may_be_open: whether the storage may hold an upload that is neither complete nor aborted.
     """
@@ -55,7 +55,7 @@ class PartWriter:
         buffers: PartBuffers,
         executor: Executor,
         part_bytes: int,
-        at_most_bytes: int | None = None,
+        max_bytes: int | None = None,
         over: str | None = ANY_VERSION,
         tap: Callable[[memoryview], Future[None] | None] | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class PartWriter:
         self._buffers = buffers
         self._executor = executor
         self._part_bytes = part_bytes
-        self._at_most_bytes = at_most_bytes
+        self._max_bytes = max_bytes
         self._over = over
         self._tap = tap
         self._digest = hashlib.sha256()
@@ -81,12 +81,12 @@ class PartWriter:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes of the object; known after `finish`."""
+        """The digest of all bytes of the object, in hexadecimal; known after `finish`."""
         return self._digest.hexdigest()
 
     @property
     def uri(self) -> str:
-        """Of the object."""
+        """The URI of the object."""
         return self._storage.uri(self.name)
 
     @property
@@ -103,11 +103,11 @@ class PartWriter:
             part = self._open_part
             if part is None:
                 raise RuntimeError("no part although waited for")
-            count = min(len(part.room), len(rest))
-            part.room[:count] = rest[:count]
+            count = min(len(part.unfilled), len(rest))
+            part.unfilled[:count] = rest[:count]
             part.filled += count
             rest = rest[count:]
-            if not part.room:
+            if not part.unfilled:
                 self._open_part = None
                 self._submit_filled(part)
 
@@ -121,7 +121,7 @@ class PartWriter:
 
     def submit(self, part: Part) -> None:
         """Upload a filled part; parts are submitted in the order of `next_part`."""
-        part.filled += len(part.room)
+        part.filled += len(part.unfilled)
         self._submit_filled(part)
 
     def finish(self) -> None:
@@ -167,9 +167,9 @@ class PartWriter:
         Waits for parts that are being written, but not for long if the task was stopped.
         """
         # The last first: in a sequential upload, a part that has started may wait for the ones before it.
-        underway = [pending for pending in reversed(self._pending) if not pending.cancel()]
+        running = [pending for pending in reversed(self._pending) if not pending.cancel()]
         stop = self._buffers.stop
-        while wait(underway, _CHECK_EVERY_SECONDS).not_done:
+        while wait(running, _CHECK_EVERY_SECONDS).not_done:
             if stop.is_set and not stop.seconds_left(_ABORT_AFTER_SHARE):
                 break
         self._release_all()
@@ -191,9 +191,9 @@ class PartWriter:
     def _acquire_part(self, *, wait: bool) -> Part | None:
         self._submit_kept()
         self._raise_failure()
-        size = part_size(self._acquired_parts + 1, self._part_bytes, self._at_most_bytes)
-        if self._at_most_bytes is not None:
-            size = min(size, max(1, self._at_most_bytes - self._acquired_bytes))
+        size = part_size(self._acquired_parts + 1, self._part_bytes, self._max_bytes)
+        if self._max_bytes is not None:
+            size = min(size, max(1, self._max_bytes - self._acquired_bytes))
         if (part := self._buffers.acquire(size, wait=wait)) is not None:
             self._acquired_parts += 1
             self._acquired_bytes += size

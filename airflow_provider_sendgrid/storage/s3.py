@@ -24,10 +24,15 @@ from airflow_provider_sendgrid.stopping import StoppedError, StopSignal
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, UPLOAD_KEY, ObjectInfo, StoredContent, StoredInfo
 from airflow_provider_sendgrid.storage.multipart import crc32
 from airflow_provider_sendgrid.storage.s3_arguments import folder_prefix, split_s3_uri
-from airflow_provider_sendgrid.storage.s3_calls import ATTEMPTS_IF_DAMAGED, DAMAGE_MESSAGE, S3Calls, client_config
+from airflow_provider_sendgrid.storage.s3_calls import (
+    ATTEMPTS_IF_DAMAGED,
+    DAMAGE_MESSAGE,
+    S3Calls,
+    client_config,
+    list_objects,
+)
 from airflow_provider_sendgrid.storage.s3_checksums import EtagTrial, S3Checksums, bare_etag, md5_of
 from airflow_provider_sendgrid.storage.s3_errors import NO_LISTING, is_not_allowed, was_sent_before
-from airflow_provider_sendgrid.storage.s3_listing import list_objects
 from airflow_provider_sendgrid.storage.s3_objects import S3Objects, etag_of
 from airflow_provider_sendgrid.storage.s3_uploads import OpenUploads, S3Upload
 
@@ -83,7 +88,7 @@ class S3Storage:
             # With another ETag than in the response, the content was compared.
             if etag_of(version) != bare_etag(etag) or not checksums.is_damaged(response, content, sent):
                 return version
-            log.warning("%s was damaged on its way to S3; sending it again.", self.uri(name))
+            log.warning("%s was damaged in transit to S3; sending it again.", self.uri(name))
             over = version
         self._objects.discard(name, version)
         raise self._calls.damage_error("put_object", name, DAMAGE_MESSAGE)
@@ -121,9 +126,9 @@ class S3Storage:
                 key = str(entry.get("Key", ""))
                 name = key.removeprefix(prefix)
                 if name and key.startswith(prefix + beginning) and "/" not in name.removeprefix(beginning):
-                    # Some servers list no ETags: then each object is looked at.
-                    is_whole = entry.get("ETag") and entry.get("LastModified")
-                    found[name] = self._objects.version(entry, "list_objects_v2", name) if is_whole else ""
+                    # Some servers list no ETags: then each object gets a HEAD request.
+                    has_version = entry.get("ETag") and entry.get("LastModified")
+                    found[name] = self._objects.version(entry, "list_objects_v2", name) if has_version else ""
         except (DestinationError, DestinationRefusedError) as error:
             if error.code not in NO_LISTING and not is_not_allowed(error):
                 raise
@@ -132,7 +137,7 @@ class S3Storage:
         return found
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """End the multipart uploads of objects that others left open; return how many there were."""
+        """Abort the multipart uploads of objects that others left open; return how many there were."""
         found = self._uploads.names_by_id(names) or {}
         left_open = sorted((name, upload_id) for upload_id, name in found.items() if upload_id not in self._uploads.own)
         return sum(self._upload(name, upload_id).end() for name, upload_id in left_open)
@@ -156,14 +161,14 @@ class S3Storage:
         return None
 
     def _abort_unanswered(self, name: str, known: set[str] | None) -> None:
-        """End the uploads that were started since `known` was listed, though the response with their id was lost."""
+        """Abort uploads that began after `known` was listed, and whose ID was lost with the response."""
         if known is None:
             return
         for upload_id in (self._uploads.ids(name) or set()) - known - self._uploads.own:
             try:
                 self._upload(name, upload_id).end()
             except DestinationError as error:
-                log.info("An upload that may have been started could not be ended: %s", error)
+                log.info("An upload that may have been started could not be aborted: %s", error)
 
     def _described(self, name: str, info: ObjectInfo) -> dict[str, Any]:
         ours, extra_args = info.metadata, self._calls.extra_args

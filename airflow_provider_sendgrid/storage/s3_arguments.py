@@ -1,4 +1,4 @@
-"""The arguments that users may add to S3's calls: checked before the first byte, given to the calls that take them."""
+"""Arguments that users may add to S3's calls: checked before the first download, passed to calls that accept them."""
 
 from __future__ import annotations
 
@@ -164,9 +164,9 @@ def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     allowed = sorted(set(shapes) - set(_OWN_ARGUMENTS))
     for name, value in values.items():
         if name in _OWN_ARGUMENTS:
-            raise ValueError(f"extra_args may not hold {name}: {_OWN_ARGUMENTS[name]}.")
+            raise ValueError(f"extra_args must not contain {name}: {_OWN_ARGUMENTS[name]}.")
         if name not in shapes:
-            raise ValueError(f"extra_args holds {name!r}, which S3 does not know.{_nearest(str(name), allowed)}")
+            raise ValueError(f"extra_args contains {name!r}, which S3 does not know.{_nearest(str(name), allowed)}")
         if value in (None, b"") or (isinstance(value, str) and value.strip() in ("", "None")):
             raise ValueError(f"extra_args: {name} was passed but is empty; leave it out or give it a value.")
         if any(UNRENDERED.search(text) for text in _texts_of(value)):

@@ -1,13 +1,16 @@
-"""Calls of boto3's methods for one bucket, with the users' arguments; its exceptions become this package's."""
+"""Calls of boto3's methods for one bucket, and its listings, with the users' arguments.
+
+boto3's exceptions become this package's.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from airflow_provider_sendgrid.exceptions import DestinationRefusedError
+from airflow_provider_sendgrid.exceptions import DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.stopping import StopSignal
 from airflow_provider_sendgrid.storage.s3_arguments import ExtraArguments
 from airflow_provider_sendgrid.storage.s3_errors import (
@@ -22,11 +25,12 @@ log = logging.getLogger(__name__)
 
 # How often a body is sent, or read, before damage in transit is an error.
 ATTEMPTS_IF_DAMAGED = 3
-DAMAGE_MESSAGE = "S3 holds other bytes than were sent"
+DAMAGE_MESSAGE = "S3 received other bytes than were sent"
 _NOT_WHEN_STOPPED = ("CreateMultipartUpload", "UploadPart")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
 _CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
 _WHEN_REQUIRED = "when_required"
+_DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 
 
 def client_config(config: Any, connections: int) -> Any:
@@ -86,7 +90,7 @@ class S3Calls:
 
     @property
     def endpoint_url(self) -> str:
-        """The server's, for messages."""
+        """The server's URL, for messages."""
         return str(self._client.meta.endpoint_url)
 
     def uri(self, name: str) -> str:
@@ -121,9 +125,9 @@ class S3Calls:
         """Call one of boto3's methods, with those of the extra arguments that it takes.
 
         Args:
-            method: its name.
-            name: of the object, None for the bucket.
-            arguments: of the call.
+            method: the name of the method.
+            name: the name of the object, None for the bucket.
+            arguments: the arguments of the call.
             is_damaged: whether the response shows that S3 received other bytes; then they are sent again.
 
         Raises:
@@ -131,35 +135,21 @@ class S3Calls:
             DestinationRefusedError: S3 refuses, and no retry helps.
             DestinationError: S3 failed or did not answer.
         """
-        from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
-        from botocore.parsers import ResponseParserError
-
         key = {} if name is None else {"Key": self.prefix + name}
         given = {**self.extra_args_of(method, name or ""), **arguments, "Bucket": self.bucket, **key}
-        uri, code, message = self.uri(name or ""), None, ""
+        uri = self.uri(name or "")
         for attempts_left in reversed(range(ATTEMPTS_IF_DAMAGED)):
+            code = "BadDigest"
             try:
-                response = getattr(self._client, method)(**given)
+                response = self._send_once(method, uri, given)
                 if not is_damaged(response):
                     return response
-                code, message = "BadDigest", DAMAGE_MESSAGE
-            except ClientError as error:
-                code, message = code_and_message(error)
-                if code not in DAMAGED or not attempts_left:
-                    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-                    raise error_from_code(
-                        method, uri, code, message, given, is_signed=self.is_signed, status=status
-                    ) from error
-            except ParamValidationError as error:
-                # Not `from error`: its text shows the values, some of which are secret.
-                reason = self.extra_args.without_values(str(error))
-                raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {reason}") from None
-            except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
-                raise not_s3_error(f"{method} of {uri}: the response could not be read") from error
-            except BotoCoreError as error:
-                raise connection_error(method, uri, error) from error
-            log.warning("%s was damaged on its way to S3 (%s); sending it again.", uri, code)
-        raise error_from_code(method, uri, code, message, given, is_signed=self.is_signed)
+            except DestinationError as error:
+                if error.code not in DAMAGED or not attempts_left:
+                    raise
+                code = error.code
+            log.warning("%s was damaged in transit to S3 (%s); sending it again.", uri, code)
+        raise error_from_code(method, uri, "BadDigest", DAMAGE_MESSAGE, given, is_signed=self.is_signed)
 
     def damage_error(self, method: str, name: str, message: str) -> Exception:
         """The exception for bytes that were damaged in each attempt."""
@@ -173,7 +163,7 @@ class S3Calls:
         """
         value = response.get(field)
         if value is None or value == "":
-            raise not_s3_error(f"{method} of {self.uri(name)}: the response holds no {field}")
+            raise not_s3_error(f"{method} of {self.uri(name)}: the response has no {field}")
         return value
 
     def log_once(self, what: str, level: int, message: str, *arguments: Any) -> None:
@@ -181,6 +171,26 @@ class S3Calls:
         if what not in self._logged:
             self._logged.add(what)
             log.log(level, message, *arguments)
+
+    def _send_once(self, method: str, uri: str, given: Mapping[str, Any]) -> Any:
+        """Call a method; raise boto3's exceptions as this package's."""
+        from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+        from botocore.parsers import ResponseParserError
+
+        try:
+            return getattr(self._client, method)(**given)
+        except ClientError as error:
+            code, message = code_and_message(error)
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            raise error_from_code(method, uri, code, message, given, is_signed=self.is_signed, status=status) from error
+        except ParamValidationError as error:
+            # Not `from error`: its text shows the values, some of which are secret.
+            reason = self.extra_args.without_values(str(error))
+            raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {reason}") from None
+        except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
+            raise not_s3_error(f"{method} of {uri}: the response could not be read") from error
+        except BotoCoreError as error:
+            raise connection_error(method, uri, error) from error
 
     def _decide_checksums_and_signing(self) -> None:
         """Send bodies without a signature only where TLS and a checksum protect them, as botocore does itself.
@@ -193,3 +203,27 @@ class S3Calls:
         chosen = (config.s3 or {}).get("payload_signing_enabled")
         self.is_signed = not (self.is_https and self.sends_checksums) if chosen is None else bool(chosen)
         config.s3 = {**(config.s3 or {}), "payload_signing_enabled": self.is_signed}
+
+
+def list_objects(calls: S3Calls, beginning: str) -> Iterator[Mapping[str, Any]]:
+    """All entries whose names begin like this, without a slash after that; directory buckets may list more."""
+    prefix, following = listing_prefix(calls, calls.prefix + beginning), dict[str, Any]()
+    what = f"list_objects_v2 of {calls.uri('')}"
+    while True:
+        response = calls.call("list_objects_v2", None, Delimiter="/", **prefix, **following)
+        if not response.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"}:
+            raise not_s3_error(f"{what}: the response is not a listing")
+        yield from response.get("Contents") or []
+        if not response.get("IsTruncated"):
+            return
+        token = calls.field(response, "NextContinuationToken", "list_objects_v2", "")
+        if token == following.get("ContinuationToken"):
+            raise not_s3_error(f"{what}: the listing has no end")
+        following = {"ContinuationToken": token}
+
+
+def listing_prefix(calls: S3Calls, key: str) -> dict[str, str]:
+    """The argument that lists what begins with `key`; directory buckets take only a folder."""
+    if calls.bucket.endswith(_DIRECTORY_BUCKETS):
+        key = key[: key.rfind("/") + 1]
+    return {"Prefix": key} if key else {}

@@ -24,8 +24,8 @@ class EtagTrial:
     """What a trial object showed of a server's ETags.
 
     Attributes:
-        etag: of the object or of its part.
-        md5: of its bytes.
+        etag: the ETag of the object or of its part.
+        md5: the MD5 of its bytes.
         is_intact: whether the server returned the bytes that were sent.
     """
 
@@ -38,7 +38,7 @@ class S3Checksums:
     """Checks bodies of requests and responses; safe to share among threads.
 
     Args:
-        calls: to the bucket.
+        calls: the calls of boto3 for the bucket.
         try_etag: stores a trial object, in parts or not, and deletes it.
 
     Attributes:
@@ -75,7 +75,7 @@ class S3Checksums:
         """Whether the response to a write shows that S3 received other bytes than `content`.
 
         Args:
-            response: to the write.
+            response: the response to the write.
             content: the body.
             sent: see `arguments`.
             is_part: whether it is a part of an upload.
@@ -115,7 +115,7 @@ class S3Checksums:
                     return unless_known
                 self._are_etags_md5s[is_part] = trial.etag == trial.md5
                 if trial.etag != trial.md5:
-                    message = "The ETags of the server at %s are no MD5s; they are not compared."
+                    message = "The ETags of the server at %s are not MD5s; they are not compared."
                     self._calls.log_once("etags", logging.INFO, message, self._calls.endpoint_url)
             return self._are_etags_md5s[is_part]
 

@@ -121,7 +121,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     ),
     **_table(
         _REFUSED,
-        "The bucket's Object Lock wants a checksum: take request_checksum_calculation out of the extra of the AWS "
+        "The bucket's Object Lock requires a checksum: remove request_checksum_calculation from the extra of the AWS "
         "connection.",
         _CHECKSUM_REQUIRED,
     ),
@@ -139,7 +139,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     ),
     **_table(
         _RETRY,
-        "The credentials have run out: renew those of the AWS connection.",
+        "The credentials have expired: renew those of the AWS connection.",
         "ExpiredToken",
         "ExpiredTokenException",
         "TokenRefreshRequired",
@@ -156,7 +156,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     ),
     **_table(
         _RETRY,
-        "It was damaged on its way each time: use https, or check the network and its proxies.",
+        "It was damaged in transit each time: use https, or check the network and its proxies.",
         *DAMAGED,
     ),
     **_table(
@@ -202,13 +202,13 @@ def error_from_code(
     """The exception for an error response.
 
     Args:
-        method: boto3's.
-        uri: of the object.
+        method: boto3's method.
+        uri: the URI of the object.
         code: S3's error code.
         message: S3's message.
-        arguments: of the call.
+        arguments: the arguments of the call.
         is_signed: whether bodies are signed.
-        status: of the HTTP response.
+        status: the HTTP status.
     """
     meaning = _meaning(code, status)
     creates = method in ("put_object", "create_multipart_upload")
@@ -219,7 +219,7 @@ def error_from_code(
 
 def connection_error(method: str, uri: str, error: Exception) -> StorageError:
     """The exception if boto3 could not send the request or got no response."""
-    return storage_error(f"{method} of {uri}: S3 could not be asked ({type(error).__name__}: {error})", _CONNECTION)
+    return storage_error(f"{method} of {uri}: the request to S3 failed ({type(error).__name__}: {error})", _CONNECTION)
 
 
 def not_s3_error(what: str) -> StorageError:

@@ -1,7 +1,7 @@
 """Single objects of a bucket: reads them, changes them only over the expected version, verifies what was stored.
 
-An object is looked at right before it is written, and the write carries a condition where boto3 and the server know
-it. After the write it is looked at again: only what is there, with the size, metadata and ETag of this write, and
+An object is checked right before it is written, and the write carries a condition where boto3 and the server know
+it. After the write it is checked again: only what is there, with the size, metadata and ETag of this write, and
 encrypted if that was asked for, counts as stored.
 """
 
@@ -39,7 +39,7 @@ class S3Objects:
     """Objects of one bucket; safe to share among threads.
 
     Args:
-        calls: to the bucket.
+        calls: the calls of boto3 for the bucket.
         checksums: checks bodies.
     """
 
@@ -50,10 +50,10 @@ class S3Objects:
         self._changing = threading.local()
         self._unconditional: set[tuple[str, ...]] = set()
         self._etag_quote = '"'
-        calls.on_event("request-created", _CHANGING, self._look_before_sending_again)
+        calls.on_event("request-created", _CHANGING, self._check_before_sending_again)
 
     def read(self, name: str) -> StoredContent | None:
-        """A small object, None if there is none; read again if it was damaged on its way."""
+        """A small object, None if there is none; read again if it was damaged in transit."""
         for _ in range(ATTEMPTS_IF_DAMAGED):
             try:
                 response = self.calls.call("get_object", name)
@@ -64,8 +64,8 @@ class S3Objects:
             content = self._content(response, name)
             if self._is_intact(response, content):
                 return StoredContent(content, self.version(response, "get_object", name))
-            log.warning("%s was cut or damaged on its way from S3; reading it again.", self.calls.uri(name))
-        raise self.calls.damage_error("get_object", name, "other bytes came than S3 holds")
+            log.warning("%s was truncated or damaged in transit from S3; reading it again.", self.calls.uri(name))
+        raise self.calls.damage_error("get_object", name, "S3 sent other bytes than it stores")
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
@@ -82,7 +82,7 @@ class S3Objects:
         return f"{bare_etag(etag)} {int(modified.timestamp())} {_metadata(response).get(UPLOAD_KEY, '')}".rstrip()
 
     def change(self, method: str, name: str, over: str | None, **arguments: Any) -> Any:
-        """Write or delete an object if its version is `over`: looked at right before, and by S3 itself if it can.
+        """Write or delete an object if its version is `over`: checked right before, and by S3 itself if it can.
 
         Raises:
             DestinationChangedError: it is another.
@@ -125,7 +125,7 @@ class S3Objects:
             message = "The server at %s returned another ETag for %s than the object has; the object's counts."
             self.calls.log_once("other-etag", logging.INFO, message, self.calls.endpoint_url, uri)
         if not _is_as_sent(stored, size, info):
-            raise not_s3_error(f"{uri}: what is there has not the size or the metadata that were sent")
+            raise not_s3_error(f"{uri}: the stored object does not have the size or the metadata that were sent")
         if ignored := self._ignored(_ENCRYPTION, name, response):
             self.discard(name, stored.version)
             raise DestinationRefusedError(
@@ -209,8 +209,13 @@ class S3Objects:
             response = self.calls.call(method, name, **arguments)
             # Only now it is known that the condition, and nothing else, was refused.
             self._unconditional.add((method, *condition))
-            message = "This server takes no conditions (%s); each object is looked at right before it is written."
-            self.calls.log_once("condition", logging.INFO, message, error.code)
+            self.calls.log_once(
+                "condition",
+                logging.INFO,
+                "This server does not support conditional requests (%s); each object is checked right before it is "
+                "written.",
+                error.code,
+            )
             return response
         except DestinationChangedError as error:
             is_match = over is not None and code_and_message(error.__cause__)[0] in CONDITION_FAILED
@@ -230,8 +235,8 @@ class S3Objects:
         is_unknown = (method, *condition) in self._unconditional or condition.keys() - self.calls.members(method).keys()
         return {} if over == ANY_VERSION or is_unknown else condition
 
-    def _look_before_sending_again(self, request: Any, **_: Any) -> None:
-        """Look again before boto3 repeats a change whose response was lost.
+    def _check_before_sending_again(self, request: Any, **_: Any) -> None:
+        """Check again before boto3 repeats a change whose response was lost.
 
         The condition alone is not enough: another run may have stored the same bytes since, which have the same ETag.
         """
@@ -272,7 +277,7 @@ def etag_of(version: str) -> str:
 
 
 def _metadata(response: Mapping[str, Any]) -> dict[str, str]:
-    """The object's, with names in lower case: some servers capitalise them."""
+    """The object's metadata, with names in lower case: some servers capitalise them."""
     return {key.lower(): value for key, value in (response.get("Metadata") or {}).items()}
 
 

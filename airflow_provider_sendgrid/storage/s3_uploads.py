@@ -11,10 +11,9 @@ from typing import Any
 
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, ObjectInfo
-from airflow_provider_sendgrid.storage.s3_calls import S3Calls
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls, listing_prefix
 from airflow_provider_sendgrid.storage.s3_checksums import bare_etag, etag_of_parts
 from airflow_provider_sendgrid.storage.s3_errors import NO_UPLOAD, is_not_allowed, was_sent_before
-from airflow_provider_sendgrid.storage.s3_listing import listing_prefix
 from airflow_provider_sendgrid.storage.s3_objects import S3Objects, etag_of
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class OpenUploads:
         """The open uploads of objects; None if uploads cannot be listed."""
         keys = {self._calls.prefix + name: name for name in names}
         found, following = dict[str, str](), dict[str, Any]()
-        # Of texts, not of paths.
+        # The common prefix of texts, not of paths.
         prefix = listing_prefix(self._calls, os.path.commonprefix(list(keys)))  # noqa: RUF071
         try:
             while True:
@@ -71,12 +70,12 @@ class S3Upload:
     """A multipart upload.
 
     Args:
-        objects: of the bucket.
-        uploads: that are open there.
-        name: of the object.
-        upload_id: S3's.
+        objects: the objects of the bucket.
+        uploads: the open uploads of the bucket.
+        name: name of the object.
+        upload_id: S3's ID of the upload.
         info: what the object carries.
-        over: the version that the object is stored over, see `Storage`.
+        over: the version that may be replaced, see `Storage`.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class S3Upload:
             self._calls.call("abort_multipart_upload", self._name, UploadId=self._upload_id)
         except (DestinationError, DestinationRefusedError) as error:
             if is_not_allowed(error):
-                self._calls.log_once("abort", logging.WARNING, "Unfinished uploads cannot be ended: %s", error)
+                self._calls.log_once("abort", logging.WARNING, "Unfinished uploads cannot be aborted: %s", error)
                 return False
             if error.code not in NO_UPLOAD:
                 raise

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from airflow_provider_sendgrid.stopping import StoppedError
 
 
-class InOrderUpload(ABC):
+class SequentialUpload(ABC):
     """An upload in which each part waits until the one before it is written.
 
     No part waits for ever: parts start in their order, and when one fails or the upload ends, those that wait fail too.

@@ -57,7 +57,7 @@ def sendgrid():
 
 @pytest.fixture(scope="module")
 def large_files():
-    """An emulator whose exports have files of several parts; made once, for the contacts are the same."""
+    """An emulator whose exports have files of several parts; started once, because the contacts are the same."""
     with Emulator(LARGE_FILES, populate=False) as emulator:
         yield emulator, emulator.add_list("Many", contacts=5 * LARGE)
 
@@ -95,7 +95,7 @@ def manifest(s3) -> dict:
 
 
 def files_asked_for(sendgrid: SendGrid) -> set[int]:
-    """The numbers of the files that were asked for."""
+    """The numbers of the files that were requested."""
     paths = [request.path for request in sendgrid.emulator.requests(listener="files")]
     return {int(re.search(r"-(\d{5})\.", path)[1]) for path in paths}
 
@@ -123,17 +123,17 @@ def calls_to(s3):
 
 @contextmanager
 def source_with(content: bytes, count: int | None, path: str = "/file.csv.gzip", export_id: str = "6f"):
-    """An export of one file that holds whatever a test likes."""
+    """An export of one file with this content."""
     with FileServer({path: content}) as server, new_download_session(SendGridConnection("SG.key")) as session:
         export = ContactExport(export_id, "ready", urls=(server.url + path,), contact_count=count)
         yield ExportFiles(lambda: export, session, allow_http=True)
 
 
-# --- whole
+# --- complete
 
 
 def test_every_file_arrives_and_is_written_down(sendgrid, s3):
-    """Objects named by SendGrid's order, gzip bytes untouched, facts beside them, the manifest over all."""
+    """Objects are named by SendGrid's order; gzip is stored unchanged; metadata and manifest describe it."""
     export_id = sendgrid.export(250)
     delivery = deliver(sendgrid, s3, export_id)
     expected = names(export_id, 3)
@@ -155,7 +155,7 @@ def test_every_file_arrives_and_is_written_down(sendgrid, s3):
 
 
 def test_the_manifest_is_the_one_that_redshift_reads(sendgrid, s3):
-    """`COPY ... MANIFEST`: url, mandatory and content_length for each, and the totals; ours are added."""
+    """`COPY ... MANIFEST` needs url, mandatory and content_length of each; the rest is added."""
     export_id = sendgrid.export(150)
     delivery = deliver(sendgrid, s3, export_id)
     written = manifest(s3)
@@ -177,8 +177,8 @@ def test_the_manifest_is_the_one_that_redshift_reads(sendgrid, s3):
 @pytest.mark.parametrize("file_type", ["csv", "json"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("encoding", ["x-gzip", "bare", "plain"])
-def test_whatever_came_is_stored_as_asked_for(sendgrid, s3, encoding, compression, file_type):
-    """Told by its bytes, passed through where that will do, else recoded; rows are counted in every case."""
+def test_each_encoding_is_stored_with_the_compression_asked_for(sendgrid, s3, encoding, compression, file_type):
+    """Its first bytes show what it is; it is recompressed only if needed; rows are always counted."""
     sendgrid.emulator.configure(encoding=encoding, contacts_per_file=1_500)
     export_id = sendgrid.export(2_500, file_type=file_type)
     delivery = deliver(sendgrid, s3, export_id, compression=compression)
@@ -191,8 +191,8 @@ def test_whatever_came_is_stored_as_asked_for(sendgrid, s3, encoding, compressio
 
 
 @pytest.mark.parametrize("repeat_header", [True, False])
-def test_rows_are_right_whether_or_not_later_files_repeat_the_header(sendgrid, s3, repeat_header):
-    """Nobody knows which SendGrid does."""
+def test_rows_are_right_if_later_files_repeat_the_header_or_not(sendgrid, s3, repeat_header):
+    """It is not known which of the two SendGrid does."""
     sendgrid.emulator.configure(repeat_header=repeat_header)
     assert [100, 100, 50] == [file.rows for file in deliver(sendgrid, s3, sendgrid.export(250)).files]
 
@@ -201,7 +201,7 @@ def test_rows_are_right_whether_or_not_later_files_repeat_the_header(sendgrid, s
 @pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
 @pytest.mark.parametrize("file_type", ["csv", "json"])
 def test_an_empty_export_is_a_success_with_no_rows(sendgrid, s3, encoding, compression, file_type):
-    """It may come as plain text, whatever its name says; of JSON there is no byte at all."""
+    """SendGrid may send it as plain text, whatever its name says; an empty JSON file has no bytes."""
     sendgrid.emulator.configure(empty_encoding=encoding)
     export_id = sendgrid.export(0, file_type=file_type)
     delivery = deliver(sendgrid, s3, export_id, compression=compression)
@@ -211,7 +211,7 @@ def test_an_empty_export_is_a_success_with_no_rows(sendgrid, s3, encoding, compr
 
 
 def test_an_export_of_no_contacts_may_have_no_file(s3):
-    """Then the manifest alone says so."""
+    """Then only the manifest shows it."""
     export = ContactExport("6f", "ready", contact_count=0)
     source = ExportFiles(lambda: export, session=None)
     assert () == deliver_export(source, storage_of(s3), DeliveryOptions()).files
@@ -229,8 +229,8 @@ def test_a_file_of_several_gzip_members_is_one_file(s3, compression):
     assert b"".join(lines) == gzip.decompress(content) == s3.read_plain(delivery.files[0].uri)
 
 
-def test_a_large_file_goes_in_parts_and_arrives_identical(large, s3):
-    """With a part for each connection that pays."""
+def test_a_large_file_is_stored_in_parts_and_is_identical(large, s3):
+    """Each connection downloads a part."""
     sendgrid, export_id = large
     delivery = deliver(sendgrid, s3, export_id, compression="none")
     assert 5 * LARGE == delivery.rows
@@ -240,8 +240,8 @@ def test_a_large_file_goes_in_parts_and_arrives_identical(large, s3):
         assert s3.head(file.uri)["ETag"].endswith('-2"')
 
 
-def test_large_recoded_files_arrive_whole(large, s3):
-    """Plain to gzip, over one connection, for the CPU is the bound."""
+def test_large_files_are_complete_after_recompression(large, s3):
+    """From plain text to gzip, over one connection, because the CPU is the bottleneck."""
     sendgrid, export_id = large
     delivery = deliver(sendgrid, s3, export_id, 0)
     assert sendgrid.stored(export_id, 0) == s3.read_plain(delivery.files[0].uri)
@@ -249,8 +249,8 @@ def test_large_recoded_files_arrive_whole(large, s3):
 
 @pytest.mark.parametrize("encoding", ["x-gzip", "plain"])
 @pytest.mark.parametrize("file_type", ["csv", "json"])
-def test_rows_are_counted_in_small_pieces_however_large_the_parts(sendgrid, s3, monkeypatch, encoding, file_type):
-    """A counter may copy what it is given: a part may be of 1 GiB."""
+def test_rows_are_counted_in_small_pieces_of_large_parts(sendgrid, s3, monkeypatch, encoding, file_type):
+    """A counter may copy its input, and a part may have 1 GiB."""
     sendgrid.emulator.configure(encoding=encoding, contacts_per_file=LARGE)
     export_id = sendgrid.export(LARGE, file_type=file_type)
     counter, fed = record_counter(file_type), []
@@ -262,14 +262,14 @@ def test_rows_are_counted_in_small_pieces_however_large_the_parts(sendgrid, s3, 
 
 
 def test_rows_need_not_be_counted(sendgrid, s3):
-    """Then nobody claims to know them."""
+    """Then no count is given."""
     delivery = deliver(sendgrid, s3, sendgrid.export(150), verify_row_count=False)
     assert None is delivery.rows
     assert "rows not counted" in delivery.describe()
     assert {"content_length"} == manifest(s3)["meta"].keys()
 
 
-def test_a_missing_count_cannot_be_compared_and_is_told(s3, caplog):
+def test_a_missing_count_is_logged(s3, caplog):
     with source_with(gzip.compress(b'"EMAIL"\n"a@b.c"\n'), None) as source:
         assert 1 == deliver_export(source, storage_of(s3), DeliveryOptions()).rows
     assert "SendGrid names no count for export 6f; its 1 rows cannot be compared." in caplog.text
@@ -281,7 +281,7 @@ def test_no_manifest_is_written_where_none_is_wanted(sendgrid, s3):
     assert names(export_id, 1) == s3.stored_keys()
 
 
-# --- nothing that is not whole
+# --- nothing incomplete
 
 
 def test_a_count_that_disagrees_leaves_nothing(large, s3):
@@ -295,8 +295,8 @@ def test_a_count_that_disagrees_leaves_nothing(large, s3):
 
 
 @pytest.mark.parametrize("contacts", [250, LARGE])
-def test_a_count_that_disagrees_costs_no_earlier_delivery(sendgrid, s3, contacts):
-    """The manifest of a delivery that did not count, and what it names, stay as they are."""
+def test_a_wrong_count_loses_no_earlier_delivery(sendgrid, s3, contacts):
+    """The manifest of a delivery that did not count, and the files that it names, are unchanged."""
     sendgrid.emulator.configure(encoding="plain", contacts_per_file=max(100, contacts // 2))
     export_id = sendgrid.export(contacts)
     deliver(sendgrid, s3, export_id, compression="none", verify_row_count=False)
@@ -309,8 +309,8 @@ def test_a_count_that_disagrees_costs_no_earlier_delivery(sendgrid, s3, contacts
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_what_an_earlier_try_stored_is_fetched_anew_where_the_rows_disagree(sendgrid, s3, caplog, compression):
-    """A plain file that the storage cut between two rows looks whole, until the rows of all files are compared."""
+def test_files_of_earlier_tries_are_checked_if_the_rows_differ(sendgrid, s3, caplog, compression):
+    """A plain file that was cut between two rows looks complete until the rows of all files are compared."""
     sendgrid.emulator.configure(encoding="plain")
     export_id = sendgrid.export(250)
     cut_at = sendgrid.stored(export_id).index(b'"\n"', 5_000) + 2
@@ -330,7 +330,7 @@ def test_what_an_earlier_try_stored_is_fetched_anew_where_the_rows_disagree(send
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("at", [0, 20, 1_000, -5])
 def test_a_damaged_file_is_not_stored(sendgrid, s3, compression, at):
-    """The checksum in the gzip trailer tells, and which file it was is told."""
+    """The checksum in the gzip trailer shows it, and the error names the file."""
     export_id = sendgrid.export(100)
     at = len(sendgrid.stored(export_id)) + at if at < 0 else at
     sendgrid.emulator.inject(Fault("corrupt", listener="files", at=at))
@@ -343,7 +343,7 @@ def test_a_damaged_file_is_not_stored(sendgrid, s3, compression, at):
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_a_truncated_gzip_file_is_not_stored(sendgrid, s3, compression):
-    """Even where the storage says honestly that this is all."""
+    """Even if the storage's length is that of the truncated file."""
     export_id = sendgrid.export(100)
     sendgrid.emulator.inject(Fault("truncate", listener="files", at=len(sendgrid.stored(export_id)) - 4))
     with pytest.raises(ExportIncompleteError, match="file 1 of 1: The file is truncated"):
@@ -353,7 +353,7 @@ def test_a_truncated_gzip_file_is_not_stored(sendgrid, s3, compression):
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_a_truncated_plain_file_is_not_stored(sendgrid, s3, compression):
-    """Where the storage says that this is all, and every row is there, if not whole."""
+    """The storage's length is that of the truncated file, and only the last row is incomplete."""
     sendgrid.emulator.configure(encoding="plain")
     export_id = sendgrid.export(100)
     content = sendgrid.stored(export_id)
@@ -368,8 +368,8 @@ def test_a_truncated_plain_file_is_not_stored(sendgrid, s3, compression):
 @pytest.mark.parametrize("contacts", [0, 100])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("verify_row_count", [True, False])
-def test_a_page_in_the_place_of_a_file_is_not_stored(sendgrid, s3, contacts, compression, verify_row_count):
-    """Its one line would pass for the header of an empty export, and for anything where rows are not counted."""
+def test_a_page_instead_of_a_file_is_not_stored(sendgrid, s3, contacts, compression, verify_row_count):
+    """Its one line would pass for the header of an empty export, or for anything if rows are not counted."""
     export_id = sendgrid.export(contacts)
     sendgrid.emulator.inject(Fault("html", listener="files"))
     with pytest.raises(ExportIncompleteError, match="file 1 of 1: The content is an HTML or XML page"):
@@ -378,7 +378,7 @@ def test_a_page_in_the_place_of_a_file_is_not_stored(sendgrid, s3, contacts, com
 
 
 def test_a_file_cut_for_good_leaves_no_upload(large, s3):
-    """Its first part was up already."""
+    """Its first part was uploaded already."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
         Fault("cut", path="*-00001.*", nth=1, at=PART + 1_000),
@@ -389,8 +389,8 @@ def test_a_file_cut_for_good_leaves_no_upload(large, s3):
     assert_nothing_stored(s3)
 
 
-def test_a_file_that_changes_on_the_way_is_fetched_anew_and_the_log_says_so(sendgrid, s3, caplog):
-    """What was read of the old one is dropped."""
+def test_a_file_that_changes_is_downloaded_again_from_its_start(sendgrid, s3, caplog):
+    """What was read of the old file is discarded."""
     export_id = sendgrid.export(100)
     sendgrid.emulator.inject(Fault("cut", listener="files", nth=1), Fault("changed", listener="files", nth=2))
     delivery = deliver(sendgrid, s3, export_id)
@@ -399,7 +399,7 @@ def test_a_file_that_changes_on_the_way_is_fetched_anew_and_the_log_says_so(send
     assert "Restarting the download." in caplog.text
 
 
-def test_a_file_that_never_stops_changing_is_given_up(sendgrid, s3):
+def test_a_file_that_keeps_changing_fails(sendgrid, s3):
     export_id = sendgrid.export(100)
     sendgrid.emulator.inject(
         *(Fault("cut", listener="files", nth=number) for number in range(1, 20, 2)),
@@ -413,8 +413,8 @@ def test_a_file_that_never_stops_changing_is_given_up(sendgrid, s3):
 
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject"])
 @pytest.mark.parametrize("error", [OSError("S3 is gone"), KeyboardInterrupt()], ids=repr)
-def test_whatever_fails_at_s3_nothing_is_left_and_nobody_waits_for_ever(large, s3, operation, error):
-    """The other files of the pool wait for memory that the failed one has to give back."""
+def test_after_any_error_of_s3_nothing_is_left_and_nothing_hangs(large, s3, operation, error):
+    """The other files of the pool wait for memory that the failed one must release."""
     sendgrid, export_id = large
     s3 = with_own_client(s3)
 
@@ -429,7 +429,7 @@ def test_whatever_fails_at_s3_nothing_is_left_and_nobody_waits_for_ever(large, s
 
 
 def test_one_file_that_fails_stops_all(sendgrid, s3):
-    """Those underway are given up, those that wait are not begun."""
+    """Running transfers are stopped, waiting ones are not begun."""
     s3 = with_own_client(s3)
     sendgrid.emulator.configure(encoding="x-gzip", contacts_per_file=1_000)
     export_id = sendgrid.export(5_000)
@@ -447,8 +447,8 @@ def test_one_file_that_fails_stops_all(sendgrid, s3):
     assert sum(request.bytes_sent for request in third) < len(sendgrid.stored(export_id, 2))
 
 
-def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(sendgrid, s3):
-    """The third file is given up while the second is still being stored; the second is stored all the same."""
+def test_earlier_files_are_stored_if_a_later_one_fails(sendgrid, s3):
+    """The third file fails while the second is being stored; the second is stored nevertheless."""
     export_id = sendgrid.export(500)
     s3 = with_own_client(s3)
     sendgrid.emulator.inject(Fault("refuse", path="*-00003.*"))
@@ -468,8 +468,8 @@ def test_a_file_that_another_try_may_bring_does_not_cost_the_one_before_it(sendg
 # --- order
 
 
-def test_large_files_go_one_after_the_other(large, s3):
-    """A task that is killed has whole files behind it, not five halves."""
+def test_large_files_are_stored_one_after_the_other(large, s3):
+    """A task that is killed leaves complete files, not five halves."""
     sendgrid, export_id = large
     s3 = with_own_client(s3)
     with calls_to(s3) as calls:
@@ -480,7 +480,7 @@ def test_large_files_go_one_after_the_other(large, s3):
 
 
 def test_small_files_go_several_at_once(s3):
-    """The first is opened alone; then four are requested before one of them is answered."""
+    """The first is opened alone; then four are requested before any response."""
     together = threading.Barrier(4, timeout=DEADLINE_SECONDS)
 
     def wait_for_others(request) -> None:
@@ -493,11 +493,11 @@ def test_small_files_go_several_at_once(s3):
     assert not together.broken
 
 
-# --- tried again
+# --- retries
 
 
 def test_a_task_tried_again_fetches_only_what_is_missing(sendgrid, s3):
-    """Whole files were left when a later one failed; not one byte of them is asked for again."""
+    """Complete files remained when a later one failed; no byte of them is requested again."""
     export_id = sendgrid.export(450)
     sendgrid.emulator.inject(*(Fault("status", path=f"*-0000{number}.*", status=503) for number in (4, 5)))
     with pytest.raises(ExportIncompleteError, match="file 4 of 5"):
@@ -511,8 +511,8 @@ def test_a_task_tried_again_fetches_only_what_is_missing(sendgrid, s3):
     assert truth(sendgrid, export_id) == [s3.read_plain(file.uri) for file in delivery.files]
 
 
-def test_large_files_leave_a_receipt_until_the_manifest_is_written(large, s3, caplog):
-    """Their metadata had to be sent before their last byte was known."""
+def test_large_files_have_a_receipt_until_there_is_a_manifest(large, s3, caplog):
+    """Their metadata were sent before their last byte was known."""
     caplog.set_level(logging.INFO)
     sendgrid, export_id = large
     sendgrid.emulator.inject(Fault("status", path="*-00003.*", status=503))
@@ -532,8 +532,8 @@ def test_large_files_leave_a_receipt_until_the_manifest_is_written(large, s3, ca
     assert f"file 1 of 5 is stored already, as {export_id}-00001-of-00005.csv." in caplog.text
 
 
-def test_a_task_that_is_cleared_after_its_end_fetches_nothing(large, s3):
-    """The receipts are gone; the manifest says what they said."""
+def test_a_task_that_is_cleared_after_its_end_downloads_nothing(large, s3):
+    """The receipts were deleted; the manifest has the same facts."""
     sendgrid, export_id = large
     first = deliver(sendgrid, s3, export_id, compression="none")
     sendgrid.emulator._log.clear()
@@ -542,8 +542,8 @@ def test_a_task_that_is_cleared_after_its_end_fetches_nothing(large, s3):
     assert (first.files, first.rows) == (second.files, second.rows)
 
 
-def test_a_receipt_that_was_left_behind_goes_with_the_next_try(large, s3):
-    """The delivery was cut short between the manifest and the last receipt."""
+def test_a_leftover_receipt_is_deleted_by_the_next_try(large, s3):
+    """The delivery was killed between the manifest and the last receipt."""
     sendgrid, export_id = large
     deliver(sendgrid, s3, export_id, compression="none")
     whole = s3.stored_keys()
@@ -557,7 +557,7 @@ def test_a_receipt_that_was_left_behind_goes_with_the_next_try(large, s3):
     "receipt", [b"", b"{", b"[]", b'{"size": "1", "sha256": "x", "records": "1"}', b'{"size": "x"}']
 )
 def test_a_receipt_that_does_not_fit_is_not_believed(large, s3, receipt):
-    """The file is fetched again."""
+    """The file is downloaded again."""
     sendgrid, export_id = large
     deliver(sendgrid, s3, export_id, 0, compression="none")
     [key] = [key for key in s3.stored_keys() if "_receipts" in key and "-00001-of-" in key]
@@ -582,8 +582,8 @@ def test_a_receipt_that_was_damaged_is_not_believed(large, s3):
     assert facts["sha256"] == file.sha256
 
 
-def test_an_object_of_somebody_else_is_not_taken_for_ours(sendgrid, s3):
-    """It has our name and is whole, but says that it is of another export."""
+def test_an_object_of_another_export_is_not_a_stored_file(sendgrid, s3):
+    """It has the same name and is complete, but its metadata name another export."""
     export_id = sendgrid.export(100)
     [name] = names(export_id, 1)
     theirs = {"sendgrid-export-id": "another", "size": "1", "sha256": "2d", "records": "101"}
@@ -592,7 +592,7 @@ def test_an_object_of_somebody_else_is_not_taken_for_ours(sendgrid, s3):
     assert sendgrid.stored(export_id) == s3.read(name)
 
 
-def test_files_stored_without_counting_are_fetched_again_to_be_counted(sendgrid, s3):
+def test_uncounted_files_are_downloaded_again_to_be_counted(sendgrid, s3):
     export_id = sendgrid.export(100)
     deliver(sendgrid, s3, export_id, verify_row_count=False)
     assert 100 == deliver(sendgrid, s3, export_id).rows
@@ -610,8 +610,8 @@ def test_a_delivery_of_what_is_delivered_fetches_nothing(sendgrid, s3):
     assert (2, 0) == (sendgrid.emulator.count(listener="files"), again.fetched_bytes)
 
 
-def test_a_worker_killed_in_the_third_file_costs_neither_the_first_two_nor_an_open_upload(large, s3):
-    """SIGKILL, when part of file 3 is up: the second try downloads files 3 to 5 alone."""
+def test_a_worker_killed_in_the_third_file_keeps_the_first_two(large, s3):
+    """SIGKILL when part of file 3 is uploaded: the second try downloads only files 3 to 5."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
         Fault("cut", path="*-00003.*", nth=1, at=PART + 500_000), Fault("hang", path="*-00003.*", nth=2)
@@ -651,8 +651,8 @@ def test_a_worker_killed_in_the_third_file_costs_neither_the_first_two_nor_an_op
 # --- shared among tasks
 
 
-def test_tasks_that_share_an_export_leave_nothing_to_fetch_for_the_last(large, s3):
-    """One file each, no manifest; the last one compares the rows and writes it."""
+def test_after_mapped_tasks_a_delivery_downloads_nothing(large, s3):
+    """Each stores one file and no manifest; the last task compares the rows and writes it."""
     sendgrid, export_id = large
     for index in (3, 0, 4, 1, 2):
         delivery = deliver(sendgrid, s3, export_id, index, compression="none")
@@ -675,11 +675,11 @@ def test_a_file_that_the_export_does_not_have_is_a_mistake(sendgrid, s3, index):
     assert 0 == sendgrid.emulator.count(listener="files")
 
 
-# --- what stands there
+# --- existing objects
 
 
-def test_what_another_export_stored_is_not_touched_without_being_told_to(sendgrid, s3):
-    """Refused before anything is downloaded, with what stands there."""
+def test_without_replace_another_export_is_not_touched(sendgrid, s3):
+    """It is refused before any download, and the error says what exists."""
     first, second = sendgrid.export(10), sendgrid.export(20)
     deliver(sendgrid, s3, first)
     before = s3.stored_keys(), sendgrid.emulator.count(listener="files")
@@ -693,7 +693,7 @@ def test_what_another_export_stored_is_not_touched_without_being_told_to(sendgri
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"entries": 1}', b"\xff", b"[" * 100_000])
-def test_a_manifest_that_is_none_of_ours_is_not_overwritten(sendgrid, s3, content):
+def test_a_manifest_of_other_software_is_not_overwritten(sendgrid, s3, content):
     s3.client.put_object(Bucket=s3.bucket, Key="in/_manifest.json", Body=content)
     with pytest.raises(DestinationConflictError, match="not a manifest of this provider"):
         deliver(sendgrid, s3, sendgrid.export(10))
@@ -720,7 +720,7 @@ def test_replace_swaps_new_for_old_and_touches_nothing_else(sendgrid, s3):
 
 
 def test_replace_deletes_nothing_that_a_bent_manifest_points_at(sendgrid, s3):
-    """Other prefixes, other buckets, other names; nor anything that a manifest of other people's names."""
+    """Other prefixes, buckets and names, and all that a foreign manifest names."""
     first, second = sendgrid.export(10), sendgrid.export(20)
     deliver(sendgrid, s3, first)
     tempting = [
@@ -740,7 +740,7 @@ def test_replace_deletes_nothing_that_a_bent_manifest_points_at(sendgrid, s3):
     assert {*tempting, "in/_manifest.json", *names(second, 1)} == set(s3.stored_keys())
 
 
-def test_replace_deletes_nothing_that_a_manifest_of_other_people_names(sendgrid, s3):
+def test_replace_deletes_nothing_that_a_foreign_manifest_names(sendgrid, s3):
     key, uri = "in/unload-00001-of-00001.csv.gz", f"s3://{s3.bucket}/in/unload-00001-of-00001.csv.gz"
     s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"x")
     theirs = json.dumps({"entries": [{"url": uri}]}).encode()
@@ -750,7 +750,7 @@ def test_replace_deletes_nothing_that_a_manifest_of_other_people_names(sendgrid,
 
 
 def test_a_swap_that_fails_leaves_the_old_export_as_it_was(sendgrid, s3):
-    """Until the new manifest stands, the old one is true."""
+    """Until the new manifest is written, the old one is true."""
     first, second = sendgrid.export(150), sendgrid.export(250)
     deliver(sendgrid, s3, first)
     sendgrid.emulator.inject(Fault("status", path=f"{second}-00003.*", status=503))
@@ -760,8 +760,8 @@ def test_a_swap_that_fails_leaves_the_old_export_as_it_was(sendgrid, s3):
     assert set(names(first, 2)) <= set(s3.stored_keys())
 
 
-def test_a_swap_that_is_cut_short_is_ended_by_the_next_try(sendgrid, s3, monkeypatch):
-    """The new manifest stands, the old objects too: the manifest still knows that they are to go."""
+def test_an_interrupted_replacement_is_completed_by_the_next_try(sendgrid, s3, monkeypatch):
+    """The new manifest is written and the old objects still exist: the manifest lists them as replaced."""
     first, second = sendgrid.export(150), sendgrid.export(50)
     deliver(sendgrid, s3, first)
     monkeypatch.setattr(S3Storage, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -773,7 +773,7 @@ def test_a_swap_that_is_cut_short_is_ended_by_the_next_try(sendgrid, s3, monkeyp
     assert {*names(second, 1), "in/_manifest.json"} == set(s3.stored_keys())
 
 
-def test_the_same_export_in_another_form_takes_the_place_of_its_own(sendgrid, s3):
+def test_the_same_export_in_another_form_replaces_its_files(sendgrid, s3):
     export_id = sendgrid.export(10)
     deliver(sendgrid, s3, export_id)
     deliver(sendgrid, s3, export_id, compression="none")
@@ -793,7 +793,7 @@ def test_the_same_export_in_another_form_takes_the_place_of_its_own(sendgrid, s3
     )
 )
 def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
-    """At once, however long it is, before anything is asked of the storage."""
+    """At once, however long it is, before any request to the storage."""
     export = ContactExport(export_id, "ready", urls=("https://files/1",))
     source = ExportFiles(lambda: export, session=None)
     with pytest.raises(ValueError, match="cannot be part of an object's name"):
@@ -801,7 +801,7 @@ def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
 
 
 @pytest.mark.parametrize(
-    ("export", "error", "told"),
+    ("export", "error", "message"),
     [
         (ContactExport("6f", "failure", message="no contacts"), ExportFailedError, "no contacts"),
         (ContactExport("6f", "pending"), ExportIncompleteError, "its status is 'pending'"),
@@ -815,9 +815,9 @@ def test_an_id_that_would_leave_the_prefix_is_refused(export_id):
     ],
     ids=["failure", "pending", "unknown", "without files", "expired"],
 )
-def test_what_is_not_ready_is_not_delivered(export, error, told):
+def test_what_is_not_ready_is_not_delivered(export, error, message):
     source = ExportFiles(lambda: export, session=None)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         deliver_export(source, S3Storage(None, "bucket", "in/"), DeliveryOptions())
 
 
@@ -840,7 +840,7 @@ def test_an_export_expired_by_sendgrids_clock_is_not_delivered():
 
 
 def test_an_export_about_to_expire_is_not_begun():
-    """Half of it would be gone before it is here."""
+    """Half of it would expire before it is downloaded."""
     soon = datetime.now(timezone.utc) + timedelta(seconds=30)
     export = ContactExport("6f", "ready", urls=("https://f/1",), expires_at=soon)
     source = ExportFiles(lambda: export, session=None)
@@ -849,7 +849,7 @@ def test_an_export_about_to_expire_is_not_begun():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"compression": "zip"}, "compression must be 'gzip' or 'none', not 'zip'"),
         ({"part_bytes": 5 * MIB - 1}, "part_size must be from 5 MiB"),
@@ -858,8 +858,8 @@ def test_an_export_about_to_expire_is_not_begun():
         ({"max_concurrency": 65}, "max_concurrency must be from 1 to 64"),
     ],
 )
-def test_options_that_cannot_be_right_are_refused(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_options_that_cannot_be_right_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         DeliveryOptions(**options)
 
 
@@ -878,7 +878,7 @@ def test_neither_key_nor_signature_is_left_anywhere(sendgrid, s3, caplog):
     deliver(sendgrid, s3, export_id)
     headers = [str(s3.head(key)["ResponseMetadata"]["HTTPHeaders"]) for key in s3.stored_keys()]
     contents = [s3.read("in/_manifest.json").decode()]
-    # boto3 writes down its own requests to S3, with the signatures for these.
+    # boto3 logs its own requests to S3, with their signatures.
     ours = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("botocore"))
     for text in (ours, str(caught.value), *headers, *contents):
         assert None is re.search("X-Amz-(Signature|Credential)=[^*]", text)

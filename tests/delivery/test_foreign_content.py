@@ -80,7 +80,7 @@ def rows_of(content, *, verify=True, **options) -> int | None:
 @pytest.mark.parametrize(("count", "verify"), [(None, True), (0, True), (3, False)])
 @pytest.mark.parametrize("path", ["/file.csv", "/file.csv.gzip", "/file"])
 @pytest.mark.parametrize("message", MESSAGES)
-def test_a_message_in_the_place_of_a_file_is_no_export(message, path, count, verify, pack):
+def test_a_message_instead_of_a_file_is_refused(message, path, count, verify, pack):
     """Nothing else would show it: there is no count to compare, or its one line passes for a header."""
     assert_refused(pack(message), count=count, verify=verify, path=path)
 
@@ -130,8 +130,8 @@ BINARY = {
 @pytest.mark.parametrize(("count", "verify"), [(None, True), (20, False)])
 @pytest.mark.parametrize("path", ["/file.csv", "/file.json"])
 @pytest.mark.parametrize("kind", [kind for kind in BINARY if kind != "gzip in gzip"])
-def test_binary_data_in_the_place_of_a_file_is_no_export(kind, path, count, verify, pack):
-    """A first line without a count would pass for a header, or nothing is counted at all."""
+def test_binary_data_instead_of_a_file_is_refused(kind, path, count, verify, pack):
+    """Without a count, a first line would pass for a header; or nothing is counted at all."""
     assert_refused(pack(BINARY[kind][0]), count=count, verify=verify, path=path)
 
 
@@ -196,7 +196,7 @@ def test_names_of_formats_at_the_start_of_a_row_are_text():
     ],
 )
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_message_in_the_place_of_a_json_file_is_no_export(message, verify):
+def test_a_message_instead_of_a_json_file_is_refused(message, verify):
     assert_refused(message, path="/file.json", verify=verify)
 
 
@@ -222,7 +222,7 @@ def test_text_of_another_type_without_a_header_is_no_export(content_type):
         (b"\n\n", 0),
     ],
 )
-def test_every_file_with_a_column_of_sendgrids_is_one(content, rows, pack, content_type):
+def test_every_file_with_a_column_of_sendgrid_is_accepted(content, rows, pack, content_type):
     """Whatever the storage calls it."""
     assert rows_of(pack(content), content_type=content_type) == rows
     assert rows_of(pack(content), content_type=content_type, verify=False) is None
@@ -230,8 +230,8 @@ def test_every_file_with_a_column_of_sendgrids_is_one(content, rows, pack, conte
 
 @pytest.mark.parametrize("content", [ROW, b'"a@b.c"\n', b'"a@b.c","x"\n', b"a,b,c\n", b"1;a@b.c\n"])
 @pytest.mark.parametrize("content_type", ["", "text/csv", "text/plain", "application/gzip"])
-def test_a_file_without_a_header_may_be_one(content, content_type):
-    """Whether later files repeat it is not known; an only file has it."""
+def test_a_file_without_a_header_is_accepted(content, content_type):
+    """It is not known whether later files repeat it; an only file has it."""
 
     def typed(status, headers):
         return status, {**headers, "Content-Type": content_type}
@@ -250,16 +250,16 @@ def test_a_file_without_a_header_may_be_one(content, content_type):
         b'{"row": 1}\n',
     ],
 )
-def test_every_object_that_may_be_a_contact_is_one(content):
+def test_every_object_that_may_be_a_contact_is_accepted(content):
     assert rows_of(content, path="/file.json") == 1
 
 
-def test_a_contact_whose_bytes_are_no_utf_8_is_one():
+def test_a_contact_that_is_not_utf_8_is_accepted():
     assert rows_of(b'{"contact_id": "1", "first_name": "\xff"}\n{"contact_id": "2"}\n', path="/file.json") == 2
 
 
 @pytest.mark.parametrize("content", MESSAGES)
-def test_a_message_is_none_even_if_its_lines_agree_with_the_count(content):
+def test_a_message_is_refused_even_if_its_lines_match_the_count(content):
     with source_of(content, count=content.strip().count(b"\n")) as source:
         storage = MemoryStorage()
         with pytest.raises(ExportIncompleteError, match="The content is"):
@@ -285,11 +285,11 @@ def test_the_content_type_is_a_hint_only_if_rows_are_not_counted():
     ids=["csv", "json", "long"],
 )
 def test_gzip_may_have_several_members_cut_anywhere(content, path, cut):
-    """What type it is, and what its first line is, may show only in a later one."""
+    """The type and the first line may be found only in a later member."""
     assert rows_of(gzip.compress(content[:cut]) + gzip.compress(content[cut:]), path=path, count=2) == 2
 
 
-def test_a_page_is_one_wherever_gzip_members_are_cut():
+def test_a_page_is_refused_wherever_gzip_members_are_cut():
     page = b"\n<html>no</html>\n"
     storage = MemoryStorage()
     with (
@@ -312,7 +312,7 @@ def test_a_first_line_that_is_very_long_is_no_message():
     ["ftp://files.example/b", "file:///etc/passwd", "//files.example/b", "/b", "files.example/b", "http://8.8.8.8/b",
      "https:///b", "data:,x", "javascript:b"],
 )  # fmt: skip
-def test_a_url_that_is_not_https_is_refused_before_any_file_is_fetched(bad):
+def test_a_url_without_https_is_refused_before_any_download(bad):
     """Also if it is that of a later file."""
     storage = MemoryStorage()
     with FileServer({"/a.csv": HEADER}) as server, new_download_session(SendGridConnection("SG.key")) as session:
@@ -325,7 +325,7 @@ def test_a_url_that_is_not_https_is_refused_before_any_file_is_fetched(bad):
 
 @pytest.mark.parametrize("content", [b" " * 3_000_000, b"x" * 3_000_000, b"\n \t" * 1_000_000])
 @pytest.mark.parametrize("is_gzip", [True, False])
-def test_one_line_without_end_is_not_taken_for_a_contact(content, is_gzip):
+def test_a_line_without_an_end_is_not_a_contact(content, is_gzip):
     """It counts as one record, and is too long to be a header."""
     with source_of(gzip.compress(content) if is_gzip else content, count=1) as source:
         storage = MemoryStorage()

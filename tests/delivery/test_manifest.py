@@ -31,7 +31,7 @@ def file(number: int, rows: int | None) -> StoredFile:
 
 
 def test_a_manifest_has_the_form_that_redshift_reads():
-    """https://docs.aws.amazon.com/redshift/latest/dg/loading-data-files-using-manifest.html, and ours beside it."""
+    """https://docs.aws.amazon.com/redshift/latest/dg/loading-data-files-using-manifest.html, and further keys."""
     assert {
         "entries": [
             {
@@ -86,14 +86,14 @@ def test_a_manifest_is_known_again():
 
 
 def test_a_manifest_of_an_earlier_version_is_known_too():
-    """It had neither facts nor what it replaced."""
+    """It had neither facts nor replaced objects."""
     earlier = json.loads(manifest_content([file(1, 2)], SUMMARY, REPLACED))
     del earlier["facts"], earlier["replaces"]
     assert KnownManifest("6f", (file(1, 2).uri,), rows=2) == KnownManifest.from_content(json.dumps(earlier).encode())
 
 
 @given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_whatever_stands_there_is_read_without_an_error(content):
+def test_any_content_of_a_manifest_is_read_without_an_error(content):
     """It may be anything: another tool's manifest, half a file, an image."""
     known = KnownManifest.from_content(content)
     assert isinstance(known.export_id, str)
@@ -128,14 +128,14 @@ def test_what_is_no_manifest_of_ours_has_no_owner(content):
     )
 )
 def test_facts_survive_an_objects_metadata(file):
-    """Which holds nothing but short texts."""
+    """Metadata hold only short texts."""
     metadata = file.to_metadata()
     assert all(isinstance(value, str) and value.isascii() for value in metadata.values())
     assert file == StoredFile.parse(file.name, metadata)
 
 
 def test_the_first_record_is_known_again():
-    """It tells whether a later file repeats the header."""
+    """It shows whether a later file repeats the header."""
     file = StoredFile("6f-00001-of-00001.csv", 1, "ab", RecordCount(3, "cd"))
     assert file == StoredFile.parse(file.name, file.to_metadata())
 
@@ -144,5 +144,5 @@ def test_the_first_record_is_known_again():
     "metadata",
     [{}, {"size": "1"}, {"sha256": "ab"}, {"size": "x", "sha256": "ab"}, {"size": "1", "sha256": "ab", "records": "x"}],
 )
-def test_facts_that_are_not_whole_are_none(metadata):
+def test_an_incomplete_description_is_ignored(metadata):
     assert None is StoredFile.parse("6f-00001-of-00001.csv", metadata)

@@ -32,7 +32,7 @@ server.stop()
 
 @pytest.fixture
 def s3_url():
-    """An S3 server in a process of its own, which ends with its input."""
+    """An S3 server in a separate process, which ends with its input."""
     command = [sys.executable, "-c", _S3]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
@@ -66,7 +66,7 @@ def gunzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def deliver_alone(emulator: Emulator, export_id: str, s3_url: str) -> dict[str, int]:
-    """Deliver in a process of its own; what it counted, and its memory before and at its peak."""
+    """Deliver in a separate process; return its rows, and its memory before and at the peak."""
     arguments = {
         "url": emulator.url,
         "api_key": emulator.api_key,

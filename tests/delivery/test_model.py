@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import inspect
 import io
 import json
 import logging
@@ -103,7 +102,7 @@ PATHS = {text: path for export in EXPORTS for path, text in export.plain.items()
 
 
 def path_of(content, known={}):  # noqa: B006 - a cache
-    """The path of the file that stored bytes are whole of; None if they are of none."""
+    """The path of the file whose complete content these stored bytes are; None if there is none."""
     if content not in known:
         try:
             plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -169,7 +168,7 @@ class Abilities:
 
 
 class Destination:
-    """The storage as one try sees it: each call is a step of the history, and may have no answer.
+    """The storage as one try sees it: each call is a step of the history, and its response may be lost.
 
     Where it has no conditional writes or deletes, it looks right before it writes, and a history can do something else
     in between: then `is_torn` is set.
@@ -256,7 +255,7 @@ class Destination:
             raise KilledError
         if fate == "lost":
             raise DestinationError(f"{what}: no answer.")
-        # The storage's own client sends a request again whose answer was lost.
+        # The storage's own client repeats a request whose response was lost.
         return effect() if fate == "repeated" else result
 
 
@@ -303,7 +302,7 @@ class Task:
 
 
 class Try:
-    """One try of a task, in a thread of its own that runs only when it is told to go on."""
+    """One try of a task, in its own thread, which runs only when the history lets it."""
 
     def __init__(self, machine, task):
         self.machine, self.task, self.spec = machine, task, task.spec
@@ -352,7 +351,7 @@ class Try:
             self.machine.fail(f"fetched {path}, which is stored as {stored[0]}")
 
     def get_export(self):
-        """SendGrid's answer to the question for the export's status."""
+        """SendGrid's response with the export's status."""
         fate = self.access("export", "status")
         if fate == "unavailable":
             raise SendGridError("SendGrid is not available")
@@ -383,11 +382,7 @@ class Try:
             self.get_export, Session(self), limits=LIMITS, clock=clock, sleep=lambda _: None, stop=self.stop
         )
         storage = Destination(self, self.machine.memory, self.machine.abilities)
-        extra = {"stop": self.stop} if TAKES_STOP else {}
-        return deliver_export(source, storage, self.spec.options, self.spec.file_index, **extra)
-
-
-TAKES_STOP = "stop" in inspect.signature(deliver_export).parameters
+        return deliver_export(source, storage, self.spec.options, self.spec.file_index, self.stop)
 
 
 class CallsAtOnce(Executor):
@@ -401,7 +396,7 @@ class CallsAtOnce(Executor):
         future.set_running_or_notify_cancel()
         try:
             future.set_result(function(*arguments, **named))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller of result()
             future.set_exception(error)
         return future
 
@@ -511,7 +506,7 @@ class Deliveries(RuleBasedStateMachine):
     def stop(self, which):
         """Airflow calls `on_kill`."""
         task = self.pick(which)
-        if task is not None and TAKES_STOP and which > 15:
+        if task is not None and which > 15:
             self.story.append(f"{self.name(task)}: stopped")
             task.active.stop.set()
 
@@ -662,7 +657,7 @@ class Deliveries(RuleBasedStateMachine):
             task.state = "failed"
             return
         if isinstance(outcome, BaseException):
-            self.fail(f"an error that nobody expects: {outcome!r}")
+            self.fail(f"an unexpected error: {outcome!r}")
             raise self.error from outcome
         task.state = "success"
         self.check_success(active, outcome)
@@ -791,8 +786,8 @@ class Deliveries(RuleBasedStateMachine):
 class DeliveriesWithoutConditions(Deliveries):
     """Neither writes nor deletes are conditional.
 
-    Where another run stores an object between the look and the write, only these hold: nobody else's objects are
-    changed, no upload stays open, and a later run alone ends well.
+    Where another run stores an object between the check and the write, only these hold: objects of
+    others are not changed, no upload stays open, and a later run alone ends well.
     """
 
     abilities = Abilities(conditional_writes=False, conditional_deletes=False)
@@ -851,7 +846,7 @@ def test_no_history_breaks_the_promise_of_a_manifest(machine):
 
 
 class FewDeliveries(Deliveries):
-    """Three tasks only: what is wrong with them shows soon."""
+    """Three tasks are enough: an error with them shows soon."""
 
     most_tasks = 3
 

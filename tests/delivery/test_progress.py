@@ -46,7 +46,7 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def test_a_line_begins_with_the_figures_and_names_the_export_once(clock, lines):
+def test_a_line_has_the_figures_first_and_the_export_once(clock, lines):
     fetching = Fetching(clock, 5)
     fetching.begin(1, 2 * GIB)
     clock.advance(20)
@@ -66,8 +66,8 @@ def test_small_files_are_reported_in_mib_and_together(clock, lines):
     assert ["25 % 30.0 of 120.0 MiB, 3.1 MB/s, about 30 s left: files 3 to 6 of 9 of SendGrid export 6f"] == lines()
 
 
-def test_there_is_a_line_every_ten_seconds_even_if_nothing_comes(clock, lines):
-    """And not more often, however often it is asked for."""
+def test_a_line_is_logged_every_ten_seconds_even_without_bytes(clock, lines):
+    """And not more often, however often `report` is called."""
     fetching = Fetching(clock, 1)
     fetching.begin(0, GIB)
     for _ in range(100):
@@ -80,7 +80,7 @@ def test_there_is_a_line_every_ten_seconds_even_if_nothing_comes(clock, lines):
     ("rate", "shown"),
     [(0, "0.0 MB/s"), (400, "0.4 kB/s"), (30_000, "30.0 kB/s"), (100_000, "0.1 MB/s"), (12_300_000, "12 MB/s")],
 )
-def test_a_slow_link_is_not_shown_as_a_dead_one(rate, shown):
+def test_a_slow_link_is_not_shown_as_zero(rate, shown):
     assert shown == speed(rate)
 
 
@@ -102,7 +102,7 @@ def test_a_file_that_does_not_answer_is_reported(clock, lines):
     assert ["Waiting for the first bytes: file 1 of 1 of SendGrid export 6f"] == lines()
 
 
-def test_a_short_delivery_reports_nothing_on_the_way(clock, lines):
+def test_a_short_delivery_logs_no_progress(clock, lines):
     fetching = Fetching(clock, 1)
     fetching.begin(0, GIB)
     clock.advance(9.9)
@@ -131,7 +131,7 @@ def test_no_length_and_no_time_are_too_small_to_be_reported(clock, lines, length
 
 
 def test_a_rate_is_that_of_the_file_not_of_the_delivery(clock, lines):
-    """A file that was begun late is not slow; bytes that came twice do not count twice."""
+    """A file that was begun late is not slow; bytes that were received twice count once."""
     fetching = Fetching(clock, 2)
     clock.advance(1_000)
     fetching.begin(1, 100 * MIB)

@@ -16,7 +16,7 @@ LARGE_BYTES = 100
 
 
 class Transfer:
-    """A file that is stored when it is told to; `story` is what happened to all files of a test."""
+    """A file that is stored when the test says so; `story` is what happened to all files of a test."""
 
     def __init__(self, index, story, *, size=1, is_stored=False, error=None, at_open=None, before=lambda: None):
         self.index = index
@@ -80,7 +80,7 @@ def test_large_files_are_opened_and_stored_one_after_the_other(queue):
     assert ["open 0", "store 0", "open 1", "store 1", "open 2", "store 2"] == story
 
 
-def test_after_a_large_file_no_other_is_begun_before_it_is_stored(queue):
+def test_no_file_is_begun_before_a_large_one_is_stored(queue):
     story, is_large = [], {0: True, 3: True}
     queue.store_all([Transfer(index, story, size=101 if is_large.get(index) else 1) for index in range(5)])
     assert [f"{what} {index}" for index in range(5) for what in ("open", "store")] == story
@@ -100,7 +100,7 @@ def test_a_large_file_that_is_stored_already_counts_as_large(queue):
 
 
 def test_files_before_one_that_fails_are_stored(queue):
-    """A large one too, which is only open by then."""
+    """Also a large file, which is only open by then."""
     story, is_begun = [], threading.Event()
     large = Transfer(2, story, size=101, at_open=is_begun.wait)
     failing = Transfer(3, story, error=ExportIncompleteError("file 3"), at_open=is_begun.set)
@@ -117,7 +117,7 @@ def test_no_further_file_is_begun_after_one_that_fails(queue):
     assert ["open 0", "fail 0"] == story
 
 
-def test_an_error_of_the_storage_is_raised_while_earlier_files_are_stored(queue):
+def test_a_storage_error_does_not_wait_for_earlier_files(queue):
     story, is_over = [], threading.Event()
     slow = Transfer(1, story, before=lambda: is_over.wait(30))
     with pytest.raises(DestinationError, match="file 2"):

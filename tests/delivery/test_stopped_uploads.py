@@ -78,8 +78,8 @@ def assert_stopped(running: Future[object]) -> None:
         running.result(DEADLINE_SECONDS)
 
 
-def test_an_upload_whose_begin_is_answered_after_the_stop_is_ended(s3, caplog):
-    """S3 has begun it, and nothing but the answer knows its id."""
+def test_an_upload_that_begins_after_the_stop_is_aborted(s3, caplog):
+    """S3 has begun it, and only the response has its ID."""
     stop = StopSignal(DEADLINE_SECONDS)
     with proxy_of(s3, begins_upload) as proxy, delivery_of(s3, proxy, stop) as running:
         assert proxy.held.wait(DEADLINE_SECONDS)
@@ -92,7 +92,7 @@ def test_an_upload_whose_begin_is_answered_after_the_stop_is_ended(s3, caplog):
 
 
 def test_an_upload_whose_begin_is_not_answered_in_time_is_named(s3, caplog):
-    """Bucket, key, and who ends it."""
+    """The bucket, the key, and how the upload ends."""
     stop = StopSignal(grace_seconds=0.2)
     with proxy_of(s3, begins_upload) as proxy, delivery_of(s3, proxy, stop) as running:
         assert proxy.held.wait(DEADLINE_SECONDS)
@@ -117,7 +117,7 @@ def test_an_upload_whose_abort_is_not_answered_in_time_is_named(s3, caplog):
 
 
 @pytest.mark.parametrize("holds_requests", [True, False])
-def test_a_complete_that_hangs_leaves_no_upload_and_is_not_waited_for(s3, caplog, holds_requests):
+def test_a_hanging_complete_leaves_no_upload_and_no_delay(s3, caplog, holds_requests):
     """Whether S3 has it, or not yet."""
     stop = StopSignal()
     with (
@@ -158,7 +158,7 @@ class Busy(Server):
 @pytest.mark.parametrize("mode", ["legacy", "standard", "adaptive"])
 @pytest.mark.parametrize("is_part", [False, True])
 def test_boto3_sends_nothing_again_after_a_stop(monkeypatch, mode, is_part):
-    """It pauses between its attempts; by then the upload is aborted."""
+    """The client waits between its attempts; by then the upload is aborted."""
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _seconds: None))
     server, stop = Busy(), StopSignal()
     server.stop = stop
@@ -183,7 +183,7 @@ def test_a_stopped_storage_begins_no_upload(s3):
     assert s3.open_uploads() == []
 
 
-def test_credentials_that_do_not_come_keep_no_stopped_task(s3, sendgrid_emulator, monkeypatch):
+def test_waiting_for_credentials_does_not_delay_a_stop(s3, sendgrid_emulator, monkeypatch):
     """STS accepts the connection and does not answer; Airflow 3 calls `on_kill` and nothing else."""
     asked = threading.Event()
 

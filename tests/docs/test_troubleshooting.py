@@ -277,7 +277,7 @@ PROVOKED = {
     "already exists and is": Trouble.conflict,
     "SendGrid offers": Trouble.fewer_files,
     "NoSuchBucket": Trouble.no_bucket,
-    "could not be asked": Trouble.no_credentials,
+    "the request to S3 failed": Trouble.no_credentials,
     "it is not certain": Trouble.in_doubt,
     "rendered to nothing": Trouble.no_list,
     "There is no connection": Trouble.no_connection,

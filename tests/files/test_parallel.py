@@ -25,7 +25,7 @@ class Part:
     """A part, and its owner."""
 
     owner: Buffers
-    room: memoryview
+    unfilled: memoryview
 
     def release(self) -> None:
         self.owner.held -= 1
@@ -89,7 +89,7 @@ def test_parts_arrive_in_order_and_make_up_the_file(sendgrid):
         buffers = Buffers(download.length)
         content = b""
         for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.1).clocks()):
-            content += part.room
+            content += part.unfilled
             part.release()
     assert sendgrid.stored(export_id) == content
     assert (9, 0) == (buffers.most_held, buffers.held)
@@ -102,7 +102,7 @@ def test_bytes_read_before_are_not_read_again(sendgrid):
         head = bytearray(1_234)
         reader.fill(memoryview(head))
         buffers = Buffers(download.length, taken_bytes=len(head))
-        parts = [bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 1)]
+        parts = [bytes(part.unfilled) for part in fetch_parts(download, reader, buffers.next_part, 1)]
     assert sendgrid.stored(export_id) == head + b"".join(parts)
     assert 1 == download.connections
 
@@ -125,7 +125,7 @@ def test_parts_that_arrive_early_wait_for_their_turn():
         with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
             buffers = Buffers(download.length)
             for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks()):
-                content += part.room
+                content += part.unfilled
         assert sendgrid.stored(export_id) == content
     assert fourth_is_asked_for.is_set()
 
@@ -159,7 +159,7 @@ def test_one_part_at_a_time_is_enough(sendgrid):
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length, limit=1)
         for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks()):
-            content += part.room
+            content += part.unfilled
             part.release()
     assert sendgrid.stored(export_id) == content
 
@@ -196,7 +196,8 @@ def test_parts_survive_broken_connections_and_expired_urls(sendgrid):
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
         parts = [
-            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks())
+            bytes(part.unfilled)
+            for part in fetch_parts(download, reader, buffers.next_part, 4, Work(busy=0.0).clocks())
         ]
     assert sendgrid.stored(export_id) == b"".join(parts)
 
@@ -208,7 +209,8 @@ def test_a_storage_without_ranges_is_read_as_one_stream(sendgrid):
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
         parts = [
-            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
+            bytes(part.unfilled)
+            for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
         ]
     assert sendgrid.stored(export_id) == b"".join(parts)
     assert (1, download.length) == (download.connections, download.fetched_bytes)
@@ -221,7 +223,8 @@ def test_a_storage_that_ignores_ranges_becomes_one_stream(sendgrid):
     with sendgrid.download(export_id) as download, RangeReader(download).open() as reader:
         buffers = Buffers(download.length)
         parts = [
-            bytes(part.room) for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
+            bytes(part.unfilled)
+            for part in fetch_parts(download, reader, buffers.next_part, 8, Work(busy=0.0).clocks())
         ]
     assert sendgrid.stored(export_id) == b"".join(parts)
     assert download.connections <= 1 + 9 + 1

@@ -1,4 +1,4 @@
-"""A server that answers everything alike never yields a delivery: nothing counts as stored that is not there."""
+"""A server with one response to everything never yields a delivery: nothing counts as stored that is not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_no_write_succeeds(storage_at, answer, over):
             lambda: storage_at(url).put("a.csv", b"1", INFO, over),
             lambda: upload_whole(storage_at(url), over),
         ):
-            with pytest.raises(ERRORS, match=r"(begin|upload|put|commit|look) of \w+://lake/in/a\.csv") as caught:
+            with pytest.raises(ERRORS, match=r"(begin|upload|put|commit|head) of \w+://lake/in/a\.csv") as caught:
                 write()
             assert "secret" not in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_an_object_that_is_not_there_may_be_deleted(storage_at):
 
 @pytest.mark.parametrize(("answer", "attempts"), [("503 page", ATTEMPTS), ("429 empty", ATTEMPTS), ("403 page", 1)])
 def test_only_transient_errors_are_retried(storage_at, answer, attempts, monkeypatch):
-    """With pauses that whoever calls can end."""
+    """With pauses that the caller can end."""
     pauses = []
     monkeypatch.setattr("tests.storage.test_alike_servers.no_sleep", pauses.append)
     with alike_server(answer) as url, pytest.raises(ERRORS):

@@ -23,7 +23,7 @@ SENT, CAME = b"the-mark,1", b"the-marK,1"
 
 @contextmanager
 def careless_account(*, keeps=True, may_delete=True):  # noqa: C901  a server in one place
-    """Takes damaged bytes, and names their MD5; the storage that uses it, and the bytes and metadata of its blobs."""
+    """Accepts damaged bytes and returns their MD5; the storage that uses it, and its blobs' bytes and metadata."""
     blobs = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,15 +80,15 @@ def careless_account(*, keeps=True, may_delete=True):  # noqa: C901  a server in
 
 def test_a_small_blob_whose_md5_differs_is_deleted():
     with careless_account() as (storage, blobs):
-        with pytest.raises(DestinationError, match=r"put of .*damaged on their way"):
+        with pytest.raises(DestinationError, match=r"put of .*damaged in transit"):
             storage.put("a.csv", SENT, INFO)
         assert {} == blobs
 
 
 def test_a_damaged_blob_without_permission_to_delete_is_emptied():
-    """Its metadata says that it is whole: the next try would take it for that."""
+    """Its metadata says that it is complete, and the next try would believe that."""
     with careless_account(may_delete=False) as (storage, blobs):
-        with pytest.raises(DestinationError, match="damaged on their way"):
+        with pytest.raises(DestinationError, match="damaged in transit"):
             storage.put("a.csv", SENT, INFO)
         assert [(b"", {})] == list(blobs.values())
 
@@ -97,7 +97,7 @@ def test_a_block_whose_md5_differs_is_refused():
     with careless_account() as (storage, _):
         upload = storage.begin("a.csv", INFO)
         part = bytearray(SENT)
-        with pytest.raises(DestinationError, match=r"upload of .*damaged on their way"):
+        with pytest.raises(DestinationError, match=r"upload of .*damaged in transit"):
             upload.write_part(1, part, crc32(part))
 
 
@@ -117,14 +117,14 @@ def test_a_block_list_counts_as_stored_only_if_the_blob_is_there():
 def test_a_blob_that_is_damaged_on_its_way_back_is_not_read():
     with careless_account() as (storage, blobs):
         blobs["/account/lake/in/a.csv"] = CAME, {}
-        with pytest.raises(DestinationError, match=r"read of .*damaged on their way"):
+        with pytest.raises(DestinationError, match=r"read of .*damaged in transit"):
             storage.read("a.csv")
         blobs["/account/lake/in/a.csv"] = SENT, {}
         assert SENT == storage.read("a.csv").content
 
 
 def test_no_signature_is_in_a_traceback():
-    """Airflow logs it with all causes; a proxy's page may repeat the whole URL."""
+    """Airflow logs it with all causes; a proxy's page may repeat the full URL."""
     from azure.storage.blob import BlobServiceClient
 
     class Proxy(BaseHTTPRequestHandler):

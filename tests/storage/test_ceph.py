@@ -25,7 +25,7 @@ def bucket(client):
 
 
 def test_this_server_accepts_a_body_with_a_wrong_crc32(client, bucket):
-    """Nothing of its answer tells that it did not compare them, but that it confirms none."""
+    """Its response shows only that it confirms no checksum."""
     answer = client.put_object(Bucket=bucket, Key="a", Body=b"content", ChecksumCRC32=OTHER_CRC32)
     assert "ChecksumCRC32" not in answer
     assert b"content" == client.get_object(Bucket=bucket, Key="a")["Body"].read()

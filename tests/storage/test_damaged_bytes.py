@@ -74,7 +74,7 @@ def upload(storage, content):
 @pytest.mark.parametrize("times", [1, None])
 @pytest.mark.parametrize("is_small", [True, False])
 def test_no_damaged_object_is_published(damaged_place, times, is_small):
-    """It is refused, or deleted again; where the request is repeated undamaged, the object is whole."""
+    """It is refused or deleted; if the repeated request is undamaged, the object is complete."""
     place, through = damaged_place
     content = MARK + b"." * (100 if is_small else PART) + b"the end"
     proxy, damaged = through(MARK, times)
@@ -93,7 +93,7 @@ def test_no_damaged_object_is_published(damaged_place, times, is_small):
 
 @pytest.mark.parametrize("contacts", [50, 25_000])
 def test_the_manifests_sha256_is_that_of_the_object(damaged_place, contacts):
-    """However often a byte was damaged before; a delivery fails then, or repeats the request."""
+    """However often bytes were damaged before, the delivery fails or repeats the request."""
     place, through = damaged_place
     with Emulator(Settings(encoding="plain", contacts_per_file=25_000), populate=False) as emulator:
         sendgrid = SendGrid(emulator)

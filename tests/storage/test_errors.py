@@ -1,4 +1,4 @@
-"""What an error says of a storage's failure."""
+"""The text of an error of a storage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def failing_with(error):
 
 
 def test_an_html_page_as_message_is_shortened():
-    """Google's client takes all of it for the message."""
+    """Google's client uses all of it as the message."""
     page = "<html>" + "it's forbidden " * 20_000
     calls = RetriedCalls("A storage", {}, lambda error: Failure(("403",), f"403 {error}"), no_sleep)
     with pytest.raises(DestinationRefusedError, match=r"403 <html>it's forbidden .*…\. Grant") as caught:

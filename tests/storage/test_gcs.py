@@ -1,4 +1,4 @@
-"""What Google's resumable uploads need beyond what every storage promises: what goes wrong on the way."""
+"""Google's resumable uploads: failures beyond those that `test_promises` covers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTENT = bytes(range(251)) * (9 * MIB // 251)
 
 
 class Session:
-    """A resumable session that answers as Google documents it, and fails where it is told to."""
+    """A resumable session that responds as Google documents it, and fails where a test says so."""
 
     def __init__(self, *faults):
         self.faults = list(faults)  # of each request: None, a status, "cut", or how many bytes to keep
@@ -121,7 +121,7 @@ def write_all(upload):
     ids=str,
 )
 def test_an_upload_resumes_after_the_last_byte_that_google_has(session_with, faults):
-    """Whatever was lost on the way: requests, answers, or part of a request."""
+    """Whether requests, responses or parts of a request were lost."""
     session = session_with(*faults)
     waits = []
     write_all(upload_to(session, waits))
@@ -130,7 +130,7 @@ def test_an_upload_resumes_after_the_last_byte_that_google_has(session_with, fau
 
 
 def test_every_request_but_the_last_is_of_whole_units(session_with):
-    """Of 256 KiB, as Google asks for; the last one is never empty."""
+    """Of 256 KiB, as Google requires; the last one is never empty."""
     session = session_with()
     write_all(upload_to(session))
     *chunks, last = [re.fullmatch(r"bytes (\d+)-(\d+)/(.*)", span).groups() for span in session.ranges]
@@ -164,7 +164,7 @@ def test_the_last_request_carries_the_checksum_of_all(session_with, monkeypatch)
 
 
 def test_parts_that_wait_fail_with_the_one_before_them(session_with):
-    """None waits for ever."""
+    """No part waits without end."""
     upload = upload_to(session_with(404))
     failures = []
 
@@ -185,7 +185,7 @@ def test_parts_that_wait_fail_with_the_one_before_them(session_with):
 
 @pytest.fixture
 def everything_logged():
-    """Whatever any logger of this process writes at DEBUG, as one text."""
+    """All that loggers of this process write at DEBUG, as one text."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(logging.Formatter("%(name)s %(message)s %(args)s"))
@@ -239,7 +239,7 @@ def test_the_url_of_an_upload_is_in_no_log_of_any_library(session_with, everythi
     assert "secret" not in everything_logged.getvalue()
 
 
-def test_the_url_of_an_upload_that_the_client_begins_is_in_no_log(everything_logged):
+def test_the_url_of_an_upload_is_in_no_log(everything_logged):
     with gcs_server() as url:
         place = Destination.fresh("gs", url)
         storage = place.storage()
@@ -260,7 +260,7 @@ def checking_server():
 
 @NOT_QUICK
 def test_the_server_refuses_a_change_that_the_look_missed(checking_server, monkeypatch):
-    """Another run may store the object between the look and the write."""
+    """Another run may store the object between the check and the write."""
     storage = Destination.fresh("gs", checking_server).storage()
     info = ObjectInfo("text/csv", {"made-by": "us"})
     first = storage.put("a.csv", b"first", info, None)

@@ -1,4 +1,4 @@
-"""What a folder needs beyond what every storage promises: its own metadata, and an eye for what is left over."""
+"""Folders: their metadata, and what is left over in them, beyond what `test_promises` covers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def storage(tmp_path):
 
 
 def test_metadata_counts_only_for_its_own_file(storage, tmp_path):
-    """Not for one that somebody put in its place, though it be of the same size."""
+    """It is not used for a file that was put there by others, even if it has the same size."""
     storage.put("a.csv", b"12345", INFO)
     assert INFO.metadata == storage.head("a.csv").metadata
     (tmp_path / "a.csv").write_bytes(b"54321")
@@ -67,14 +67,14 @@ def test_a_file_system_that_syncs_no_folders_can_be_used(storage, monkeypatch, c
     assert version == storage.head("a.csv").version
 
 
-@pytest.mark.parametrize("told", ["", "{", "[]", "null", '{"size": 5}'])
-def test_metadata_that_cannot_be_read_is_none(storage, tmp_path, told):
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"size": 5}'])
+def test_metadata_that_cannot_be_read_is_none(storage, tmp_path, content):
     storage.put("a.csv", b"12345", INFO)
-    (tmp_path / "_metadata" / "a.csv.json").write_text(told)
+    (tmp_path / "_metadata" / "a.csv.json").write_text(content)
     assert {} == storage.head("a.csv").metadata
 
 
-def test_a_crash_before_the_file_is_published_leaves_the_old_file(storage, monkeypatch):
+def test_a_crash_before_publishing_leaves_the_old_file(storage, monkeypatch):
     """The metadata of the new file was written already; it does not count for the old one."""
     storage.put("a.csv", b"12345", ObjectInfo("text/csv", {"made-by": "them"}))
     upload = storage.begin("a.csv", INFO)
@@ -119,7 +119,7 @@ def test_only_unfinished_uploads_of_this_file_are_removed(storage, tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_file_systems_without_hard_links_still_refuse_to_overwrite(storage, monkeypatch, code):
+def test_file_systems_without_hard_links_refuse_to_overwrite(storage, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
@@ -197,7 +197,7 @@ def test_runs_that_store_and_delete_in_one_folder_do_not_fail(tmp_path):
 
 
 def test_an_abort_does_not_wait_for_a_part_that_is_being_written(storage, tmp_path, monkeypatch):
-    """Parts that wait for their turn fail at once, and the file is closed when the part is done."""
+    """Waiting parts fail at once, and the file is closed when the running part is done."""
     upload = storage.begin("a.csv", INFO)
     begun, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr(upload, "_append", lambda _part: begun.set() or go_on.wait(30))

@@ -1,4 +1,4 @@
-"""A write whose answer was lost is repeated, and meets its own object: that is a success, and no other run's work."""
+"""A write whose response was lost is repeated and finds its own object: that is a success."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(request, tmp_path_factory):
 
 @pytest.fixture
 def losing(server):
-    """A fresh place, the same through a proxy that loses the answer of the last request of a write, and the proxy."""
+    """A new place, the same through a proxy that loses the response to the last request of a write, and the proxy."""
     kind, url = server
     place = Destination.fresh(kind, url)
     port = re.search(r"127\.0\.0\.1:(\d+)", url)[1]

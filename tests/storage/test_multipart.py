@@ -1,4 +1,4 @@
-"""Any stream to any storage in parts: whole, in bounded memory, or without a trace."""
+"""Any stream is stored in parts, completely or not at all, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONTENT = bytes(range(251)) * (12 * MIB // 251)
 
 @dataclass
 class Memory:
-    """A storage that keeps objects in memory and fails where it is told to."""
+    """A storage that keeps objects in memory and fails where a test says so."""
 
     failing: str = ""
     error: BaseException = field(default_factory=lambda: OSError("the disk is full"))
@@ -118,7 +118,7 @@ def test_parts_of_an_object_of_unknown_size_are_equal_at_first():
 @given(size=st.integers(0, 5 * 1024**4), part_bytes=st.integers(1, 1024 * MIB), number=st.integers(1, 10_000))
 @example(size=5 * 1024**4, part_bytes=5 * MIB, number=10_000)
 def test_parts_of_an_object_of_known_size_are_equal(size, part_bytes, number):
-    """Some storages want that; they are larger than asked for only if 10,000 would not suffice."""
+    """Some storages require that; they are larger than requested only if 10,000 would not suffice."""
     part = part_size(number, part_bytes, size)
     assert part == part_size(1, part_bytes, size)
     assert 5 * MIB <= part <= 5 * 1024 * MIB
@@ -133,13 +133,13 @@ def test_a_released_buffer_is_used_again():
     """Fresh memory is costly."""
     buffers = PartBuffers(2 * PART)
     first = buffers.acquire(PART)
-    memory = first.room.obj
+    memory = first.unfilled.obj
     first.release()
-    assert memory is buffers.acquire(PART).room.obj
+    assert memory is buffers.acquire(PART).unfilled.obj
 
 
 def test_memory_is_bounded_however_the_sizes_vary():
-    """What lies free counts, too: it goes before more is taken."""
+    """Free buffers count, too: they are dropped before more memory is allocated."""
     buffers = PartBuffers(100)
     for size in (100, 60, 40, 30, 70, 1, 99):
         part = buffers.acquire(size)
@@ -157,7 +157,7 @@ def test_acquire_without_waiting_returns_none_if_memory_is_full():
 
 
 def test_a_part_larger_than_all_memory_is_acquired_alone():
-    """As when parts have doubled: slower, and never stuck."""
+    """As when parts have doubled: slower, but never blocked."""
     buffers = PartBuffers(10)
     part = buffers.acquire(50, wait=False)
     assert part is not None
@@ -171,7 +171,7 @@ def test_a_waiting_thread_gets_a_part_when_one_is_released(threads):
     part = buffers.acquire(10)
     waiting = threads.submit(buffers.acquire, 10)
     part.release()
-    assert 10 == len(waiting.result(DEADLINE_SECONDS).room)
+    assert 10 == len(waiting.result(DEADLINE_SECONDS).unfilled)
 
 
 def test_a_part_is_free_when_the_last_of_its_users_is_done():
@@ -190,10 +190,10 @@ def test_a_part_is_free_when_the_last_of_its_users_is_done():
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 2 * PART, len(CONTENT)])
 @pytest.mark.parametrize("is_known", [True, False], ids=["length known", "length unknown"])
-def test_a_stream_arrives_whole(threads, size, is_known):
-    """Whatever its length is, and whether it is known before."""
+def test_a_stream_is_stored_completely(threads, size, is_known):
+    """Whatever its length, and whether or not it is known before."""
     storage, content = Memory(), CONTENT[:size]
-    writer = writer_to(storage, threads, at_most_bytes=size if is_known else None)
+    writer = writer_to(storage, threads, max_bytes=size if is_known else None)
     write_all(writer, content)
     assert {} == storage.objects
     writer.complete({})
@@ -202,23 +202,23 @@ def test_a_stream_arrives_whole(threads, size, is_known):
 
 
 def test_parts_filled_by_the_caller_follow_written_bytes(threads):
-    """As the head of a file is written and the rest is fetched in parts."""
+    """As for a file: its first bytes are written, the rest is downloaded in parts."""
     storage = Memory()
-    writer = writer_to(storage, threads, at_most_bytes=len(CONTENT))
+    writer = writer_to(storage, threads, max_bytes=len(CONTENT))
     writer.write(CONTENT[:1_000])
     position = 1_000
     while position < len(CONTENT):
         part = writer.next_part()
-        part.room[:] = CONTENT[position : position + len(part.room)]
-        position += len(part.room)
+        part.unfilled[:] = CONTENT[position : position + len(part.unfilled)]
+        position += len(part.unfilled)
         writer.submit(part)
     writer.finish()
     writer.complete({})
     assert {"contacts.csv": CONTENT} == storage.objects
 
 
-def test_every_part_is_tapped_in_order_before_its_memory_is_used_again(threads):
-    """The counting may lag behind: the buffer is not given away under it."""
+def test_each_part_is_tapped_before_its_memory_is_reused(threads):
+    """Counting may lag behind: the buffer is not reused until it is done."""
     tapped: list[bytes] = []
     released: list[Future[None]] = []
     with ThreadPoolExecutor(1) as counting:
@@ -236,7 +236,7 @@ def test_every_part_is_tapped_in_order_before_its_memory_is_used_again(threads):
 
 @pytest.mark.parametrize("limit_bytes", [1, PART, 3 * PART])
 def test_several_writers_share_one_pool_without_a_deadlock(threads, limit_bytes):
-    """Even where there is memory for one part only."""
+    """Even if there is memory for one part only."""
     storage, buffers = Memory(), PartBuffers(limit_bytes)
 
     def store(number: int) -> None:
@@ -254,8 +254,8 @@ def test_several_writers_share_one_pool_without_a_deadlock(threads, limit_bytes)
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
 @pytest.mark.parametrize("failing", ["begin", "write_part", "complete", "put"])
-def test_however_it_ends_no_upload_and_no_memory_is_left(threads, failing, error):
-    """Whoever else waits for a part of the same pool would wait for ever."""
+def test_no_upload_and_no_memory_is_left_after_any_end(threads, failing, error):
+    """Others that wait for a part of the same pool would never get one."""
     storage, buffers = Memory(failing, error), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
 
@@ -270,7 +270,7 @@ def test_however_it_ends_no_upload_and_no_memory_is_left(threads, failing, error
 
 
 def test_all_acquired_parts_are_released(threads):
-    """The upload of the first cannot begin; the second was not handed over yet and is its taker's to release."""
+    """The upload of the first cannot begin; the second was not submitted, so its caller releases it."""
     storage, buffers = Memory("begin"), PartBuffers(2 * PART)
     writer = writer_to(storage, threads, buffers)
     parts = [writer.next_part(), writer.next_part()]
@@ -282,7 +282,7 @@ def test_all_acquired_parts_are_released(threads):
 
 
 def test_a_tap_that_fails_ends_the_writing_and_leaves_nothing(threads):
-    """A damaged file is found out while it is uploaded."""
+    """Damage is detected while the file is uploaded."""
     storage, buffers = Memory(), PartBuffers(2 * PART)
 
     def tap(_part) -> Future[None]:
@@ -311,7 +311,7 @@ def test_a_tap_that_cannot_begin_leaves_nothing(threads):
 
 
 def test_an_abort_waits_for_parts_that_are_being_written(threads):
-    """A part that is written after the abort would stay, and be paid for."""
+    """A part that is written after the abort would remain and be billed."""
     storage = Memory(gate=threading.Event())
     buffers = PartBuffers(4 * PART)
     writer = writer_to(storage, threads, buffers)
@@ -324,7 +324,7 @@ def test_an_abort_waits_for_parts_that_are_being_written(threads):
     assert (set(), 0) == (storage.open_uploads, buffers._used_bytes)
 
 
-def test_an_abort_of_a_stopped_task_does_not_wait_for_a_part_that_hangs(threads):
+def test_an_abort_after_a_stop_does_not_wait_for_a_hanging_part(threads):
     """The upload is aborted while the part is still being written."""
     storage = Memory(gate=threading.Event())
     buffers = PartBuffers(4 * PART)
@@ -341,7 +341,7 @@ def test_an_abort_of_a_stopped_task_does_not_wait_for_a_part_that_hangs(threads)
 
 
 def test_an_abort_cancels_the_last_part_first():
-    """So that no part begins whose forerunner will never come: a storage that takes them in order would wait for it."""
+    """No part begins if the one before it never will: a sequential upload would wait for that."""
     cancelled = []
 
     class Queued(Future):
@@ -394,7 +394,7 @@ def test_a_large_object_is_sent_in_parts_with_checksums(s3, threads):
 
 @pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()], ids=repr)
 def test_an_aborted_upload_leaves_nothing_in_the_bucket(s3, threads, error):
-    """Whichever way the writing ended."""
+    """However writing ended."""
     s3 = with_own_client(s3)
     writer = writer_to(S3Storage(s3.client, s3.bucket, "in/"), threads)
 

@@ -75,7 +75,7 @@ def test_a_damaged_body_is_found_where_etags_are_md5s(s3, in_parts, encryption):
     """Also where the server encrypts with its own keys: S3 has MD5s then."""
     with (
         storage_behind(s3, is_turned=False, encryption=encryption, mark=MARK) as (proxy, storage),
-        pytest.raises(DestinationError, match="damaged on its way"),
+        pytest.raises(DestinationError, match="damaged in transit"),
     ):
         store(storage, in_parts=in_parts)
     assert proxy.damaged == 3
@@ -104,7 +104,7 @@ def test_without_a_trial_etags_of_unencrypted_objects_are_md5s(s3, monkeypatch):
 
     send = S3Calls.send
     monkeypatch.setattr(S3Calls, "send", refuse)
-    with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged on its way"):
+    with storage_behind(s3) as (_, storage), pytest.raises(DestinationError, match="damaged in transit"):
         storage.put("a.csv", CONTENT, INFO, None)
     with storage_behind(s3, encryption="AES256") as (_, storage):
         storage.put("a.csv", CONTENT, INFO, None)
@@ -142,7 +142,7 @@ OURS = ObjectInfo("text/csv", {UPLOAD_KEY: "ours"})
 
 
 def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
-    """It is known by its content, or by its upload; all later writes go by the ETag that it has."""
+    """Its content or its upload identifies it; all later writes use the ETag that it has."""
     caplog.set_level("INFO")
     with storage_behind_gateway(s3) as (_, storage):
         store_parts(storage, OURS)
@@ -160,7 +160,7 @@ def test_an_object_counts_whose_write_had_another_etag(s3, caplog):
 
 @pytest.mark.parametrize("is_small", [True, False])
 def test_another_runs_object_is_not_ours_whatever_the_etags(s3, is_small):
-    """It was stored right after the own one, with the same size."""
+    """It was stored right after this run's object, with the same size."""
     with storage_behind_gateway(s3) as (proxy, storage):
         looks = []
 

@@ -1,4 +1,4 @@
-"""What is promised of every storage alike: S3, a folder, Google Cloud Storage, Azure Blob Storage.
+"""What every storage promises: S3, a folder, Google Cloud Storage, Azure Blob Storage.
 
 Each is a real server, but for the folder and the tests' own storage in memory. All are tested by `make test-clouds`,
 which installs Azure's and a second one of Google's; the quick tests know what S3 does from elsewhere. Of Google's two,
@@ -53,7 +53,7 @@ if IS_CEPH:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory, request):
-    """Each is started when it is first asked for."""
+    """Each is started when it is first used."""
     with ExitStack() as stack:
         started: dict[str, str] = {}
 
@@ -137,7 +137,7 @@ def files_asked_for(sendgrid):
     return {int(re.search(r"-(\d{5})\.", path)[1]) for path in paths}
 
 
-# --- whole
+# --- complete
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
@@ -154,11 +154,11 @@ def test_every_file_arrives_and_is_in_the_manifest(place, sendgrid, encoding, co
     assert [place.root + name for name in expected] == [file.uri for file in delivery.files]
     assert truth(sendgrid, export_id) == [place.read_plain(file.uri) for file in delivery.files]
     contents = [place.read(file.uri) for file in delivery.files]
-    told = [entry["meta"] for entry in manifest(place)["entries"]]
+    metas = [entry["meta"] for entry in manifest(place)["entries"]]
     assert [(len(each), hashlib.sha256(each).hexdigest()) for each in contents] == [
-        (meta["content_length"], meta["sha256"]) for meta in told
+        (meta["content_length"], meta["sha256"]) for meta in metas
     ]
-    assert ([100, 100, 50], 250) == ([meta["record_count"] for meta in told], delivery.rows)
+    assert ([100, 100, 50], 250) == ([meta["record_count"] for meta in metas], delivery.rows)
     assert f"{place.root}in/_manifest.json" == delivery.manifest_uri
     assert [] == place.unfinished()
 
@@ -176,7 +176,7 @@ def test_a_file_of_several_parts_arrives_identical(place, large, compression):
 
 @pytest.mark.parametrize("contacts", [10, LARGE])
 def test_each_object_has_its_content_type_and_metadata(place, large, contacts):
-    """What a task tried again has to know is read from the storage alone."""
+    """A retry reads all that it needs from the storage."""
     sendgrid, _ = large
     export_id = sendgrid.export(contacts)
     [file] = deliver(sendgrid, place, export_id, compression="none").files
@@ -189,11 +189,11 @@ def test_each_object_has_its_content_type_and_metadata(place, large, contacts):
         assert (file.sha256, "11") == (info.metadata["sha256"], info.metadata["records"])
 
 
-# --- nothing that is not whole
+# --- nothing incomplete
 
 
 def test_a_file_that_stays_cut_leaves_nothing(place, large):
-    """Its first part was up already; the next try finds the order of the files alone."""
+    """Its first part was uploaded already; the next try finds only the order of the files."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
         Fault("cut", path="*-00001.*", nth=1, at=PART + 1_000),
@@ -218,7 +218,7 @@ def test_a_count_that_disagrees_leaves_nothing(place, large):
 
 
 def test_a_worker_killed_in_the_second_file_publishes_none_of_it(place, large):
-    """SIGKILL to a process of its own, when a part is up; the next try fetches files 2 and 3 alone, and cleans up."""
+    """SIGKILL when a part is uploaded; the next try downloads only files 2 and 3, and cleans up."""
     sendgrid, export_id = large
     sendgrid.emulator.inject(
         Fault("cut", path="*-00002.*", nth=1, at=PART + 500_000), Fault("hang", path="*-00002.*", nth=2)
@@ -271,8 +271,8 @@ def test_a_retried_task_fetches_only_what_is_missing(place, large):
     assert (first.files, 3 * LARGE) == (again.files, again.rows)
 
 
-def test_tasks_that_share_an_export_leave_nothing_to_fetch_for_the_last(place, large):
-    """One file each, no manifest, at once; the last one compares the rows and writes it."""
+def test_after_mapped_tasks_a_delivery_downloads_nothing(place, large):
+    """Each stores one file and no manifest, at once; the last task compares the rows and writes it."""
     sendgrid, export_id = large
     tasks = [
         threading.Thread(target=deliver, args=(sendgrid, place, export_id, index), kwargs={"compression": "none"})
@@ -302,7 +302,7 @@ def test_an_object_of_another_program_is_not_ours(place, sendgrid):
     assert sendgrid.stored(export_id) == place.read(name)
 
 
-# --- what stands there
+# --- existing objects
 
 
 def test_files_of_another_export_are_refused_before_any_download(place, sendgrid):
@@ -339,7 +339,7 @@ def test_a_missing_object_is_none_and_may_be_deleted(place):
 
 
 def test_a_missing_bucket_is_not_an_empty_one(place):
-    """Somebody has to mend it: the task is not tried again."""
+    """A retry does not help: the task fails at once."""
     if place.kind == "file":
         pytest.skip("folders are made")
     storage = replace(place, bucket="nobody-made-it").storage()
@@ -361,7 +361,7 @@ def test_small_objects_are_put_read_and_deleted(place):
 
 @pytest.mark.parametrize("sizes", [[PART, 1], [PART, PART], [PART + 77, PART + 77, 3], [1], [2 * MIB]])
 def test_parts_written_by_several_threads_arrive_in_their_order(place, sizes):
-    """Of any size; each storage has a unit of its own."""
+    """Of any size; each storage has its own unit."""
     if place.kind == "s3" and any(size < PART for size in sizes[:-1]):
         pytest.skip("S3 takes no smaller ones")
     storage = place.storage()
@@ -375,7 +375,7 @@ def test_parts_written_by_several_threads_arrive_in_their_order(place, sizes):
         thread.start()
     for thread in threads:
         thread.join(DEADLINE_SECONDS)
-    assert [] == place.stored_keys(), "nothing may be seen before it is whole"
+    assert [] == place.stored_keys(), "nothing may be visible before it is complete"
 
     upload.complete()
 
@@ -438,7 +438,7 @@ def upload_to(storage, content, over):
 
 @pytest.mark.parametrize("is_there", [False, True])
 def test_an_upload_is_published_only_over_the_expected_version(any_place, is_there):
-    """Whatever another run stored since is kept."""
+    """What another run stored since is kept."""
     storage = any_place.storage()
     over = storage.put("parts.bin", b"old", INFO, None) if is_there else None
     upload_to(storage, b"1", over).complete()
@@ -455,7 +455,7 @@ def test_an_upload_is_published_only_over_the_expected_version(any_place, is_the
 
 @pytest.mark.parametrize("are_others_aborted", [False, True])
 def test_of_two_uploads_of_one_object_the_first_is_kept(any_place, are_others_aborted):
-    """The other one ends with an error that says so, never with a mixture."""
+    """The other upload fails with an error that says so; the objects are never mixed."""
     first_run, second_run = any_place.storage(), any_place.storage()
     first, second = upload_to(first_run, b"1", None), upload_to(second_run, b"2", None)
     first.complete()
@@ -483,7 +483,7 @@ def test_an_object_is_deleted_only_at_the_expected_version(any_place):
 
 
 def test_all_methods_return_the_same_version(any_place):
-    """From the write, a look, a read, and the list of the prefix, which holds no object of a folder below."""
+    """From a write, a head, a read, and the listing of the prefix, which has no objects of subfolders."""
     storage = any_place.storage()
     assert {} == storage.versions()
     version = storage.put("a.txt", b"1", INFO, None)

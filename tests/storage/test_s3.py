@@ -1,4 +1,4 @@
-"""Parts and objects in S3's words, against a real S3 protocol."""
+"""The storage in S3, against a server of the S3 protocol."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import pytest
 from airflow_provider_sendgrid.exceptions import DestinationChangedError, DestinationError, DestinationRefusedError
 from airflow_provider_sendgrid.storage.base import ANY_VERSION, MIB, ObjectInfo, StoredInfo, is_version
 from airflow_provider_sendgrid.storage.s3 import S3Storage, client_config, split_s3_uri
-from airflow_provider_sendgrid.storage.s3_calls import S3Calls
-from airflow_provider_sendgrid.storage.s3_listing import listing_prefix
+from airflow_provider_sendgrid.storage.s3_calls import S3Calls, listing_prefix
 from tests.support.alike_server import ANSWERS, alike_server
 from tests.support.ceph import IS_WANTED as IS_CEPH
 from tests.support.destinations import s3_client
@@ -53,7 +52,7 @@ def _text(value: Any) -> str:
 
 @dataclass
 class Calls:
-    """What boto3 was asked for, and what it then sent."""
+    """The calls of boto3, and what it then sent."""
 
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +96,7 @@ def test_a_small_object_is_what_was_put(s3, storage):
     assert f"s3://{s3.bucket}/in/a.csv" == storage.uri("a.csv")
 
 
-def test_the_same_bytes_of_two_uploads_in_one_second_are_two_versions(storage):
+def test_two_uploads_of_the_same_bytes_are_two_versions(storage):
     """The ETag is the same, and so is the second."""
     first, second = (
         storage.put("a.csv", CONTENT, ObjectInfo("text/csv", {"sendgrid-upload": upload})) for upload in ("one", "two")
@@ -110,7 +109,7 @@ def test_the_same_bytes_of_two_uploads_in_one_second_are_two_versions(storage):
 
 
 def test_a_missing_object_is_none(storage):
-    """And can be deleted all the same."""
+    """And can be deleted nevertheless."""
     storage.delete("a.csv")
     assert (None, None) == (storage.head("a.csv"), storage.read("a.csv"))
 
@@ -134,7 +133,7 @@ def test_an_aborted_upload_leaves_nothing(s3, storage):
 
 
 def test_every_byte_is_sent_with_its_crc32(storage, calls):
-    """S3 compares it with what came. The server of these tests only keeps it, so what was sent is looked at."""
+    """S3 compares it with the body. The server of these tests only stores it, so the request is checked."""
     storage.put("a.csv", CONTENT, INFO)
     upload = storage.begin("b.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
@@ -147,13 +146,13 @@ def test_every_byte_is_sent_with_its_crc32(storage, calls):
 
 
 def test_the_crc32_given_is_the_one_sent(storage, calls):
-    """So that a byte that changed in memory is noticed by S3, not covered up."""
+    """So that S3 detects a byte that changed in memory."""
     storage.begin("a.csv", INFO).write_part(1, bytearray(CONTENT), zlib.crc32(b"as it was"))
     assert base64_crc32(b"as it was") == calls.sent[-1]["x-amz-checksum-crc32"]
 
 
 def test_extra_args_reach_only_the_calls_that_take_them(s3, calls):
-    """What is for objects goes where they begin; what is for requests goes with all."""
+    """Arguments for objects are sent where those begin; arguments for requests are always sent."""
     storage = S3Storage(s3.client, s3.bucket, "in/", EXTRA_ARGS)
     storage.put("a.csv", CONTENT, INFO)
     upload = storage.begin("b.csv", INFO)
@@ -177,7 +176,7 @@ def test_extra_args_reach_only_the_calls_that_take_them(s3, calls):
 
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
-    """Encryption, storage class, tags and metadata of the user, beside ours."""
+    """The user's encryption, storage class, tags and metadata, beside the provider's."""
     storage = S3Storage(s3.client, s3.bucket, "in/", EXTRA_ARGS)
     if in_parts:
         upload = storage.begin("a.csv", INFO)
@@ -202,12 +201,12 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
         ({"storage_class": "GLACIER_IR"}, ValueError, "Did you mean StorageClass?"),
         ({"CopySourceSSECustomerKey": "secret"}, ValueError, "Did you mean SSECustomerKey?"),
         ({"Quux": 1}, ValueError, "It knows ACL, "),
-        ({"Bucket": "elsewhere"}, ValueError, "may not hold Bucket: the operator's own parameters say"),
-        ({"Key": "other"}, ValueError, "may not hold Key"),
-        ({"Body": b"x"}, ValueError, "may not hold Body: the delivery sends and checks the bytes"),
-        ({"ContentMD5": "x"}, ValueError, "may not hold ContentMD5"),
-        ({"IfNoneMatch": "*"}, ValueError, "may not hold IfNoneMatch: the delivery decides"),
-        ({"UploadId": "1"}, ValueError, "may not hold UploadId"),
+        ({"Bucket": "elsewhere"}, ValueError, "must not contain Bucket: the operator's own parameters say"),
+        ({"Key": "other"}, ValueError, "must not contain Key"),
+        ({"Body": b"x"}, ValueError, "must not contain Body: the delivery sends and checks the bytes"),
+        ({"ContentMD5": "x"}, ValueError, "must not contain ContentMD5"),
+        ({"IfNoneMatch": "*"}, ValueError, "must not contain IfNoneMatch: the delivery decides"),
+        ({"UploadId": "1"}, ValueError, "must not contain UploadId"),
         ({"SSEKMSKeyId": ""}, ValueError, "SSEKMSKeyId was passed but is empty"),
         ({"SSEKMSKeyId": None}, ValueError, "SSEKMSKeyId was passed but is empty"),
         ({"ServerSideEncryption": "None"}, ValueError, "ServerSideEncryption was passed but is empty"),
@@ -219,7 +218,7 @@ def test_extra_args_are_seen_in_the_bucket(s3, in_parts):
     ],
 )
 def test_invalid_extra_args_are_refused(s3, extra_args, error, message):
-    """Before any byte is fetched: a misspelled ServerSideEncryption would store plain objects."""
+    """Before any download: a misspelled ServerSideEncryption would store unencrypted objects."""
     with pytest.raises(error) as caught:
         S3Storage(s3.client, s3.bucket, "in/", extra_args)
     assert message in str(caught.value)
@@ -253,7 +252,7 @@ def test_another_checksum_in_extra_args_is_ignored(s3, calls):
 
 
 def test_open_uploads_are_ended_only_for_that_key(s3, storage):
-    """Others may be somebody else's, and on their way."""
+    """Others may be active uploads of other software."""
     for key in ("in/a.csv", "in/a.csv", "in/a.csv.gz", "a.csv"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
     assert 2 == storage.abort_uploads(["a.csv"])
@@ -261,8 +260,8 @@ def test_open_uploads_are_ended_only_for_that_key(s3, storage):
     assert 0 == storage.abort_uploads(["a.csv"])
 
 
-def test_uploads_are_ended_where_only_whole_names_are_listed(s3, storage):
-    """MinIO takes the prefix for the name of an object."""
+def test_uploads_are_aborted_if_only_exact_names_are_listed(s3, storage):
+    """MinIO treats the prefix as the name of an object."""
     asked: list[str] = []
 
     def note(params, **_):
@@ -300,7 +299,7 @@ def test_an_upload_that_ended_meanwhile_is_no_error(s3, storage):
 
 
 def refuse(s3, operation: str, code: str = "AccessDenied", message: str = "Access Denied", only_if: str = "") -> None:
-    """Have S3 deny an operation, as without the permission for it; only a request with the header `only_if`."""
+    """Make S3 deny an operation, as without the permission for it; with `only_if`, only requests with that header."""
 
     def deny(params: Any = None, **_: Any) -> Any:
         if only_if and only_if not in params["headers"]:
@@ -312,7 +311,7 @@ def refuse(s3, operation: str, code: str = "AccessDenied", message: str = "Acces
 
 
 def test_a_delivery_does_not_need_permission_to_list_uploads(s3, storage, caplog):
-    """It says so, and a rule of the bucket has to do."""
+    """It is logged, and a lifecycle rule of the bucket must abort them."""
     caplog.set_level("INFO")
     refuse(s3, "ListMultipartUploads")
     assert (0, 0) == (storage.abort_uploads(["a.csv"]), storage.abort_uploads("a.csv"))
@@ -324,7 +323,7 @@ def test_a_delivery_does_not_need_permission_to_list_uploads(s3, storage, caplog
     ("operation", "ask", "method"), [("HeadObject", "head", "head_object"), ("GetObject", "read", "get_object")]
 )
 def test_a_refusal_does_not_mean_absence(s3, storage, operation, ask, method):
-    """What cannot be seen may be there: nothing is to be written over it."""
+    """An object that cannot be read may exist: it must not be overwritten."""
     refuse(s3, operation)
     with pytest.raises(
         DestinationRefusedError, match=f"{method} of s3://{s3.bucket}/in/a.csv: S3 answered AccessDenied"
@@ -387,7 +386,7 @@ def test_a_404_means_absent_for_reads_and_an_error_for_writes(s3, storage, code)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_server_with_one_response_to_everything_stores_nothing(answer):
+def test_a_server_with_one_response_to_everything_is_refused(answer):
     """A wrong endpoint, or a gateway's page."""
     with alike_server(answer) as url:
         client = client_of(url, retries={"max_attempts": 0})
@@ -436,8 +435,8 @@ def test_without_checksum_headers_the_error_names_the_setting(s3, storage):
         ("InvalidRequest", "If-None-Match is not supported"),
     ],
 )
-def test_without_conditions_an_object_is_looked_at_before_a_write(s3, storage, caplog, calls, code, message):
-    """It is asked with a condition once, and said so once."""
+def test_without_conditions_a_head_precedes_each_write(s3, storage, caplog, calls, code, message):
+    """It gets one request with a condition, and one line is logged."""
     caplog.set_level("INFO")
     refuse(s3, "PutObject", code, message, only_if="If-None-Match")
     for name in ("a.csv", "b.csv"):
@@ -445,7 +444,7 @@ def test_without_conditions_an_object_is_looked_at_before_a_write(s3, storage, c
         with pytest.raises(DestinationChangedError):
             storage.put(name, CONTENT, INFO, None)
     assert ["*", None, None] == [params.get("IfNoneMatch") for name, params in calls.asked if name == "PutObject"]
-    assert 1 == caplog.text.count("This server takes no conditions")
+    assert 1 == caplog.text.count("This server does not support conditional requests")
 
 
 def lose_response(s3, method, act):
@@ -471,7 +470,7 @@ def test_a_delete_is_not_repeated_over_what_another_run_stored(s3, storage):
 
 
 @pytest.mark.parametrize("is_theirs", [False, True])
-def test_without_conditions_an_object_is_looked_at_before_a_retry(s3, monkeypatch, is_theirs):
+def test_without_conditions_a_head_precedes_each_retry(s3, monkeypatch, is_theirs):
     members = S3Calls.members
     monkeypatch.setattr(
         S3Calls,
@@ -511,7 +510,7 @@ def test_a_listing_without_versions_still_names_the_objects(s3, storage, field):
 
 
 @pytest.mark.parametrize("operation", ["HeadObject", "PutObject"])
-def test_a_connection_that_is_reset_each_time_is_an_error_of_the_storage(s3, storage, operation):
+def test_a_connection_that_is_always_reset_is_a_storage_error(s3, storage, operation):
     """This error of botocore has a response, which is None."""
     from botocore.exceptions import HTTPClientError
 
@@ -617,10 +616,8 @@ def storage_with(bucket, url, **config):
     ],
 )
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_bodies_are_signed_unless_tls_and_a_checksum_protect_them(
-    s3, scheme, config, is_signed, has_checksum, in_parts
-):
-    """What the user says of signatures wins; nothing is sent to the https endpoint."""
+def test_bodies_are_signed_without_tls_or_a_checksum(s3, scheme, config, is_signed, has_checksum, in_parts):
+    """The user's setting for signatures wins; nothing is sent to the https endpoint."""
     storage, calls = storage_with(s3.bucket, f"{scheme}://127.0.0.1:9", retries={"max_attempts": 0}, **config)
     with pytest.raises(DestinationError):
         store(storage, in_parts)
@@ -643,12 +640,12 @@ def test_the_environment_switches_checksum_headers_off(s3, monkeypatch):
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_a_server_that_compares_nothing_cannot_keep_damaged_bytes(s3, in_parts):
-    """The one of these tests looks neither at checksums nor at signatures; its ETag shows what it took."""
+def test_damaged_bytes_are_deleted_if_the_server_does_not_check(s3, in_parts):
+    """The server of these tests checks neither checksums nor signatures; its ETag shows what it stored."""
     with FlippingProxy(urlsplit(s3.url).port, CONTENT[8:20], times=None).running() as proxy:
         storage, _ = storage_with(s3.bucket, f"http://127.0.0.1:{proxy.port}")
         upload_id = storage.begin("a.csv", INFO)._upload_id
-        with pytest.raises(DestinationError, match="damaged on its way"):
+        with pytest.raises(DestinationError, match="damaged in transit"):
             store(storage, in_parts, upload_id)
     assert [] == s3.stored_keys()
 
@@ -687,13 +684,13 @@ def test_without_the_permission_to_delete_a_delete_is_refused(s3, storage):
             storage.delete("a.csv", *arguments)
 
 
-def test_a_delivery_does_not_need_permission_to_end_uploads(s3, storage, caplog):
+def test_a_delivery_does_not_need_permission_to_abort_uploads(s3, storage, caplog):
     refuse(s3, "AbortMultipartUpload")
     for _ in range(2):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key="in/a.csv")
     storage.begin("a.csv", INFO).abort()
     assert 0 == storage.abort_uploads(["a.csv"])
-    assert 1 == caplog.text.count("Unfinished uploads cannot be ended")
+    assert 1 == caplog.text.count("Unfinished uploads cannot be aborted")
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchKey"])
@@ -750,7 +747,7 @@ def body_of(content):
 
 @pytest.mark.parametrize("came", [CONTENT[:5], CONTENT.replace(b"ada", b"bda"), b""])
 def test_what_is_read_is_what_is_stored(s3, storage, came):
-    """It is read again; if it is damaged each time, it is an error, never something else's content."""
+    """It is read again; if it is damaged each time, that is an error, never another content."""
     storage.put("a.csv", CONTENT, INFO)
     times = iter(range(100))
 
@@ -761,14 +758,14 @@ def test_what_is_read_is_what_is_stored(s3, storage, came):
     bend(s3, "GetObject", damage_once)
     assert CONTENT == storage.read("a.csv").content
     bend(s3, "GetObject", lambda parsed: parsed.update(Body=body_of(came)))
-    with pytest.raises(DestinationError, match="damaged on its way"):
+    with pytest.raises(DestinationError, match="damaged in transit"):
         storage.read("a.csv")
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("argument", ["ServerSideEncryption", "SSECustomerAlgorithm"])
 def test_an_object_that_a_server_stores_unencrypted_is_deleted(s3, argument, in_parts):
-    """Ceph RGW 16 takes AES256 and stores plain objects."""
+    """Ceph RGW 16 accepts AES256 and stores unencrypted objects."""
     storage = S3Storage(s3.client, s3.bucket, "in/", {argument: "AES256"})
     bend(s3, "HeadObject", lambda parsed: parsed.pop(argument, None))
     s3.client.meta.events.register("before-parameter-build.s3", lambda params, **_: params.pop(argument, None))
@@ -804,8 +801,8 @@ def test_an_upload_that_is_not_listed_any_more_was_ended(s3, storage, code):
 
 @pytest.mark.parametrize("returned", ["", None])
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_an_upload_without_returned_etag_is_identified_by_its_parts(s3, storage, returned, is_replaced):
-    """Ceph RGW 16 returns none. What another run stored right after is not taken for this object."""
+def test_an_upload_without_an_etag_is_identified_by_its_parts(s3, storage, returned, is_replaced):
+    """Ceph RGW 16 returns none. An object that another run stored right after is not mistaken for it."""
     upload = storage.begin("a.csv", INFO)
     upload.write_part(1, bytearray(CONTENT), zlib.crc32(CONTENT))
 
@@ -853,7 +850,7 @@ def test_bodies_without_a_crc32_carry_their_md5(s3, in_parts):
     assert base64.b64encode(hashlib.md5(CONTENT).digest()).decode() == calls.sent[0]["content-md5"]
 
 
-def test_a_bucket_with_a_default_retention_takes_bodies_with_their_md5(s3):
+def test_a_bucket_with_default_retention_gets_an_md5(s3):
     lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}}}
     s3.client.create_bucket(Bucket="kept", ObjectLockEnabledForBucket=True)
     s3.client.put_object_lock_configuration(Bucket="kept", ObjectLockConfiguration=lock)
@@ -871,12 +868,12 @@ def test_a_bucket_with_a_default_retention_takes_bodies_with_their_md5(s3):
 )
 def test_no_advice_disables_a_required_checksum(s3, storage, code, message):
     refuse(s3, "PutObject", code, message)
-    with pytest.raises(DestinationRefusedError, match="take request_checksum_calculation out"):
+    with pytest.raises(DestinationRefusedError, match="remove request_checksum_calculation from"):
         storage.put("a.csv", CONTENT, INFO)
 
 
 def test_if_match_in_a_name_is_not_a_refused_condition(s3, calls):
-    """Only S3's own words do: it is asked once."""
+    """Only S3's own message does: there is one request."""
     storage = S3Storage(s3.client, s3.bucket, "if-match/")
     refuse(s3, "PutObject")
     with pytest.raises(DestinationRefusedError):
@@ -892,7 +889,7 @@ def test_a_condition_that_is_refused_in_other_words_is_omitted(s3, storage, code
 
 
 def test_a_refusal_that_is_not_about_the_condition_is_final(s3, storage, calls):
-    """It is asked once more without one; the next object is asked for with one again."""
+    """The request is repeated without one; the next object's request has one again."""
     refuse(s3, "PutObject", "InvalidArgument", "Invalid tag")
     for name in ("a.csv", "b.csv"):
         with pytest.raises(DestinationRefusedError, match="Invalid tag"):
@@ -913,7 +910,7 @@ def test_an_unknown_code_with_the_status_403_is_refused(s3, storage):
 
 
 def forbid(s3, operation, code):
-    """Have S3 answer a code as it does, with the status 403 in the response's metadata."""
+    """Make S3 respond with a code as it does, with the status 403 in the response's metadata."""
 
     def answer(**_):
         response = type("Answer", (), {"status_code": 403, "headers": {}})()

@@ -68,7 +68,7 @@ def read(client, bucket, key, **arguments):
 
 
 def impatient(url, **config):
-    """A client that sends nothing again by itself, after pauses."""
+    """A client that does not retry."""
     return client_of(url, retries={"max_attempts": 0}, **config)
 
 
@@ -90,7 +90,7 @@ WAYS = pytest.mark.parametrize("store", WHOLE, ids=["at once", "in parts"])
 
 @WAYS
 def test_an_object_is_stored_only_over_its_version(storage, client, bucket, store):
-    """None means that there is none; each write gives it another version."""
+    """None means that there is no object; each write changes its version."""
     store(storage, None)
     first = storage.head("a.csv").version
     with pytest.raises(DestinationChangedError, match=f"s3://{bucket}/in/a.csv: another run changed it"):
@@ -106,7 +106,7 @@ def test_an_object_is_stored_only_over_its_version(storage, client, bucket, stor
 @WAYS
 @pytest.mark.parametrize("over_none", [True, False])
 def test_the_server_refuses_what_changed_after_the_last_look(server, client, bucket, store, over_none):
-    """Another run writes between the look and the write."""
+    """Another run writes between the check and the write."""
     bent = client_of(server)
     storage = S3Storage(bent, bucket, "in/")
     version = None if over_none else storage.put("a.csv", b"before", INFO)
@@ -124,7 +124,7 @@ def test_the_server_refuses_what_changed_after_the_last_look(server, client, buc
 
 
 def test_an_object_that_another_run_stored_is_not_deleted(server, client, bucket):
-    """Neither when it is seen before, nor when it comes between the look and the request."""
+    """Neither if it was found before, nor if it is stored between the check and the request."""
     bent = client_of(server)
     storage = S3Storage(bent, bucket, "in/")
     version = storage.put("a.csv", CONTENT, INFO)
@@ -188,10 +188,10 @@ def test_a_write_whose_response_is_lost_is_recognised(server, client, bucket, st
 
 @SEAWEEDFS_ALONE
 def test_a_wrong_crc32_is_refused(server, bucket):
-    """And sent again a few times, for it may have been damaged on its way."""
+    """And sent again a few times, because it may have been damaged in transit."""
     storage = S3Storage(impatient(server), bucket, "in/")
     upload = storage.begin("a.csv", INFO)
-    with pytest.raises(DestinationError, match=r"BadDigest .*damaged on its way"):
+    with pytest.raises(DestinationError, match=r"BadDigest .*damaged in transit"):
         upload.write_part(1, bytearray(CONTENT), zlib.crc32(b"as it was"))
     upload.abort()
     assert storage.head("a.csv") is None
@@ -213,7 +213,7 @@ def test_a_byte_flipped_on_its_way_is_sent_again(server, client, bucket, store, 
 def test_a_byte_that_is_always_flipped_leaves_nothing(server, bucket, store, calculation):
     with FlippingProxy(port_of(server), MARK, times=None).running() as proxy:
         storage = S3Storage(impatient(url_of(proxy), request_checksum_calculation=calculation), bucket, "in/")
-        with pytest.raises(DestinationError, match="damaged on its way"):
+        with pytest.raises(DestinationError, match="damaged in transit"):
             store(storage, None)
     assert storage.head("a.csv") is None
 
@@ -229,7 +229,7 @@ def test_an_upload_that_another_run_ended_is_a_change(storage, client, bucket):
 
 
 def test_two_uploads_of_one_key_exist_until_one_is_published(server, bucket):
-    """Only what is not one's own is ended, and only when asked for."""
+    """Only uploads of other tasks are aborted, and only on request."""
     storages = [S3Storage(client_of(server), bucket, "in/") for _ in range(2)]
     first, second = (each.begin("a.csv", INFO, None) for each in storages)
     for upload in (first, second):
@@ -244,7 +244,7 @@ def test_two_uploads_of_one_key_exist_until_one_is_published(server, bucket):
     third.abort()
 
 
-def test_a_begin_whose_response_is_lost_ends_no_upload_of_another_run(server, client, bucket):
+def test_a_lost_response_to_begin_aborts_no_upload_of_others(server, client, bucket):
     theirs = client.create_multipart_upload(Bucket=bucket, Key="in/a.csv")["UploadId"]
     with StorageProxy(server) as proxy:
         proxy.inject(StorageFault("lost", "CreateMultipartUpload", first=1))
