@@ -6,6 +6,7 @@ Each name is imported from its place in the newest Airflow, or else from its old
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -140,6 +141,12 @@ def is_deferral_timeout(error: Exception) -> bool:
     )
 
 
+def is_missing_in_airflow(error: Exception) -> bool:
+    """Whether Airflow's API server answered a task's request with 404, such as for an asset that no DAG uses."""
+    detail = getattr(getattr(error, "error", None), "detail", None)
+    return isinstance(detail, dict) and detail.get("status_code") == HTTPStatus.NOT_FOUND
+
+
 def note_hook_lineage(context: Any, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
     """Report to Airflow's hook lineage which assets a hook read and wrote. Airflow 2 calls assets datasets.
 
@@ -182,6 +189,7 @@ __all__ = [
     "XComArg",
     "conf",
     "is_deferral_timeout",
+    "is_missing_in_airflow",
     "mapped_arguments",
     "mask_secret",
     "note_hook_lineage",

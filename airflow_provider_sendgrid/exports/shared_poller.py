@@ -359,9 +359,8 @@ class SharedPoller:
         try:
             self._record(waiter, await self._client.run_flow(flow))
         except SendGridError as error:
-            listed = waiter.listed
-            if listed is not None and listed.status == READY and has_files(listed):  # only its count is missing
-                self._record(waiter, listed)
+            if waiter.listed is not None and waiter.lacks_only_count:
+                self._record(waiter, waiter.listed)
             else:
                 self._record_failure(waiter, error)
         except Exception as error:  # noqa: BLE001 - this wait ends with it, and no other

@@ -9,8 +9,8 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_sendgrid.exceptions import SendGridError
-from airflow_provider_sendgrid.exports.export import FAILURE, ContactExport
-from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule, WaitState
+from airflow_provider_sendgrid.exports.export import FAILURE, READY, ContactExport
+from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule, WaitState, has_files
 
 # How late the last poll, which is due at the deadline, may be answered: it may have to wait for the rate limit.
 LAST_POLL_GRACE_SECONDS = 30.0
@@ -55,6 +55,11 @@ class Waiter:
         """The id of the export."""
         return self.state.export_id
 
+    @property
+    def lacks_only_count(self) -> bool:
+        """Whether the listing shows that the export is ready, with its files."""
+        return self.listed is not None and self.listed.status == READY and has_files(self.listed)
+
     def record(self, export: ContactExport, now: float) -> None:
         """Pass on a poll that succeeded, and schedule the next one."""
         self.listed = None
@@ -82,6 +87,9 @@ class Waiter:
             return
         waited_seconds = max(0.0, self.end_time + LAST_POLL_GRACE_SECONDS - self.state.started_at)
         last = self._with_listed(self.state.last_result)
+        if self.lacks_only_count:
+            self._end(replace(last, outcome=Outcome.READY, waited_seconds=waited_seconds, last_error=None))
+            return
         outcome = Outcome.FAILURE if last.export.status == FAILURE else Outcome.TIMEOUT
         error = reason or last.last_error
         if reason and last.last_error:

@@ -62,9 +62,11 @@ class _XComLink(BaseOperatorLink):
         an error for a missing address and push an empty one. The DAG still lists the link.
         """
         task: Any = context.get("task")
-        if task is not None:
+        try:
             others = [link for link in task.operator_extra_links if not isinstance(link, cls)]
             task.operator_extra_links = (*others, cls()) if is_listed else tuple(others)
+        except (AttributeError, TypeError):  # no task, or a class whose links are a property
+            pass
 
 
 class SendGridExportsLink(_XComLink):

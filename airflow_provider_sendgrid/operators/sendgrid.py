@@ -7,7 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from airflow_provider_sendgrid import lineage
-from airflow_provider_sendgrid._compat import AirflowFailException, BaseOperator, Context, XComArg, mapped_arguments
+from airflow_provider_sendgrid._compat import (
+    AirflowFailException,
+    BaseOperator,
+    Context,
+    XComArg,
+    is_missing_in_airflow,
+    mapped_arguments,
+)
 from airflow_provider_sendgrid.exceptions import SendGridError, is_non_retryable
 from airflow_provider_sendgrid.exports.arguments import require_bool
 from airflow_provider_sendgrid.exports.export import ExportFamily, ExportSelection
@@ -150,6 +157,10 @@ class SendGridExportContactsOperator(BaseOperator):
                 stores[inlet].set(f"{STARTED_KEY}{export_id}", self.task_id)
             except (KeyError, TypeError):  # not an asset
                 continue
+            except Exception as error:
+                if not is_missing_in_airflow(error):
+                    raise  # a retry returns the same export and marks it
+                self.log.warning("The export was not marked for triggers: no active DAG uses the inlet %r.", inlet)
 
     def _not_none(self) -> frozenset[str]:
         return frozenset(name for name in _SELECTION if getattr(self, name) is not None)

@@ -25,6 +25,7 @@ from airflow_provider_sendgrid.exports.export import (
 )
 from airflow_provider_sendgrid.exports.new_exports import SeenExports
 from airflow_provider_sendgrid.exports.polling import Outcome, PollResult, PollSchedule, require_seconds
+from airflow_provider_sendgrid.exports.start_search import is_one_of
 from airflow_provider_sendgrid.hooks.sendgrid import SendGridHook
 from airflow_provider_sendgrid.triggers.fired_exports import FiredExports, parse_since
 from airflow_provider_sendgrid.triggers.new_export_events import new_export_events, type_of_export
@@ -336,8 +337,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
     def _is_wanted(self, export: ContactExport) -> bool:
         return (
             self.export_type in (None, type_of_export(export))
-            and (self.list_id is None or str(self.list_id).strip() in export.list_ids)
-            and (self.segment_id is None or str(self.segment_id).strip() in export.segment_ids)
+            and (self.list_id is None or is_one_of(str(self.list_id), export.list_ids))
+            and (self.segment_id is None or is_one_of(str(self.segment_id), export.segment_ids))
         )
 
 

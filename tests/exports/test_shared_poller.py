@@ -764,6 +764,15 @@ def test_a_failure_without_its_message_is_a_failure():
     assert {each.outcome for each in wait_for_all(account, end_time=NOW + 60)} == {Outcome.FAILURE}
 
 
+def test_an_export_that_is_ready_in_the_listing_is_ready_at_the_deadline():
+    """Only its count is missing, and the request for that is not answered."""
+    names = {f"e{n}": [READY] for n in range(5)}
+    results = wait_for_all(Account(names, hanging=set(names)), end_time=NOW + 60)
+    assert {(each.outcome, each.export.urls, each.last_error) for each in results} == {
+        (Outcome.READY, tuple(FILES), None)
+    }
+
+
 def test_a_timeout_names_the_request_that_was_not_answered():
     account = Account({"a": [PENDING]}, hanging={"a"})
     result = wait(account, end_time=NOW + 5)

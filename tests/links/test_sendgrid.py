@@ -199,6 +199,20 @@ def test_a_link_of_one_task_is_not_removed_from_another(run):
     assert 1 == len(SendGridExportContactsOperator.operator_extra_links)
 
 
+class _ComputesLinks(SendGridExportContactsOperator):
+    @property
+    def operator_extra_links(self):
+        """As in operators whose links depend on their arguments."""
+        return ()
+
+
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_a_class_whose_links_are_a_property_starts_its_export(run, instance):
+    run(_ComputesLinks(task_id="start"))
+
+    assert MARKETING == instance.xcoms["sendgrid_exports_link"]
+
+
 def test_an_xcom_that_fails_does_not_fail_the_task(instance, monkeypatch):
     monkeypatch.setattr(links, "read_xcom", None)
     instance.xcom_push = None

@@ -327,7 +327,10 @@ def test_a_wrong_argument_is_refused_before_any_request(sendgrid_emulator, argum
 # --- marks for triggers that watch for new exports
 
 
-@pytest.mark.skipif(not HAS_EVENT_TRIGGERS, reason="Airflow 2 starts no DAG from a trigger")
+needs_event_triggers = pytest.mark.skipif(not HAS_EVENT_TRIGGERS, reason="Airflow 2 starts no DAG from a trigger")
+
+
+@needs_event_triggers
 @pytest.mark.usefixtures("sendgrid_emulator")
 def test_the_export_is_marked_in_the_stores_of_the_inlets():
     """A trigger that watches one of them then ignores the export."""
@@ -341,6 +344,43 @@ def test_the_export_is_marked_in_the_stores_of_the_inlets():
 
     assert {f"sendgrid_started_{export_id}"} == set(stores["watched"].kept)
     assert {} == stores["other"].kept
+
+
+@pytest.fixture
+def watched():
+    """The store of a watched asset, and a start task with a reference to the asset as its inlet."""
+    from airflow.sdk import Asset
+
+    stores = {"watched": StateStore()}
+    operator = SendGridExportContactsOperator(task_id="start", inlets=[Asset.ref(name="watched")])
+    return stores["watched"], lambda: operator.execute({"asset_state_store": _ByName(stores)})
+
+
+def _error_of_airflow(status_code):
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+
+    return AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": status_code}))
+
+
+@needs_event_triggers
+def test_an_asset_that_no_active_dag_uses_does_not_fail_the_start(sendgrid_emulator, watched):
+    """Its DAG was removed. Airflow checks assets in inlets before a task runs, but no references to them."""
+    store, execute = watched
+    store.failures = [_error_of_airflow(404)]
+
+    assert sendgrid_emulator.export_files(execute())
+
+
+@needs_event_triggers
+@pytest.mark.usefixtures("sendgrid_emulator")
+def test_an_export_that_cannot_be_marked_for_now_fails_the_task(watched):
+    """Otherwise a trigger would fire for it. A retry returns the same export."""
+    store, execute = watched
+    store.failures = [_error_of_airflow(503)]
+
+    with pytest.raises(Exception, match="503"):
+        execute()
 
 
 @pytest.mark.usefixtures("sendgrid_emulator")

@@ -132,6 +132,7 @@ async def test_with_since_exports_ready_since_then_fire(spelled):
         ({"list_id": "1"}, {"list 1", "lists 1 and 2"}),
         ({"list_id": 2}, {"lists 1 and 2"}),
         ({"segment_id": "s"}, {"segment s"}),
+        ({"segment_id": " S "}, {"segment s"}),  # SendGrid's ids have no case
         ({"segment_id": "t"}, set()),
     ],
 )
