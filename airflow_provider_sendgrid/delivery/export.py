@@ -2,7 +2,7 @@
 
 The steps are: check the export, store all files, compare their rows with SendGrid's count, write the manifest. Files
 that are stored completely already are found and not stored again. The manifest is written last: if it exists, the
-export is complete. How several runs at one prefix avoid harm to each other is described in `publication`.
+export is complete. `publication` describes how several runs share one prefix.
 
 A complete file stays when a later one fails, so that a retry downloads only what is missing.
 """

@@ -1,8 +1,9 @@
 """One poller for all waits on an account: hundreds of exports cost a few requests a minute.
 
 All waits on the same event loop for exports of the same account and family share one client and one poller. It requests
-the status by id while that is cheaper; otherwise the listing, which serves all waits at once, and by id only what the
-listing lacks. Requests run concurrently, so a slow one delays no other wait. The poller ends with the last wait.
+each status by id while that needs fewer requests. Otherwise it requests the listing, which serves all waits at once,
+and by id only the exports that the listing lacks. Requests run concurrently, so a slow one delays no other wait. The
+poller ends with the last wait.
 
 A retryable error never ends a wait before its deadline; the timeout then names it as the reason.
 

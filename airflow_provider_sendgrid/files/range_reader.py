@@ -1,7 +1,7 @@
 """One range of a file, read in order and resumed where a connection broke.
 
-Only attempts in a row that receive almost nothing count as failures: a connection that breaks every few MB is resumed
-as often as necessary.
+Only consecutive attempts that receive almost nothing count as failures: a connection that breaks every few MB is
+resumed as often as necessary.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ class SendGridHook(BaseHook):
             return client.run_flow(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
-        """All segments, likewise; in the marketing family those of the segments API 2.0."""
+        """All segments, as SendGrid describes them; in the marketing family only those of the segments API 2.0."""
         with self.client() as client:
             return client.run_flow(protocol.get_segments(self._family))
 

@@ -1,9 +1,9 @@
 """Azure Blob Storage, and Data Lake Storage Gen2 through it: blocks are staged, then committed as one blob.
 
 The client is azure-storage-blob's, made by Airflow's WasbHook; nothing of it is imported before it is used. Azure
-checks the MD5 that each block carries. Blocks that are never committed are invisible; the next commit of the same blob
-discards them, or Azure does within a week, for which there is no call. Writes and deletes name the ETag they expect.
-Each blob carries a random token of its upload, which identifies a write whose response was lost.
+checks the MD5 that each block carries. Blocks that are not committed are invisible. The next commit of the same blob
+discards them, and otherwise Azure does within a week; there is no call for that. Writes and deletes name the ETag they
+expect. Each blob carries a random token of its upload, which identifies a write whose response was lost.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 MIB = 1024 * 1024
 
-# S3's limits, which the other clouds' contain: parts of 5 MiB to 5 GiB, the last may be smaller, 10,000 of them.
+# S3's limits, which the other clouds accept, too: up to 10,000 parts of 5 MiB to 5 GiB; the last may be smaller.
 MIN_PART_BYTES = 5 * MIB
 MAX_PART_BYTES = 5 * 1024 * MIB
 MAX_PARTS = 10_000

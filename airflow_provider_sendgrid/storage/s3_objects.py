@@ -1,8 +1,8 @@
-"""Single objects of a bucket: reads them, changes them only over the expected version, verifies what was stored.
+"""Single objects of a bucket: reads them, replaces only the expected version, verifies what was stored.
 
-An object is checked right before it is written, and the write carries a condition where boto3 and the server know
-it. After the write it is checked again: only what is there, with the size, metadata and ETag of this write, and
-encrypted if that was asked for, counts as stored.
+An object is checked right before it is written. The write is conditional if boto3 and the server support that. The
+object is checked again after the write. It counts as stored only if it has the size, metadata and ETag of this write,
+and is encrypted as requested.
 """
 
 from __future__ import annotations

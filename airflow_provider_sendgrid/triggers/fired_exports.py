@@ -1,4 +1,4 @@
-"""Keeps which exports have fired in the state store of the watched asset, over restarts of the triggerer."""
+"""Keeps which exports have fired, across restarts of the triggerer, in the watched asset's state store."""
 
 from __future__ import annotations
 
