@@ -271,7 +271,7 @@ class FileTransfer:
             return True
         if file.count != counted.count:
             now, then = (each.count.records if each.count else 0 for each in (file, counted))
-            raise ExportIncompleteError(f"It has {now} records, but had {then} in the download before.")
+            raise ExportIncompleteError(f"It has {now} records, but had {then} in the previous download.")
         return False
 
     def _version_of(self, file: StoredFile) -> str:

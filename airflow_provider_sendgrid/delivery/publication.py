@@ -144,7 +144,7 @@ class Publication:
             now = f"{file_count} files" + ("" if rows is None else f" with {rows} rows")
             raise DestinationConflictError(
                 f"SendGrid export {self._export_id}: {self._storage.uri(MANIFEST_NAME)} names {len(own.uris)} files of "
-                f"it{'' if own.rows is None else f' with {own.rows} rows'}, SendGrid offers {now} now; no file that "
+                f"it{'' if own.rows is None else f' with {own.rows} rows'}, but SendGrid now lists {now}; no file that "
                 "the manifest names was changed. Choose another prefix, or set replace=True to replace them."
             )
 

@@ -162,7 +162,7 @@ class ContactExport:
         """
         named = payload.get("id")
         if named is not None and str(named).strip().casefold() != export_id.strip().casefold():
-            raise UnreadableError("it describes another export than the one asked for")
+            raise UnreadableError("it describes another export")
         _require_status(payload)
         if payload["status"] == FAILURE:
             _require_failure_of_an_export(payload)

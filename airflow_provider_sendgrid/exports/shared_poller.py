@@ -166,7 +166,7 @@ class SharedPoller:
         if self._slots.rate_limit.spare(self._clock()) < 1:
             why = "SendGrid's rate limit left no request for it"
         else:
-            why = "requests for other exports were in front of it"
+            why = "requests for other exports were ahead of it"
         return SendGridRateLimitError(f"{why}. Poll less often, or run fewer tasks on this account at once.")
 
     # Waits and tasks

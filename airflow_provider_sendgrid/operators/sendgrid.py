@@ -186,7 +186,7 @@ class SendGridExportContactsOperator(BaseOperator):
             raise
         except (ValueError, TypeError) as error:  # not about an argument: the export may have been started
             raise SendGridError(
-                f"Starting the export was ended by an unforeseen {type(error).__name__}: {error}. Run the task again: "
+                f"Starting the export failed with an unexpected {type(error).__name__}: {error}. Run the task again: "
                 "it looks for the export before it starts another.",
                 may_have_been_accepted=True,
             ) from error

@@ -195,7 +195,7 @@ class AzureStorage:
         etag = _etag(properties.etag)
         if md5 is not None and (_has_other_md5(response, md5) or _has_other_md5(properties.content_settings, md5)):
             self._discard(name, etag)
-            what = "the stored blob has another MD5 than what was sent; the bytes were damaged in transit"
+            what = "the MD5 of the stored blob differs from that of the bytes sent; they were damaged in transit"
             raise self._calls.unverified(operation, self.uri(name), what)
         return etag
 

@@ -65,7 +65,7 @@ class S3Objects:
             if self._is_intact(response, content):
                 return StoredContent(content, self.version(response, "get_object", name))
             log.warning("%s was truncated or damaged in transit from S3; reading it again.", self.calls.uri(name))
-        raise self.calls.damage_error("get_object", name, "S3 sent other bytes than it stores")
+        raise self.calls.damage_error("get_object", name, "S3 sent different bytes than it stores")
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
@@ -116,7 +116,7 @@ class S3Objects:
         if response is None:
             raise DestinationChangedError(
                 f"{uri}: S3 confirmed that it was stored, but it is not there: another run has deleted it, "
-                "or the endpoint_url of the AWS connection is no S3 server. Run the task again."
+                "or the endpoint_url of the AWS connection is not an S3 server. Run the task again."
             )
         stored = self._stored_info(response, name)
         if etag_of(stored.version) != bare_etag(etag):
@@ -133,7 +133,7 @@ class S3Objects:
                 f"encrypt, and {ignored} in extra_args, against what this server supports."
             )
         if ignored := self._ignored(_LOCKS, name, response):
-            message = "%s shows no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
+            message = "%s has no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
             self.calls.log_once("lock", logging.WARNING, message, uri, ignored)
         return stored.version
 

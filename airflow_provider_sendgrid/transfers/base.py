@@ -226,7 +226,7 @@ def parse_text(name: str, value: Any, hint: str) -> str:
     if value is None or value.strip() in ("", "None"):
         raise ValueError(f"{name} was passed but is empty. {hint}")
     if UNRENDERED.search(value):
-        raise ValueError(f"{name} holds a template that was not rendered; an XCom's value is not rendered. {hint}")
+        raise ValueError(f"{name} contains a template that was not rendered; an XCom's value is not rendered. {hint}")
     return value
 
 

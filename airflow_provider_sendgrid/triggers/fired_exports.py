@@ -51,8 +51,8 @@ class FiredExports:
             ]
         except ValueError:  # Airflow's error if several assets share the trigger
             log.warning(
-                "Several assets are watched by one SendGridNewExportTrigger with the same arguments: what has fired "
-                "cannot be remembered over a restart of the triggerer. Watch by one asset, and let DAGs share it."
+                "Several assets have a SendGridNewExportTrigger with the same arguments: which exports have fired "
+                "cannot be kept across restarts of the triggerer. Use one asset, and schedule the DAGs on it."
             )
             self._store = None
             return SeenExports(since=since)

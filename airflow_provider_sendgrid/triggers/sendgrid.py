@@ -119,7 +119,7 @@ class SendGridExportTrigger(BaseTrigger):
             refused = SendGridError(str(error))
             event = {"outcome": "error", "error": refused.to_event(), "is_setting": True}
         except Exception as error:
-            self.log.exception("Waiting for SendGrid export %s ended by an unforeseen error.", self.export_id)
+            self.log.exception("Waiting for SendGrid export %s failed with an unexpected error.", self.export_id)
             broken = SendGridError(redact(f"{type(error).__name__}: {error}"))
             event = {"outcome": "error", "error": broken.to_event()}
         yield TriggerEvent(event)
