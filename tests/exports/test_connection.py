@@ -1,4 +1,4 @@
-"""What an Airflow connection may hold, and how it is told what is wrong with it."""
+"""What an Airflow connection may contain, and which error names a wrong setting."""
 
 from __future__ import annotations
 

@@ -478,10 +478,10 @@ def test_every_documented_error_becomes_its_exception(status, error_class, next_
     assert type(error) is error_class
     assert error.status_code == status
     assert error.errors == ({"message": "it is so", "field": "list_ids", "error_id": "e1"},)
-    told = str(error)
-    assert told.startswith("status of marketing export 6f0a2c5e: ")
-    assert f"SendGrid answered {status} (list_ids: it is so)" in told
-    assert next_step in told
+    message = str(error)
+    assert message.startswith("status of marketing export 6f0a2c5e: ")
+    assert f"SendGrid answered {status} (list_ids: it is so)" in message
+    assert next_step in message
 
 
 def test_a_403_names_its_three_causes():
