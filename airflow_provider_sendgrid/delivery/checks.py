@@ -26,7 +26,7 @@ def require_deliverable(export: ContactExport) -> ContactExport:
         ExportFailedError: SendGrid says ``failure``.
         ExportExpiredError: SendGrid no longer keeps the files, or not long enough.
         ExportIncompleteError: it is not ready, or its files cannot be distinguished.
-        ArgumentError: its ID cannot be part of an object's name.
+        ArgumentError: its id cannot be part of an object's name.
     """
     # SendGrid's times are compared with SendGrid's clock: a worker's may be wrong.
     now = export.as_of or datetime.now(timezone.utc)

@@ -304,7 +304,7 @@ class _ExportDelivery:
     # Manifest
 
     def _write_manifest(self, files: Sequence[StoredFile], publication: Publication) -> str:
-        """Write the manifest, then delete what it replaces: it lists that too, in case this is cut short."""
+        """Write the manifest, then delete what it replaces. It lists these too, in case the task is killed."""
         names = [file.name for file in files]
         publication.require_files_kept(len(files), names, total_rows(files))
         replaced = publication.replaced(names)

@@ -172,7 +172,7 @@ class Publication:
             self._is_withdrawn = True
 
     def withdraw_if_outdated(self, files: Collection[StoredFile]) -> None:
-        """Withdraw the manifest if it describes what these files, which were just stored, replaced.
+        """Withdraw the manifest if it describes the objects that these newly stored files replaced.
 
         Raises:
             ManifestChangedError: it was withdrawn.
@@ -244,7 +244,8 @@ class Publication:
 
         That run may have stored the object again, and named it in its manifest, right before the delete. S3 deletes it
         nevertheless if its bytes are the same, because its ETag is then the same. That run checks its objects after it
-        wrote its manifest: if that was after the delete, it has noticed; if before, its manifest is here now.
+        wrote its manifest. If it checked after the delete, it has noticed. If it checked before, its manifest is here
+        now.
 
         Args:
             versions: those of the deleted objects, by name.

@@ -114,7 +114,7 @@ class RowCheck:
         return KnownManifest.from_content(stored.content if stored else b"")
 
     def _rollback(self, *, is_complete: bool) -> list[str]:
-        """Delete what this task stored, except what a manifest names by now; what others stored, they may still need.
+        """Delete what this task stored, except what a manifest names by now. Objects of other tasks are kept.
 
         Another run may write its manifest right before an object of this task is deleted: that manifest is withdrawn.
 

@@ -119,7 +119,7 @@ def _meant_setting(key: str) -> str | None:
 @cache
 def _warn_of_unknown(name: str, keys: tuple[str, ...]) -> None:
     log.warning(
-        "Connection %r: extra has keys that this provider does not know and ignores: %s. It knows %s.",
+        "Connection %r: ignoring unknown keys in extra: %s. Known keys: %s.",
         name,
         ", ".join(keys),
         ", ".join(_KEYS),

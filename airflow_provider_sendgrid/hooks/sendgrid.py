@@ -117,7 +117,7 @@ class SendGridHook(BaseHook):
         resolve_network(connection)  # raises for a wrong proxy or CA file before the first request
         if connection.verify is False:
             self.log.warning(
-                "Connection %s switches the verification of TLS certificates off: anyone on the network path can read "
+                "Connection %s turns off the verification of TLS certificates: anyone on the network path can read "
                 "the API key and the contacts.",
                 self.sendgrid_conn_id,
             )

@@ -122,7 +122,7 @@ class S3Objects:
         if etag_of(stored.version) != bare_etag(etag):
             if not self._is_of_this_write(stored, name, size, info, content):
                 raise changed_error(uri)
-            message = "The server at %s returned another ETag for %s than the object has; the object's counts."
+            message = "The server at %s returned an ETag for %s that differs from the object's; using the object's."
             self.calls.log_once("other-etag", logging.INFO, message, self.calls.endpoint_url, uri)
         if not _is_as_sent(stored, size, info):
             raise not_s3_error(f"{uri}: the stored object does not have the size or the metadata that were sent")
