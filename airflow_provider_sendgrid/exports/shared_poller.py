@@ -117,8 +117,8 @@ class SharedPoller:
             schedule: how long to wait between two polls, at most.
             started_at: when the wait began, in seconds since the epoch; a time in the future means now.
             end_time: the deadline, in seconds since the epoch. There is at least one poll. If the rate limit or an
-                outage prevents it, the wait ends half a minute later with the last result. So may a second poll of an
-                export without contacts.
+                outage prevents it, the wait ends half a minute later with the last result. A poll that confirms an
+                export without contacts may take that long, too.
             ignores_refusals: continue after any refusal by SendGrid.
             not_before: of the first poll, in seconds since the epoch, if SendGrid asked to wait.
             has_polled: whether the export was polled before, so that a first 403 or 404 may be a stray one.
@@ -325,9 +325,9 @@ class SharedPoller:
     async def _serve_all(self, due: Sequence[Waiter]) -> None:
         """Serve all waits from the listing, and queue those that need the status by id.
 
-        These are due and not in the listing; or their export failed or has no URLs yet, because listings have no
-        messages and may have no URLs; or it is ready and requests are to spare, because listings have no counts. An
-        export without files never counts as ready by the listing alone.
+        The status by id is needed if a wait is due and its export is not in the listing; if the export failed or has no
+        URLs yet, because listings have no messages and may have no URLs; and, while requests are left, if the export is
+        ready, because listings have no counts. The listing alone never shows that an export without files is ready.
         """
         flow = self._listing_progress.track(protocol.list_exports(self._family, POLL_RETRY_POLICY))
         listed = {export.id: export for export in await self._client.run_flow(flow)}

@@ -164,8 +164,8 @@ class AzureStorage:
     ) -> str:
         """Store the blob with our token in its metadata; return its ETag.
 
-        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is requested and must
-        carry the token.
+        The response does not prove that the blob is stored, and the response to an earlier attempt may be lost.
+        Therefore the blob is requested and must have the token.
         """
         token = secrets.token_hex(8)
         arguments = {**_arguments_of(info, token), **_condition(over), **_ONCE}

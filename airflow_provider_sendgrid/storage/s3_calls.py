@@ -38,8 +38,8 @@ def client_config(config: Any, connections: int) -> Any:
 
     botocore keeps 10 and would open the others for each call. Whether bodies are signed is decided by `S3Calls`, which
     knows the endpoint; a ``payload_signing_enabled`` in the connection's ``config_kwargs`` wins. A server that refuses
-    checksum headers in requests also refuses the one that asks for checksums in responses: without a setting of its
-    own, the latter follows the former.
+    checksum headers in requests also refuses the header that requests checksums in responses. Therefore, unless
+    ``response_checksum_validation`` is set, it follows ``request_checksum_calculation``.
     """
     from botocore.config import Config
 

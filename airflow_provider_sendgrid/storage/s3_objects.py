@@ -85,7 +85,7 @@ class S3Objects:
         """Write or delete an object if its version is `over`: checked right before, and by S3 itself if it can.
 
         Raises:
-            DestinationChangedError: it is another.
+            DestinationChangedError: it has another version.
             DestinationRefusedError: see `S3Calls.send`.
             DestinationError: see `S3Calls.send`.
         """
@@ -104,8 +104,8 @@ class S3Objects:
     ) -> str:
         """The version of an object that was just written with this ETag.
 
-        Behind some gateways the response to a write has another ETag than the object. Then its content counts, or that
-        it has the metadata of this very upload.
+        Some gateways return an ETag that differs from the object's. Then the object must have the content or the
+        metadata of this upload.
 
         Raises:
             DestinationChangedError: another run's object is there, or none.
