@@ -240,7 +240,7 @@ def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_client(s3_server: str) -> Any:
-    """Reads what is there; it verifies no checksums, for older servers of moto tell wrong ones of objects in parts."""
+    """Reads objects without verifying checksums: older versions of moto report wrong ones for multipart objects."""
     import boto3
 
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}

@@ -1,4 +1,4 @@
-"""Errors tell what to do next, and never a secret."""
+"""Errors name the next step, and never a secret."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIGNED_URL = (
     "&X-Amz-Security-Token=IQoJb3JpZ2luX2VjEOr%2F%2Ftoken"
 )
 CLASSES = [SendGridError, *SendGridError.__subclasses__()]
-# Those of the room itself: other rooms may refine them.
+# Those of `exceptions` itself: other modules may derive from them.
 OWN_CLASSES = [each for each in CLASSES if each.__module__ == exceptions.__name__]
 
 
@@ -34,8 +34,8 @@ OWN_CLASSES = [each for each in CLASSES if each.__module__ == exceptions.__name_
 
 def test_every_class_in_the_tree_exists_and_every_class_is_in_the_tree():
     """The docstring is what users read to write `except`."""
-    told = re.findall(r"^ +(?:[├└]── )?(\w+Error) ", exceptions.__doc__, re.MULTILINE)
-    assert told == [each.__name__ for each in OWN_CLASSES]
+    named = re.findall(r"^ +(?:[├└]── )?(\w+Error) ", exceptions.__doc__, re.MULTILINE)
+    assert named == [each.__name__ for each in OWN_CLASSES]
 
 
 @pytest.mark.parametrize("error_class", OWN_CLASSES)
@@ -176,7 +176,7 @@ def test_an_error_survives_being_carried_between_processes(error_class, carry):
 
 
 def test_an_error_needs_a_text():
-    """An exception without text helps nobody."""
+    """An exception without text helps no one."""
     parameters = inspect.signature(SendGridError).parameters
     assert parameters["message"].default is inspect.Parameter.empty
 

@@ -64,8 +64,8 @@ def resolutions(wheel, requirements, tmp_path_factory):
     def resolve(case, wanted, *arguments):
         asked = folder / f"{case}.in"
         asked.write_text("\n".join([f"airflow-provider-sendgrid @ {wheel.as_uri()}", *wanted]))
-        told = run_uv("pip", "compile", "--quiet", "--no-header", "--no-annotate", str(asked), *arguments)
-        return dict(PIN.findall(told))
+        output = run_uv("pip", "compile", "--quiet", "--no-header", "--no-annotate", str(asked), *arguments)
+        return dict(PIN.findall(output))
 
     def under(version, path, python=None):
         python = python or python_version_for(version)

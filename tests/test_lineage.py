@@ -1,4 +1,4 @@
-"""What is told of where contacts came from and went to: OpenLineage, hook lineage, asset events."""
+"""What is reported about where contacts came from and went to: OpenLineage, hook lineage, asset events."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_hook_lineage_tells_what_was_delivered(sendgrid_emulator, s3, store, nam
 
 def test_a_collector_that_breaks_fails_no_export(sendgrid_emulator, store, monkeypatch):
     def broken(*_, **__):
-        raise RuntimeError("no room")
+        raise RuntimeError("no memory")
 
     monkeypatch.setattr("airflow_provider_sendgrid.lineage.note_hook_lineage", broken)
 

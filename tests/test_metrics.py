@@ -170,7 +170,7 @@ def test_the_end_of_a_wait_is_counted_by_its_kind(sendgrid_emulator, statsd):
 
 
 def test_a_deferred_wait_is_counted_when_it_is_over(statsd):
-    """With the polls of the triggerer, which the event tells."""
+    """With the polls of the triggerer, which the event contains."""
     summary = {"id": "e", "status": "ready", "polls": 7, "waited_seconds": 90.5}
     sensor = SendGridExportSensor(task_id="wait", export_id="e", deferrable=True)
 

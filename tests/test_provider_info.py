@@ -27,7 +27,7 @@ def python_modules(info):
 
 
 def test_it_satisfies_airflows_own_schema():
-    """Airflow refuses metadata that does not, with a warning that nobody reads."""
+    """Airflow refuses metadata that does not, with a warning that no one reads."""
     schema = files("airflow").joinpath("provider_info.schema.json")
     if not schema.is_file():
         pytest.skip("this Airflow brings no schema")

@@ -26,7 +26,7 @@ def require_deliverable(export: ContactExport) -> ContactExport:
         ExportFailedError: SendGrid says ``failure``.
         ExportExpiredError: SendGrid no longer keeps the files, or not long enough.
         ExportIncompleteError: it is not ready, or its files cannot be distinguished.
-        ArgumentError: its ID cannot be part of an object's name.
+        ArgumentError: its id cannot be part of an object's name.
     """
     # SendGrid's times are compared with SendGrid's clock: a worker's may be wrong.
     now = export.as_of or datetime.now(timezone.utc)
@@ -44,7 +44,9 @@ def require_deliverable(export: ContactExport) -> ContactExport:
             f"{len(export.urls)} files. Wait for it with a SendGridExportSensor before this task."
         )
     if len(export.id) > _MAX_ID_LENGTH or not SAFE_ID.fullmatch(export.id):
-        raise ArgumentError(f"export_id {export.id!r} cannot be part of an object's name; is it really an export's?")
+        raise ArgumentError(
+            f"export_id {export.id!r} cannot be part of an object's name. Pass the id that the start task returned."
+        )
     require_distinct_paths(export.id, export.urls)
     return export
 

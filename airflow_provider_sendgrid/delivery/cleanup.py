@@ -61,7 +61,7 @@ def clean_up_after_others(storage: Storage, export_id: str, deleted: Collection[
         if siblings and (aborted := storage.abort_uploads(siblings)):
             log.info("Aborted %s uploads that runs of other exports left open.", aborted)
     except (DestinationError, DestinationRefusedError) as error:
-        log.warning("What runs of other exports left may remain at %s: %s", storage.uri(""), error)
+        log.warning("Leftovers of other runs may remain at %s: %s", storage.uri(""), error)
 
 
 def _receipts_of_others(export_id: str, listed: Collection[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 The steps are: check the export, store all files, compare their rows with SendGrid's count, write the manifest. Files
 that are stored completely already are found and not stored again. The manifest is written last: if it exists, the
-export is complete. How several runs at one prefix avoid harm to each other is described in `publication`.
+export is complete. `publication` describes how several runs share one prefix.
 
 A complete file stays when a later one fails, so that a retry downloads only what is missing.
 """
@@ -304,7 +304,7 @@ class _ExportDelivery:
     # Manifest
 
     def _write_manifest(self, files: Sequence[StoredFile], publication: Publication) -> str:
-        """Write the manifest, then delete what it replaces: it lists that too, in case this is cut short."""
+        """Write the manifest, then delete what it replaces. It lists these too, in case the task is killed."""
         names = [file.name for file in files]
         publication.require_files_kept(len(files), names, total_rows(files))
         replaced = publication.replaced(names)

@@ -1,8 +1,8 @@
 """One file of an export: found, or downloaded, recompressed if needed, counted, and published complete.
 
 The stored bytes differ from the downloaded ones only in their compression. The first bytes of a file decide how it is
-stored. An object is published when its length and checksums agree. Its metadata describe it; where metadata must be
-sent before the last byte is known, a receipt does, which is stored right before the object is published.
+stored. An object is published when its length and checksums agree. The metadata of a small object describe it. Those of
+a large object are sent before its last byte is known; a receipt describes it, stored right before it is published.
 
 Knows one file and one storage. Knows nothing of other files, nor when the export is complete: see `export`.
 """
@@ -271,7 +271,7 @@ class FileTransfer:
             return True
         if file.count != counted.count:
             now, then = (each.count.records if each.count else 0 for each in (file, counted))
-            raise ExportIncompleteError(f"It has {now} records, but had {then} in the download before.")
+            raise ExportIncompleteError(f"It has {now} records, but had {then} in the previous download.")
         return False
 
     def _version_of(self, file: StoredFile) -> str:

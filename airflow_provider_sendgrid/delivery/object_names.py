@@ -37,7 +37,7 @@ class FileName:
     """The parts of the name of a stored file.
 
     Attributes:
-        export_id: ID of the export.
+        export_id: id of the export.
         count: number of files in the export.
         extension: such as ``.csv.gz``.
     """

@@ -32,7 +32,7 @@ class Progress:
     """The progress of all files of one delivery; safe to share among threads.
 
     Args:
-        export_id: ID of the export.
+        export_id: id of the export.
         file_count: number of its files.
         every_seconds: time between two lines.
         clock: a monotonic clock, in seconds.

@@ -4,18 +4,18 @@ Several runs may deliver to one prefix at once. The manifest decides between the
 
 - It is read before the first download and written over the version that was read. If another run wrote it meanwhile,
   the delivery reads it again, and decides again.
-- Objects are deleted only after the manifest was written, and only at the versions that they had before. The manifest
-  lists these: a run of another export that stored one of them, and finds this manifest instead of the one that it
-  read, stores it again. A delivery that fails deletes nothing that another run may have stored or found, with one
+- Objects are deleted only after the manifest was written, and only in the versions that the manifest lists for
+  deletion. If a run of another export stored one of them meanwhile, it finds this manifest instead of the one that it
+  read, and stores the object again. A failed delivery deletes nothing that another run may have stored or found. The
   exception: it deletes its own files if their rows disagree with SendGrid's count.
-- An object that the manifest of the same export names is not overwritten by other content, unless the manifest was
-  withdrawn before. Another run may write the manifest while an object is being stored; so it is read again after that,
+- Before other content replaces an object that the manifest of the same export names, the manifest is withdrawn. Another
+  run may write the manifest while an object is being stored. Therefore the manifest is read again after that,
   and withdrawn if it describes other content.
-- Without `replace`, no object is dropped that the manifest of the same export names.
-- With `replace`, what killed runs of other exports left beside the deleted objects is deleted too: receipts without an
-  object, and open uploads. This does not mislead a run of such an export that is still active: a receipt alone proves
-  nothing to it, it downloads again what is not described, and finds the manifest changed when it writes its own. The
-  order of that export's files stays, because mapped tasks depend on it.
+- Without `replace`, no object is deleted that the manifest of the same export names.
+- With `replace`, receipts without an object and open uploads of killed runs of other exports are deleted, too. If such
+  a run is still active, this is safe: it does not trust a receipt without an object, downloads again what no receipt
+  describes, and finds the manifest changed when it writes its own. The order of that export's files is kept, because
+  mapped tasks depend on it.
 
 A manifest is withdrawn by deleting it. Without the permission to delete, a text that names no objects replaces it.
 """
@@ -144,7 +144,7 @@ class Publication:
             now = f"{file_count} files" + ("" if rows is None else f" with {rows} rows")
             raise DestinationConflictError(
                 f"SendGrid export {self._export_id}: {self._storage.uri(MANIFEST_NAME)} names {len(own.uris)} files of "
-                f"it{'' if own.rows is None else f' with {own.rows} rows'}, SendGrid offers {now} now; no file that "
+                f"it{'' if own.rows is None else f' with {own.rows} rows'}, but SendGrid now lists {now}; no file that "
                 "the manifest names was changed. Choose another prefix, or set replace=True to replace them."
             )
 
@@ -172,7 +172,7 @@ class Publication:
             self._is_withdrawn = True
 
     def withdraw_if_outdated(self, files: Collection[StoredFile]) -> None:
-        """Withdraw the manifest if it describes what these files, which were just stored, replaced.
+        """Withdraw the manifest if it describes the objects that these newly stored files replaced.
 
         Raises:
             ManifestChangedError: it was withdrawn.
@@ -244,7 +244,8 @@ class Publication:
 
         That run may have stored the object again, and named it in its manifest, right before the delete. S3 deletes it
         nevertheless if its bytes are the same, because its ETag is then the same. That run checks its objects after it
-        wrote its manifest: if that was after the delete, it has noticed; if before, its manifest is here now.
+        wrote its manifest. If it checked after the delete, it has noticed. If it checked before, its manifest is here
+        now.
 
         Args:
             versions: those of the deleted objects, by name.

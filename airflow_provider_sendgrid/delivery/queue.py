@@ -1,8 +1,8 @@
-"""The order in which the files of one delivery are transferred, and their threads.
+"""When each file of one delivery is transferred, and in which thread.
 
-Small files are transferred side by side, in a pool of threads. Large files are transferred one after the other, in a
-loop: each may use all connections, and a task that is killed has completed the files before. The first file is begun
-alone, so that usually one large file at a time is open. Each file is requested once.
+Small files are transferred in parallel, in a pool of threads. Large files are transferred one after the other: each may
+use all connections, and if the task is killed, the files before are complete. The first file starts alone, so that
+usually only one large file is open at a time. Each file is requested once.
 
 Knows files only as `FileTransfer`. Knows nothing of rows and manifests.
 """
@@ -124,7 +124,7 @@ class FileQueue:
         return self._result(future)
 
     def _result(self, future: Future[T]) -> T:
-        """The result of a transfer; raises an error of any other as soon as it occurs, but `ExportIncompleteError`."""
+        """The result of a transfer; raises errors of others as soon as they occur, except `ExportIncompleteError`."""
         while True:
             is_done = bool(wait([future], _CHECK_SECONDS).done)
             self._progress.report()

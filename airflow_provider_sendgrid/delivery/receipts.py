@@ -52,5 +52,5 @@ def read_receipt(name: str, stored: StoredContent | None) -> list[StoredFile]:
 
 
 def _digest(uploads: object) -> str:
-    """Reveals a damaged receipt: its SHA-256 of a file is copied to the manifest."""
+    """Detects a damaged receipt, because the SHA-256 in it is copied to the manifest."""
     return hashlib.sha256(json.dumps(uploads, sort_keys=True).encode()).hexdigest()

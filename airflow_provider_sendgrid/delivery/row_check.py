@@ -52,7 +52,9 @@ class RowCheck:
             return ""
         rows = sum(file.rows or 0 for file in files)
         if self.export.contact_count is None:
-            log.warning("SendGrid names no count for export %s; its %s rows cannot be compared.", self.export.id, rows)
+            log.warning(
+                "SendGrid reports no count for export %s; its %s rows cannot be compared.", self.export.id, rows
+            )
         return rows_difference(rows, self.export.contact_count)
 
     def distrust_or_refuse(self, difference: str, files: Sequence[StoredFile]) -> None:
@@ -79,7 +81,9 @@ class RowCheck:
         what = self._what_is_stored(kept)
         if named and not self.options.replace:
             manifest = self.storage.uri(MANIFEST_NAME)
-            what += f" {manifest} names files of it, which were not downloaded again; set replace=True for that."
+            what += (
+                f" {manifest} names files of it, which were not downloaded again; set replace=True to download them."
+            )
         raise ExportIncompleteError(rows_message(self.export.id, difference, what))
 
     def _what_is_stored(self, kept: Sequence[str]) -> str:
@@ -110,7 +114,7 @@ class RowCheck:
         return KnownManifest.from_content(stored.content if stored else b"")
 
     def _rollback(self, *, is_complete: bool) -> list[str]:
-        """Delete what this task stored, except what a manifest names by now; what others stored, they may still need.
+        """Delete what this task stored, except what a manifest names by now. Objects of other tasks are kept.
 
         Another run may write its manifest right before an object of this task is deleted: that manifest is withdrawn.
 

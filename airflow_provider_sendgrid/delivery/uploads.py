@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _ABORT_SHARE = 0.3  # of a stop's grace period: how long aborts may take at least
 _CHECK_SECONDS = 0.05
 _OPEN_UPLOAD_HINT = (
-    "The next try of the task ends it, or a lifecycle rule of the bucket that aborts incomplete multipart uploads."
+    "The next try of the task aborts it, or a lifecycle rule of the bucket for incomplete multipart uploads."
 )
 
 

@@ -1,6 +1,6 @@
 """The requests that were received.
 
-Knows what is kept of a request: neither its key nor its query. Must not know endpoints.
+Knows what is recorded of a request; its key and its query are not. Must not know endpoints.
 """
 
 from __future__ import annotations

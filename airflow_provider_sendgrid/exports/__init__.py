@@ -1,1 +1,1 @@
-"""Knows SendGrid's contact exports; knows neither Airflow nor clouds."""
+"""SendGrid's API for contact exports; knows neither Airflow nor clouds."""

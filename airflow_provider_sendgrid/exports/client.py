@@ -1,10 +1,10 @@
 """The two drivers of the protocol: requests in a worker, httpx on the event loop.
 
-Only this module waits and sends requests. Redirects are not followed (SendGrid's API has none). Every error after
-sending began, and every network error before, becomes a `SendGridError`; `sending` decides whether the request may have
-been accepted.
+Only this module waits and sends requests. Redirects are not followed (SendGrid's API has none). Every network error
+becomes a `SendGridError`, and so does any other error after sending began. `sending` decides whether the request may
+have been accepted.
 
-A response is limited in its decompressed size, and in its time from the first byte sent to the last one received.
+The decompressed size of a response is limited, and so is the time from the first byte sent to the last byte received.
 """
 
 from __future__ import annotations

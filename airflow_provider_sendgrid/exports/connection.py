@@ -138,7 +138,7 @@ def _parse_api_key(name: str, password: str | None) -> str:
     _refuse_placeholder(name, "the API key (password)", key)
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(
-            f"The API key of connection {name!r} holds blanks or characters that no key has: copy it again."
+            f"The API key of connection {name!r} contains spaces or characters that no key has: copy it again."
         )
     return key
 
@@ -156,22 +156,20 @@ def _parse_base_url(name: str, host: str | None, port: int | None, schema: str |
     text = (host or "").strip()
     if not text:
         if port not in (None, 0, 443):
-            raise ValueError(
-                f"Connection {name!r}: port {port} has no host to belong to. Set the host, or leave the port empty."
-            )
+            raise ValueError(f"Connection {name!r}: port {port} has no host. Set the host, or leave the port empty.")
         return API_HOSTS[region or "global"]
     if contains_key(text):
-        raise ValueError(f"Connection {name!r}: the host holds an API key. Put the key into {API_KEY_FIELD}.")
+        raise ValueError(f"Connection {name!r}: the host contains an API key. Put the key into {API_KEY_FIELD}.")
     match = _URL.fullmatch(text.lower() if "://" in text else f"https://{text.lower()}")
     number = int(match["port"] or port or 0) if match else -1
     if match is None or not is_host(match["host"]) or not 0 <= number <= 65535:
         raise ValueError(
             f"Connection {name!r}: the host must be a host name or a URL such as {API_HOSTS['global']}, without user, "
-            "password, query and blanks, and with a port below 65536."
+            "password, query and spaces, and with a port below 65536."
         )
     _refuse_path(name, (match["path"] or "") in _PATHS)
     if match["scheme"] == "http" and not is_loopback(match["host"].strip("[]")):
-        raise ValueError(f"Connection {name!r}: the key would travel to {match['host']} unencrypted; use https://.")
+        raise ValueError(f"Connection {name!r}: the key would be sent to {match['host']} unencrypted; use https://.")
     is_implied = number in (0, _PORTS[match["scheme"]])
     base_url = f"{match['scheme']}://{match['host']}{'' if is_implied else f':{number}'}"
     _refuse_contradiction(name, base_url, region)
@@ -181,7 +179,7 @@ def _parse_base_url(name: str, host: str | None, port: int | None, schema: str |
 def _refuse_path(name: str, is_valid: bool) -> None:
     if not is_valid:
         raise ValueError(
-            f"Connection {name!r}: the host must have no path, for requests go to /v3/ of the host. Remove the path "
+            f"Connection {name!r}: the host must have no path, because requests go to its /v3/. Remove the path "
             f"(in a connection's URI, the path is its schema), or choose a proxy that forwards {API_HOSTS['global']}."
         )
 
@@ -206,9 +204,9 @@ def _parse_on_behalf_of(name: str, value: Any) -> str | None:
             f"{value!r}. Remove it to act for the account itself."
         )
     if contains_key(text):
-        raise ValueError(f"Connection {name!r}: on_behalf_of holds an API key. Put the key into {API_KEY_FIELD}.")
+        raise ValueError(f"Connection {name!r}: on_behalf_of contains an API key. Put the key into {API_KEY_FIELD}.")
     if not text.isprintable() or not text.isascii():
-        raise ValueError(f"Connection {name!r}: on_behalf_of holds characters that no header can carry.")
+        raise ValueError(f"Connection {name!r}: on_behalf_of contains characters that an HTTP header cannot have.")
     return text
 
 

@@ -162,7 +162,7 @@ class ContactExport:
         """
         named = payload.get("id")
         if named is not None and str(named).strip().casefold() != export_id.strip().casefold():
-            raise UnreadableError("it describes another export than the one asked for")
+            raise UnreadableError("it describes another export")
         _require_status(payload)
         if payload["status"] == FAILURE:
             _require_failure_of_an_export(payload)
@@ -283,7 +283,7 @@ def parse_export_id(value: Any) -> str:
         raise TypeError(
             f"export_id is a {type(value).__name__}, not one id. For one task per export, map the task: "
             ".partial(...).expand(export_id=...). The output of a task must be passed to an operator's argument, "
-            "where Airflow replaces it by the id."
+            "where Airflow replaces it with the id."
         )
     text = str(value).strip()
     if not text.strip(".") or text.casefold() in _NOT_AN_ID or not _EXPORT_ID.fullmatch(text):

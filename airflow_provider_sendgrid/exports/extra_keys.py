@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 API_KEY_FIELD = "the field 'API key' (password)"
 _HOST_FIELD = "the field 'API host'"
 _KEYS = ("region", "on_behalf_of", "timeout", "verify", "proxy")
-_KEYS_THEMSELVES = f"its keys in extra itself ({', '.join(_KEYS)})"
+_KEYS_THEMSELVES = f"its keys at the top level of extra ({', '.join(_KEYS)})"
 # Which setting an unknown key means if it contains one of these, in lower case without separators; first match wins.
 _SETTING_BY_PART = {
     **dict.fromkeys(("behalf", "subuser", "account", "impersonat", "actingas", "username", "teammate"), "on_behalf_of"),
@@ -68,7 +68,9 @@ def check_keys(name: str, extra: Mapping[str, Any]) -> None:
         if setting := _meant_setting(str(key)) or ("region" if _is_region(value) else None):
             raise ValueError(f"Connection {name!r}: extra has the unknown key {key!r}; did you mean {setting}?")
         if nested := _nested_setting(value):
-            raise ValueError(f"Connection {name!r}: extra has {nested!r} within {key!r}; put it into extra itself.")
+            raise ValueError(
+                f"Connection {name!r}: extra has {nested!r} within {key!r}; move it to the top level of extra."
+            )
         unknown.append(redact(str(key)))
     if unknown:
         _warn_of_unknown(name, tuple(unknown))
@@ -117,7 +119,7 @@ def _meant_setting(key: str) -> str | None:
 @cache
 def _warn_of_unknown(name: str, keys: tuple[str, ...]) -> None:
     log.warning(
-        "Connection %r: extra has keys that this provider does not know and ignores: %s. It knows %s.",
+        "Connection %r: ignoring unknown keys in extra: %s. Known keys: %s.",
         name,
         ", ".join(keys),
         ", ".join(_KEYS),

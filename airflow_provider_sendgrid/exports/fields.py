@@ -1,4 +1,4 @@
-"""Reads the fields of SendGrid's JSON; a missing, null or malformed field is absent.
+"""Reads the fields of SendGrid's JSON; a null or malformed field counts as missing.
 
 Knows how SendGrid writes names, times, counts, ids and URLs. Knows nothing of what they mean.
 """

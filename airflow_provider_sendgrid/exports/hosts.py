@@ -68,7 +68,7 @@ def _parse_credentials(setting: str, scheme: str, text: str) -> str:
     """``user:password@``, even if the password is empty; empty if there is no user."""
     if found := _UNENCODED.search(text):
         raise ValueError(
-            f"{setting}: its user or password holds {found[0]!r}; percent-encode that as {quote(found[0], safe='')}."
+            f"{setting}: its user or password contains {found[0]!r}; percent-encode that as {quote(found[0], safe='')}."
         )
     user, _, password = text.partition(":")
     if password and not user:

@@ -64,7 +64,7 @@ def read_all_pages(
     while target not in requested:
         requested.add(target)
         if len(requested) > _MAX_PAGES:
-            raise SendGridServerError(f"{listing.operation}: more than {_MAX_PAGES} pages; this cannot be right.")
+            raise SendGridServerError(f"{listing.operation}: more than {_MAX_PAGES} pages; the listing does not end.")
         page, next_target, least_count = yield from send_with_retries(
             Request("GET", target), listing.operation, retry_policy, parse_page
         )
@@ -72,17 +72,15 @@ def read_all_pages(
         if next_target is None:
             return list(found.values())
         if next_target.partition("?")[0] != path:
-            raise SendGridServerError(
-                f"{listing.operation}: the next page is not one of the same list; nothing was read."
-            )
+            raise SendGridServerError(f"{listing.operation}: the next page belongs to another list; nothing was read.")
         target = next_target
-    raise SendGridServerError(f"{listing.operation}: its pages form a circle.")
+    raise SendGridServerError(f"{listing.operation}: its pages form a loop.")
 
 
 def _check_count(entries: int, count: float, listing: Listing) -> None:
     is_short = math.isfinite(count) and entries < count
     if is_short and (listing.counts_all or not entries):
-        raise UnreadableError(f"it has {entries} entries and counts {count:.0f}")
+        raise UnreadableError(f"it has {entries} entries, but reports a count of {count:.0f}")
 
 
 def parse_entries(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
@@ -92,7 +90,7 @@ def parse_entries(payload: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any
         UnreadableError: no key or several keys do, or the response holds errors.
     """
     if payload.get("errors") or payload.get("error"):
-        raise UnreadableError(f"it holds errors ({join_errors(parse_errors(payload))})")
+        raise UnreadableError(f"it contains errors ({join_errors(parse_errors(payload))})")
     lists = [value for key in keys if isinstance(value := payload.get(key), list)]
     if len(lists) == 1:
         return lists[0]

@@ -98,7 +98,7 @@ def _only_id(kind: str, name: str, ids: Mapping[str, Sequence[str | int]], namel
         return found[0]
     if found:
         raise SendGridBadRequestError(
-            f"{len(found)} {kind}s are named {name!r}: {', '.join(map(str, found))}. Name the one you mean by its id, "
+            f"{len(found)} {kind}s are named {name!r}: {', '.join(map(str, found))}. Pass the id of the right one "
             f"in {kind}_ids."
         )
     if nameless:
@@ -108,5 +108,5 @@ def _only_id(kind: str, name: str, ids: Mapping[str, Sequence[str | int]], namel
         )
     folded = {other.strip().casefold(): other for other in ids}
     near = [folded[other] for other in get_close_matches(name.strip().casefold(), list(folded), n=3, cutoff=0.5)]
-    hint = f"The nearest: {', '.join(map(repr, near))}." if near else f"There are {len(ids)} {kind}s, none near it."
+    hint = f"Similar names: {', '.join(map(repr, near))}." if near else f"No similar name among {len(ids)} {kind}s."
     raise SendGridNotFoundError(f"No {kind} is named {name!r}. {hint}")

@@ -1,6 +1,6 @@
-"""Tells new exports from those that were seen before.
+"""Distinguishes new exports from those that were seen before.
 
-Knows only listings. Its owner stores it across restarts.
+Knows only listings. The trigger stores `SeenExports` across restarts.
 """
 
 from __future__ import annotations

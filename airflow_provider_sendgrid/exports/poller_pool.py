@@ -1,4 +1,4 @@
-"""Lets all waits on an account and event loop share one poller, and closes it after the last wait."""
+"""One poller for all waits on the same account and event loop, closed after the last wait."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def get_export(
     if not needs_confirmation(export):
         return export
     status = "ready with a count of 0 and no files" if is_empty(export) else "expired"
-    reason = f"{operation}: {status}, by one response. Checking once more before that counts."
+    reason = f"{operation}: {status}, according to one response. Checking again before this is accepted."
     again = replace(request, delay_seconds=CONFIRMATION_SECONDS, reason=reason)
     return (yield from send_with_retries(again, operation, retry_policy, parse, also_retried=(404,)))
 

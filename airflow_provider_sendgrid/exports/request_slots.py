@@ -1,6 +1,6 @@
-"""How many requests may be in flight on one account, and how far its listing in flight is.
+"""How many requests may be in flight on one account, and whether a listing in flight makes progress.
 
-Knows numbers of requests and the rate limit. Knows no waits.
+Knows numbers of requests and the rate limit; knows nothing of waits.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A start may be repeated only if it was certainly not accepted, which means that 
 connection, no tunnel through the proxy, or no TLS. The type of an exception does not show that. requests raises
 `ProxyError` for a refused tunnel and for a tunnel that broke after the request; httpx raises `ReadError` for a proxy
 that closes the connection instead of making the tunnel, and for a lost response. Therefore the clients record when
-sending begins (`SendState`), and `ERRORS` says for which errors that record decides.
+sending begins (`SendState`), and `ERRORS` lists the errors for which that record decides.
 
 The record also stops a cancelled request: if its slow connection is made later, nothing is sent.
 """

@@ -1,8 +1,9 @@
 """One poller for all waits on an account: hundreds of exports cost a few requests a minute.
 
 All waits on the same event loop for exports of the same account and family share one client and one poller. It requests
-the status by id while that is cheaper; otherwise the listing, which serves all waits at once, and by id only what the
-listing lacks. Requests run concurrently, so a slow one delays no other wait. The poller ends with the last wait.
+each status by id while that needs fewer requests. Otherwise it requests the listing, which serves all waits at once,
+and by id only the exports that the listing lacks. Requests run concurrently, so a slow one delays no other wait. The
+poller ends with the last wait.
 
 A retryable error never ends a wait before its deadline; the timeout then names it as the reason.
 
@@ -116,8 +117,8 @@ class SharedPoller:
             schedule: how long to wait between two polls, at most.
             started_at: when the wait began, in seconds since the epoch; a time in the future means now.
             end_time: the deadline, in seconds since the epoch. There is at least one poll. If the rate limit or an
-                outage prevents it, the wait ends half a minute later with the last result. So may a second poll of an
-                export without contacts.
+                outage prevents it, the wait ends half a minute later with the last result. A poll that confirms an
+                export without contacts may take that long, too.
             ignores_refusals: continue after any refusal by SendGrid.
             not_before: of the first poll, in seconds since the epoch, if SendGrid asked to wait.
             has_polled: whether the export was polled before, so that a first 403 or 404 may be a stray one.
@@ -165,7 +166,7 @@ class SharedPoller:
         if self._slots.rate_limit.spare(self._clock()) < 1:
             why = "SendGrid's rate limit left no request for it"
         else:
-            why = "requests for other exports were in front of it"
+            why = "requests for other exports were ahead of it"
         return SendGridRateLimitError(f"{why}. Poll less often, or run fewer tasks on this account at once.")
 
     # Waits and tasks
@@ -324,9 +325,9 @@ class SharedPoller:
     async def _serve_all(self, due: Sequence[Waiter]) -> None:
         """Serve all waits from the listing, and queue those that need the status by id.
 
-        These are due and not in the listing; or their export failed or has no URLs yet, because listings have no
-        messages and may have no URLs; or it is ready and requests are to spare, because listings have no counts. An
-        export without files never counts as ready by the listing alone.
+        The status by id is needed if a wait is due and its export is not in the listing; if the export failed or has no
+        URLs yet, because listings have no messages and may have no URLs; and, while requests are left, if the export is
+        ready, because listings have no counts. The listing alone never shows that an export without files is ready.
         """
         flow = self._listing_progress.track(protocol.list_exports(self._family, POLL_RETRY_POLICY))
         listed = {export.id: export for export in await self._client.run_flow(flow)}

@@ -93,7 +93,7 @@ class Waiter:
         outcome = Outcome.FAILURE if last.export.status == FAILURE else Outcome.TIMEOUT
         error = reason or last.last_error
         if reason and last.last_error:
-            error = type(reason)(f"{reason} The poll before it: {last.last_error}")
+            error = type(reason)(f"{reason} The previous poll: {last.last_error}")
         self._end(replace(last, outcome=outcome, waited_seconds=waited_seconds, last_error=error))
 
     def _with_listed(self, result: PollResult) -> PollResult:

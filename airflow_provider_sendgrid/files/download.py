@@ -1,7 +1,7 @@
-"""One file of an export: what is pinned of it, and one attempt to request a range of it.
+"""One file of an export: its length and ETag, and one attempt to request a range of it.
 
-The first response pins the file's length and its ETag (or Last-Modified); every later response must confirm them. Bytes
-arrive as they are stored: nothing here knows gzip, CSV, clouds or the API key.
+The first response sets the file's length and its ETag (or Last-Modified); every later response must have the same.
+Bytes arrive as they are stored: nothing here knows gzip, CSV, clouds or the API key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The parts of one file, in order, over several connections if the link limits the speed.
+"""The parts of one file, in order, over several connections if the network limits the speed.
 
-One connection is enough where the CPU is the limit. A single stream from S3 delivers 50 to 90 MB/s and leaves the CPU
-idle: then connections are added, after each part as many as would keep one core busy, while the process uses less than
-`BUSY` of it. If the storage serves no ranges, the file is read as one stream.
+One connection is enough where the CPU is the limit. A single stream from S3 delivers only 50 to 90 MB/s and leaves the
+CPU idle. Therefore, as long as the process uses less than `BUSY` of one core, connections are added after each part: as
+many as would keep the core busy. If the storage serves no ranges, the file is read as one stream.
 
 Buffers belong to the caller, who also decides when they are used again.
 """

@@ -1,7 +1,7 @@
 """One range of a file, read in order and resumed where a connection broke.
 
-Only attempts in a row that receive almost nothing count as failures: a connection that breaks every few MB is resumed
-as often as necessary.
+Only consecutive attempts that receive almost nothing count as failures: a connection that breaks every few MB is
+resumed as often as necessary.
 """
 
 from __future__ import annotations
@@ -228,8 +228,8 @@ class RangeReader:
         text = f"{self._download.title}: failed after {self._failures} attempts in a row: {causes}."
         if self._refusals > 1:
             text += (
-                " New signed URLs are refused too, and the export has not expired. Check what may keep this worker "
-                "from SendGrid's storage: the policy of a VPC endpoint, a proxy, an allow list."
+                " New signed URLs are refused too, and the export has not expired. Check what may block this worker's "
+                "access to SendGrid's storage: the policy of a VPC endpoint, a proxy, an allow list."
             )
         return ExportIncompleteError(f"{text} Nothing of this file was published; run the task again.")
 

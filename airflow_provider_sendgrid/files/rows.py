@@ -1,9 +1,9 @@
-"""Counts the records of a file as a stream of pieces, cut anywhere.
+"""Counts the records of a file, in a stream of chunks that may be cut anywhere.
 
 A CSV record is not a line: values contain line breaks, so a line feed ends a record only outside quotes. A JSON file
-has one object per line. A byte order mark and blank lines at the start or the end belong to no record. The only thing
-kept of the values is a digest of a CSV file's first record, and whether that is SendGrid's header: any file of an
-export may have it, in any order.
+has one object per line. A byte order mark and blank lines at the start or the end belong to no record. Any file of an
+export may begin with SendGrid's header. Therefore two things are kept of a CSV file's first record: a digest, and
+whether it is that header. No other values are kept.
 """
 
 from __future__ import annotations

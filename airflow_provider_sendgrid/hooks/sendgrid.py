@@ -117,7 +117,7 @@ class SendGridHook(BaseHook):
         resolve_network(connection)  # raises for a wrong proxy or CA file before the first request
         if connection.verify is False:
             self.log.warning(
-                "Connection %s switches the verification of TLS certificates off: anyone on the network path can read "
+                "Connection %s turns off the verification of TLS certificates: anyone on the network path can read "
                 "the API key and the contacts.",
                 self.sendgrid_conn_id,
             )
@@ -273,7 +273,7 @@ class SendGridHook(BaseHook):
             return client.run_flow(protocol.get_lists(self._family))
 
     def get_segments(self) -> list[dict[str, Any]]:
-        """All segments, likewise; in the marketing family those of the segments API 2.0."""
+        """All segments, as SendGrid describes them; in the marketing family only those of the segments API 2.0."""
         with self.client() as client:
             return client.run_flow(protocol.get_segments(self._family))
 

@@ -38,7 +38,7 @@ def parse_items(name: str, value: Any) -> list[Any]:
         )
     for item in items:
         if is_empty(item):
-            raise ValueError(f"{name} holds an empty entry ({item!r} in {items!r}); nothing was exported.")
+            raise ValueError(f"{name} contains an empty entry ({item!r} in {items!r}); nothing was exported.")
         if isinstance(item, bool) or not isinstance(item, str | int):
             raise TypeError(f"{name} must hold strings or numbers, not {item!r}.")
     # Ids have no blanks around them. Names may.

@@ -42,12 +42,13 @@ class SendGridExportContactsOperator(BaseOperator):
     or tasks remain, or if the export seems to be older than the start, the task reads the list and the other tasks
     again for up to six minutes, then fails and names them.
 
-    An export of the same lists that a person or another DAG creates at the same time (within ten minutes while SendGrid
-    answers 429) cannot be distinguished from this one. It is taken, unless both exist. It contains the same contacts;
-    SendGrid shows its file type only when it is ready.
+    If a person or another DAG starts an export of the same lists at the same time (within ten minutes while SendGrid
+    answers 429), the task cannot distinguish that export from its own. If only one of the two exists, the task takes
+    it. Both contain the same contacts; SendGrid shows the file type only when an export is ready.
 
-    From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries: a
-    retry then looks for exports since the run began, and fails if the export seems to be up to ten minutes older.
+    From Airflow 3.3 on, the task's state store keeps what a retry needs. Older versions keep nothing between tries.
+    There, a retry looks for exports that were created after the run began. It fails if the export seems to be up to ten
+    minutes older than the run.
 
     A retry returns the same export. Clearing a task that succeeded starts a new one; before Airflow 3.3 only if the run
     had ended by then, otherwise it counts as a retry. From 3.3 on, clearing a task whose start was refused starts
@@ -196,7 +197,7 @@ class SendGridExportContactsOperator(BaseOperator):
             raise
         except (ValueError, TypeError) as error:  # not about an argument: the export may have been started
             raise SendGridError(
-                f"Starting the export was ended by an unforeseen {type(error).__name__}: {error}. Run the task again: "
+                f"Starting the export failed with an unexpected {type(error).__name__}: {error}. Run the task again: "
                 "it looks for the export before it starts another.",
                 may_have_been_accepted=True,
             ) from error

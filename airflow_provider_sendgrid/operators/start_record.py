@@ -132,8 +132,8 @@ class StartRecord:
             return {}
         if kept.get("of") == self.record["of"] and kept.get("form") != self.record["form"]:
             log.warning(
-                "An earlier try started, or may have started, the same export with other file_type and max_file_size "
-                "(%s). This try starts its own.",
+                "An earlier try started, or may have started, the same export with a different file_type or "
+                "max_file_size (%s). This try starts its own.",
                 kept.get("form"),
             )
             return {}

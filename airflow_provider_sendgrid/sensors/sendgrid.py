@@ -71,7 +71,7 @@ class SendGridExportSensor(BaseSensorOperator):
 
     With ``soft_fail`` the task is skipped if the export failed, expired or has no files, and at the timeout; never if
     the key is refused, or an argument or the connection is wrong. ``never_fail`` skips the task on any error except a
-    timeout. ``silent_fail`` continues to wait after any error of SendGrid's. All of Airflow's arguments have the same
+    timeout. ``silent_fail`` keeps waiting after any error from SendGrid. All of Airflow's arguments have the same
     effect with ``deferrable=True``.
 
     Args:
@@ -144,7 +144,7 @@ class SendGridExportSensor(BaseSensorOperator):
             return self._poll_then_defer() if self.deferrable else self._poke_until_done(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume without the rules of Airflow's sensors, which differ from a poke's and hide the reason of a skip."""
+        """Resume without the rules of Airflow's sensors: they differ from a poke's and hide why the task is skipped."""
         SendGridExportsLink.keep_for(context, self.family)
         with airflow_errors(soft_fail=self.soft_fail, never_fail=self.never_fail):
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)

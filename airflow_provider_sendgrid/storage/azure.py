@@ -1,9 +1,9 @@
 """Azure Blob Storage, and Data Lake Storage Gen2 through it: blocks are staged, then committed as one blob.
 
 The client is azure-storage-blob's, made by Airflow's WasbHook; nothing of it is imported before it is used. Azure
-checks the MD5 that each block carries. Blocks that are never committed are invisible; the next commit of the same blob
-discards them, or Azure does within a week, for which there is no call. Writes and deletes name the ETag they expect.
-Each blob carries a random token of its upload, which identifies a write whose response was lost.
+checks the MD5 that each block carries. Blocks that are not committed are invisible. The next commit of the same blob
+discards them, and otherwise Azure does within a week; there is no call for that. Writes and deletes name the ETag they
+expect. Each blob carries a random token of its upload, which identifies a write whose response was lost.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class AzureStorage:
     ) -> str:
         """Store the blob with our token in its metadata; return its ETag.
 
-        The response alone proves nothing, and that to an earlier attempt may be lost, so the blob is requested and must
-        carry the token.
+        The response does not prove that the blob is stored, and the response to an earlier attempt may be lost.
+        Therefore the blob is requested and must have the token.
         """
         token = secrets.token_hex(8)
         arguments = {**_arguments_of(info, token), **_condition(over), **_ONCE}
@@ -195,7 +195,7 @@ class AzureStorage:
         etag = _etag(properties.etag)
         if md5 is not None and (_has_other_md5(response, md5) or _has_other_md5(properties.content_settings, md5)):
             self._discard(name, etag)
-            what = "the stored blob has another MD5 than what was sent; the bytes were damaged in transit"
+            what = "the MD5 of the stored blob differs from that of the bytes sent; they were damaged in transit"
             raise self._calls.unverified(operation, self.uri(name), what)
         return etag
 

@@ -17,7 +17,7 @@ from airflow_provider_sendgrid.storage.errors import (
 )
 
 _NO_CONTAINER = Meaning(DestinationRefusedError, "Correct the container's name, its permissions or the connection.")
-_KEPT = Meaning(DestinationRefusedError, "A policy or a hold of the container keeps the blob.")
+_KEPT = Meaning(DestinationRefusedError, "A policy or a legal hold protects the blob.")
 
 # By Azure's code, else by status.
 _ERRORS: Mapping[str, Meaning] = {
@@ -33,7 +33,7 @@ _ERRORS: Mapping[str, Meaning] = {
     "ConditionNotMet": CHANGED,
     # The commit of another run discarded the blocks.
     "InvalidBlockList": CHANGED,
-    "LeaseIdMissing": Meaning(DestinationRefusedError, "There is a lease on the blob: release it."),
+    "LeaseIdMissing": Meaning(DestinationRefusedError, "The blob has a lease: release it."),
     "BlobImmutableDueToPolicy": _KEPT,
     "BlobImmutableDueToLegalHold": _KEPT,
     "InvalidBlobType": Meaning(DestinationRefusedError, "A blob of another type has this name: delete it."),

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 MIB = 1024 * 1024
 
-# S3's limits, which the other clouds' contain: parts of 5 MiB to 5 GiB, the last may be smaller, 10,000 of them.
+# S3's limits, which the other clouds accept, too: up to 10,000 parts of 5 MiB to 5 GiB; the last may be smaller.
 MIN_PART_BYTES = 5 * MIB
 MAX_PART_BYTES = 5 * 1024 * MIB
 MAX_PARTS = 10_000
@@ -113,13 +113,13 @@ class Storage(Protocol):
         """
 
     def abort_uploads(self, names: Collection[str]) -> int:
-        """Abort all other uploads of objects, such as a killed worker leaves open; return how many there were.
+        """Abort all other uploads of these objects, such as those of a killed worker; return how many there were.
 
         Without the permission to list or to abort uploads it does nothing, and logs that once.
         """
 
     def delete(self, name: str, version: str = ANY_VERSION) -> None:
-        """Delete an object if it still has this version; nothing happens if it has another, or is not there.
+        """Delete an object if it still has this version; does nothing if it has another or does not exist.
 
         Raises:
             DestinationRefusedError: the credentials may not delete it.
@@ -134,9 +134,9 @@ def is_version(listed: str | None, version: str) -> bool:
 def part_size(number: int, part_bytes: int, max_bytes: int | None = None) -> int:
     """The size of part `number` (from 1), in bytes.
 
-    Some storages, such as Cloudflare R2, require one size for all parts but the last. All parts have one size if it is
-    known how large the object can be. Otherwise the first 6,000 have (30 GiB of 5 MiB each); then the size doubles with
-    every 360 parts, so that any object fits into 10,000 parts: the largest has 5 TiB.
+    Some storages, such as Cloudflare R2, require one size for all parts but the last. If the maximum size of the object
+    is known, all parts have one size. Otherwise the first 6,000 parts have one size (30 GiB at 5 MiB each). Then the
+    size doubles every 360 parts, so that an object of up to 5 TiB fits into 10,000 parts.
 
     Args:
         number: number of the part, from 1.

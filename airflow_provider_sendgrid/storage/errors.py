@@ -109,7 +109,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RetriedCalls:
-    """Calls a storage's client and retries where the table of errors says that it may help.
+    """Calls a storage's client and retries the errors that its table marks as retryable.
 
     Args:
         storage: its name, for messages.

@@ -1,9 +1,9 @@
 """Google Cloud Storage: the objects of a bucket.
 
 The client is google-cloud-storage's, made by Airflow's GCSHook. It starts an upload; the bytes go to the URL in
-Google's response, which is a secret: it allows anybody to write for a week. It is in no log and no error. Writes and
-deletes name the generation they expect. Each object carries a random token of its upload, which identifies a write
-whose response was lost, and its CRC32C is compared with that of the bytes sent.
+Google's response. That URL is a secret, because anyone who has it can write for a week; it is never logged, and no
+error message contains it. Writes and deletes name the generation they expect. Each object carries a random token of its
+upload, which identifies a write whose response was lost. Its CRC32C is compared with that of the bytes sent.
 """
 
 from __future__ import annotations

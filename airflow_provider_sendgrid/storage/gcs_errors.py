@@ -20,8 +20,8 @@ from airflow_provider_sendgrid.storage.errors import (
 _ERRORS: Mapping[str, Meaning] = {
     "rateLimitExceeded": TRANSIENT,
     "userRateLimitExceeded": TRANSIENT,
-    "retentionPolicyNotMet": Meaning(DestinationRefusedError, "The bucket's retention policy keeps the object."),
-    "objectUnderActiveHold": Meaning(DestinationRefusedError, "A hold keeps the object: release it."),
+    "retentionPolicyNotMet": Meaning(DestinationRefusedError, "The bucket's retention policy protects the object."),
+    "objectUnderActiveHold": Meaning(DestinationRefusedError, "A hold protects the object: release it."),
     "userProjectMissing": Meaning(DestinationRefusedError, "The bucket needs a project to bill; use another bucket."),
     "upload 404": Meaning(DestinationError, "The upload has ended. Run the task again."),
     "upload 410": Meaning(DestinationError, "The upload has ended. Run the task again."),

@@ -1,9 +1,9 @@
 """A folder on this machine, or one that is mounted here.
 
-A file is written in the same folder, under a name that begins with a dot and ends in ``.part``. It gets its own name
-when all of it is on the disk: by a hard link if there must be no other file, otherwise by a rename. What other storages
-keep in an object's metadata is in ``_metadata/``, written right before; it counts only for a file with the size and
-modification time that it names. Meanwhile a lock on the folder keeps other runs out, if the file system has locks.
+A file is written in the same folder, under a name that begins with a dot and ends in ``.part``. When all of it is on
+the disk, it gets its final name: by a hard link if no file may be replaced, otherwise by a rename. What other storages
+keep in an object's metadata is written to ``_metadata/`` right before. It is valid only for a file with the size and
+modification time that it names. During both steps the folder is locked, if the file system has locks.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Location:
         accounts = [host.partition(".")[0].lower() for host in (named, hostname)]
         if accounts[0] != accounts[1]:
             raise ValueError(
-                f"path names the storage account {accounts[0]!r}, but the connection leads to {accounts[1]!r}. Correct "
+                f"path names the storage account {accounts[0]!r}, but the connection uses {accounts[1]!r}. Correct "
                 "one of them, or name the connection in the path: abfs://conn_id@container/folder."
             )
 

@@ -102,7 +102,7 @@ class PartWriter:
                 self._open_part = self._acquire_part(wait=True)
             part = self._open_part
             if part is None:
-                raise RuntimeError("no part although waited for")
+                raise RuntimeError("no part was acquired")
             count = min(len(part.unfilled), len(rest))
             part.unfilled[:count] = rest[:count]
             part.filled += count

@@ -3,10 +3,10 @@
 The client is boto3's, made by Airflow's S3Hook; nothing of boto3 is imported here.
 
 Bytes are checked in transit: each part and each small object carries its CRC32, which S3 compares. Over plain http, or
-without checksum headers, the body is signed too. Over plain http ETags are compared as well, where they are MD5s: if
-one is not, a trial object of known bytes shows what this server's ETags are.
+without checksum headers, the body is signed too. Over plain http, ETags are compared as well if they are MD5s. If one
+is not, a test object with known bytes shows whether this server's ETags are MD5s.
 
-Nothing is overwritten unseen, see `s3_objects`.
+No object is overwritten without a check of its version, see `s3_objects`.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _check(values: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
         if value in (None, b"") or (isinstance(value, str) and value.strip() in ("", "None")):
             raise ValueError(f"extra_args: {name} was passed but is empty; leave it out or give it a value.")
         if any(UNRENDERED.search(text) for text in _texts_of(value)):
-            raise ValueError(f"extra_args: {name} holds a template that was not rendered; give it a value.")
+            raise ValueError(f"extra_args: {name} contains a template that was not rendered; give it a value.")
         if name == "SSECustomerKey" and isinstance(value, bytes | bytearray):
             continue  # boto3 encodes it
         # The report would show the value, which may be a secret.

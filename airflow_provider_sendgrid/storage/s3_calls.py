@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # How often a body is sent, or read, before damage in transit is an error.
 ATTEMPTS_IF_DAMAGED = 3
-DAMAGE_MESSAGE = "S3 received other bytes than were sent"
+DAMAGE_MESSAGE = "S3 received different bytes than were sent"
 _NOT_WHEN_STOPPED = ("CreateMultipartUpload", "UploadPart")
 # boto3's settings, by their names in its configuration; in capitals those of environment variables.
 _CALCULATION, _VALIDATION = "request_checksum_calculation", "response_checksum_validation"
@@ -38,8 +38,8 @@ def client_config(config: Any, connections: int) -> Any:
 
     botocore keeps 10 and would open the others for each call. Whether bodies are signed is decided by `S3Calls`, which
     knows the endpoint; a ``payload_signing_enabled`` in the connection's ``config_kwargs`` wins. A server that refuses
-    checksum headers in requests also refuses the one that asks for checksums in responses: without a setting of its
-    own, the latter follows the former.
+    checksum headers in requests also refuses the header that requests checksums in responses. Therefore, unless
+    ``response_checksum_validation`` is set, it follows ``request_checksum_calculation``.
     """
     from botocore.config import Config
 
@@ -186,7 +186,7 @@ class S3Calls:
         except ParamValidationError as error:
             # Not `from error`: its text shows the values, some of which are secret.
             reason = self.extra_args.without_values(str(error))
-            raise DestinationRefusedError(f"{method} of {uri}: boto3 refuses its arguments. {reason}") from None
+            raise DestinationRefusedError(f"{method} of {uri}: boto3 rejects its arguments. {reason}") from None
         except (ResponseParserError, RecursionError) as error:  # boto3 follows a redirect to itself without end
             raise not_s3_error(f"{method} of {uri}: the response could not be read") from error
         except BotoCoreError as error:

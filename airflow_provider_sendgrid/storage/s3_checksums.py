@@ -82,7 +82,7 @@ class S3Checksums:
         """
         checksum, returned = sent.get("ChecksumCRC32"), response.get("ChecksumCRC32")
         if checksum is not None and returned is None:
-            message = "The server at %s does not confirm checksums; it may not compare them."
+            message = "The server at %s does not confirm checksums; it may not verify them."
             self._calls.log_once("echo", logging.INFO, message, self._calls.endpoint_url)
         if checksum is not None and returned not in (None, checksum):
             return True

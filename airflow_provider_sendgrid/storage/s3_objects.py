@@ -1,8 +1,8 @@
-"""Single objects of a bucket: reads them, changes them only over the expected version, verifies what was stored.
+"""Single objects of a bucket: reads them, replaces only the expected version, verifies what was stored.
 
-An object is checked right before it is written, and the write carries a condition where boto3 and the server know
-it. After the write it is checked again: only what is there, with the size, metadata and ETag of this write, and
-encrypted if that was asked for, counts as stored.
+An object is checked right before it is written. The write is conditional if boto3 and the server support that. The
+object is checked again after the write. It counts as stored only if it has the size, metadata and ETag of this write,
+and is encrypted as requested.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class S3Objects:
             if self._is_intact(response, content):
                 return StoredContent(content, self.version(response, "get_object", name))
             log.warning("%s was truncated or damaged in transit from S3; reading it again.", self.calls.uri(name))
-        raise self.calls.damage_error("get_object", name, "S3 sent other bytes than it stores")
+        raise self.calls.damage_error("get_object", name, "S3 sent different bytes than it stores")
 
     def head(self, name: str) -> StoredInfo | None:
         """What is known of an object without reading it, None if there is none."""
@@ -85,7 +85,7 @@ class S3Objects:
         """Write or delete an object if its version is `over`: checked right before, and by S3 itself if it can.
 
         Raises:
-            DestinationChangedError: it is another.
+            DestinationChangedError: it has another version.
             DestinationRefusedError: see `S3Calls.send`.
             DestinationError: see `S3Calls.send`.
         """
@@ -104,8 +104,8 @@ class S3Objects:
     ) -> str:
         """The version of an object that was just written with this ETag.
 
-        Behind some gateways the response to a write has another ETag than the object. Then its content counts, or that
-        it has the metadata of this very upload.
+        Some gateways return an ETag that differs from the object's. Then the object must have the content or the
+        metadata of this upload.
 
         Raises:
             DestinationChangedError: another run's object is there, or none.
@@ -116,13 +116,13 @@ class S3Objects:
         if response is None:
             raise DestinationChangedError(
                 f"{uri}: S3 confirmed that it was stored, but it is not there: another run has deleted it, "
-                "or the endpoint_url of the AWS connection is no S3 server. Run the task again."
+                "or the endpoint_url of the AWS connection is not an S3 server. Run the task again."
             )
         stored = self._stored_info(response, name)
         if etag_of(stored.version) != bare_etag(etag):
             if not self._is_of_this_write(stored, name, size, info, content):
                 raise changed_error(uri)
-            message = "The server at %s returned another ETag for %s than the object has; the object's counts."
+            message = "The server at %s returned an ETag for %s that differs from the object's; using the object's."
             self.calls.log_once("other-etag", logging.INFO, message, self.calls.endpoint_url, uri)
         if not _is_as_sent(stored, size, info):
             raise not_s3_error(f"{uri}: the stored object does not have the size or the metadata that were sent")
@@ -133,7 +133,7 @@ class S3Objects:
                 f"encrypt, and {ignored} in extra_args, against what this server supports."
             )
         if ignored := self._ignored(_LOCKS, name, response):
-            message = "%s shows no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
+            message = "%s has no %s: it was ignored, or s3:GetObjectRetention or s3:GetObjectLegalHold is missing."
             self.calls.log_once("lock", logging.WARNING, message, uri, ignored)
         return stored.version
 

@@ -37,8 +37,8 @@ class DeliveringOperator(BaseOperator, ABC):
             one task per export, use ``.partial(...).expand(export_id=...)``.
         replace: replace the export whose manifest is at the prefix. When the new manifest is written, the old export's
             objects are deleted, and so are all other objects at the prefix that this provider stored and no manifest
-            names, such as those of a killed run. Without it, another export's manifest fails the task, before any
-            download or, if another run writes it meanwhile, after it.
+            names, such as those of a killed run. Without it, the task fails if the manifest of another export exists:
+            before the first download, or at the end if another run writes that manifest meanwhile.
         compression: ``"gzip"`` stores gzip whatever SendGrid sends, ``"none"`` stores uncompressed files.
         part_size: size of the parts that are uploaded, in bytes, 5 MiB or more.
         max_concurrency: parts downloaded at once, while one more is uploaded.
@@ -226,7 +226,7 @@ def parse_text(name: str, value: Any, hint: str) -> str:
     if value is None or value.strip() in ("", "None"):
         raise ValueError(f"{name} was passed but is empty. {hint}")
     if UNRENDERED.search(value):
-        raise ValueError(f"{name} holds a template that was not rendered; an XCom's value is not rendered. {hint}")
+        raise ValueError(f"{name} contains a template that was not rendered; an XCom's value is not rendered. {hint}")
     return value
 
 

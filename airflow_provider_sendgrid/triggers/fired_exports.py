@@ -1,4 +1,4 @@
-"""Keeps which exports have fired in the state store of the watched asset, over restarts of the triggerer."""
+"""Keeps which exports have fired, across restarts of the triggerer, in the watched asset's state store."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class FiredExports:
             ]
         except ValueError:  # Airflow's error if several assets share the trigger
             log.warning(
-                "Several assets are watched by one SendGridNewExportTrigger with the same arguments: what has fired "
-                "cannot be remembered over a restart of the triggerer. Watch by one asset, and let DAGs share it."
+                "Several assets have a SendGridNewExportTrigger with the same arguments: which exports have fired "
+                "cannot be kept across restarts of the triggerer. Use one asset, and schedule the DAGs on it."
             )
             self._store = None
             return SeenExports(since=since)

@@ -60,7 +60,7 @@ class SendGridExportTrigger(BaseTrigger):
         start_time: when the wait began, in seconds since the epoch; None means now.
         exponential_backoff: begin with `poll_interval` and double the time between polls.
         max_wait: longest time between two polls with `exponential_backoff`, in seconds.
-        silent_fail: log SendGrid's refusals and go on waiting.
+        silent_fail: log SendGrid's refusals and keep waiting.
         not_before: earliest time of the first poll, in seconds since the epoch, after SendGrid sent ``Retry-After``.
         clock_ahead: seconds by which the clock that `end_time` was read from is ahead of SendGrid's.
     """
@@ -120,7 +120,7 @@ class SendGridExportTrigger(BaseTrigger):
             refused = SendGridError(str(error))
             event = {"outcome": "error", "error": refused.to_event(), "is_setting": True}
         except Exception as error:
-            self.log.exception("Waiting for SendGrid export %s ended by an unforeseen error.", self.export_id)
+            self.log.exception("Waiting for SendGrid export %s failed with an unexpected error.", self.export_id)
             broken = SendGridError(redact(f"{type(error).__name__}: {error}"))
             event = {"outcome": "error", "error": broken.to_event()}
         yield TriggerEvent(event)
@@ -199,10 +199,10 @@ class SendGridNewExportTrigger(BaseEventTrigger):
     """Fires for each export that becomes ready, for an ``AssetWatcher``, from Airflow 3 on.
 
     Made for exports that are started outside Airflow, for example in SendGrid's web pages. SendGrid does not show who
-    started an export. To exclude the exports of your own tasks, use one of two ways. Either choose by `export_type`,
-    `list_id` or `segment_id` what they do not export. Or, from Airflow 3.3 on, add a reference to the watched asset to
-    the ``inlets`` of the `SendGridExportContactsOperator` (``Asset.ref(name=...)``): it then marks its exports in the
-    asset's state store, and they do not fire.
+    started an export. There are two ways to exclude the exports of your own tasks. Either set `export_type`, `list_id`
+    or `segment_id` to something that they do not export. Or, from Airflow 3.3 on, add a reference to the watched asset
+    to the ``inlets`` of the `SendGridExportContactsOperator` (``Asset.ref(name=...)``). It then marks its exports in
+    the asset's state store, and they do not fire.
 
     The event is a JSON object with ``id``, ``family``, ``export_type``, ``list_ids``, ``segment_ids``,
     ``contact_count``, ``created_at``, ``completed_at`` and ``expires_at``, and without URLs. ``contact_count`` is null
@@ -210,8 +210,8 @@ class SendGridNewExportTrigger(BaseEventTrigger):
     events: let it process all of them.
 
     Each export fires once. From Airflow 3.3 on, the asset's state store keeps which exports have fired, so a restart of
-    the triggerer neither repeats nor loses one. Only if the triggerer is killed within two seconds after an event, the
-    event may come twice. Triggers on one connection share one poll. The store's entry of an export is deleted a day
+    the triggerer neither repeats nor loses one. If the triggerer is killed within two seconds after an event, that
+    event may fire twice. Triggers on one connection share one poll. The store's entry of an export is deleted a day
     after the export failed, expired or was last listed. Exports that were ready before the first poll do not fire
     later, even if SendGrid's list lacked them then.
 

@@ -22,7 +22,7 @@ def test_a_goal_is_met_by_the_median():
 
 
 def test_a_goal_without_runs_is_not_evaluated():
-    assert ratio_goal("b", "ours", "nobody", most=1).evaluate(RUNS).is_met is None
+    assert ratio_goal("b", "ours", "missing", most=1).evaluate(RUNS).is_met is None
 
 
 def test_a_rate_counts_the_additional_cpu_time():

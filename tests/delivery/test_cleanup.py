@@ -167,7 +167,7 @@ def test_a_failed_listing_of_leftovers_fails_no_delivery(caplog):
     with exports(FILES) as source:
         deliver(source("new", ["/a"], 10), storage, replace=True)
     assert_proves(storage)
-    assert "left may remain at memory://lake/in/: list: S3 answered InternalError" in caplog.text
+    assert "Leftovers of other runs may remain at memory://lake/in/: list: S3 answered InternalError" in caplog.text
 
 
 def test_objects_that_cannot_be_deleted_now_fail_no_delivery(caplog):

@@ -272,7 +272,7 @@ def test_rows_need_not_be_counted(sendgrid, s3):
 def test_a_missing_count_is_logged(s3, caplog):
     with source_with(gzip.compress(b'"EMAIL"\n"a@b.c"\n'), None) as source:
         assert 1 == deliver_export(source, storage_of(s3), DeliveryOptions()).rows
-    assert "SendGrid names no count for export 6f; its 1 rows cannot be compared." in caplog.text
+    assert "SendGrid reports no count for export 6f; its 1 rows cannot be compared." in caplog.text
 
 
 def test_no_manifest_is_written_where_none_is_wanted(sendgrid, s3):

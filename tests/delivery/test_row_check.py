@@ -161,7 +161,7 @@ def test_files_are_replaced_only_by_the_rows_that_were_counted():
     with exports({path: gzip.compress(text, mtime=1) for path, text in files.items()}) as source:
         deliver(source("6f", list(files), 12), storage, verify_row_count=False)
     before = dict(storage.objects)
-    is_refused = pytest.raises(ExportIncompleteError, match="It has 6 records, but had 7 in the download before")
+    is_refused = pytest.raises(ExportIncompleteError, match="It has 6 records, but had 7 in the previous download")
     with exports(dict(files), bend=bend) as source, is_refused:
         deliver(source("6f", list(files), 12), storage, replace=True, max_concurrency=1)
     assert before["6f-00002-of-00002.csv.gz"] is storage.objects["6f-00002-of-00002.csv.gz"]

@@ -100,7 +100,7 @@ def test_an_upload_whose_begin_is_not_answered_in_time_is_named(s3, caplog):
         assert_stopped(running)
         [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
         assert f"s3://{s3.bucket}/in/6f-00001-of-00001.csv may stay open" in line
-        assert "next try of the task ends it, or a lifecycle rule" in line
+        assert "next try of the task aborts it, or a lifecycle rule" in line
 
 
 def test_an_upload_whose_abort_is_not_answered_in_time_is_named(s3, caplog):

@@ -256,7 +256,7 @@ def test_the_run_logged_every_kind_of_failure(texts):
         "S3 answered NoSuchBucket",
         "Bearer ***",
         "?***",
-        "switches the verification",
+        "turns off the verification",
     ):
         assert trace in everything, trace
     for kind in ("log task", "log scheduler", "log triggerer", "table task_instance", "table xcom", "object "):

@@ -76,7 +76,7 @@ def test_the_state_lists_every_export(emulator, client):
         ("POST", "lists", {"name": "x", "family": "other"}),
         ("POST", "lists", [1]),
         ("POST", "exports", {"family": "other"}),
-        ("POST", "exports", {"list_ids": ["nobody"]}),
+        ("POST", "exports", {"list_ids": ["unknown"]}),
         ("PATCH", "settings", {"encoding": "br"}),
         ("PATCH", "settings", {"colour": "blue"}),
         ("PATCH", "settings", {"ranges": 1}),

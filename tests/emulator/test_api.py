@@ -129,7 +129,7 @@ def test_errors_conform_to_the_published_schema(client, check, path):
     assert check("GET", path, client.ask("GET", path, Authorization="Bearer SG.un.known")).status == 401
     assert check("GET", f"{path}/x", client.ask("GET", f"{path}/x")).status == 404
     assert check("POST", path, client.ask("POST", path, {"list_ids": "all"})).status == 400
-    assert check("GET", path, client.ask("GET", path, on_behalf_of="nobody")).status == 403
+    assert check("GET", path, client.ask("GET", path, on_behalf_of="unknown")).status == 403
 
 
 # --- starting

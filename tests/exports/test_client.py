@@ -570,6 +570,6 @@ def test_a_flow_that_fails_is_closed(runner):
 
 def test_both_clients_have_the_same_methods():
     """What one offers, the other does too."""
-    doors = [inspect.signature(each).parameters for each in (SendGridClient, AsyncSendGridClient)]
-    assert list(doors[0]) == [*doors[1], "stop"]  # what runs on an event loop is cancelled
-    assert doors[0]["sleep"].kind is doors[1]["sleep"].kind is inspect.Parameter.KEYWORD_ONLY
+    clients = [inspect.signature(each).parameters for each in (SendGridClient, AsyncSendGridClient)]
+    assert list(clients[0]) == [*clients[1], "stop"]  # what runs on an event loop is cancelled
+    assert clients[0]["sleep"].kind is clients[1]["sleep"].kind is inspect.Parameter.KEYWORD_ONLY

@@ -1,4 +1,4 @@
-"""What an Airflow connection may hold, and how it is told what is wrong with it."""
+"""What an Airflow connection may contain, and which error names a wrong setting."""
 
 from __future__ import annotations
 
@@ -376,7 +376,7 @@ def test_an_error_about_a_setting_does_not_contain_the_key(fields, key):
 
 
 def test_a_key_in_the_host_field_is_refused():
-    with pytest.raises(ValueError, match=r"the host holds an API key\. Put the key into the field 'API key'"):
+    with pytest.raises(ValueError, match=r"the host contains an API key\. Put the key into the field 'API key'"):
         connection(password="another-key", host=KEY)
 
 
@@ -441,8 +441,8 @@ def test_a_warning_does_not_contain_the_key(caplog):
             )
         ),
         ("регион", "one of region"),
-        ("extra", "its keys in extra itself"),
-        ("__extra__", "its keys in extra itself"),
+        ("extra", "its keys at the top level of extra"),
+        ("__extra__", "its keys at the top level of extra"),
         ("disable_ssl", "verify"),
         ("ca_certificates", "verify"),
         ("proxy_host", "proxy"),
@@ -480,7 +480,7 @@ def test_a_region_under_an_unknown_key_is_refused(region):
 )
 def test_a_setting_within_another_key_is_refused(value):
     """It would be ignored, and another account exported."""
-    with pytest.raises(ValueError, match=r"extra has '.*' within 'settings'; put it into extra itself"):
+    with pytest.raises(ValueError, match=r"extra has '.*' within 'settings'; move it to the top level of extra"):
         with_extra(settings=value)
 
 
@@ -494,7 +494,7 @@ def test_unknown_keys_are_ignored_with_one_warning(caplog):
         extra = {"comment": "for the newsletter", "owner": "marketing", "from_email": "x@y.z", "user_agent": "x"}
         assert connection(extra=extra) == connection()
     [warning] = [each.getMessage() for each in caplog.records]
-    assert "does not know and ignores: comment, owner, from_email, user_agent" in warning
+    assert "ignoring unknown keys in extra: comment, owner, from_email, user_agent" in warning
     assert "newsletter" not in warning
 
 

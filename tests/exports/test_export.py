@@ -139,7 +139,7 @@ def test_a_null_in_one_spelling_does_not_hide_the_other():
 
 def test_a_response_without_an_id_gets_the_requested_id():
     assert ContactExport.from_payload({"status": "ready"}, export_id="asked").id == "asked"
-    assert ContactExport.from_payload({"id": "told"}, export_id="asked").id == "told"
+    assert ContactExport.from_payload({"id": "returned"}, export_id="asked").id == "returned"
 
 
 def test_an_empty_response_has_no_status():

@@ -41,14 +41,14 @@ def test_no_names_give_no_ids():
 @pytest.mark.parametrize("name", ["newsletter", "Newsletter ", "Newslettr", "NEWSLETTER", "news letter"])
 def test_an_unknown_name_suggests_the_nearest(name):
     """An export of the wrong people is worse than none."""
-    with pytest.raises(SendGridNotFoundError, match="The nearest: 'Newsletter'") as caught:
+    with pytest.raises(SendGridNotFoundError, match="Similar names: 'Newsletter'") as caught:
         ids_of_names("list", [name], LISTS)
     assert f"No list is named {name!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "zzzz"])
 def test_a_name_without_similar_ones_gives_their_number(name):
-    with pytest.raises(SendGridNotFoundError, match="There are 4 segments, none near it"):
+    with pytest.raises(SendGridNotFoundError, match="No similar name among 4 segments"):
         ids_of_names("segment", [name], LISTS)
 
 

@@ -237,7 +237,7 @@ def test_a_cycle_of_pages_is_an_error():
         page("a", following=f"{PATH}?page_token=2"), page("b", following=f"{PATH}?page_token=2")
     )
     assert len(requests) == 2
-    assert "circle" in str(error)
+    assert "loop" in str(error)
 
 
 def test_endless_pages_are_an_error():
@@ -303,7 +303,7 @@ EVERY_LISTING = pytest.mark.parametrize("list_items", GOOD_PAGES)
         ({"result": [{"id": None}]}, "an entry has no id"),
         ({"result": [{"id": " "}]}, "an entry has no id"),
         ({"result": [{"id": {"id": "x"}}]}, "an entry has no id"),
-        ({"result": [], "_metadata": {"count": 1}}, "0 entries and counts 1"),
+        ({"result": [], "_metadata": {"count": 1}}, "0 entries, but reports a count of 1"),
         ({"result": [], "_metadata": "odd"}, "'_metadata' is not an object"),
         ({"result": [], "_metadata": {"next": 7}}, "'_metadata.next' is not a text"),
     ],
@@ -478,10 +478,10 @@ def test_every_documented_error_becomes_its_exception(status, error_class, next_
     assert type(error) is error_class
     assert error.status_code == status
     assert error.errors == ({"message": "it is so", "field": "list_ids", "error_id": "e1"},)
-    told = str(error)
-    assert told.startswith("status of marketing export 6f0a2c5e: ")
-    assert f"SendGrid answered {status} (list_ids: it is so)" in told
-    assert next_step in told
+    message = str(error)
+    assert message.startswith("status of marketing export 6f0a2c5e: ")
+    assert f"SendGrid answered {status} (list_ids: it is so)" in message
+    assert next_step in message
 
 
 def test_a_403_names_its_three_causes():

@@ -69,7 +69,7 @@ class Account:
         unlisted: exports that the listing lacks.
         page_size: exports on each page of the listing.
         answer_seconds: how long each response takes.
-        limit: requests allowed in each `window_seconds`; None is no limit, and no headers that tell of one.
+        limit: requests allowed in each `window_seconds`; None is no limit, and no rate-limit headers.
         refusals: statuses of the next responses.
         retry_after: of these, in seconds.
         headers: more headers of the next responses.
@@ -1027,12 +1027,12 @@ def test_a_cancelled_poller_ends_all_waits():
 def test_the_poller_does_not_log_into_a_triggers_log(caplog):
     """Airflow's triggerer separates the logs of tasks by context."""
     caplog.set_level("DEBUG")
-    mine = contextvars.ContextVar("mine", default="nobody's")
-    told = []
+    mine = contextvars.ContextVar("mine", default="no wait")
+    logged = []
 
     class Listener(logging.Handler):
         def emit(self, record):
-            told.append((mine.get(), record.getMessage()))
+            logged.append((mine.get(), record.getMessage()))
 
     async def waiter(poller, name):
         mine.set(name)
@@ -1051,9 +1051,9 @@ def test_the_poller_does_not_log_into_a_triggers_log(caplog):
     finally:
         logging.getLogger("airflow_provider_sendgrid").removeHandler(listener)
     assert {(name, name) for name in "ab"} == {
-        (whose, text.split()[2]) for whose, text in told if text.startswith("SendGrid export")
+        (whose, text.split()[2]) for whose, text in logged if text.startswith("SendGrid export")
     }
-    assert [whose for whose, text in told if "Trying again" in text] == ["nobody's"]
+    assert [whose for whose, text in logged if "Trying again" in text] == ["no wait"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -1104,8 +1104,8 @@ def test_the_same_key_shares_a_client():
             async with acquire_poller("key", ExportFamily.LEGACY, account.client) as other:
                 assert other is not first
         assert (len(account.clients), account.closed) == (3, 3)
-        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as anew:
-            assert anew is not first
+        async with acquire_poller("key", ExportFamily.MARKETING, account.client) as later:
+            assert later is not first
         assert account.closed == 4
 
     virtual_time.run(scenario())

@@ -306,8 +306,8 @@ def test_a_start_is_repeated_if_all_exports_are_others():
 
 def test_a_concurrent_start_is_waited_for():
     """Whose it is shows when that task knows its own."""
-    told = iter([ConcurrentStarts(starting=[OTHER]), ConcurrentStarts(ids={"theirs"})])
-    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 2, concurrent_starts=lambda: next(told))
+    announced = iter([ConcurrentStarts(starting=[OTHER]), ConcurrentStarts(ids={"theirs"})])
+    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 2, concurrent_starts=lambda: next(announced))
     assert (len(requests), result) == (3, ("ours", True))
 
 
@@ -325,15 +325,15 @@ def test_a_concurrent_start_without_an_id_leaves_a_doubt():
 
 def test_other_tasks_can_resolve_a_doubt():
     """All exports belong to other tasks: this one was never started."""
-    told = iter([ConcurrentStarts(starting=[OTHER]), *[ConcurrentStarts(ids={"theirs"})] * 5])
-    _, result = start(LOST, *[[export("theirs")]] * 6, ACCEPTED, concurrent_starts=lambda: next(told))
+    announced = iter([ConcurrentStarts(starting=[OTHER]), *[ConcurrentStarts(ids={"theirs"})] * 5])
+    _, result = start(LOST, *[[export("theirs")]] * 6, ACCEPTED, concurrent_starts=lambda: next(announced))
     assert result == ("started", False)
 
 
 def test_a_doubt_is_waited_out_for_minutes():
     """In a parallel backfill the other runs announce their ids one after another."""
-    told = iter([*[ConcurrentStarts(starting=[OTHER])] * 7, ConcurrentStarts(ids={"theirs"})])
-    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 8, concurrent_starts=lambda: next(told))
+    announced = iter([*[ConcurrentStarts(starting=[OTHER])] * 7, ConcurrentStarts(ids={"theirs"})])
+    requests, result = start(LOST, *[[export("theirs"), export("ours")]] * 8, concurrent_starts=lambda: next(announced))
     assert result == ("ours", True)
     assert 180 < sum(each.delay_seconds for each in requests) < 420
 

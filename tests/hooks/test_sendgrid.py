@@ -306,7 +306,7 @@ def test_disabled_tls_verification_logs_a_warning(sendgrid_emulator, connect, ou
 
     assert SendGridHook().connection.verify is False
 
-    assert "switches the verification of TLS certificates off" in output_of_all_logs()
+    assert "turns off the verification of TLS certificates" in output_of_all_logs()
 
 
 # Wrong settings

@@ -156,7 +156,7 @@ def test_an_argument_that_renders_to_nothing_starts_nothing(sendgrid_emulator, n
     setattr(operator, name, rendered)  # as Airflow does it
 
     with pytest.raises(
-        AirflowFailException, match=rf"{name} (was passed, but rendered to nothing|holds an empty entry)"
+        AirflowFailException, match=rf"{name} (was passed, but rendered to nothing|contains an empty entry)"
     ):
         operator.execute({})
     assert 0 == sendgrid_emulator.count("POST")
@@ -411,7 +411,7 @@ def test_names_select_the_same_contacts_as_ids(sendgrid_emulator, family):
 
 
 def test_an_unknown_name_fails_without_a_retry(sendgrid_emulator):
-    with pytest.raises(AirflowFailException, match=r"No list is named 'customers'\. The nearest: 'Customers'"):
+    with pytest.raises(AirflowFailException, match=r"No list is named 'customers'\. Similar names: 'Customers'"):
         start(list_names=["customers"])
     assert 0 == sendgrid_emulator.count("POST")
 

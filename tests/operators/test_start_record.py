@@ -63,7 +63,7 @@ def test_an_unforeseen_error_of_a_start_keeps_its_record(sendgrid_emulator, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(SendGridHook, "start_export_once", start_and_fail)
-        with pytest.raises(SendGridError, match="unforeseen ValueError: unforeseen") as caught:
+        with pytest.raises(SendGridError, match="unexpected ValueError: unforeseen") as caught:
             run.execute("start")
     assert not isinstance(caught.value, AirflowFailException)
     assert [run.execute("start")] == started_exports(sendgrid_emulator)

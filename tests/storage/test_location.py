@@ -106,7 +106,7 @@ def test_a_path_may_name_the_account_of_the_connection(path, hostname):
 def test_a_path_with_another_account_is_refused():
     """Otherwise the files would not be where the manifest says."""
     location = Location.of("abfss://lake@one.dfs.core.windows.net/in")
-    with pytest.raises(ValueError, match="path names the storage account 'one', but the connection leads to 'two'"):
+    with pytest.raises(ValueError, match="path names the storage account 'one', but the connection uses 'two'"):
         location.require_account("two.blob.core.windows.net")
 
 

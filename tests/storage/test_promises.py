@@ -342,7 +342,7 @@ def test_a_missing_bucket_is_not_an_empty_one(place):
     """A retry does not help: the task fails at once."""
     if place.kind == "file":
         pytest.skip("folders are made")
-    storage = replace(place, bucket="nobody-made-it").storage()
+    storage = replace(place, bucket="never-created").storage()
     for use in (lambda: storage.read("x"), lambda: storage.put("x", b"x", ObjectInfo("text/plain", {}))):
         with pytest.raises(DestinationRefusedError, match=r"bucket|container"):
             use()

@@ -782,7 +782,7 @@ def test_an_object_lock_that_cannot_be_seen_is_logged_once(s3, caplog, in_parts)
     for _ in range(2):
         put(storage, in_parts)
     storage.put("_receipts/a.csv.json", CONTENT, INFO)
-    assert 1 == caplog.text.count(f"/in/a.csv shows no {LEGAL_HOLD}: it was ignored, or")
+    assert 1 == caplog.text.count(f"/in/a.csv has no {LEGAL_HOLD}: it was ignored, or")
 
 
 @pytest.mark.parametrize("code", ["InternalError", "NoSuchUpload"])
@@ -929,7 +929,7 @@ def forbid(s3, operation, code):
 )
 def test_arguments_that_boto3_refuses_are_not_shown(s3, extra_args):
     storage = S3Storage(s3.client, s3.bucket, "in/", extra_args)
-    with pytest.raises(DestinationRefusedError, match="boto3 refuses its arguments") as caught:
+    with pytest.raises(DestinationRefusedError, match="boto3 rejects its arguments") as caught:
         storage.put("a.csv", CONTENT, INFO)
     assert "cret-value" not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -1,4 +1,4 @@
-"""An HTTP proxy that tunnels by CONNECT to one host behind TLS, and cuts its tunnels when told to.
+"""An HTTP proxy that tunnels by CONNECT to one host behind TLS, and cuts its tunnels on request.
 
     with cutting_proxy("sendgrid.test", emulator_port, folder) as proxy:
         connection = {"host": "https://sendgrid.test", "extra": {"proxy": proxy.url, "verify": str(proxy.trusted)}}

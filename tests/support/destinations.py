@@ -1,4 +1,4 @@
-"""Storages of every kind for the tests: made anew from plain JSON, in this process or in another, and looked into."""
+"""Storages of every kind for the tests: created from plain JSON, in this process or in another, and inspected."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Destination:
         return sorted(blob.name for blob in container_client(self.server, self.bucket).list_blobs())
 
     def unfinished(self) -> list[str]:
-        """What an upload that was not finished left behind, as far as the storage tells."""
+        """What an upload that was not finished left behind, as far as the storage shows."""
         if self.kind == "memory":
             return [upload.name for upload in self.memory.uploads.values()]
         if self.kind == "file":
@@ -107,7 +107,7 @@ class Destination:
         return []
 
     def write(self, key: str, content: bytes) -> None:
-        """As somebody else does."""
+        """Write as another program does."""
         if self.kind == "memory":
             self.memory.put(key.removeprefix(PREFIX), content, ObjectInfo("text/plain", {}))
             return

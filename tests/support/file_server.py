@@ -1,6 +1,6 @@
 """A file storage for what the emulator cannot play: any bytes, any headers, and every header that came kept.
 
-Answers ranges unless told not to. What an answer says can be bent by `bend`, given the range and the headers.
+Answers ranges, unless that is switched off. What an answer says can be bent by `bend`, given the range and the headers.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ANSWER = b'{"id": "export-1", "scopes": []}'
 
 
 def make_certificate(folder: Path, *names: str) -> Path:
-    """A certificate for these names (by default localhost) that nobody trusts yet, with its key, in one file."""
+    """A certificate for these names (by default localhost) that no client trusts yet, with its key, in one file."""
     x509 = pytest.importorskip("cryptography.x509")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -333,7 +333,7 @@ class SocksProxy(Proxy):
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """A port where nobody listens, and nobody will: it stays taken."""
+    """A port on which no server listens; it stays reserved."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A client of one's own for the S3 server, for tests that listen to it or bend it."""
+"""A separate client for the S3 server, for tests that observe or change its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that forwards slowly to a server, until it is told to forward at full speed.
+"""A TCP proxy that forwards slowly to a server, until it is set to full speed.
 
 with throttling_proxy(s3_port) as proxy:
     proxy.throttle(500_000)

@@ -136,7 +136,7 @@ def test_azure_by_airflows_connection(sendgrid_emulator, export_id, monkeypatch,
         ("", "path was passed but is empty"),
         ("None", "path was passed but is empty"),
         (None, "path was passed but is empty"),
-        ("s3://lake/{{ ds }}", "path holds a template that was not rendered"),
+        ("s3://lake/{{ ds }}", "path contains a template that was not rendered"),
         ("s3://@lake/in", "names no connection before the @"),
         ("s3://None@lake/in", "names no connection before the @"),
         ("gs://@lake/in", "names no connection before the @"),
@@ -159,7 +159,7 @@ def test_a_wrong_path_is_refused_before_any_request(sendgrid_emulator, export_id
     [
         ("", "conn_id was passed but is empty"),
         ("None", "conn_id was passed but is empty"),
-        ("{{ conn }}", "conn_id holds a template that was not rendered"),
+        ("{{ conn }}", "conn_id contains a template that was not rendered"),
         (5, "conn_id must be a string"),
     ],
 )

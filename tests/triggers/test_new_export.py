@@ -285,7 +285,7 @@ async def test_a_trigger_shared_by_several_assets_logs_a_warning(caplog):
     store = StateStore()
     store.failures = [ValueError("Task has 2 concrete inlets")]
     assert await ids_fired(trigger_on(store), [], [export("a")]) == [[], ["a"]]
-    assert "cannot be remembered over a restart" in caplog.text
+    assert "cannot be kept across restarts" in caplog.text
 
 
 async def test_an_export_marked_by_a_start_task_does_not_fire():

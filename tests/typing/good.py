@@ -70,7 +70,7 @@ watched = Asset("watched", watchers=[AssetWatcher(name="w", trigger=SendGridNewE
 
 
 def with_the_hook() -> int | None:
-    """In a task of one's own."""
+    """In your own task."""
     hook = SendGridHook(family=ExportFamily.MARKETING)
     works, why = hook.test_connection()
     if not works:
@@ -87,7 +87,7 @@ def with_the_hook() -> int | None:
 
 
 async def on_an_event_loop() -> list[ContactExport]:
-    """In a trigger of one's own."""
+    """In your own trigger."""
     export = await SendGridHook().aget_export("6f")
     return [export, *await SendGridHook().alist_exports()]
 

@@ -1,4 +1,4 @@
-"""What type checkers tell users: right calls pass, wrong ones do not; and the public API is as listed."""
+"""What type checkers report to users: right calls pass, wrong ones do not; and the public API is as listed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def signature(value):
 
 
 def write():
-    """Write the list anew: ``python tests/typing/test_typing.py``."""
+    """Write the list again: ``python tests/typing/test_typing.py``."""
     LISTED.write_text("".join(f"{line}\n" for module in PUBLIC_MODULES for line in api_of(module)))
 
 
