@@ -183,6 +183,7 @@ NON_RETRYABLE_ERRORS = (
     DestinationConflictError,
     DestinationRefusedError,
 )
+HOPELESS_ERRORS = NON_RETRYABLE_ERRORS  # its former name
 
 
 def is_non_retryable(error: SendGridError) -> bool:
