@@ -139,7 +139,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     ),
     **_table(
         _RETRY,
-        "The credentials have expired: renew those of the AWS connection.",
+        "The credentials have expired: renew those of the AWS connection and run the task again.",
         "ExpiredToken",
         "ExpiredTokenException",
         "TokenRefreshRequired",
