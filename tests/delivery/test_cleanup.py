@@ -69,7 +69,7 @@ def test_replace_cleans_up_after_killed_runs_of_other_exports(at, write_manifest
 
 
 def test_mapped_tasks_keep_their_order_despite_a_replacement():
-    """Without the order that the first task pinned, the second would store another file instead of its own."""
+    """If the order were deleted, the second task would number the files differently and store the wrong one."""
     files = {"/a": csv("a", 10), "/b": csv("b", 20), "/c": csv("c", 30)}
     storage = Paused(lambda *_: None)
     with exports(files) as source:

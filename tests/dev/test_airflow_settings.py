@@ -8,7 +8,7 @@ from dev.airflow.settings import InstanceConfig, child_environment, settings
 
 
 def config(version, **changes):
-    return InstanceConfig(version, Path("/work/home"), Path("/work/dags"), port=8123, **changes)
+    return InstanceConfig(version, Path("/srv/airflow"), Path("/srv/dags"), port=8123, **changes)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_other_versions_and_databases_run_tasks_in_parallel(version, database_ur
 
 
 def test_the_default_database_is_a_file_in_its_home():
-    assert settings(config("3.3.1"))["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == "sqlite:////work/home/airflow.db"
+    assert settings(config("3.3.1"))["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == "sqlite:////srv/airflow/airflow.db"
 
 
 def test_airflow_3_has_its_execution_api_at_the_same_port():
